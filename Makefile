@@ -1,0 +1,49 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow quality style docs bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "trl_real needs Python 3.11 or newer; $(PYTHON) is older. Type: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## Make .venv with everything in it
+
+demo: $(STAMP)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 10 minutes on 2 cores)
+	$(BIN)/trl-real demo --output_dir demo_output
+
+test: $(STAMP)  ## The tests that need no network and no real model
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## Tests with a real model
+	$(BIN)/python -m pytest -m slow
+
+quality: $(STAMP)  ## Lint, format and import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+style: $(STAMP)  ## Mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## Check that every link in the documentation leads somewhere
+	$(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(STAMP)  ## Tokens a second of the embedder beside plain batches, sentence-transformers and REAL's script
+	$(BIN)/python benchmarks/embedding.py
+
+clean:  ## Remove what was built
+	rm -rf $(VENV) build dist *.egg-info demo_output

@@ -1,0 +1,41 @@
+"""
+trl_real: choose the response pairs worth a label, get them labelled, train on them with TRL, measure what that saved.
+
+Public names load on first use, so that `import trl_real` stays instant.
+"""
+
+from importlib import import_module
+from importlib.metadata import version as _version
+
+
+__version__ = _version("trl-real")
+
+_HOME = {
+    "ALGORITHM_VERSION": "trl_real.selection.selector",
+    "Comparison": "trl_real.evaluation.comparison",
+    "EmbeddingPairSelector": "trl_real.selection.selector",
+    "MissingColumnError": "trl_real.errors",
+    "REALDPOConfig": "trl_real.training.config",
+    "REALDPOTrainer": "trl_real.training.trainer",
+    "STRATEGIES": "trl_real.selection.strategies",
+    "ScoreJudge": "trl_real.labeling.judges",
+    "SelectionRecord": "trl_real.selection.record",
+    "TrlRealError": "trl_real.errors",
+    "annotate": "trl_real.labeling.annotate",
+    "compare": "trl_real.evaluation.comparison",
+    "push_subset": "trl_real.hub.push",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'trl_real' has no attribute {name!r}; it has {__all__}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

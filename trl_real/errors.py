@@ -1,0 +1,31 @@
+"""What a user can get wrong, said in one line: what was found, and what to type."""
+
+from collections.abc import Iterable
+
+
+class TrlRealError(ValueError):
+    """A mistake in the input or the settings that the user can mend; the command line prints it and exits with 2."""
+
+    def __reduce__(self):
+        # Worker processes send their errors home: by message, whatever a subclass's constructor takes.
+        return _restore, (type(self), self.args)
+
+
+class MissingColumnError(TrlRealError):
+    """A column that is needed is not there."""
+
+    def __init__(self, column: str, found: Iterable[str], fix: str):
+        super().__init__(f"No column {column!r} in the dataset; it has {sorted(found)}. {fix}")
+
+
+class MissingExtraError(ImportError, TrlRealError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"{package} is not installed. Type: pip install 'trl-real[{extra}]'")
+
+
+def _restore(kind: type[TrlRealError], args: tuple) -> TrlRealError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error

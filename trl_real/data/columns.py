@@ -1,0 +1,110 @@
+"""What comes through `datasets.map`, in whatever format, as plain columns; and one row or a batch told apart."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from datasets.formatting.formatting import LazyBatch, LazyRow
+
+from trl_real.errors import MissingColumnError, TrlRealError
+
+
+EMBEDDINGS = "embeddings"
+
+# What the selector adds: to a pool, and to rows that are labelled already.
+POOL_COLUMNS = ("pair", "response_a", "response_b", "similarity", "skipped")
+PREFERENCE_COLUMNS = ("similarity", "skipped")
+
+
+def to_columns(rows: Any) -> dict[str, Any]:
+    """
+    A row or a batch in any of the formats of `datasets` as a dict of Python values.
+
+    Args:
+        rows: A mapping (Python, NumPy or Torch values), a `pandas.DataFrame` or a `pyarrow.Table`.
+
+    Returns:
+        Column name to value (a row) or list of values (a batch). Embeddings are left as they are.
+    """
+    if hasattr(rows, "to_pydict"):
+        return rows.to_pydict()
+    columns = {name: rows[name] for name in rows.keys()}
+    return {name: value if name == EMBEDDINGS else to_python(value) for name, value in columns.items()}
+
+
+def to_python(value: Any) -> Any:
+    """Arrays, tensors and series as lists, at every depth."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: to_python(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return value if all(isinstance(item, str) for item in value) else [to_python(item) for item in value]
+    return value
+
+
+def is_pool(columns: Iterable[str], responses: str) -> bool:
+    """
+    Whether the rows are a pool of responses (else: labelled pairs).
+
+    Raises:
+        MissingColumnError: If the rows are neither.
+    """
+    columns = list(columns)
+    if responses in columns:
+        return True
+    if "chosen" in columns and "rejected" in columns:
+        return False
+    fix = "Name the column that holds the list of responses: EmbeddingPairSelector(responses='…')"
+    for likely in ("completions", "candidates", "generations", "outputs"):
+        if likely in columns:
+            fix = f"Rename it: dataset.rename_column({likely!r}, {responses!r})"
+    raise MissingColumnError(responses, columns, f"{fix}; or bring labelled pairs in 'chosen' and 'rejected'.")
+
+
+def is_batch(rows: Any, columns: dict[str, Any], key: str, depth: int) -> bool:
+    """
+    Whether a batch came in, told by how deep the texts lie: a plain dict looks alike for rows and batches.
+
+    Args:
+        rows: What came in. Tables are batches, of one row or more.
+        columns: The same as Python values.
+        key: Column to look at.
+        depth: Lists around a text in one row: 1 for a list of responses, 0 for a single one. Messages count as a text.
+    """
+    if isinstance(rows, LazyRow):
+        return False
+    if isinstance(rows, LazyBatch) or not isinstance(rows, Mapping):
+        return True
+    deepest = _depth(columns[key])
+    if deepest is not None:
+        return deepest > depth
+    if depth == 0:
+        return isinstance(columns[key], list)
+    return any(isinstance(value, list) for value in columns[key] or [])
+
+
+def check_own_columns(columns: Iterable[str], own: tuple[str, ...]) -> None:
+    """
+    Columns that the selector writes must be absent or its own, from an earlier run.
+
+    Raises:
+        TrlRealError: If some, but not all of them are there, so that one must be the user's.
+    """
+    columns = list(columns)
+    present = [name for name in own if name in columns]
+    if present and len(present) < len(own):
+        raise TrlRealError(
+            f"The dataset has a column {present[0]!r} of its own, which the selector would overwrite. "
+            f"Rename it: dataset.rename_column({present[0]!r}, 'my_{present[0]}')."
+        )
+
+
+def _depth(value: Any) -> int | None:
+    """Number of lists around the first text found; a list of messages counts as one text. None if there is none."""
+    if isinstance(value, str):
+        return 0
+    if not isinstance(value, list):
+        return None
+    if any(isinstance(item, dict) for item in value):
+        return 0
+    return next((1 + depth for depth in map(_depth, value) if depth is not None), None)

@@ -1,0 +1,176 @@
+"""Datasets from the Hub or from disk, and back to disk without ever leaving half of one."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub.errors import HfHubHTTPError
+
+from trl_real.errors import TrlRealError
+
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+ONE_SPLIT, SEVERAL_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` leaves in a folder
+MARKER = "trl_real.json"
+MAX_REASON = 300  # characters
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def load(path_or_id: str | Path, split: str | None = None, **options: Any) -> Dataset:
+    """
+    One split of a dataset, wherever it lies.
+
+    Args:
+        path_or_id: A `save_to_disk` folder, a Parquet, JSONL, JSON or CSV file (also `.gz`), a folder of such files,
+            or a Hub id. What exists on disk goes before the Hub.
+        split: Which split, or part of it (`"train[:1000]"`); needed where there are several. Data without splits
+            answers to `"train"`.
+        options: For `datasets.load_dataset`, where the dataset comes from the Hub: `name`, `data_dir`, `revision`, …
+
+    Raises:
+        TrlRealError: If there is no such path or split, several splits and none was named, or it cannot be read.
+    """
+    name, path = str(path_or_id), Path(path_or_id).expanduser()
+    try:
+        splits = _read_path(path) if path.exists() else _read_hub(name, options)
+    except TrlRealError:
+        raise
+    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
+        raise TrlRealError(
+            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
+        ) from error
+    return _choose(splits, split, name)
+
+
+def save(dataset: Dataset, folder: str | Path) -> Path:
+    """
+    Write `dataset` for `load` (or `datasets.load_from_disk`): all of it, or nothing.
+
+    It is written beside `folder` and put in its place when complete. An older output of this function is replaced, and
+    whatever else lies in it with it.
+
+    Args:
+        dataset: One split.
+        folder: Where to; folders above it are made.
+
+    Returns:
+        The folder's path.
+
+    Raises:
+        TrlRealError: If `folder` is a file, holds something that this function did not write, or holds the files that
+            `dataset` reads from.
+    """
+    target = Path(folder).expanduser().resolve()
+    _check_target(dataset, target, folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    try:
+        # Without rows there is no shard by default, and `load_from_disk` fails on the folder.
+        dataset.save_to_disk(new, num_shards=None if len(dataset) else 1)
+        (new / MARKER).write_text(json.dumps({"trl_real": version("trl-real")}) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return Path(folder)
+
+
+def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
+    if not isinstance(dataset, Dataset):
+        raise TrlRealError(
+            f"save takes one split, a Dataset; found {type(dataset).__name__}. Type: save(dataset['train'], …)"
+        )
+    if any(Path(file["filename"]).resolve().is_relative_to(target) for file in dataset.cache_files):
+        raise TrlRealError(f"The dataset is read from {str(folder)!r} and cannot replace it. Give another folder.")
+    if target.exists() and not target.is_dir():
+        raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
+    if target.exists() and any(target.iterdir()) and not (target / MARKER).exists():
+        raise TrlRealError(
+            f"The folder {str(folder)!r} holds something that trl_real did not write. Give a new or an empty folder."
+        )
+
+
+def _read_path(path: Path) -> dict[str, Dataset]:
+    if path.is_dir():
+        return _read_folder(path)
+    file_format = _format(path)
+    if file_format is None:
+        raise TrlRealError(
+            f"{str(path)!r} does not end in one of {sorted(FORMATS)}. Rename it after its format, or convert it."
+        )
+    return load_dataset(file_format, data_files=str(path.resolve()))
+
+
+def _read_folder(folder: Path) -> dict[str, Dataset]:
+    if (folder / ONE_SPLIT).exists() or (folder / SEVERAL_SPLITS).exists():
+        saved = load_from_disk(str(folder))
+        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
+    found = [file for file in visible if _format(file)]
+    if not found:
+        raise TrlRealError(
+            f"Nothing to read in the folder {str(folder)!r}: neither a saved dataset nor a file that ends in one of "
+            f"{sorted(FORMATS)}. Give another folder or a file."
+        )
+    files = load_dataset_builder(str(folder)).config.data_files
+    read = {Path(file) for names in files.values() for file in names}
+    left_out = sorted(str(file.relative_to(folder)) for file in found if file.resolve() not in read)
+    if left_out:
+        logger.warning("%s: not read, since their names or formats fit no split: %s", folder, ", ".join(left_out))
+    return load_dataset(str(folder))
+
+
+def _read_hub(name: str, options: dict) -> dict[str, Dataset]:
+    if not HUB_ID.fullmatch(name) or _format(Path(name)):
+        raise TrlRealError(f"No file or folder {name!r}. Check the path; it was looked for from {str(Path.cwd())!r}.")
+    try:
+        return load_dataset(name, **options)
+    except (DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        raise TrlRealError(
+            f"No file or folder {name!r}, and no dataset from the Hub: {_reason(error)}. Check the spelling and the "
+            "connection; for a private dataset type: hf auth login"
+        ) from error
+
+
+def _choose(splits: dict[str, Dataset], split: str | None, name: str) -> Dataset:
+    names = list(splits)
+    if split is None and len(names) > 1:
+        raise TrlRealError(f"{name!r} has the splits {names}. Choose one: split={names[0]!r}")
+    if split is None or split in names:
+        return splits[split or names[0]]
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute({key: len(data) for key, data in splits.items()})
+    except (ValueError, AssertionError) as error:
+        raise TrlRealError(f"No split {split!r} in {name!r}; it has {names}. Type: split={names[0]!r}") from error
+    return concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
+
+
+def _format(file: Path) -> str | None:
+    """The loader for a file name, or None."""
+    return FORMATS.get(Path(file.name.lower().removesuffix(".gz")).suffix)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, StopIteration | IndexError):
+        return "it holds no rows"
+    return " ".join(str(error.__cause__ or error).split()).rstrip(".")[:MAX_REASON]

@@ -1,0 +1,117 @@
+"""The responses of a row that can stand in a pair, or the reason why there are none."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl_real.data.conversation import implied_prompt, is_messages, text_of, without_prompt
+from trl_real.errors import TrlRealError
+
+
+TOO_FEW = "fewer than two responses"
+EMPTY = "empty response"
+IDENTICAL = "identical responses"
+MISSING = "missing response"
+PROMPT_MISMATCH = "rejected does not begin with the prompt of chosen"
+
+
+@dataclass
+class Candidates:
+    """
+    One row, ready for embedding.
+
+    Args:
+        prompt: Text or messages; None if the row has none.
+        texts: What each eligible response says, distinct and not blank.
+        indices: Where each of `texts` stands in the row's responses, ascending.
+        skipped: Why the row can have no pair; empty if it can.
+    """
+
+    prompt: Any = None
+    texts: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    skipped: str = ""
+
+
+def pool_candidates(prompt: Any, responses: list | None, column: str = "responses") -> Candidates:
+    """
+    Candidates of a pool row: the first of each set of equal responses (spaces around them aside), blank ones left out.
+
+    Args:
+        prompt: Text, messages or None.
+        responses: Texts or message lists; None entries are missing responses.
+        column: Where they come from, for the error.
+
+    Raises:
+        TrlRealError: If a response is neither text nor messages.
+    """
+    texts = [_checked_text(response, column) for response in responses or []]
+    seen: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        if text is not None and text.strip():
+            seen.setdefault(text.strip(), index)
+    indices = list(seen.values())
+    if len(indices) >= 2:
+        return Candidates(prompt, [texts[i] for i in indices], indices)
+    return Candidates(prompt, skipped=_reason(texts))
+
+
+def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates:
+    """
+    Candidates of a labelled row: its two responses without their prompt, which may be explicit or implied.
+
+    Args:
+        prompt: Text, messages, or None where `chosen` and `rejected` are full dialogues.
+        chosen: Text or messages.
+        rejected: Text or messages.
+
+    Raises:
+        TrlRealError: If a response is neither text nor messages.
+    """
+    if chosen is None or rejected is None:
+        return Candidates(prompt, skipped=MISSING)
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        _checked_text(value, name)
+    if prompt is None:
+        prompt = implied_prompt(chosen, rejected)
+        chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
+    elif isinstance(prompt, str) and not isinstance(chosen, str):
+        chosen, rejected = _after_user_turn(chosen, prompt), _after_user_turn(rejected, prompt)
+    elif isinstance(prompt, list):
+        chosen, rejected = (_after(value, prompt) for value in (chosen, rejected))
+    if chosen is None or rejected is None:
+        return Candidates(prompt, skipped=PROMPT_MISMATCH)
+    return pool_candidates(prompt, [chosen, rejected])
+
+
+def _after(dialogue: Any, prompt: list) -> Any:
+    """Messages after the prompt, where the dialogue repeats it; else as they are."""
+    rest = without_prompt(dialogue, prompt) if isinstance(dialogue, list) else None
+    return dialogue if rest is None else rest
+
+
+def _after_user_turn(dialogue: list, prompt: str) -> list:
+    """Messages after the user's turn that repeats a text prompt (the binarized UltraFeedback's layout)."""
+    if dialogue and dialogue[0].get("role") == "user" and text_of(dialogue[:1]) == prompt:
+        return dialogue[1:]
+    return dialogue
+
+
+def _checked_text(response: Any, column: str) -> str | None:
+    if response is None or isinstance(response, str):
+        return response
+    if is_messages(response):
+        return text_of(response)
+    if response == []:
+        return ""
+    raise TrlRealError(
+        f"Column {column!r} holds {type(response).__name__} where a text or a list of messages should be. "
+        f"Convert it: dataset.cast_column({column!r}, …) or dataset.map(…)."
+    )
+
+
+def _reason(texts: list[str | None]) -> str:
+    if len(texts) < 2:
+        return TOO_FEW
+    if any(text is None for text in texts):
+        return MISSING
+    return EMPTY if any(not text.strip() for text in texts) else IDENTICAL

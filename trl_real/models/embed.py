@@ -1,0 +1,275 @@
+"""Mean-pooled hidden states of responses, from the backbone of the very model that will be aligned."""
+
+import copy
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from trl_real.errors import TrlRealError
+from trl_real.models.packing import Pack, Tree, make_packs, packed
+
+
+Context = Literal["response", "prompt+response"]
+
+MEMO_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class EmbedderOptions:
+    """
+    Args:
+        context: Read the response alone, or after its prompt; only response tokens are averaged in both cases.
+        layer: -1 for the last hidden state, else an index into `hidden_states` (0: the input embeddings).
+        max_length: Tokens of a response that are read, from its start; of a prompt, from its end.
+        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        include_bos: Put the BOS token before the response and average it, too (REAL's script on Llama).
+        include_eos: Put the EOS token after the response and average it, too (REAL's script on SHP).
+
+    Raises:
+        TrlRealError: If a value is out of range.
+    """
+
+    context: Context = "response"
+    layer: int = -1
+    max_length: int = 512
+    batch_tokens: int | None = None
+    include_bos: bool = False
+    include_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.context not in get_args(Context):
+            raise TrlRealError(f"context={self.context!r} is not one of {', '.join(get_args(Context))}.")
+        for name in ("max_length", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+
+
+@dataclass
+class Embeddings:
+    """
+    Args:
+        vectors: One row a response, float32 on the CPU. Shape `(n, d)`.
+        truncated: Responses that were cut. Shape `(n,)`, bool.
+        n_tokens: Tokens that went through the model for them.
+        seconds: Time it took.
+    """
+
+    vectors: Tensor
+    truncated: Tensor
+    n_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Embedder:
+    r"""
+    `f(y) = (1/T) sum_t A(y)_t`, with `A(y)` the last hidden states over the tokens of a response (REAL, Eq. 7).
+
+    The hidden states are those that the LM head reads (after the final norm). Sequences run packed, without padding,
+    where a check on this very model shows that packing gives what one response at a time gives; else sorted by length
+    and padded. Pooling is in float32.
+
+    Args:
+        model: A causal LM, a PEFT model or a backbone.
+        tokenizer: Its tokenizer.
+        options: What to read and how to pool.
+        dtype: Precision of the matrix products; by default the weights'. Half-precision weights that are asked for
+            float32 are copied.
+        memoize: Keep recent embeddings, so that a text that comes again in a later batch is not run again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        options: EmbedderOptions | None = None,
+        dtype: torch.dtype | None = None,
+        memoize: bool = False,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.options = options = options or EmbedderOptions()
+        self.backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        if dtype == torch.float32 != next(self.backbone.parameters()).dtype:
+            self.backbone = copy.deepcopy(self.backbone).float()
+        weights = next(self.backbone.parameters())
+        self.device = weights.device
+        self.batch_tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
+        self.cast_to = dtype if dtype not in (None, weights.dtype) else None
+        self.before = [tokenizer.bos_token_id] * (options.include_bos and tokenizer.bos_token_id is not None)
+        self.after = [tokenizer.eos_token_id] * options.include_eos
+        self.packs_well: bool | None = None
+        self.memo: dict[Any, Tensor] | None = {} if memoize else None
+
+    def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
+        """
+        Embed responses; equal ones (with equal prompts, where these are read) run once.
+
+        Args:
+            prompts: One a response: text, messages or None.
+            responses: Texts.
+            progress: Show a bar, from the third second on.
+
+        Raises:
+            TrlRealError: If a layer is asked for that the model does not have.
+        """
+        started = time.perf_counter()
+        sequences, truncated = self._tokenize(prompts, responses)
+        distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
+        vectors: list[Tensor | None] = [(self.memo or {}).get(sequence) for sequence in distinct]
+        n_tokens = self._embed(list(distinct), vectors, progress)
+        self._remember(distinct, vectors)
+        rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
+        return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
+
+    def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
+        """Each response as `(prompt ids, response ids)`, and whether it was cut."""
+        ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
+        prefixes: list[tuple[int, ...]] = [()] * len(responses)
+        if self.options.context == "prompt+response":
+            texts = [self._prompt_text(prompt) for prompt in prompts]
+            prefixes = [
+                tuple(tokens[-self.options.max_length :])
+                for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ]
+        cut = [len(tokens) + len(self.before) + len(self.after) > self.options.max_length for tokens in ids]
+        bodies = [tuple((self.before + tokens + self.after)[: self.options.max_length]) for tokens in ids]
+        return list(zip(prefixes, bodies, strict=True)), cut
+
+    def _prompt_text(self, prompt: Any) -> str:
+        if prompt is None:
+            raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
+        if isinstance(prompt, str):
+            return prompt
+        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+    def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
+        """Fill in the vectors that are missing; returns the tokens that it took."""
+        trees: dict[tuple, Tree] = {}
+        for i, (prompt, response) in enumerate(distinct):
+            if vectors[i] is None and response:
+                tree = trees.setdefault(prompt or (response,), Tree(prompt, [], []))
+                tree.responses.append(response)
+                tree.ids.append(i)
+            elif vectors[i] is None:
+                vectors[i] = torch.full((self.backbone.config.get_text_config().hidden_size,), torch.nan)
+        n_tokens = sum(tree.n_tokens for tree in trees.values())
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), self._precision(), _bar(n_tokens, progress) as bar:
+                for ids, rows, n_done in self._run(list(trees.values())):
+                    for i, row in zip(ids, rows.cpu(), strict=True):
+                        vectors[i] = row
+                    bar.update(n_done)
+        finally:
+            self.model.train(was_training)
+        return n_tokens
+
+    def _run(self, trees: list[Tree]):
+        """Yields response ids, their vectors and the number of tokens, one forward pass at a time."""
+        if trees and self.packs_well is None:
+            self.packs_well = self._check_packing()
+        if self.packs_well:
+            with packed(self.backbone):
+                for pack in make_packs(trees, self.batch_tokens):
+                    yield pack.ids, self._run_pack(pack), len(pack.tokens)
+        else:
+            yield from self._run_padded(trees)
+
+    def _run_pack(self, pack: Pack) -> Tensor:
+        tokens, positions, owners = (
+            torch.tensor(values, device=self.device) for values in (pack.tokens, pack.positions, pack.owners)
+        )
+        hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)[
+            0
+        ]  # (T, d)
+        return _segment_mean(hidden, owners, len(pack.ids))
+
+    def _run_padded(self, trees: list[Tree]):
+        """Sorted by length; half the budget a batch, which was the fastest when padding is attended to."""
+        flat = [(t.prompt + r, len(t.prompt), i) for t in trees for r, i in zip(t.responses, t.ids, strict=True)]
+        flat.sort(key=lambda sequence: -len(sequence[0]))
+        while flat:
+            longest = len(flat[0][0])
+            batch, flat = _split(flat, max(1, self.batch_tokens // 2 // longest))
+            tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+            owners = torch.full((len(batch), longest), -1)
+            mask = torch.zeros(len(batch), longest, dtype=torch.long)
+            for row, (sequence, n_prompt, _) in enumerate(batch):
+                tokens[row, : len(sequence)] = torch.tensor(sequence)
+                owners[row, n_prompt : len(sequence)] = row
+                mask[row, : len(sequence)] = 1
+            hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
+            vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
+            yield [i for _, _, i in batch], vectors, int(mask.sum())
+
+    def _hidden_states(self, **inputs) -> Tensor:
+        if self.options.layer == -1:
+            return self.backbone(**inputs, use_cache=False).last_hidden_state
+        states = self.backbone(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
+        if not -len(states) <= self.options.layer < len(states):
+            raise TrlRealError(
+                f"layer={self.options.layer}, but the model has hidden states 0 to {len(states) - 1} (or -1)."
+            )
+        return states[self.options.layer]
+
+    def _check_packing(self) -> bool:
+        """
+        Whether packing gives what one sequence at a time gives: silently not so for positions that are counted from
+        the mask (OPT), attention with biases, caps or sinks, or layers with a state.
+        """
+        config = self.backbone.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        if window and window < (2 if self.options.context == "prompt+response" else 1) * self.options.max_length:
+            return False
+        made_up = [tuple((7919 * i + 13 * n) % config.vocab_size for i in range(n)) for n in (7, 4, 4, 3, 9)]
+        trees = [Tree((), [made_up[1]], [0]), Tree((), [made_up[2][::-1]], [1]), Tree(made_up[0], made_up[3:], [2, 3])]
+        try:
+            with packed(self.backbone):
+                (pack,) = make_packs(trees, 10**6)
+                together = self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        alone = {}
+        for tree in trees:
+            for response, i in zip(tree.responses, tree.ids, strict=True):
+                tokens = torch.tensor([tree.prompt + response], device=self.device)
+                alone[i] = self._hidden_states(input_ids=tokens)[0, len(tree.prompt) :].float().mean(0)
+        expected = torch.stack([alone[i] for i in range(4)])
+        exact = self.cast_to is None and next(self.backbone.parameters()).dtype == torch.float32
+        tolerance = 1e-3 if exact else 5e-2
+        return bool((together - expected).abs().max() <= tolerance * expected.abs().max())
+
+    def _precision(self):
+        return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
+
+    def _remember(self, distinct: dict, vectors: list[Tensor]) -> None:
+        if self.memo is None:
+            return
+        self.memo.update(zip(distinct, vectors, strict=True))
+        limit = MEMO_BYTES // (4 * len(vectors[0])) if vectors else 0
+        for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
+            del self.memo[sequence]
+
+
+def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
+    """Mean of the tokens of each owner, in float32. Shapes `(T, d)`, `(T,)` to `(R, d)`; owner -1 is left out."""
+    sums = hidden.new_zeros(n_rows + 1, hidden.shape[-1], dtype=torch.float32)
+    counts = sums.new_zeros(n_rows + 1)
+    owners = torch.where(owners < 0, n_rows, owners)
+    sums.index_add_(0, owners, hidden.float())
+    counts.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float32))
+    return sums[:n_rows] / counts[:n_rows, None]
+
+
+def _split(items: list, n: int) -> tuple[list, list]:
+    return items[:n], items[n:]
+
+
+def _bar(n_tokens: int, progress: bool) -> tqdm:
+    return tqdm(total=n_tokens, unit="tok", desc="Embedding", leave=False, delay=2, disable=not progress)

@@ -1,0 +1,160 @@
+"""Which model exactly, and loading it late: once a process, on its device."""
+
+import hashlib
+import multiprocessing
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trl_real.errors import TrlRealError
+
+
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+DTYPES = ("float32", "bfloat16", "float16")
+
+_IMPORTED_BY = os.getpid()
+_loaded: dict[tuple, tuple[Any, Any]] = {}
+
+
+def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
+    """
+    The name of a floating-point type, or None.
+
+    Raises:
+        TrlRealError: If it is not one that models run in.
+    """
+    name = str(dtype).removeprefix("torch.") if dtype is not None else None
+    if name is not None and name not in DTYPES:
+        raise TrlRealError(f"dtype={name!r} is not one of {', '.join(DTYPES)}.")
+    return name
+
+
+def resolve_revision(model: str, revision: str | None) -> str:
+    """
+    What stands behind a name now: the commit on the Hub, or a digest of a local folder's config and weights.
+
+    Args:
+        model: Hub id or path.
+        revision: Branch, tag or commit; None for the default branch.
+
+    Returns:
+        A commit hash, or `sha256:` and a digest.
+
+    Raises:
+        TrlRealError: If there is no such folder and the Hub does not know the name, or cannot be asked.
+    """
+    if os.path.isdir(model):
+        return _folder_digest(Path(model))
+    import httpx2
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return HfApi().model_info(model, revision=revision, timeout=10).sha
+    except HFValidationError as error:
+        raise TrlRealError(f"No folder {model!r}, and it is no Hub id either. Check the path.") from error
+    except (httpx2.HTTPError, OSError) as error:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        reason = str(error).strip().splitlines()[0]
+        raise TrlRealError(
+            f"Model {model!r} is neither a folder here nor to be had from the Hub ({reason}). "
+            "Give a local path, or check the name and `hf auth login`."
+        ) from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """`sha256:` and a digest of the names and values of a loaded model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        data = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(data.view(torch.uint8).numpy() if data.numel() else b"")
+    return f"sha256:{digest.hexdigest()[:40]}"
+
+
+def object_digest(model: Any, tokenizer: Any = None) -> str:
+    """Digest of a loaded model or encoder, with its tokenizer: from the weights, or the pickle where it has none."""
+    if isinstance(model, nn.Module):
+        digest = weights_digest(model)
+    else:
+        from datasets.fingerprint import Hasher
+
+        digest = f"sha256:{Hasher.hash(model)}"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return digest if backend is None else f"{digest}-{hashlib.sha256(backend.to_str().encode()).hexdigest()[:8]}"
+
+
+def load_causal_lm(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
+    """
+    A causal LM with its tokenizer, kept for the process (one model at a time).
+
+    Args:
+        model: Hub id or path.
+        revision: From `resolve_revision`, so that what is loaded is what was fingerprinted.
+        dtype: Precision of the weights, float32 where None.
+        device: Where to put it.
+    """
+    key = (model, revision, dtype, device)
+    if key not in _loaded:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        _loaded.clear()
+        pinned = {} if revision.startswith("sha256:") else {"revision": revision}
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "float32", **pinned)
+        _loaded[key] = (loaded.to(device).eval(), AutoTokenizer.from_pretrained(model, **pinned))
+    return _loaded[key]
+
+
+def pick_device(device: str | None, rank: int | None) -> str:
+    """
+    The device asked for, else the accelerator of this rank, else the CPU.
+
+    Raises:
+        TrlRealError: In a forked child of a process that has used CUDA, which cannot use it any more.
+    """
+    if device is None and not torch.cuda.is_available():
+        return "cpu"
+    device = device or (f"cuda:{rank % torch.cuda.device_count()}" if isinstance(rank, int) else "cuda")
+    if device.startswith("cuda") and is_forked() and torch.cuda._is_in_bad_fork():
+        raise TrlRealError(
+            "CUDA is already in use in the parent process, so num_proc cannot fork. Call map without num_proc, or put "
+            "`multiprocess.set_start_method('spawn')` under `if __name__ == '__main__':`."
+        )
+    return device
+
+
+def prepare_process() -> None:
+    """
+    Make a worker process fit for a forward pass.
+
+    After a fork, OpenMP's threads of the parent are gone, and a multi-threaded product would wait for them for ever.
+    Workers share the cores anyway.
+    """
+    if is_forked() or multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+
+
+def is_forked() -> bool:
+    """Whether this process was forked after this module was imported."""
+    return os.getpid() != _IMPORTED_BY
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted({path for pattern in (*WEIGHT_FILES, "*.json") for path in folder.glob(pattern)})
+    if not any(path.match(pattern) for path in files for pattern in WEIGHT_FILES):
+        raise TrlRealError(f"No weights ({', '.join(WEIGHT_FILES)}) in {str(folder)!r}. Give a saved model's folder.")
+    digests = [f"{path.name}:{_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
+    return f"sha256:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()[:40]}"
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Digest of a file's content; its size and time are there for the cache."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

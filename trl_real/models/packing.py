@@ -1,0 +1,178 @@
+"""
+Many short sequences in one forward pass without padding.
+
+Sequences lie end to end in one row of tokens. A registered attention function runs one causal attention for each
+group of equally long sequences (views, no copies, no mask), so every other layer sees a single dense matrix product.
+Responses to the same prompt share it: the prompt is read once and every response attends to it.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+
+ATTENTION = "trl_real_packed"
+
+
+@dataclass
+class Segment:
+    """
+    `count` sequences of `length` tokens each, next to each other from `start` on.
+
+    `mask` (None: plain causal) lets each token see the prompt at `prefix_start` and what came before it in its
+    response. Shape `(length, prefix_length + length)`, bool.
+    """
+
+    start: int
+    count: int
+    length: int
+    prefix_start: int = 0
+    prefix_length: int = 0
+    mask: Tensor | None = None
+
+
+@dataclass
+class Tree:
+    """A prompt's tokens (none, where responses are read alone) and the tokens of the responses that share it."""
+
+    prompt: tuple[int, ...]
+    responses: list[tuple[int, ...]]
+    ids: list[int]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the tree, the prompt counted once."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+@dataclass
+class Pack:
+    """
+    One forward pass.
+
+    Args:
+        tokens: Token ids. `T` of them.
+        positions: Position of each token in its own sequence. `T` of them.
+        owners: For each token the row of the output it is averaged into, -1 for a prompt's. `T` of them.
+        ids: Which response each output row is. `R` of them.
+        segments: How the tokens attend to each other.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def add(self, tree: Tree) -> None:
+        """Append a tree's tokens."""
+        prefix_start, prefix_length = len(self.tokens), len(tree.prompt)
+        if prefix_length:
+            self._append(tree.prompt, 0, -1)
+            self.segments.append(Segment(prefix_start, 1, prefix_length))
+        for response, identifier in zip(tree.responses, tree.ids, strict=True):
+            self._add_response(response, identifier, prefix_start, prefix_length)
+
+    def _add_response(self, response: tuple[int, ...], identifier: int, prefix_start: int, prefix_length: int) -> None:
+        last = self.segments[-1] if self.segments else None
+        if last and not prefix_length and not last.prefix_length and last.length == len(response):
+            last.count += 1
+        else:
+            mask = torch.ones(len(response), prefix_length + len(response)).tril(prefix_length).bool()
+            segment = Segment(len(self.tokens), 1, len(response), prefix_start, prefix_length)
+            segment.mask = mask if prefix_length else None
+            self.segments.append(segment)
+        self._append(response, prefix_length, len(self.ids))
+        self.ids.append(identifier)
+
+    def _append(self, tokens: tuple[int, ...], position: int, owner: int) -> None:
+        self.tokens.extend(tokens)
+        self.positions.extend(range(position, position + len(tokens)))
+        self.owners.extend([owner] * len(tokens))
+
+
+def make_packs(trees: list[Tree], max_tokens: int) -> list[Pack]:
+    """
+    Trees, longest first, cut into packs of at most `max_tokens` tokens (a longer tree gets a pack of its own).
+
+    Args:
+        trees: In any order; the packs do not depend on it, but for the order of equals.
+        max_tokens: Tokens in one forward pass.
+    """
+    packs: list[Pack] = []
+    room = 0
+    for tree in sorted(trees, key=lambda t: (-t.n_tokens, t.prompt, t.responses)):
+        if tree.n_tokens > room:
+            packs.append(Pack())
+            room = max_tokens
+        packs[-1].add(tree)
+        room -= tree.n_tokens
+    return packs
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    segments: list[Segment] = (),
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """
+    Attention within segments, for the attention interface of transformers.
+
+    Args:
+        module: The attention layer.
+        query: Shape `(1, heads, T, d_head)`.
+        key: Shape `(1, key heads, T, d_head)`.
+        value: Shape `(1, key heads, T, d_head)`.
+        attention_mask: Not used: transformers builds none for an implementation it does not know.
+        scaling: Factor on the logits, `d_head ** -0.5` where None.
+        segments: How the tokens attend to each other.
+
+    Returns:
+        The output, shape `(1, T, heads, d_head)`, and no weights.
+    """
+    output = query.new_empty(query.shape[2], query.shape[1], value.shape[3])  # (T, heads, d_head)
+    grouped = query.shape[1] != key.shape[1]
+    for segment in segments:
+        q, k, v = (_sequences(states[0], segment) for states in (query, key, value))
+        if segment.prefix_length:
+            prefix = slice(segment.prefix_start, segment.prefix_start + segment.prefix_length)
+            k = torch.cat([key[:, :, prefix], k], dim=2)
+            v = torch.cat([value[:, :, prefix], v], dim=2)
+        mask = segment.mask if segment.mask is None else segment.mask.to(q.device)
+        attended = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+        )
+        end = segment.start + segment.count * segment.length
+        output[segment.start : end].unflatten(0, (segment.count, segment.length)).copy_(attended.transpose(1, 2))
+    return output[None], None
+
+
+def _sequences(states: Tensor, segment: Segment) -> Tensor:
+    """The segment's part of `(heads, T, d_head)` as `(count, heads, length, d_head)`, a view."""
+    end = segment.start + segment.count * segment.length
+    return states[:, segment.start : end].unflatten(1, (segment.count, segment.length)).transpose(0, 1)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
+@contextmanager
+def packed(backbone: nn.Module):
+    """Let the backbone attend within segments, and give it back as it was."""
+    configs = {id(m.config): m.config for m in backbone.modules() if hasattr(m, "config")}.values()
+    before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
+    try:
+        for config, _ in before:
+            config._attn_implementation = ATTENTION
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation

@@ -1,0 +1,132 @@
+"""One batch of rows: which responses can stand in a pair, which pair a strategy takes, and the columns that say so."""
+
+import hashlib
+import struct
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
+from trl_real.functional.similarity import candidate_pairs, pair_similarity
+from trl_real.selection.strategies import Strategy, centroid, easy, hard, lowest
+
+
+NOT_FINITE = "embedding not finite"
+
+
+@dataclass
+class Choice:
+    """
+    The pair that a strategy takes in each row.
+
+    Args:
+        pairs: Indices into the row's responses, lower first; -1 without a pair. Shape `(N, 2)`, int32.
+        similarity: Of the two; NaN without a pair or without embeddings. Shape `(N,)`, float32.
+        scores: Of the pair; NaN without one. Shape `(N,)`, float64.
+        gaps: How much worse the next pair scores; infinite if there is none, 0 if that cannot be told from scores.
+            Shape `(N,)`, float64.
+    """
+
+    pairs: np.ndarray
+    similarity: np.ndarray
+    scores: np.ndarray
+    gaps: np.ndarray
+
+
+def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> list[Candidates]:
+    """Candidates of each row of a batch, of a pool or of labelled pairs; the label's order is not looked at."""
+    n_rows = len(batch[responses if pool else "chosen"])
+    prompts = batch.get("prompt") or [None] * n_rows
+    if pool:
+        return [pool_candidates(*row, responses) for row in zip(prompts, batch[responses], strict=True)]
+    return [preference_candidates(*row) for row in zip(prompts, batch["chosen"], batch["rejected"], strict=True)]
+
+
+def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed: int) -> Choice:
+    """
+    Apply a strategy to rows of any number of responses.
+
+    Args:
+        rows: Candidates; rows with a reason to skip are passed over.
+        vectors: One tensor a row, a line a candidate, shape `(K, d)`; `d = 0` if the strategy looks at none.
+        scorer: The strategy.
+        seed: Of the draws.
+    """
+    n = len(rows)
+    choice = Choice(
+        np.full((n, 2), -1, np.int32), np.full(n, np.nan, np.float32), np.full(n, np.nan), np.full(n, np.inf)
+    )
+    groups = defaultdict(list)
+    for index, row in enumerate(rows):
+        if not row.skipped:
+            groups[len(row.texts)].append(index)
+    for n_responses, members in groups.items():
+        embeddings = torch.stack([vectors[i] for i in members])  # (N, K, d)
+        draws = _draws([rows[i] for i in members], scorer, seed)  # (N, P)
+        scores = scorer(embeddings, draws).double()
+        picked = lowest(scores)
+        first, second = candidate_pairs(n_responses)[:, picked]
+        order = np.array([rows[i].indices for i in members])
+        each = np.arange(len(members))
+        choice.pairs[members] = np.stack([order[each, first.numpy()], order[each, second.numpy()]], axis=1)
+        choice.scores[members] = scores[each, picked].numpy()
+        choice.gaps[members] = _gaps(scores, scorer)
+        if embeddings.shape[-1]:
+            choice.similarity[members] = pair_similarity(embeddings[each, first], embeddings[each, second]).numpy()
+    return choice
+
+
+def skip_nonfinite(rows: list[Candidates], vectors: list[Tensor]) -> list[int]:
+    """Give rows with an embedding that is not finite their reason; returns which these are."""
+    bad = [i for i, row in enumerate(rows) if not row.skipped and not torch.isfinite(vectors[i]).all()]
+    for i in bad:
+        rows[i].skipped = NOT_FINITE
+    return bad
+
+
+def to_own_columns(rows: list[Candidates], choice: Choice) -> dict[str, list]:
+    """The columns that the selector adds, in the order of the rows and with the same types in every batch."""
+    texts = [dict(zip(row.indices, row.texts, strict=True)) for row in rows]
+    return {
+        "pair": list(choice.pairs),
+        "response_a": [t.get(first, "") for t, first in zip(texts, choice.pairs[:, 0].tolist(), strict=True)],
+        "response_b": [t.get(second, "") for t, second in zip(texts, choice.pairs[:, 1].tolist(), strict=True)],
+        "similarity": list(choice.similarity),
+        "skipped": [row.skipped for row in rows],
+    }
+
+
+def content_key(seed: int, prompt: Any, texts: list[str]) -> bytes:
+    """Digest of the seed and of a row's content, whatever the order of its responses."""
+    digest = hashlib.blake2b(struct.pack("<q", seed) + _digest(repr(prompt)), digest_size=8)
+    for text in sorted(_digest(text) for text in texts):
+        digest.update(text)
+    return digest.digest()
+
+
+def _draws(rows: list[Candidates], scorer: Strategy, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1), one a candidate pair, from the seed and the content. Shape `(N, P)`."""
+    n_pairs = len(rows[0].texts) * (len(rows[0].texts) - 1) // 2
+    if scorer in (easy, hard, centroid):
+        return torch.zeros(len(rows), n_pairs, dtype=torch.float64)
+    pairs = candidate_pairs(len(rows[0].texts)).T.tolist()
+    keys = [content_key(seed, row.prompt, [row.texts[i], row.texts[j]]) for row in rows for i, j in pairs]
+    numbers = np.frombuffer(b"".join(keys), dtype="<u8") / 2.0**64
+    return torch.from_numpy(numbers.reshape(len(rows), n_pairs))
+
+
+def _gaps(scores: Tensor, scorer: Strategy) -> np.ndarray | float:
+    if scores.shape[1] == 1:
+        return np.inf if scorer in (easy, hard, centroid) else 0.0
+    if scorer not in (easy, hard):
+        return 0.0
+    two = scores.topk(2, largest=False).values
+    return (two[:, 1] - two[:, 0]).numpy()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

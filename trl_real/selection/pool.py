@@ -1,0 +1,200 @@
+"""A selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, Features, Value, concatenate_datasets
+from torch import Tensor
+
+from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS, PREFERENCE_COLUMNS, check_own_columns, is_pool, to_columns
+from trl_real.errors import TrlRealError
+from trl_real.selection.annotation import content_key, gather_candidates, to_own_columns
+from trl_real.selection.budget import HALF_PRECISION_BAND, budget_size, lowest_rows, rows_in_doubt
+from trl_real.selection.record import SelectionRecord, describe_similarity
+
+
+if TYPE_CHECKING:
+    from trl_real.selection.selector import EmbeddingPairSelector
+
+MEAN_SAMPLE = 1000
+
+# Columns of the scoring pass that do not outlive it; the cost of a batch stands in its first row.
+SCORING_FEATURES = {
+    "_score": Value("float64"),
+    "_gap": Value("float64"),
+    "_n_responses": Value("int32"),
+    "_n_truncated": Value("int32"),
+    "_n_tokens": Value("int64"),
+    "_seconds": Value("float64"),
+}
+
+
+class ScoringPass:
+    """The map behind `select`: the selector's columns and, beside them, what the budget and the record need."""
+
+    def __init__(self, selector: "EmbeddingPairSelector", pool: bool):
+        self.selector, self.pool = selector, pool
+
+    def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
+        """Score a batch; `row_ids` are the rows' numbers in the dataset."""
+        rows_, choice, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
+        own = to_own_columns(rows_, choice)
+        once = [1] + [0] * (len(rows_) - 1)
+        return {
+            **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},
+            "_score": choice.scores,
+            "_gap": choice.gaps,
+            "_n_responses": [len(row.texts) for row in rows_],
+            "_n_truncated": cost["truncated"],
+            "_n_tokens": [cost["n_tokens"] * first for first in once],
+            "_seconds": [cost["seconds"] * first for first in once],
+        }
+
+
+def select_from(
+    selector: "EmbeddingPairSelector",
+    dataset: Dataset,
+    budget: float | int | None,
+    num_proc: int | None,
+    batch_size: int,
+) -> tuple[Dataset, SelectionRecord]:
+    """
+    Score every row, keep those that the budget buys.
+
+    Args:
+        selector: Strategy, model and settings.
+        dataset: A pool or labelled pairs, in any format.
+        budget: As in `EmbeddingPairSelector.select`.
+        num_proc: Worker processes.
+        batch_size: Rows a worker takes at a time.
+
+    Returns:
+        The kept rows, in the dataset's format, and the record.
+    """
+    pool = is_pool(dataset.column_names, selector.responses)
+    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    check_own_columns(dataset.column_names, own)
+    plain = dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names])
+    scored = _score(selector, plain, pool, num_proc, batch_size)
+    scored, rescored = _settle_doubts(selector, plain, scored, pool, budget, num_proc, batch_size)
+    scores = _numbers(scored, "_score")
+    kept = lowest_rows(scores, budget_size(budget, int(np.isfinite(scores).sum())))
+    record = _record(selector, budget, scored, kept, len(rescored))
+    everything = concatenate_datasets([plain, scored.remove_columns(list(SCORING_FEATURES))], axis=1)
+    chosen = everything.select(kept)
+    if dataset.format["type"]:
+        chosen = chosen.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
+    return chosen, record
+
+
+def mean_embedding(selector: "EmbeddingPairSelector", dataset: Dataset) -> Tensor:
+    """
+    Mean embedding of the responses of up to 1,000 rows, those with the lowest digests of seed and content.
+
+    Raises:
+        TrlRealError: If no row has a pair.
+    """
+    pool = is_pool(dataset.column_names, selector.responses)
+    keys: list[tuple[bytes, int]] = []
+    plain = dataset.with_format(None)
+    wanted = [name for name in ("prompt", selector.responses, "chosen", "rejected") if name in plain.column_names]
+    for start, batch in enumerate(plain.select_columns(wanted).iter(1000)):
+        rows = gather_candidates(batch, pool, selector.responses)
+        keys += [
+            (content_key(selector.seed, row.prompt, row.texts), 1000 * start + i)
+            for i, row in enumerate(rows)
+            if not row.skipped
+        ]
+    if not keys:
+        raise TrlRealError("center=True, but no row has two responses to take a mean of.")
+    sample = plain.select([row for _, row in sorted(keys)[:MEAN_SAMPLE]])
+    uncentered = copy.copy(selector)
+    uncentered.center = False
+    batch = to_columns(sample[:])
+    vectors, _ = uncentered._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
+    total = sum(v.double().sum(0) for v in vectors)
+    return (total / sum(len(v) for v in vectors)).float()
+
+
+def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_size: int) -> Dataset:
+    own = selector.features(plain.features)
+    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    if EMBEDDINGS in plain.column_names and selector.encoder is None and selector.embeds:
+        plain = plain.with_format("numpy", columns=[EMBEDDINGS], output_all_columns=True)
+    return plain.map(
+        ScoringPass(selector, pool),
+        with_indices=True,
+        with_rank=bool(num_proc),
+        batched=True,
+        batch_size=batch_size,
+        num_proc=num_proc,
+        remove_columns=plain.column_names,
+        features=Features({**{name: own[name] for name in names}, **SCORING_FEATURES}),
+        desc="Selecting pairs",
+    ).with_format(None)
+
+
+def _settle_doubts(
+    selector, plain: Dataset, scored: Dataset, pool: bool, budget, num_proc: int | None, batch_size: int
+) -> tuple[Dataset, np.ndarray]:
+    """Embed rows near a decision again in float32, until no decision hangs on half precision."""
+    exact = copy.copy(selector)
+    exact.encoder = selector.encoder and selector.encoder.in_float32()
+    settled = np.zeros(0, int)
+    if exact.encoder is None:
+        return scored, settled
+    band = HALF_PRECISION_BAND
+    while True:
+        scores = _numbers(scored, "_score")
+        size = budget_size(budget, int(np.isfinite(scores).sum()))
+        doubtful = np.setdiff1d(rows_in_doubt(scores, _numbers(scored, "_gap"), size, band), settled)
+        if not len(doubtful):
+            return scored, settled
+        again = _score(exact, plain.select(doubtful), pool, num_proc, batch_size)
+        worst = float(np.abs(_numbers(again, "_score") - scores[doubtful]).max())
+        band = max(band, 1.5 * worst) if worst < 1 else band
+        order = np.arange(len(scored))
+        order[doubtful] = len(scored) + np.arange(len(doubtful))
+        scored = concatenate_datasets([scored, again]).select(order).flatten_indices()
+        settled = np.union1d(settled, doubtful)
+
+
+def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int) -> SelectionRecord:
+    reasons, counts = np.unique(np.asarray(scored.with_format("arrow")["skipped"]), return_counts=True)
+    skipped = {reason: int(n) for reason, n in zip(reasons.tolist(), counts, strict=True) if reason}
+    similarity = _numbers(scored, "similarity")
+    encoder = selector.encoder
+    options = vars(encoder.options) if encoder else {}
+    settings = {**options, "dtype": encoder.dtype or "float32"} if encoder else {}
+    name = selector.strategy if isinstance(selector.strategy, str) else _name_of(selector.strategy)
+    return SelectionRecord(
+        strategy=name,
+        budget=budget,
+        seed=selector.seed,
+        model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
+        revision=encoder.identity() if encoder else None,
+        settings={**settings, "center": selector.center} if selector.embeds else {},
+        n_rows=len(scored),
+        n_kept=len(kept),
+        n_not_chosen=len(scored) - len(kept) - sum(skipped.values()),
+        skipped=skipped,
+        n_responses=int(_numbers(scored, "_n_responses").sum()),
+        n_truncated=int(_numbers(scored, "_n_truncated").sum()),
+        n_rescored=n_rescored,
+        tokens=int(_numbers(scored, "_n_tokens").sum()),
+        seconds=round(float(_numbers(scored, "_seconds").sum()), 3),
+        **describe_similarity(similarity, similarity[kept]),
+    )
+
+
+def _numbers(dataset: Dataset, column: str) -> np.ndarray:
+    """A numeric column as one array, without a pass through Python."""
+    if not len(dataset):
+        return np.zeros(0)
+    return dataset.select_columns(column).with_format("arrow")[:][column].to_numpy()
+
+
+def _name_of(function) -> str:
+    function = getattr(function, "func", function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

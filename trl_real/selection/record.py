@@ -1,0 +1,152 @@
+"""How a subset was made: the record that goes with it into the dataset card, the model card and the report."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from trl_real.errors import TrlRealError
+
+
+RECORD_FILE = "selection_record.json"
+QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+HISTOGRAM_BINS = 40
+
+
+@dataclass
+class SelectionRecord:
+    """
+    Recipe and counts of one selection. `n_rows = n_kept + n_not_chosen + sum(skipped.values())`, always.
+
+    Args:
+        strategy (`str`): Name of the strategy, or the qualified name of the user's function.
+        budget (`float` or `int`, *optional*): As given: a share of the rows with a pair, a number of rows, or all.
+        seed (`int`): Seed of whatever was drawn.
+        model (`str`, *optional*): Hub id, path or class of the embedding model.
+        revision (`str`, *optional*): Commit on the Hub, or `sha256:` and the digest of the weights.
+        settings (`dict`): dtype, layer, context, max_length, center, special tokens.
+        n_rows (`int`): Rows that went in.
+        n_kept (`int`): Rows that came out.
+        n_not_chosen (`int`): Rows that had a pair and were left out by the budget.
+        skipped (`dict[str, int]`): Rows without a pair, by reason.
+        n_responses (`int`): Responses that were embedded or could have been.
+        n_truncated (`int`): Responses of which only the first `max_length` tokens were read.
+        n_rescored (`int`): Rows near the cut that were embedded again in float32.
+        similarity (`dict[str, float]`): Quantiles over all rows with a pair; empty if nothing was embedded.
+        similarity_kept (`dict[str, float]`): The same over the kept rows.
+        histogram (`dict[str, list]`): `edges` (bins + 1 values), `pool` and `kept` (counts).
+        tokens (`int`): Tokens that went through the model.
+        seconds (`float`): Time spent embedding, summed over processes.
+        versions (`dict[str, str]`): Versions of the libraries that took part.
+    """
+
+    strategy: str
+    budget: float | int | None
+    seed: int
+    model: str | None = None
+    revision: str | None = None
+    settings: dict = field(default_factory=dict)
+    n_rows: int = 0
+    n_kept: int = 0
+    n_not_chosen: int = 0
+    skipped: dict = field(default_factory=dict)
+    n_responses: int = 0
+    n_truncated: int = 0
+    n_rescored: int = 0
+    similarity: dict = field(default_factory=dict)
+    similarity_kept: dict = field(default_factory=dict)
+    histogram: dict = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    versions: dict = field(default_factory=lambda: library_versions())
+
+    @property
+    def truncation_rate(self) -> float:
+        """Share of the responses that were cut to `max_length` tokens."""
+        return self.n_truncated / self.n_responses if self.n_responses else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens embedded in a second of embedding time."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict:
+        """Plain JSON values, the two rates included."""
+        return {**asdict(self), "truncation_rate": self.truncation_rate, "tokens_per_second": self.tokens_per_second}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "SelectionRecord":
+        """The inverse of `to_dict`; keys of a newer version are passed over."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `selection_record.json` into `folder` and return its path."""
+        path = Path(folder) / RECORD_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SelectionRecord":
+        """
+        Read the record that `save` wrote.
+
+        Raises:
+            TrlRealError: If there is none.
+        """
+        path = Path(folder) / RECORD_FILE
+        if not path.exists():
+            raise TrlRealError(f"No {RECORD_FILE} in {folder}. Give the folder that `trl-real select` wrote.")
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def summary(self) -> str:
+        """Two lines for a person: the counts, and how similar the kept responses are."""
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        lines = [
+            f"{self.n_rows} rows in: {self.n_kept} kept, {self.n_not_chosen} not chosen, "
+            f"{sum(self.skipped.values())} skipped" + (f" ({skipped})" if skipped else "")
+        ]
+        if self.similarity_kept:
+            lines.append(
+                f"similarity: median {self.similarity_kept['median']:.3f} kept, {self.similarity['median']:.3f} pool; "
+                f"{self.tokens} tokens at {self.tokens_per_second:.0f} tokens/s"
+            )
+        return "\n".join(lines)
+
+
+def describe_similarity(pool: np.ndarray, kept: np.ndarray) -> dict:
+    """
+    Quantiles and a shared histogram of two sets of similarities.
+
+    Args:
+        pool: Similarities of all rows with a pair. Shape `(N,)`; NaN where nothing was embedded.
+        kept: Similarities of the kept rows. Shape `(k,)`.
+
+    Returns:
+        The fields `similarity`, `similarity_kept` and `histogram` of a `SelectionRecord`; {} if nothing was embedded.
+    """
+    pool, kept = pool[np.isfinite(pool)], kept[np.isfinite(kept)]
+    if not pool.size:
+        return {}
+    edges = np.histogram_bin_edges(pool, bins=HISTOGRAM_BINS)
+    return {
+        "similarity": _quantiles(pool),
+        "similarity_kept": _quantiles(kept) if kept.size else {},
+        "histogram": {
+            "edges": edges.tolist(),
+            "pool": np.histogram(pool, edges)[0].tolist(),
+            "kept": np.histogram(kept, edges)[0].tolist(),
+        },
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of trl_real and of the libraries that a selection depends on."""
+    return {name: version(name) for name in ("trl-real", "torch", "transformers", "datasets")}
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(QUANTILES, np.quantile(values, list(QUANTILES.values())).round(6).tolist(), strict=True))

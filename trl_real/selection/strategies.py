@@ -1,0 +1,111 @@
+"""
+Which pair of a prompt's responses deserves a label, and which prompts first.
+
+A strategy is a function `(embeddings, draws) -> scores`; the candidate pair with the lowest score is the row's pair,
+and a budget takes the rows with the lowest scores. A function of your own is accepted wherever a name is:
+
+    def most_orthogonal(embeddings, draws):          # (N, K, d), (N, P)
+        return candidate_similarity(embeddings).abs()  # (N, P)
+
+    EmbeddingPairSelector(model, strategy=most_orthogonal)
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trl_real.functional.clustering import two_means
+from trl_real.functional.similarity import candidate_pairs, candidate_similarity, normalize
+
+
+Strategy = Callable[[Tensor, Tensor], Tensor]
+
+TIE_TOLERANCE = 1e-6
+
+
+def easy(embeddings: Tensor, draws: Tensor) -> Tensor:
+    """
+    The least similar responses first: a judge seldom errs on them (REAL, Eq. 9).
+
+    Args:
+        embeddings: Responses of `N` prompts. Shape `(N, K, d)`.
+        draws: Uniform numbers in [0, 1), not used. Shape `(N, P)`.
+
+    Returns:
+        Scores, lowest first. Shape `(N, P)`.
+    """
+    return candidate_similarity(embeddings)
+
+
+def hard(embeddings: Tensor, draws: Tensor) -> Tensor:
+    """The most similar responses first (REAL, Eq. 8). Shapes as in `easy`."""
+    return -candidate_similarity(embeddings)
+
+
+def uniform(embeddings: Tensor, draws: Tensor) -> Tensor:
+    """
+    Every pair of a row is as likely as any other, and so is every row: the baseline. Reads no embedding.
+
+    `1 - (1 - u)^P` is the distribution function of the least of `P` draws, so that a row's score is uniform whatever
+    its number of responses; otherwise a budget would favour prompts with many.
+
+    Shapes as in `easy`.
+    """
+    return 1 - (1 - draws) ** draws.shape[1]
+
+
+def centroid(embeddings: Tensor, draws: Tensor, tie: Literal["first", "farthest", "random"] = "first") -> Tensor:
+    """
+    The responses nearest to the two centres of exact two-means on unit vectors (REAL, Eq. 12).
+
+    Only members of a cluster can stand for it, so the two are always distinct. With three responses the two in one
+    cluster are exactly as near to their centre as each other; `tie` settles that (`functools.partial(centroid,
+    tie="farthest")` makes it the easy pair). A budget takes the rows whose centroid pair is least similar.
+
+    Args:
+        embeddings: Responses of `N` prompts. Shape `(N, K, d)`.
+        draws: Uniform numbers in [0, 1). Shape `(N, P)`.
+        tie: Among equally near responses the lowest indices, the least similar pair, or the pair with the lowest draw.
+
+    Returns:
+        The similarity of each pair, less 4 for the centroid pair, which is thereby the lowest. Shape `(N, P)`.
+    """
+    similarity = candidate_similarity(embeddings)
+    unit = normalize(embeddings)
+    second_cluster = two_means(unit)  # (N, K)
+    nearest = _nearest_members(unit, second_cluster) | _nearest_members(unit, ~second_cluster)
+    first, second = candidate_pairs(embeddings.shape[1])
+    eligible = nearest[:, first] & nearest[:, second] & (second_cluster[:, first] != second_cluster[:, second])
+    order = {"first": torch.zeros_like(similarity), "farthest": similarity, "random": draws}[tie]
+    picked = lowest(order.masked_fill(~eligible, torch.inf))
+    return similarity.scatter_add(1, picked[:, None], torch.full((len(picked), 1), -4.0, dtype=similarity.dtype))
+
+
+STRATEGIES: dict[str, Strategy] = {"easy": easy, "hard": hard, "centroid": centroid, "random": uniform}
+
+
+def lowest(scores: Tensor) -> Tensor:
+    """
+    Index of each row's lowest score; scores within 1e-6 (relative) of it are ties and the first of them wins.
+
+    Without the tolerance a tie would be settled by float rounding, that is by the batch a row happened to be in.
+
+    Args:
+        scores: Shape `(N, P)`.
+
+    Returns:
+        Indices. Shape `(N,)`.
+    """
+    least = scores.amin(-1, keepdim=True)
+    tied = scores <= least + TIE_TOLERANCE * least.abs().clamp_min(1.0)
+    return tied.int().argmax(-1)
+
+
+def _nearest_members(unit: Tensor, members: Tensor) -> Tensor:
+    """Mask of the cluster's members that are nearest to its centre, ties included. Shapes `(N, K, d)`, `(N, K)`."""
+    weights = members.double()
+    centres = torch.einsum("nk,nkd->nd", weights, unit) / weights.sum(-1, keepdim=True)
+    distance = (unit - centres[:, None]).square().sum(-1).masked_fill(~members, torch.inf)
+    return distance <= distance.amin(-1, keepdim=True) + TIE_TOLERANCE

@@ -1,0 +1,84 @@
+"""
+Who says which response is better.
+
+A judge is a callable with a `name`. It is given a batch of rows with `prompt`, `response_a` and `response_b` and says
+for each the probability in [0, 1] that `response_a` is better: 1 and 0 are sure, 0.5 is a tie, NaN is no verdict.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from trl_real.errors import MissingColumnError, TrlRealError
+
+
+class Judge(Protocol):
+    """What labels pairs."""
+
+    name: str
+
+    def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
+        """Probabilities in [0, 1] that `response_a` is better; NaN where there is no verdict."""
+        ...
+
+
+class ScoreJudge:
+    """
+    The better-scored response is better; scores that are equal, or too near to each other, are a tie.
+
+    Args:
+        column: List of scores aligned with the row's responses, of which `pair` names two.
+        min_gap: Least difference of two scores, in units of the score, that decides.
+        min_ratio: Least ratio of the higher score to the lower one that decides; scores of 0 and below have no ratio
+            and are no verdict. REAL asks for 1.5 of the votes on SHP-2.
+
+    Raises:
+        TrlRealError: If `min_gap` is negative or `min_ratio` below 1.
+    """
+
+    def __init__(self, column: str = "scores", min_gap: float = 0.0, min_ratio: float | None = None):
+        if not min_gap >= 0:
+            raise TrlRealError(f"min_gap={min_gap} is negative. Give 0 to decide by any difference.")
+        if min_ratio is not None and not min_ratio >= 1:
+            raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give the higher score over the lower, such as 1.5.")
+        self.column, self.min_gap, self.min_ratio = column, min_gap, min_ratio
+        self.name = f"score:{column}"
+
+    def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
+        """
+        Verdicts on a batch of selected pairs.
+
+        Raises:
+            MissingColumnError: If the scores or the pairs are not there.
+            TrlRealError: If a row has fewer scores than its pair needs.
+        """
+        if self.column not in batch:
+            raise MissingColumnError(self.column, batch, "Name the scores: ScoreJudge(column='…') or --scores …")
+        if "pair" not in batch:
+            raise MissingColumnError("pair", batch, "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
+        rows = zip(batch[self.column], batch["pair"], strict=True)
+        return [self._verdict(*self._two(scores, pair)) for scores, pair in rows]
+
+    def _two(self, scores: list[float | None] | None, pair: list[int]) -> tuple[float, float]:
+        first, second = pair
+        if scores is None or first < 0:
+            return math.nan, math.nan
+        if max(first, second) >= len(scores):
+            raise TrlRealError(
+                f"Column {self.column!r} has {len(scores)} scores in a row whose pair is {list(pair)}. "
+                "Bring one score a response, None where there is none."
+            )
+        return tuple(math.nan if scores[i] is None else float(scores[i]) for i in (first, second))
+
+    def _verdict(self, first: float, second: float) -> float:
+        if not (math.isfinite(first) and math.isfinite(second)):
+            return math.nan
+        low, high = sorted((first, second))
+        if self.min_ratio is not None and low <= 0:
+            return math.nan
+        if low == high or high - low < self.min_gap or (self.min_ratio is not None and high < self.min_ratio * low):
+            return 0.5
+        return float(first > second)
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {"score": ScoreJudge}

@@ -1,0 +1,151 @@
+"""Claims about the metric folder `pairwise_win_rate`: it loads offline, and it says what the function says."""
+
+import pickle
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import trl_real
+from trl_real.errors import TrlRealError
+from trl_real.functional.win_rate import win_rate
+
+
+FOLDER = Path(trl_real.__file__).parent / "evaluation" / "metrics" / "pairwise_win_rate"
+PREFERENCES = [1.0, 0.0, 0.5, 0.7, 1.0, 0.1]
+OPTIONAL = {
+    "clusters": ["a", "a", "b", "b", "c", "c"],
+    "lengths": [10, 30, 20, 60, 40, 50],
+    "baseline_lengths": [20, 20, 20, 20, 60, 70],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the metric went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    import evaluate
+
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return lambda **options: evaluate.load(str(FOLDER), cache_dir=str(tmp_path / "metrics"), **options)
+
+
+@pytest.fixture
+def metric(load):
+    return load()
+
+
+def test_equals_the_function(metric):
+    assert metric.name == "pairwise_win_rate"
+    assert metric.compute(preferences=PREFERENCES) == win_rate(PREFERENCES)
+    assert metric.compute(preferences=PREFERENCES, **OPTIONAL) == win_rate(PREFERENCES, **OPTIONAL)
+    narrow = metric.compute(preferences=PREFERENCES, clusters=OPTIONAL["clusters"], confidence=0.8)
+    assert narrow == win_rate(PREFERENCES, clusters=OPTIONAL["clusters"], confidence=0.8)
+
+
+@pytest.mark.parametrize("optional", [{}, OPTIONAL], ids=["alone", "with optional inputs"])
+def test_adding_by_rows_or_batches_is_the_same(metric, optional):
+    expected = win_rate(PREFERENCES, **optional)
+    for row, preference in enumerate(PREFERENCES):
+        metric.add(preferences=preference, **{name: column[row] for name, column in optional.items()})
+    assert metric.compute() == expected
+    for rows in (slice(0, 4), slice(4, 6)):
+        metric.add_batch(preferences=PREFERENCES[rows], **{name: column[rows] for name, column in optional.items()})
+    assert metric.compute() == expected
+    metric.add_batch(preferences=PREFERENCES[:4], **{name: column[:4] for name, column in optional.items()})
+    rest = {name: column[4:] for name, column in optional.items()}
+    assert metric.compute(preferences=PREFERENCES[4:], **rest) == expected
+
+
+def test_none_and_nan_are_failures_not_ties(metric):
+    rates = metric.compute(preferences=[1, None, float("nan"), 0.5])
+    assert (rates["n_failed"], rates["n_ties"], rates["n_total"]) == (2, 1, 2)
+    assert rates["win_rate"] == 0.75
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+def test_arrays_and_tensors_are_lists(metric, kind):
+    clusters = [3, 3, 1, 1, 2, 2]
+    rates = metric.compute(preferences=kind(PREFERENCES), clusters=kind(clusters), lengths=None)
+    expected = win_rate(kind(PREFERENCES).tolist(), clusters=clusters)
+    assert rates == pytest.approx(expected)
+
+
+def test_precision_is_that_of_float64(metric):
+    assert metric.compute(preferences=[1 / 3, 1 / 7])["win_rate"] == (1 / 3 + 1 / 7) / 2
+
+
+def test_ids_that_differ_are_different_prompts(metric):
+    ids = [1, "1", "", "null", "None", "a"]
+    assert metric.compute(preferences=PREFERENCES, clusters=ids) == win_rate(PREFERENCES)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("inputs", [{}, {"preferences": []}, {"clusters": ["a"]}])
+def test_no_rows_is_a_clear_error(load, inputs, in_memory):
+    with pytest.raises(TrlRealError, match="No preferences"):
+        load(keep_in_memory=in_memory).compute(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"preferences": [0, 2.0]}, "preferences row 1 is 2"),
+        ({"preferences": [0, "secret"]}, "preferences row 1 is a str"),
+        ({"preferences": [0, 1], "clusters": ["a"]}, "1 clusters came with 2 preferences"),
+        ({"preferences": [0, 1], "clusters": ["a", None]}, "clusters row 1 is missing"),
+        ({"preferences": [0, 1], "lengths": [1, 2]}, "baseline_lengths"),
+        ({"preferences": [0, 1], "lengths": [1, None], "baseline_lengths": [1, 2]}, "lengths row 1 is missing"),
+    ],
+)
+def test_bad_input_is_named_and_leaves_nothing_behind(metric, inputs, message):
+    with pytest.raises(TrlRealError, match=message):
+        metric.compute(**inputs)
+    assert metric.compute(preferences=PREFERENCES) == win_rate(PREFERENCES)
+
+
+def test_two_processes_rate_all_rows(load):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def work(process_id):
+        metric = load(num_process=2, process_id=process_id, experiment_id="two", timeout=30)
+        rows = slice(3 * process_id, 3 * process_id + 3)
+        columns = {name: column[rows] for name, column in OPTIONAL.items()}
+        return metric.compute(preferences=PREFERENCES[rows], **columns)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, (0, 1))
+    assert first == win_rate(PREFERENCES, **OPTIONAL) and second is None
+
+
+def test_travels_and_combines(load):
+    import evaluate
+
+    assert pickle.loads(pickle.dumps(load())).compute(preferences=[1.0])["win_rate"] == 1
+    both = evaluate.combine({"first": load(), "second": load()})
+    assert both.compute(preferences=PREFERENCES)["second_n_total"] == 6
+
+
+def test_card_has_what_the_hub_reads_and_its_example_runs(load, monkeypatch, capsys):
+    import evaluate
+    import yaml
+
+    _, header, body = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert {"title", "sdk", "tags", "license"} <= set(yaml.safe_load(header))
+    for name in win_rate(PREFERENCES, **OPTIONAL):
+        assert f"`{name}`" in body
+    code = body.split("```python\n")[1].split("```")[0]
+    metric = load()
+    monkeypatch.setattr(evaluate, "load", lambda path: metric)
+    exec(code, {})
+    assert capsys.readouterr().out.strip() == code.strip().splitlines()[-1].removeprefix("# ")

@@ -1,0 +1,145 @@
+"""The win rate of `trl_real.functional.win_rate` as a metric of `evaluate`."""
+
+# evaluate reads these imports line by line with a regular expression: one module a line, none of them relative.
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.win_rate import as_preferences, as_vector, win_rate
+
+
+_DESCRIPTION = """
+Win rate of a model against a baseline, judged pair by pair, with its standard error and confidence interval. Ties
+count half; pairs that could not be judged are counted apart and left out.
+"""
+
+_CITATION = """
+@misc{alpaca_eval,
+    author = {Xuechen Li and Tianyi Zhang and Yann Dubois and Rohan Taori and Ishaan Gulrajani and Carlos Guestrin and
+        Percy Liang and Tatsunori B. Hashimoto},
+    title = {AlpacaEval: An Automatic Evaluator of Instruction-following Models},
+    year = {2023},
+    howpublished = {https://github.com/tatsu-lab/alpaca_eval},
+}
+"""
+
+_INPUTS = """
+Args:
+    preferences: Probability in [0, 1] that the model's response beats the baseline's: 1 a win, 0 a loss, 0.5 a tie,
+        None or nan not judged.
+    lengths: Optional; characters of the model's responses.
+    baseline_lengths: Optional; characters of the baseline's responses. With `lengths`.
+    clusters: Optional; prompt ids (text or numbers), for several rows a prompt.
+    confidence: Level of the interval, 0.95 unless told; `compute` only.
+
+Returns:
+    `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions), `ci_method`, `n_wins`, `n_losses`, `n_ties`,
+    `n_failed`, `n_total` (judged rows), `discrete_win_rate` and, if both lengths came, `length_controlled_win_rate`.
+
+Example:
+    >>> metric = evaluate.load("pairwise_win_rate")
+    >>> metric.compute(preferences=[1, 1, 0, 0.5, None])["win_rate"]
+    0.625
+"""
+
+
+NOT_GIVEN = "null"
+
+
+class PairwiseWinRate(evaluate.Metric):
+    """
+    Adapter: collects preferences (`add`, `add_batch`, `compute`, over several processes too) and rates them.
+
+    The optional inputs are ordinary columns, empty where they were not given. That is why they may come through
+    `add_batch` as well as through `compute`, but always together with the preferences that they belong to.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "preferences": datasets.Value("float64"),
+                    "lengths": datasets.Value("float64"),
+                    "baseline_lengths": datasets.Value("float64"),
+                    "clusters": datasets.Value("string"),
+                }
+            ),
+            license="Apache-2.0",
+            reference_urls=["https://github.com/tatsu-lab/alpaca_eval"],
+        )
+
+    def compute(self, *, preferences: Sequence[float | None] | None = None, **inputs: Any) -> dict[str, Any] | None:
+        """Rate the preferences given here and those added before; None on every process but the first."""
+        if self.num_process == 1 and not len(self) and (preferences is None or not len(preferences)):
+            raise TrlRealError("No preferences: 0 rows were added. Give at least one: compute(preferences=[…]).")
+        return super().compute(preferences=preferences, **inputs)
+
+    def add_batch(
+        self,
+        *,
+        preferences: Sequence[float | None] | None = None,
+        lengths: Sequence[float] | None = None,
+        baseline_lengths: Sequence[float] | None = None,
+        clusters: Sequence[Any] | None = None,
+    ) -> None:
+        """Add a batch of preferences, with or without the optional inputs."""
+        if preferences is None:
+            raise TrlRealError(
+                "No preferences in this call. Give lengths and clusters with the preferences of their rows."
+            )
+        preferences = as_preferences(preferences)
+        columns = {
+            "lengths": None if lengths is None else as_vector(lengths, "lengths"),
+            "baseline_lengths": None if baseline_lengths is None else as_vector(baseline_lengths, "baseline_lengths"),
+            "clusters": None if clusters is None else _encode(clusters),
+        }
+        for name, column in columns.items():
+            if column is None:
+                columns[name] = [NOT_GIVEN if name == "clusters" else None] * len(preferences)
+            elif len(column) != len(preferences):
+                raise TrlRealError(f"{len(column)} {name} came with {len(preferences)} preferences. Give one a row.")
+        super().add_batch(preferences=preferences, **columns)
+
+    def add(
+        self,
+        *,
+        preferences: float | None,
+        lengths: float | None = None,
+        baseline_lengths: float | None = None,
+        clusters: Any = None,
+    ) -> None:
+        """Add the preference of one row, with or without the optional inputs."""
+        optional = {"lengths": [lengths], "baseline_lengths": [baseline_lengths], "clusters": [clusters]}
+        self.add_batch(preferences=[preferences], **optional)
+
+    def _compute(self, *, preferences, lengths, baseline_lengths, clusters, confidence=0.95) -> dict[str, Any]:
+        return win_rate(
+            preferences,
+            clusters=_given(clusters, "clusters"),
+            confidence=confidence,
+            lengths=_given(lengths, "lengths"),
+            baseline_lengths=_given(baseline_lengths, "baseline_lengths"),
+        )
+
+
+def _encode(clusters: Sequence[Any]) -> list[str]:
+    """Ids as JSON: evaluate takes no None among texts, and 1, "1" and "" are to stay three different prompts."""
+    clusters = clusters.tolist() if hasattr(clusters, "tolist") else clusters
+    return [json.dumps(name.item() if hasattr(name, "item") else name, default=str) for name in clusters]
+
+
+def _given(column: Sequence[Any], name: str) -> Sequence[Any] | None:
+    """A column that was given in full; None if it was not given at all."""
+    missing = [value is None or value != value or value == NOT_GIVEN for value in column]
+    if all(missing):
+        return None
+    if any(missing):
+        raise TrlRealError(f"{name} row {missing.index(True)} is missing. Give {name} for every row, or for none.")
+    return column

@@ -1,0 +1,262 @@
+"""A subset to the Hub: its rows as one config of a dataset repository, its recipe into the card."""
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+import yaml
+from datasets import Dataset, DatasetDict
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from trl_real.errors import TrlRealError
+from trl_real.hub.card import check_record, public_record, update_card
+from trl_real.selection.record import SelectionRecord
+
+
+logger = logging.getLogger(__name__)
+
+RECORDS_FOLDER = "selection_records"
+CONFLICTS = (409, 412)
+ATTEMPTS = 8
+PAUSE = 0.1  # seconds, at most, before the second attempt; twice as long before each next one
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_RESERVED = ("data", RECORDS_FOLDER)
+_HINTS = {
+    401: "Type: hf auth login",
+    403: "Push to a name of your own, or use a token with write access to this one. Type: hf auth login",
+    404: "Check the name, and that you are signed in. Type: hf auth whoami",
+    409: "Someone else pushed at the same moment",
+    412: "Someone else pushed at the same moment",
+    429: "The Hub asks for a pause. Wait a few minutes",
+}
+
+
+def push_subset(
+    dataset: Dataset | DatasetDict,
+    repo_id: str,
+    *,
+    record: SelectionRecord | dict | None = None,
+    config_name: str | None = None,
+    split: str = "train",
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """
+    Push a subset as one config of a dataset repository, with its recipe in the card.
+
+    Two commits: the rows (with `datasets`' own metadata), then our section of the card together with
+    `selection_records/CONFIG.json`. Each is all or nothing, so after a failure the repository holds what it held
+    before or the new rows, the local dataset is untouched, and pushing again finishes the work. Other configs, the
+    user's text in the card and other files stay as they are.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`): The rows. A `DatasetDict` replaces all splits of its config.
+        repo_id (`str`): `user/name`, or `name` for a repository of your own. It is created if it is not there.
+        record (`SelectionRecord` or `dict`): How the subset was made: `selector.record` after `select`.
+        config_name (`str`, *optional*): Defaults to strategy and budget, such as `easy-0.25`.
+        split (`str`, *optional*, defaults to `"train"`): Split of a `Dataset`; a `DatasetDict` brings its own.
+        private (`bool`, *optional*): As in `push_to_hub`; `True` also refuses a repository that is public already.
+        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
+        revision (`str`, *optional*): Branch to push to, made if needed. Defaults to `main`.
+        commit_message (`str`, *optional*): Defaults to one that names the config.
+
+    Returns:
+        Address of the repository (of the branch, if `revision` is given).
+
+    Raises:
+        TrlRealError: In one line, if something given is wrong, or the Hub cannot be reached or says no.
+    """
+    columns = _checked_columns(dataset)
+    _check_names(repo_id, split)
+    record = _as_record(record)
+    config_name = checked_config_name(config_name if config_name is not None else default_config_name(record))
+    api, message = HfApi(token=token), commit_message or f"Push {config_name} with trl-real"
+    with _one_line(repo_id, "The rows here are whole: push again once that is mended."):
+        repo_id = _open_repo(api, repo_id, private)
+        target = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
+        _again_on_conflict(lambda: _push_rows(dataset, split, token=token, commit_message=message, **target))
+    with _one_line(repo_id, "The rows are pushed, their card may not be: push again once that is mended."):
+        _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
+    url = f"{api.endpoint}/datasets/{repo_id}"
+    return f"{url}/tree/{quote(revision, safe='')}" if revision else url
+
+
+def default_config_name(record: SelectionRecord) -> str:
+    """Strategy and budget: `easy-0.25`, `hard-500`, `random-all`."""
+    strategy = re.sub(r"[^A-Za-z0-9._]+", "-", record.strategy).strip("._-") or "selection"
+    budget = round(record.budget, 6) if isinstance(record.budget, float) else record.budget or "all"
+    return f"{strategy[-64:].lstrip('._-')}-{budget}"
+
+
+def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
+    if not isinstance(dataset, Dataset | DatasetDict):
+        raise TrlRealError(
+            f"push_subset takes a Dataset or a DatasetDict, found {type(dataset).__name__}. "
+            "Make one: datasets.Dataset.from_list(rows) or datasets.Dataset.from_generator(...)"
+        )
+    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
+    if not any(len(rows) for rows in splits):
+        raise TrlRealError("The subset has 0 rows, so there is nothing to push. Select with a larger budget.")
+    return splits[0].column_names
+
+
+def _check_names(repo_id: str, split: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise TrlRealError(
+            f"Repository {repo_id!r} does not do. Give 'user/name' or 'name', of letters, digits, '-', '_' and '.'"
+        ) from error
+    if not re.fullmatch(r"\w+(\.\w+)*", split):
+        raise TrlRealError(f"Split {split!r} does not do. Give letters, digits, '_' and '.', such as split='train'")
+
+
+def _as_record(record: SelectionRecord | dict | None) -> SelectionRecord:
+    if record is None:
+        raise TrlRealError(
+            "No selection record, so the card cannot say how the subset was made. Give record=selector.record or "
+            "record=SelectionRecord.load(folder); to push without a recipe: dataset.push_to_hub(repo_id)"
+        )
+    if isinstance(record, dict):
+        missing = {"strategy", "budget", "seed"} - record.keys()
+        if missing:
+            raise TrlRealError(
+                f"The record has no {sorted(missing)}; it has {sorted(record)}. Give record=selector.record.to_dict()"
+            )
+        record = SelectionRecord.from_dict(record)
+    check_record(record)
+    return record
+
+
+def checked_config_name(name: str) -> str:
+    """
+    The name, if the Hub, `load_dataset` and the card's markers can all bear it.
+
+    Raises:
+        TrlRealError: If not.
+    """
+    if _CONFIG_NAME.fullmatch(name) and name not in _RESERVED:
+        return name
+    raise TrlRealError(
+        f"Config name {name!r} does not do: 1 to 96 letters, digits, '.', '_' and '-', a letter or digit first, "
+        f"and not {' or '.join(map(repr, _RESERVED))}. Give one such as config_name='easy-0.25'"
+    )
+
+
+def _open_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
+    if "/" not in repo_id:
+        repo_id = f"{api.whoami()['name']}/{repo_id}"
+    try:
+        info = api.repo_info(repo_id, repo_type="dataset")
+    except RepositoryNotFoundError:
+        return api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+    if private and not info.private:
+        raise TrlRealError(
+            f"{repo_id} exists and is public, so private=True would publish the rows. Give another name, or type: "
+            f"hf repos settings {repo_id} --repo-type dataset --private"
+        )
+    return info.id
+
+
+def _push_rows(dataset: Dataset | DatasetDict, split: str, **target) -> None:
+    if isinstance(dataset, DatasetDict):
+        dataset.push_to_hub(**target)
+        return
+    try:
+        dataset.push_to_hub(split=split, **target)
+    except ValueError as error:
+        if not str(error).startswith("Features of the new split"):
+            raise
+        raise TrlRealError(
+            f"Config {target['config_name']!r} of {target['repo_id']} has another split with columns other than "
+            f"{sorted(dataset.column_names)}. Push all splits together as a DatasetDict, or give another config_name."
+        ) from error
+
+
+def _push_card(
+    api: HfApi,
+    record: SelectionRecord,
+    columns: list[str],
+    *,
+    repo_id: str,
+    config_name: str,
+    revision: str | None,
+    message: str,
+) -> None:
+    head = api.repo_info(repo_id, repo_type="dataset", revision=revision).sha
+    readme = hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=head, token=api.token)
+    with open(readme, encoding="utf-8", newline="") as file:
+        content = file.read()
+    files = {
+        "README.md": update_card(content, record, config_name, repo_id, columns=columns, revision=revision),
+        f"{RECORDS_FOLDER}/{config_name}.json": json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
+    }
+    api.create_commit(
+        repo_id,
+        [CommitOperationAdd(path, text.encode()) for path, text in files.items()],
+        commit_message=f"{message}: card and record",
+        repo_type="dataset",
+        revision=revision,
+        parent_commit=head,
+    )
+
+
+def _again_on_conflict(step: Callable[[], None]) -> None:
+    # datasets' own retry looks for the status on `err.__context__`, where huggingface_hub 2 no longer puts it.
+    for attempt in range(ATTEMPTS):
+        try:
+            return step()
+        except HfHubHTTPError as error:
+            if attempt + 1 == ATTEMPTS or error.response.status_code not in CONFLICTS:
+                raise
+            logger.info("Another commit came first; pushing again on top of it.")
+            # Two pushers in step would meet again; the user's own random state is not ours to draw from.
+            time.sleep(random.SystemRandom().uniform(0, PAUSE * 2**attempt))
+
+
+@contextmanager
+def _one_line(repo_id: str, state: str) -> Iterator[None]:
+    try:
+        yield
+    except TrlRealError:
+        raise
+    except (HTTPError, OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
+        # A failed upload arrives as a RuntimeError caused by the HTTP error that tells why.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        raise TrlRealError(f"Could not push to {repo_id}: {_reason(cause)} {state}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return "you are not signed in. Type: hf auth login."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set. Type: unset HF_HUB_OFFLINE."
+    if isinstance(error, HfHubHTTPError):
+        return _status_reason(error)
+    # Upload addresses carry credentials in their query string.
+    first_line = re.sub(r"\?\S+", "", next(iter(str(error).strip().splitlines()), type(error).__name__)).rstrip(".")
+    if isinstance(error, HTTPError):
+        return f"the Hub cannot be reached ({first_line}). Check the connection and HF_ENDPOINT."
+    return f"{first_line}."
+
+
+def _status_reason(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    said = " ".join((error.server_message or error.response.reason_phrase or "no message").split()).rstrip(".")
+    return f"the Hub said {status}, {said}. {_HINTS.get(status, 'Try again later')}."

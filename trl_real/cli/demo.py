@@ -1,0 +1,267 @@
+"""The whole way with a real model: pool, selection at two budgets beside random, labels, DPO, win rate, report."""
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from trl_real.cli.demo_task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
+from trl_real.cli.options import add_config, result, say
+from trl_real.errors import TrlRealError
+
+
+STRATEGIES = ("easy", "random")
+SETTINGS = "settings.json"
+DEFAULTS = {
+    "model": None,
+    "budgets": [24, 56],
+    "n_prompts": 80,
+    "n_responses": 4,
+    "n_samples": 4,
+    "max_new_tokens": 48,
+    "num_train_epochs": 3.0,
+    "learning_rate": 2e-4,
+    "seed": 42,
+}
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Sizes; the defaults take about ten minutes on two cores."""
+    parser.add_argument("--output_dir", default="demo_output", help="folder to write; a second run goes on from there")
+    parser.add_argument("--model", help="Hub id or path of a chat model (default: SmolLM2-135M-Instruct)")
+    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 24 56)")
+    parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default)")
+    parser.add_argument("--n_responses", type=int, help="responses a prompt in the pool (default 4)")
+    parser.add_argument("--n_samples", type=int, help="responses a test prompt (default 4)")
+    parser.add_argument("--max_new_tokens", type=int, help="tokens a response (default 48)")
+    parser.add_argument("--num_train_epochs", type=float, help="epochs of DPO (default 3)")
+    parser.add_argument("--learning_rate", type=float, help="of DPO (default 2e-4)")
+    parser.add_argument("--seed", type=int)
+    add_config(parser)
+    parser.set_defaults(**DEFAULTS)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run every step that is not in `output_dir` already, then print the table and the report's path."""
+    started = time.perf_counter()
+    demo = Demo(args)
+    arms = [demo.arm(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
+    report = demo.report(arms)
+    say(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
+    result(args, {"report": str(report), "arms": [arm.to_dict() for arm in arms]}, _table(arms, report))
+
+
+class Demo:
+    """
+    The steps, each done once: what is in `output_dir` is read, not made again.
+
+    Args:
+        args: What `register` parses.
+
+    Raises:
+        TrlRealError: If `output_dir` holds a run with other settings.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        from trl_real.cli.demo_model import demo_model
+        from trl_real.evaluation.report import check_extras
+
+        check_extras()
+        self.args, self.folder = args, Path(args.output_dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings()
+        self.name = args.model or demo_model()
+        self.pool = self._pool()
+        self.before = self._completions("before", self._load)
+
+    def arm(self, strategy: str, budget: int) -> Any:
+        """Select, label, train and evaluate at one budget: an `Arm` of the report."""
+        from collections import Counter
+
+        from trl_real.evaluation.report import Arm
+        from trl_real.labeling.annotate import annotate
+        from trl_real.labeling.judges import ScoreJudge
+        from trl_real.selection.selector import EmbeddingPairSelector
+
+        say(f"\n{strategy}, {budget} labels")
+        selector = EmbeddingPairSelector(self.name, strategy=strategy, seed=self.args.seed)
+        kept = selector.select(self.pool, budget)
+        say(selector.record.summary())
+        counts: Counter = Counter()
+        preferences = annotate(kept, ScoreJudge(), counts=counts)
+        run = self.folder / f"{strategy}-{budget}"
+        log_history, seconds = self._train(preferences, run)
+        after = self._completions(run.name, lambda: self._load(run))
+        comparison, scores = self._compare(after)
+        say(comparison.summary())
+        return Arm(
+            name=f"{strategy} {budget}",
+            strategy=strategy,
+            budget=budget,
+            n_labels=len(kept),
+            record=selector.record,
+            comparison=comparison,
+            log_history=log_history,
+            seconds=seconds,
+            mean_score=scores,
+            label_counts=dict(counts),
+            kept=kept,
+        )
+
+    def report(self, arms: list) -> Path:
+        """Write `report.html` and its pictures."""
+        from trl_real.evaluation.report import write_report
+
+        pool = {"rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
+        recipe = {"model": self.name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
+        recipe |= {"learning rate": self.args.learning_rate, "beta": 0.1, "LoRA rank": 16}
+        title = "Which pairs are worth a label? A run on controlled sentiment"
+        return write_report(self.folder, title=title, task=TASK, pool=pool, arms=arms, recipe=recipe)
+
+    def _check_settings(self) -> None:
+        own = {name: value for name, value in vars(self.args).items() if name in DEFAULTS}
+        path = self.folder / SETTINGS
+        if not path.exists():
+            path.write_text(json.dumps(own), encoding="utf-8")
+        elif (found := json.loads(path.read_text(encoding="utf-8"))) != own:
+            changed = sorted(name for name in own if own[name] != found.get(name))
+            raise TrlRealError(f"{str(self.folder)!r} holds a run with another {changed[0]}. Give a new --output_dir.")
+
+    def _load(self, adapter: Path | None = None) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(self.name)
+
+    def _pool(self) -> Any:
+        """Prompts with responses sampled from the model, and their true rewards as scores."""
+        from datasets import Dataset
+
+        from trl_real.data.files import load, save
+
+        if not (self.folder / "pool").exists():
+            questions = prompts(TRAIN_TOPICS)[: self.args.n_prompts]
+            responses = self._sample(*self._load(), questions, self.args.n_responses, "Sampling the pool")
+            columns = {"prompt": questions, "responses": responses, "scores": [sentiment(r) for r in responses]}
+            save(Dataset.from_dict(columns), self.folder / "pool")
+        # Read from disk in every case: only then does `datasets` cache what is computed on it.
+        return load(self.folder / "pool")
+
+    def _completions(self, name: str, load_model: Callable[[], tuple[Any, Any]]) -> list[list[str]]:
+        """Responses to the test prompts, `n_samples` each."""
+        path = self.folder / f"completions-{name}.json"
+        if not path.exists():
+            found = self._sample(*load_model(), prompts(TEST_TOPICS), self.args.n_samples, f"Sampling ({name})")
+            _write(path, found)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _sample(self, model: Any, tokenizer: Any, questions: list, n: int, desc: str) -> list[list[str]]:
+        import torch
+
+        from trl_real.models.generate import generate_responses
+
+        size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 64, "seed": self.args.seed}
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=_bfloat16_is_fast()):
+            found = generate_responses(model, tokenizer, questions, n=n, desc=desc, **size)
+        return [[whole_sentences(text) for text in texts] for texts in found]
+
+    def _train(self, preferences: Any, run: Path) -> tuple[list[dict], float]:
+        """DPO with LoRA, unless `run` holds it; the log and the seconds it took."""
+        log = run / "log_history.json"
+        if not log.exists():
+            started = time.perf_counter()
+            history = train_lora(self.name, preferences, run, self.args)
+            _write(log, {"log_history": history, "seconds": time.perf_counter() - started})
+        done = json.loads(log.read_text(encoding="utf-8"))
+        return done["log_history"], done["seconds"]
+
+    def _compare(self, after: list[list[str]]) -> tuple[Any, dict[str, float]]:
+        """The trained model against the model before, judged by the true reward of their replies."""
+        from datasets import Dataset
+
+        from trl_real.evaluation.comparison import compare
+        from trl_real.labeling.judges import ScoreJudge
+
+        flat = {"after": sum(after, []), "before": sum(self.before, [])}
+        scores = {name: sentiment(texts) for name, texts in flat.items()}
+        questions = [question for question in prompts(TEST_TOPICS) for _ in range(self.args.n_samples)]
+        two = [list(pair) for pair in zip(scores["after"], scores["before"], strict=True)]
+        rows = Dataset.from_dict({"prompt": questions, **flat, "scores": two, "pair": [[0, 1]] * len(two)})
+        means = {f"reward {name}": sum(values) / len(values) for name, values in scores.items()}
+        return compare(rows, ScoreJudge(), model="after", baseline="before"), means
+
+
+def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace) -> list[dict]:
+    """Train an adapter with REALDPOTrainer and save it; returns the log."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+
+    from trl_real.training.config import REALDPOConfig
+    from trl_real.training.trainer import REALDPOTrainer
+
+    config = REALDPOConfig(
+        output_dir=str(run),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=_bfloat16_is_fast(),
+        per_device_train_batch_size=8,
+        num_train_epochs=args.num_train_epochs,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=2,
+        max_length=256,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=True,
+        precompute_ref_batch_size=8,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    trainer = REALDPOTrainer(
+        name,
+        args=config,
+        train_dataset=preferences,
+        processing_class=AutoTokenizer.from_pretrained(name),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    with redirect_stdout(io.StringIO()):  # the trainer prints its log, which is in the report
+        trainer.train()
+    trainer.save_model()
+    return trainer.state.log_history
+
+
+def _bfloat16_is_fast() -> bool:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _write(path: Path, values: Any) -> None:
+    """All or nothing, since a second run trusts what it finds."""
+    scratch = path.with_suffix(".new")
+    scratch.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _table(arms: list, report: Path) -> str:
+    lines = [f"{'arm':<12} {'labels':>6}  {'win rate against the model before':<34} {'reward':>7}"]
+    for arm in arms:
+        r = arm.comparison.rates
+        rate = f"{r['win_rate']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] (n={r['n_total']})"
+        lines.append(f"{arm.name:<12} {arm.n_labels:>6}  {rate:<34} {arm.mean_score['reward after']:>+7.2f}")
+    before = arms[0].mean_score["reward before"]
+    return "\n".join([*lines, f"reward before training: {before:+.2f}", f"report: {report}"])

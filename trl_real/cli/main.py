@@ -1,0 +1,78 @@
+"""`trl-real`: one verb a file; heavy imports wait until a verb runs."""
+
+import argparse
+import logging
+import sys
+from importlib import import_module
+
+from trl_real import __version__
+from trl_real.cli.options import apply_config, say
+from trl_real.errors import TrlRealError
+
+
+VERBS = {
+    "select": "choose the pairs of a pool that are worth a label",
+    "label": "turn selected pairs into preferences",
+    "train": "train with REALDPOTrainer (all flags of TRL's DPO)",
+    "win-rate": "win rate of a model against a baseline, with its interval",
+    "push": "push a subset to the Hub, with its recipe",
+    "demo": "the whole way with a real model, in minutes on a CPU",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run a verb.
+
+    Returns:
+        0, or 2 after a mistake of the user's, which is told in one line.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    try:
+        if verb is None:
+            _top_parser().parse_args(argv or ["--help"])
+            return 0
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("trl_real").setLevel(logging.INFO)
+        module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
+        module.run(_parse(verb, module, argv[1:]))
+    except TrlRealError as error:
+        say(f"trl-real: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("trl-real: interrupted")
+        return 130
+    return 0
+
+
+def _parse(verb: str, module, argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"trl-real {verb}", description=module.__doc__, allow_abbrev=False)
+    module.register(parser)
+    known, _ = parser.parse_known_args(argv)
+    if getattr(known, "config", None) and getattr(module, "CONFIG_BY_FLAG", True):
+        apply_config(parser, known.config)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(module, "PASSES_FLAGS_ON", False):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.verb, args.rest = verb, rest
+    return args
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    parser = argparse.ArgumentParser(
+        prog="trl-real",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Choose the response pairs worth a label, label them, train, and measure what that saved.",
+        epilog="verbs:\n"
+        + "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+        + "\n\n`trl-real VERB --help` tells more.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

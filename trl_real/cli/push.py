@@ -1,0 +1,37 @@
+"""Push a subset to the Hub: an ordinary dataset repository, one config a selection, the recipe in its card."""
+
+import argparse
+
+from trl_real.cli.options import add_common, require, result, say
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Flags bear the names of `push_subset`'s arguments."""
+    add_common(parser, output=False)
+    parser.add_argument("--repo_id", help="name on the Hub, such as user/my-pairs")
+    parser.add_argument("--config_name", help="config in the repository (default: strategy and budget)")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to")
+    parser.add_argument("--commit_message")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push the rows and the record that `trl-real select` or `label` wrote."""
+    from trl_real.data.files import load
+    from trl_real.hub.push import push_subset
+    from trl_real.selection.record import SelectionRecord
+
+    require(args, "dataset", "repo_id")
+    record = SelectionRecord.load(args.dataset)
+    url = push_subset(
+        load(args.dataset),
+        args.repo_id,
+        record=record,
+        config_name=args.config_name,
+        split=args.split or "train",
+        private=args.private,
+        revision=args.revision,
+        commit_message=args.commit_message,
+    )
+    say("Pushed. Anyone with access can type: load_dataset(...) as the card shows.")
+    result(args, {"url": url}, url)

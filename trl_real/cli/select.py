@@ -1,0 +1,56 @@
+"""Choose the pairs of a pool that are worth a label."""
+
+import argparse
+
+from trl_real.cli.options import add_common, number, require, result, say
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Flags bear the names of `EmbeddingPairSelector`'s arguments."""
+    add_common(parser)
+    parser.add_argument(
+        "--source", help="convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval"
+    )
+    parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
+    parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid or random")
+    parser.add_argument(
+        "--budget", type=number, help="share of the rows (0.25) or number of rows (500); all by default"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--context", default="response", help="response (default) or prompt+response")
+    parser.add_argument("--layer", type=int, default=-1, help="hidden states to average; -1 (default) is the last")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens of a response that are read (default 512)")
+    parser.add_argument("--batch_tokens", type=int, help="tokens in a forward pass")
+    parser.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    parser.add_argument("--device", help="such as cpu or cuda:0")
+    parser.add_argument("--center", action="store_true", help="subtract the pool's mean embedding")
+    parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--num_proc", type=int, help="worker processes")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Select, and write the kept rows with their record."""
+    from trl_real.data.files import load, save
+    from trl_real.data.sources import SOURCES
+    from trl_real.errors import TrlRealError
+    from trl_real.selection.budget import check_budget
+    from trl_real.selection.selector import EmbeddingPairSelector
+
+    require(args, "dataset", "output_dir")
+    check_budget(args.budget)
+    if args.source is not None and args.source not in SOURCES:
+        raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
+    names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
+    settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
+    selector = EmbeddingPairSelector(args.model, **settings)
+    dataset = load(args.dataset, args.split)
+    if args.source:
+        dataset = SOURCES[args.source](dataset)
+    kept = selector.select(dataset, args.budget, num_proc=args.num_proc)
+    folder = save(kept, args.output_dir)
+    selector.record.save(folder)
+    say(selector.record.summary())
+    verb = "label" if "pair" in kept.column_names else "train"
+    say(f"Next: trl-real {verb} --dataset {folder} --output_dir …")
+    result(args, {"output_dir": str(folder), **selector.record.to_dict()}, str(folder))

@@ -1,6 +1,8 @@
 """Train with REALDPOTrainer: --dataset, --split, --model and every flag of TRL's DPO, LoRA's too."""
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 from trl_real.cli.options import add_common, require, result, say
@@ -62,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
-    trainer.train()
+    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is for the result
+        trainer.train()
     trainer.save_model()
     metrics = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
     result(args, {"output_dir": config.output_dir, **metrics}, config.output_dir)

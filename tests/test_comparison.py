@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.evaluation.comparison import compare
@@ -152,7 +153,7 @@ def test_what_is_wrong_is_named(dataset):
         compare(dataset, judge, prompt="question")
     with pytest.raises(TrlRealError, match="both 'response'"):
         compare(dataset, judge, baseline="response")
-    with pytest.raises(TrlRealError, match="model is a object"):
+    with pytest.raises(TrlRealError, match="object is no policy"):
         compare(dataset, judge, model=object())
     with pytest.raises(TrlRealError, match=r"dataset\['test'\]"):
         compare(DatasetDict({"test": dataset}), judge)
@@ -180,3 +181,29 @@ def test_agrees_with_the_alpaca_eval_leaderboard_on_real_responses():
         assert 100 * comparison.rates["win_rate"] == pytest.approx(published.win_rate, abs=1e-6)
         assert (comparison.rates["n_wins"], comparison.rates["n_ties"]) == (published.n_wins, published.n_draws)
         assert int(comparison.model_length) == published.avg_length
+
+
+def test_two_policies_write_their_completions_first(tmp_path):
+    rows = Dataset.from_dict({"prompt": ["one", "two", "three"]})
+
+    def longer(batch):
+        pairs = zip(batch["response_a"], batch["response_b"], strict=True)
+        return [0.5 if len(a) == len(b) else float(len(a) > len(b)) for a, b in pairs]
+
+    model, other, tokenizer = tiny_model(0), save_tiny(tmp_path, seed=1), tiny_tokenizer()
+    sampling = {"tokenizer": tokenizer, "max_new_tokens": 8, "seed": 3}
+    found = compare(rows, longer, model=model, baseline=other, **sampling)
+    assert (
+        found.rates["n_total"] == 3
+        and found.to_dict() == compare(rows, longer, model=model, baseline=other, **sampling).to_dict()
+    )
+    itself = compare(rows, longer, model=other, baseline=other, **sampling)
+    assert itself.n_identical == 3 and itself.rates["win_rate"] == 0.5
+
+
+def test_a_policy_without_a_tokenizer_or_a_thing_that_is_none():
+    rows = Dataset.from_dict({"prompt": ["one"], "baseline_response": ["x"]})
+    with pytest.raises(TrlRealError, match="needs its tokenizer"):
+        compare(rows, lambda batch: [1.0], model=tiny_model())
+    with pytest.raises(TrlRealError, match="int object is no policy"):
+        compare(rows, lambda batch: [1.0], model=7)

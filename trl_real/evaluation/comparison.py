@@ -11,6 +11,7 @@ import numpy as np
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
 from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.evaluation.completions import add_completions, is_policy
 from trl_real.functional.win_rate import win_rate
 
 
@@ -77,22 +78,26 @@ def compare(
     baseline: str = "baseline_response",
     prompt: str = "prompt",
     confidence: float = 0.95,
+    tokenizer: Any = None,
+    **generation: Any,
 ) -> Comparison:
     """
-    Win rate of one column of completions against another.
+    Win rate of a policy, or of a column of completions, against another.
 
     Two identical completions are a tie, and no request. Several rows of one prompt are one cluster: they make the
     interval no narrower than the prompts allow.
 
     Args:
-        dataset: Rows with a prompt and two completions, each a text or messages (of which assistant turns count).
+        dataset: Rows with a prompt and completions, each a text or messages (of which assistant turns count).
         judge: Called with a batch of columns: those of the dataset, `prompt`, and as texts `response_a` (the model's)
             and `response_b` (the baseline's). Returns a verdict a row: the probability in [0, 1] that `response_a` is
             better, NaN or None if it could not tell. Has a `name`. It alone sees to position bias.
-        model: Column of the model's completions.
-        baseline: Column of the baseline's completions.
+        model: Column of the model's completions; or a policy that writes them, by path, Hub id or loaded.
+        baseline: The same for the baseline.
         prompt: Column of the prompts.
         confidence: Level of the interval, in (0, 1).
+        tokenizer: For loaded policies.
+        generation: For policies: `max_new_tokens`, `temperature`, `seed`, … of `generate_responses`.
 
     Returns:
         The rates, with lengths and names.
@@ -101,6 +106,8 @@ def compare(
         MissingColumnError: If a column is not there.
         TrlRealError: If a completion is neither a text nor messages, or the judge's verdicts do not fit its rows.
     """
+    dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
+    dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)
     verdicts, prompts, lengths, n_identical = [], [], [], 0
     for rows in dataset.iter(batch_size=ROWS_A_CALL):
@@ -128,11 +135,16 @@ def compare(
     )
 
 
-def _check_request(dataset: Any, model: Any, baseline: Any) -> None:
+def _with_completions(dataset: Any, side: Any, argument: str, prompt: str, tokenizer: Any, generation: dict) -> tuple:
+    """The dataset and the name of the side's column, which a policy writes first."""
+    if not is_policy(side) or side in (getattr(dataset, "column_names", None) or ()):
+        return dataset, side
+    column = f"{argument} completions"
+    return add_completions(dataset, side, column, tokenizer=tokenizer, prompt=prompt, **generation), column
+
+
+def _check_request(dataset: Any, model: str, baseline: str) -> None:
     """What would otherwise fail late or say little."""
-    for argument, column in (("model", model), ("baseline", baseline)):
-        if not isinstance(column, str):
-            raise TrlRealError(f"{argument} is a {type(column).__name__}. Give the name of a column of completions.")
     if model == baseline:
         raise TrlRealError(f"model and baseline are both {model!r}. Give the names of two columns.")
     if isinstance(dataset, dict):

@@ -153,7 +153,7 @@ def test_what_is_wrong_is_named(dataset):
         compare(dataset, judge, prompt="question")
     with pytest.raises(TrlRealError, match="both 'response'"):
         compare(dataset, judge, baseline="response")
-    with pytest.raises(TrlRealError, match="object is no policy"):
+    with pytest.raises(TrlRealError, match="of type object is no policy"):
         compare(dataset, judge, model=object())
     with pytest.raises(TrlRealError, match=r"dataset\['test'\]"):
         compare(DatasetDict({"test": dataset}), judge)
@@ -205,5 +205,5 @@ def test_a_policy_without_a_tokenizer_or_a_thing_that_is_none():
     rows = Dataset.from_dict({"prompt": ["one"], "baseline_response": ["x"]})
     with pytest.raises(TrlRealError, match="needs its tokenizer"):
         compare(rows, lambda batch: [1.0], model=tiny_model())
-    with pytest.raises(TrlRealError, match="int object is no policy"):
+    with pytest.raises(TrlRealError, match="of type int is no policy"):
         compare(rows, lambda batch: [1.0], model=7)

@@ -117,7 +117,7 @@ class Demo:
         from trl_real.evaluation.report import write_report
 
         pool = {"rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
-        recipe = {"model": self.name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
+        recipe = {"model": Path(self.name).name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
         recipe |= {"learning rate": self.args.learning_rate, "beta": 0.1, "LoRA rank": 16}
         title = "Which pairs are worth a label? A run on controlled sentiment"
         return write_report(self.folder, title=title, task=TASK, pool=pool, arms=arms, recipe=recipe)

@@ -28,6 +28,8 @@ def to_columns(rows: Any) -> dict[str, Any]:
     if hasattr(rows, "to_pydict"):
         return rows.to_pydict()
     columns = {name: rows[name] for name in rows.keys()}
+    if not isinstance(rows, Mapping):  # pandas says NaN where a text is missing
+        columns = {name: series.astype(object).where(series.notna(), None) for name, series in columns.items()}
     return {name: value if name == EMBEDDINGS else to_python(value) for name, value in columns.items()}
 
 
@@ -61,25 +63,27 @@ def is_pool(columns: Iterable[str], responses: str) -> bool:
     raise MissingColumnError(responses, columns, f"{fix}; or bring labelled pairs in 'chosen' and 'rejected'.")
 
 
-def is_batch(rows: Any, columns: dict[str, Any], key: str, depth: int) -> bool:
+def is_batch(rows: Any, columns: dict[str, Any], depths: dict[str, int]) -> bool:
     """
     Whether a batch came in, told by how deep the texts lie: a plain dict looks alike for rows and batches.
 
     Args:
         rows: What came in. Tables are batches, of one row or more.
         columns: The same as Python values.
-        key: Column to look at.
-        depth: Lists around a text in one row: 1 for a list of responses, 0 for a single one. Messages count as a text.
+        depths: Columns to look at, until one has a text, and the lists around a text in one row: 1 for a list of
+            responses, 0 for a single one. Messages count as a text. The first one must be there.
     """
     if isinstance(rows, LazyRow):
         return False
     if isinstance(rows, LazyBatch) or not isinstance(rows, Mapping):
         return True
-    deepest = _depth(columns[key])
-    if deepest is not None:
-        return deepest > depth
-    if depth == 0:
-        return isinstance(columns[key], list)
+    for name, depth in depths.items():
+        deepest = _depth(columns.get(name))
+        if deepest is not None:
+            return deepest > depth
+    key = next(iter(depths))
+    if depths[key] == 0:
+        return isinstance(columns[key], list) and bool(columns[key])
     return any(isinstance(value, list) for value in columns[key] or [])
 
 

@@ -44,6 +44,11 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
     Raises:
         TrlRealError: If a response is neither text nor messages.
     """
+    if isinstance(responses, str) or not isinstance(responses, list | tuple | None):
+        raise TrlRealError(
+            f"Column {column!r} holds one {type(responses).__name__} a row where a list of responses should be. "
+            "Group the rows of a prompt first, or name the column that has the lists: responses='…'."
+        )
     texts = [_checked_text(response, column) for response in responses or []]
     seen: dict[str, int] = {}
     for index, text in enumerate(texts):
@@ -71,8 +76,16 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         return Candidates(prompt, skipped=MISSING)
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         _checked_text(value, name)
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise TrlRealError(
+            "Of 'chosen' and 'rejected' one holds texts and the other messages. Convert one: dataset.map(…)."
+        )
     if prompt is None:
+        if chosen == rejected:
+            return Candidates(skipped=IDENTICAL)
         prompt = implied_prompt(chosen, rejected)
+        if prompt != implied_prompt(rejected, chosen):  # else the label would decide whether the row has a pair
+            return Candidates(skipped=PROMPT_MISMATCH)
         chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
     elif isinstance(prompt, str) and not isinstance(chosen, str):
         chosen, rejected = _after_user_turn(chosen, prompt), _after_user_turn(rejected, prompt)

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -94,14 +94,16 @@ class Embedder:
         self.model, self.tokenizer = model, tokenizer
         self.options = options = options or EmbedderOptions()
         self.backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        self.original: nn.Module | None = None
         if dtype == torch.float32 != next(self.backbone.parameters()).dtype:
-            self.backbone = copy.deepcopy(self.backbone).float()
+            self.original, self.copied = self.backbone, _versions(self.backbone)
+            self.backbone = copy.deepcopy(self.original).float().eval()
         weights = next(self.backbone.parameters())
         self.device = weights.device
         self.batch_tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
         self.cast_to = dtype if dtype not in (None, weights.dtype) else None
         self.before = [tokenizer.bos_token_id] * (options.include_bos and tokenizer.bos_token_id is not None)
-        self.after = [tokenizer.eos_token_id] * options.include_eos
+        self.after = [tokenizer.eos_token_id] * (options.include_eos and tokenizer.eos_token_id is not None)
         self.packs_well: bool | None = None
         self.memo: dict[Any, Tensor] | None = {} if memoize else None
 
@@ -118,6 +120,7 @@ class Embedder:
             TrlRealError: If a layer is asked for that the model does not have.
         """
         started = time.perf_counter()
+        self._renew_copy()
         sequences, truncated = self._tokenize(prompts, responses)
         distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
         vectors: list[Tensor | None] = [(self.memo or {}).get(sequence) for sequence in distinct]
@@ -125,6 +128,12 @@ class Embedder:
         self._remember(distinct, vectors)
         rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
         return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
+
+    def _renew_copy(self) -> None:
+        """Copy the weights to float32 again if they were trained since."""
+        if self.original is not None and self.copied != _versions(self.original):
+            self.copied = _versions(self.original)
+            self.backbone = copy.deepcopy(self.original).float().eval()
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
         """Each response as `(prompt ids, response ids)`, and whether it was cut."""
@@ -145,6 +154,8 @@ class Embedder:
             raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
         if isinstance(prompt, str):
             return prompt
+        if not isinstance(prompt, list):
+            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
         return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
@@ -157,18 +168,28 @@ class Embedder:
                 tree.ids.append(i)
             elif vectors[i] is None:
                 vectors[i] = torch.full((self.backbone.config.get_text_config().hidden_size,), torch.nan)
+        self._check_length(list(trees.values()))
         n_tokens = sum(tree.n_tokens for tree in trees.values())
-        was_training = self.model.training
+        in_training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
-            with torch.inference_mode(), self._precision(), _bar(n_tokens, progress) as bar:
-                for ids, rows, n_done in self._run(list(trees.values())):
+            run = closing(self._run(list(trees.values())))  # attention is given back even if the loop is broken off
+            with torch.inference_mode(), self._precision(), _bar(n_tokens, progress) as bar, run as batches:
+                for ids, rows, n_done in batches:
                     for i, row in zip(ids, rows.cpu(), strict=True):
                         vectors[i] = row
                     bar.update(n_done)
         finally:
-            self.model.train(was_training)
+            for module in in_training:
+                module.training = True
         return n_tokens
+
+    def _check_length(self, trees: list[Tree]) -> None:
+        limit = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
+        longest = max((len(tree.prompt) + max(map(len, tree.responses)) for tree in trees), default=0)
+        if limit and longest > limit:
+            fits = limit // 2 if self.options.context == "prompt+response" else limit
+            raise TrlRealError(f"A text has {longest} tokens, but the model reads {limit}. Type max_length={fits}.")
 
     def _run(self, trees: list[Tree]):
         """Yields response ids, their vectors and the number of tokens, one forward pass at a time."""
@@ -265,6 +286,10 @@ def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
     sums.index_add_(0, owners, hidden.float())
     counts.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float32))
     return sums[:n_rows] / counts[:n_rows, None]
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    return [(parameter.data_ptr(), parameter._version) for parameter in module.parameters()]
 
 
 def _split(items: list, n: int) -> tuple[list, list]:

@@ -1,8 +1,9 @@
 """Where embeddings come from: a name, a loaded model, an encoder; loaded late, never pickled, known by its weights."""
 
+import os
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
@@ -21,6 +22,7 @@ from trl_real.models.load import (
 
 # A loaded model does not travel; a forked worker finds the one that it inherited here.
 _alive: WeakValueDictionary[str, "Encoder"] = WeakValueDictionary()
+_with_model: WeakSet["Encoder"] = WeakSet()  # whether or not anyone has asked for their identity
 
 
 class Encoder:
@@ -51,7 +53,7 @@ class Encoder:
         device: str | None = None,
         options: EmbedderOptions | None = None,
     ):
-        self.name = model if isinstance(model, str) else None
+        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         self.model = None if self.name else model
         self.tokenizer = tokenizer
         self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
@@ -59,6 +61,8 @@ class Encoder:
         self._identity: str | None = None
         self._embedders: dict[str, Embedder] = {}
         self._check()
+        if self.model is not None:
+            _with_model.add(self)
 
     def _check(self) -> None:
         kind = type(self.model).__name__
@@ -86,6 +90,11 @@ class Encoder:
         config = getattr(self.model, "config", None)
         return getattr(config, "_name_or_path", "") or type(self.model).__name__
 
+    @property
+    def precision(self) -> str:
+        """The dtype that it embeds in, for the record."""
+        return self.dtype or str(getattr(self.model, "dtype", "float32")).removeprefix("torch.")
+
     def identity(self) -> str:
         """The commit on the Hub (asked for once), or a digest of the weights as they are now."""
         if self.name and (self._identity is None or self._identity.startswith("sha256:")):
@@ -109,15 +118,25 @@ class Encoder:
         """
         prepare_process()
         if self.name is None and self.model is None:
-            if self._identity not in _alive:
-                raise TrlRealError(
-                    "A loaded model does not travel to a new process (spawn). Give the selector a path or a Hub id."
-                )
-            return _alive[self._identity](prompts, texts, rank)
+            self._adopt()
         if not self.has_backbone:
-            vectors = torch.as_tensor(self.model.encode(texts)).float().cpu()
+            vectors = torch.as_tensor(self.model.encode(texts)).float().cpu() if texts else torch.zeros(0, 0)
+            if len(vectors) != len(texts):
+                raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
         return self._embedder(rank)(prompts, texts, progress=not is_forked())
+
+    def _adopt(self) -> None:
+        """Take the model that this process inherited; the settings stay this encoder's own."""
+        if self._identity not in _alive:
+            for encoder in list(_with_model):
+                encoder.identity()
+        known = _alive.get(self._identity)
+        if known is None or known.model is None:
+            raise TrlRealError(
+                "A loaded model does not travel to a new process (spawn). Give the selector a path or a Hub id."
+            )
+        self.model, self.tokenizer = known.model, known.tokenizer
 
     def in_float32(self) -> "Encoder | None":
         """The same model in float32, or None if it cannot differ."""

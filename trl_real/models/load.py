@@ -14,6 +14,7 @@ from trl_real.errors import TrlRealError
 
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template
 DTYPES = ("float32", "bfloat16", "float16")
 
 _IMPORTED_BY = os.getpid()
@@ -86,8 +87,14 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
         from datasets.fingerprint import Hasher
 
         digest = f"sha256:{Hasher.hash(model)}"
+    extras = []
+    if hasattr(model, "get_base_model"):  # PEFT: the weights do not tell which adapter is on
+        on = not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+        extras += sorted(model.active_adapters) if on else ["none"]
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return digest if backend is None else f"{digest}-{hashlib.sha256(backend.to_str().encode()).hexdigest()[:8]}"
+    if backend is not None:
+        extras += [backend.to_str(), repr(tokenizer.chat_template)]
+    return f"{digest}-{hashlib.sha256(repr(extras).encode()).hexdigest()[:8]}" if extras else digest
 
 
 def load_causal_lm(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
@@ -146,7 +153,7 @@ def is_forked() -> bool:
 
 
 def _folder_digest(folder: Path) -> str:
-    files = sorted({path for pattern in (*WEIGHT_FILES, "*.json") for path in folder.glob(pattern)})
+    files = sorted({path for pattern in (*WEIGHT_FILES, *OTHER_FILES) for path in folder.glob(pattern)})
     if not any(path.match(pattern) for path in files for pattern in WEIGHT_FILES):
         raise TrlRealError(f"No weights ({', '.join(WEIGHT_FILES)}) in {str(folder)!r}. Give a saved model's folder.")
     digests = [f"{path.name}:{_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]

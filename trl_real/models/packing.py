@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 
 ATTENTION = "trl_real_packed"
+NOT_SUPPORTED = ("softcap", "s_aux", "sinks", "position_bias")
 
 
 @dataclass
@@ -138,6 +139,8 @@ def packed_attention(
     Returns:
         The output, shape `(1, T, heads, d_head)`, and no weights.
     """
+    if any(kwargs.get(name) is not None for name in NOT_SUPPORTED):
+        raise ValueError(f"packed_attention knows none of {NOT_SUPPORTED}")  # the embedder pads instead
     output = query.new_empty(query.shape[2], query.shape[1], value.shape[3])  # (T, heads, d_head)
     grouped = query.shape[1] != key.shape[1]
     for segment in segments:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
+from trl_real.errors import TrlRealError
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.strategies import Strategy, centroid, easy, hard, lowest
 
@@ -67,7 +68,7 @@ def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed
     for n_responses, members in groups.items():
         embeddings = torch.stack([vectors[i] for i in members])  # (N, K, d)
         draws = _draws([rows[i] for i in members], scorer, seed)  # (N, P)
-        scores = scorer(embeddings, draws).double()
+        scores = _checked(scorer(embeddings, draws), draws.shape, scorer).double()
         picked = lowest(scores)
         first, second = candidate_pairs(n_responses)[:, picked]
         order = np.array([rows[i].indices for i in members])
@@ -117,6 +118,17 @@ def _draws(rows: list[Candidates], scorer: Strategy, seed: int) -> Tensor:
     keys = [content_key(seed, row.prompt, [row.texts[i], row.texts[j]]) for row in rows for i, j in pairs]
     numbers = np.frombuffer(b"".join(keys), dtype="<u8") / 2.0**64
     return torch.from_numpy(numbers.reshape(len(rows), n_pairs))
+
+
+def _checked(scores: Any, shape: torch.Size, scorer: Strategy) -> Tensor:
+    """The scores, once it is certain that a function of the user's gave one finite number a candidate pair."""
+    name = getattr(scorer, "__name__", type(scorer).__name__)
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
+        raise TrlRealError(f"Strategy {name} must return a tensor (N, P), here {tuple(shape)}; it returned {found}.")
+    if not torch.isfinite(scores).all():
+        raise TrlRealError(f"Strategy {name} returned scores that are not finite. Return a large number instead.")
+    return scores
 
 
 def _gaps(scores: Tensor, scorer: Strategy) -> np.ndarray | float:

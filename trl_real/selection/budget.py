@@ -6,6 +6,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from trl_real.errors import TrlRealError
+from trl_real.selection.strategies import TIE_TOLERANCE
 
 
 # bfloat16 moved similarities by at most 0.012 (SmolLM2-135M, HH-RLHF); rows nearer to a decision than this are redone.
@@ -28,7 +29,7 @@ def check_budget(budget: float | int | None) -> None:
     if not isinstance(budget, Integral) and not 0 < budget <= 1:
         raise TrlRealError(
             f"budget={budget} is out of range: a float is a share in (0, 1], an int a number of rows. "
-            f"Type 0.25 for a quarter of the rows" + (f", {int(budget)} for rows." if budget > 1 else ".")
+            f"Type 0.25 for a quarter of the rows" + (f", {int(budget)} for rows." if 1 < budget < math.inf else ".")
         )
 
 
@@ -43,6 +44,8 @@ def budget_size(budget: float | int | None, n_pairs: int) -> int:
     if budget is None:
         return n_pairs
     if isinstance(budget, Integral):
+        if not n_pairs:
+            raise TrlRealError(f"budget={budget}, but no row has a pair. `record.skipped` of budget=None says why.")
         if budget > n_pairs:
             raise TrlRealError(f"budget={budget}, but only {n_pairs} rows have a pair. Type budget={n_pairs} or None.")
         return int(budget)
@@ -54,7 +57,10 @@ def budget_size(budget: float | int | None, n_pairs: int) -> int:
 
 def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     """
-    The rows with the lowest scores, equal ones by index; NaN marks rows without a pair, which are never taken.
+    The rows with the lowest scores; NaN marks rows without a pair, which are never taken.
+
+    Rows within 1e-6 of the score at the cut are ties, and the first of them are taken: equal rows differ by rounding
+    if they were embedded in different batches.
 
     Args:
         scores: One score a row. Shape `(N,)`.
@@ -63,7 +69,13 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     Returns:
         Row indices, ascending. Shape `(size,)`.
     """
-    return np.sort(np.argsort(scores, kind="stable")[:size])
+    if not size:
+        return np.zeros(0, dtype=np.int64)
+    cut = np.partition(scores, size - 1)[size - 1]
+    tolerance = TIE_TOLERANCE * max(1.0, abs(cut))
+    sure = np.flatnonzero(scores < cut - tolerance)
+    tied = np.flatnonzero(np.abs(scores - cut) <= tolerance)
+    return np.sort(np.concatenate([sure, tied[: size - len(sure)]]))
 
 
 def rows_in_doubt(scores: np.ndarray, gaps: np.ndarray, size: int, band: float) -> np.ndarray:

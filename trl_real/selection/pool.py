@@ -4,6 +4,7 @@ import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
 from torch import Tensor
 
@@ -81,8 +82,12 @@ def select_from(
     scores = _numbers(scored, "_score")
     kept = lowest_rows(scores, budget_size(budget, int(np.isfinite(scores).sum())))
     record = _record(selector, budget, scored, kept, len(rescored))
-    everything = concatenate_datasets([plain, scored.remove_columns(list(SCORING_FEATURES))], axis=1)
-    chosen = everything.select(kept)
+    added = scored.remove_columns(list(SCORING_FEATURES))
+    if len(plain):
+        chosen = concatenate_datasets([plain, added], axis=1).select(kept)
+    else:  # concatenate_datasets forgets the columns of what is empty
+        features = Features({**plain.features, **added.features})
+        chosen = Dataset.from_dict({name: [] for name in features}, features=features)
     if dataset.format["type"]:
         chosen = chosen.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
     return chosen, record
@@ -113,8 +118,10 @@ def mean_embedding(selector: "EmbeddingPairSelector", dataset: Dataset) -> Tenso
     uncentered.center = False
     batch = to_columns(sample[:])
     vectors, _ = uncentered._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
-    total = sum(v.double().sum(0) for v in vectors)
-    return (total / sum(len(v) for v in vectors)).float()
+    vectors = [v for v in vectors if torch.isfinite(v).all()]
+    if not vectors:
+        raise TrlRealError("center=True, but every embedding of the sample holds NaN or infinity.")
+    return torch.cat(vectors).double().mean(0).float()
 
 
 def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_size: int) -> Dataset:
@@ -122,6 +129,9 @@ def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_siz
     names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
     if EMBEDDINGS in plain.column_names and selector.encoder is None and selector.embeds:
         plain = plain.with_format("numpy", columns=[EMBEDDINGS], output_all_columns=True)
+    features = Features({**{name: own[name] for name in names}, **SCORING_FEATURES})
+    if not len(plain):
+        return Dataset.from_dict({name: [] for name in features}, features=features)
     return plain.map(
         ScoringPass(selector, pool),
         with_indices=True,
@@ -130,7 +140,7 @@ def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_siz
         batch_size=batch_size,
         num_proc=num_proc,
         remove_columns=plain.column_names,
-        features=Features({**{name: own[name] for name in names}, **SCORING_FEATURES}),
+        features=features,
         desc="Selecting pairs",
     ).with_format(None)
 
@@ -151,7 +161,9 @@ def _settle_doubts(
         doubtful = np.setdiff1d(rows_in_doubt(scores, _numbers(scored, "_gap"), size, band), settled)
         if not len(doubtful):
             return scored, settled
-        again = _score(exact, plain.select(doubtful), pool, num_proc, batch_size)
+        again = _with_cost_of(
+            scored.select(doubtful), _score(exact, plain.select(doubtful), pool, num_proc, batch_size)
+        )
         worst = float(np.abs(_numbers(again, "_score") - scores[doubtful]).max())
         band = max(band, 1.5 * worst) if worst < 1 else band
         order = np.arange(len(scored))
@@ -160,13 +172,21 @@ def _settle_doubts(
         settled = np.union1d(settled, doubtful)
 
 
+def _with_cost_of(first: Dataset, again: Dataset) -> Dataset:
+    """Rows scored again, with the tokens and seconds of both passes."""
+    for name in ("_n_tokens", "_seconds"):
+        both = _numbers(first, name) + _numbers(again, name)
+        again = again.remove_columns(name).add_column(name, both, feature=SCORING_FEATURES[name])
+    return again.select_columns(first.column_names)
+
+
 def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int) -> SelectionRecord:
     reasons, counts = np.unique(np.asarray(scored.with_format("arrow")["skipped"]), return_counts=True)
     skipped = {reason: int(n) for reason, n in zip(reasons.tolist(), counts, strict=True) if reason}
     similarity = _numbers(scored, "similarity")
     encoder = selector.encoder
     options = vars(encoder.options) if encoder else {}
-    settings = {**options, "dtype": encoder.dtype or "float32"} if encoder else {}
+    settings = {**options, "dtype": encoder.precision} if encoder else {}
     name = selector.strategy if isinstance(selector.strategy, str) else _name_of(selector.strategy)
     return SelectionRecord(
         strategy=name,

@@ -1,6 +1,7 @@
 """REAL's selection as a `datasets.map` callable, and as a budget over a whole pool."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from trl_real.data.pairs import Candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
+from trl_real.models.load import prepare_process
 from trl_real.selection.annotation import Choice, choose, gather_candidates, skip_nonfinite, to_own_columns
 from trl_real.selection.budget import check_budget
 from trl_real.selection.pool import mean_embedding, select_from
@@ -31,6 +33,8 @@ from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
 
 # Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
 ALGORITHM_VERSION = 1
+
+_NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
 
 OWN_FEATURES = {
     "pair": List(Value("int32")),
@@ -114,6 +118,8 @@ class EmbeddingPairSelector:
         self.center, self.on_nonfinite = center, on_nonfinite
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
         self.scorer  # noqa: B018  (raises if there is no such strategy)
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+            raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
         if on_nonfinite not in ("error", "skip"):
             raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
         self.encoder = None
@@ -127,7 +133,7 @@ class EmbeddingPairSelector:
         """The strategy as a function."""
         if callable(self.strategy):
             return self.strategy
-        if self.strategy not in STRATEGIES:
+        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
             raise TrlRealError(
                 f"No strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function."
             )
@@ -154,8 +160,8 @@ class EmbeddingPairSelector:
         pool = is_pool(columns, self.responses)
         own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
         check_own_columns(columns, own)
-        key, depth = (self.responses, 1) if pool else ("chosen", 0)
-        batched = is_batch(rows, columns, key, depth)
+        depths = {self.responses: 1, "prompt": 0} if pool else {"chosen": 0, "rejected": 0, "prompt": 0}
+        batched = is_batch(rows, columns, depths)
         batch = columns if batched else {name: [value] for name, value in columns.items()}
         candidates, choice, _ = self.annotate(batch, pool, rank)
         added = {name: values for name, values in to_own_columns(candidates, choice).items() if name in own}
@@ -175,14 +181,15 @@ class EmbeddingPairSelector:
             rank: Of the worker.
             row_ids: Numbers of the rows, for errors; by default those in the batch.
         """
+        prepare_process()
         rows = gather_candidates(batch, pool, self.responses)
         vectors, cost = self._vectors(rows, batch, rank)
         bad = skip_nonfinite(rows, vectors)
         if bad and self.on_nonfinite == "error":
             where = f"rows {[row_ids[i] for i in bad][:5]}" if row_ids else f"rows {bad[:5]} of this batch"
             raise TrlRealError(
-                f"Embeddings of {where} hold NaN or infinity. Leave such rows out with on_nonfinite='skip', "
-                "or embed in dtype='float32'."
+                f"Embeddings of {where} are missing or hold NaN or infinity. "
+                "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
             )
         return rows, choose(rows, vectors, self.scorer, self.seed), cost
 
@@ -217,6 +224,8 @@ class EmbeddingPairSelector:
                 records[name] = self.record
             self.record = records
             return kept
+        if not isinstance(dataset, Dataset | IterableDataset | IterableDatasetDict):
+            raise TrlRealError(f"select takes a Dataset or DatasetDict, not a {type(dataset).__name__}.")
         if isinstance(dataset, IterableDataset | IterableDatasetDict):
             raise TrlRealError(
                 "A budget ranks the whole pool, which a stream does not show. Load it without streaming=True, or use "
@@ -275,18 +284,42 @@ def _given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor
         raise MissingColumnError(
             EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector a response in 'embeddings'."
         )
-    vectors = []
-    for row, given in zip(rows, batch[EMBEDDINGS], strict=True):
-        array = torch.from_numpy(np.array([np.asarray(given[i], np.float32) for i in row.indices], np.float32))
-        vectors.append(array if array.ndim == 2 else array.reshape(len(row.indices), -1))
+    vectors = [_given_row(row, given) for row, given in zip(rows, batch[EMBEDDINGS], strict=True)]
+    sizes = {v.shape[1] for v in vectors if len(v) and not v.isnan().all()}
+    if len(sizes) > 1:
+        raise TrlRealError(f"The vectors in 'embeddings' differ in length: {sorted(sizes)}. Embed with one model.")
+    return vectors
+
+
+def _given_row(row: Candidates, given: Any) -> Tensor:
+    """Vectors of the row's candidates, NaN if the row has none. Shape `(K, d)`."""
+    if row.skipped:
+        return torch.zeros(0, 0)
+    if given is None or any(i < len(given) and given[i] is None for i in row.indices):
+        return torch.full((len(row.texts), 1), torch.nan)
+    try:
+        vectors = torch.from_numpy(np.array([np.asarray(given[i], np.float32) for i in row.indices]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise TrlRealError(_NOT_VECTORS) from error
+    if vectors.ndim != 2:
+        raise TrlRealError(_NOT_VECTORS)
     return vectors
 
 
 def _extended(rows: Any, added: dict[str, list]) -> pa.Table:
     """A table with the columns added, whatever kind of table came in."""
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+    table = rows if isinstance(rows, pa.Table) else _from_pandas(rows)
     table = table.drop_columns([name for name in added if name in table.column_names])
     new = pa.Table.from_pydict(added, schema=Features({name: OWN_FEATURES[name] for name in added}).arrow_schema)
     for name in new.column_names:
         table = table.append_column(name, new[name])
+    return table
+
+
+def _from_pandas(rows: Any) -> pa.Table:
+    """A table with the types that `datasets` has: pandas 3 makes large strings of its texts."""
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    for i, field in enumerate(table.schema):
+        if field.type == pa.large_string():
+            table = table.set_column(i, field.name, table[i].cast(pa.string()))
     return table

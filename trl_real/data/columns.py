@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
+from datasets import Features, List, Value
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
 from trl_real.errors import MissingColumnError, TrlRealError
@@ -13,6 +15,14 @@ EMBEDDINGS = "embeddings"
 # What the selector adds: to a pool, and to rows that are labelled already.
 POOL_COLUMNS = ("pair", "response_a", "response_b", "similarity", "skipped")
 PREFERENCE_COLUMNS = ("similarity", "skipped")
+
+OWN_FEATURES = {
+    "pair": List(Value("int32")),
+    "response_a": Value("string"),
+    "response_b": Value("string"),
+    "similarity": Value("float32"),
+    "skipped": Value("string"),
+}
 
 
 def to_columns(rows: Any) -> dict[str, Any]:
@@ -112,3 +122,28 @@ def _depth(value: Any) -> int | None:
     if any(isinstance(item, dict) for item in value):
         return 0
     return next((1 + depth for depth in map(_depth, value) if depth is not None), None)
+
+
+def extended(rows: Any, added: dict[str, list]) -> pa.Table:
+    """
+    A table with the selector's columns added, or put in place of older ones.
+
+    Args:
+        rows: A `pandas.DataFrame` or a `pyarrow.Table`.
+        added: Columns by name, of those in `OWN_FEATURES`.
+    """
+    table = rows if isinstance(rows, pa.Table) else _from_pandas(rows)
+    table = table.drop_columns([name for name in added if name in table.column_names])
+    new = pa.Table.from_pydict(added, schema=Features({name: OWN_FEATURES[name] for name in added}).arrow_schema)
+    for name in new.column_names:
+        table = table.append_column(name, new[name])
+    return table
+
+
+def _from_pandas(rows: Any) -> pa.Table:
+    """A table with the types that `datasets` has: pandas 3 makes large strings of its texts."""
+    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+    for i, field in enumerate(table.schema):
+        if field.type == pa.large_string():
+            table = table.set_column(i, field.name, table[i].cast(pa.string()))
+    return table

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trl_real.data.columns import EMBEDDINGS
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
-from trl_real.errors import TrlRealError
+from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.strategies import Strategy, centroid, easy, hard, lowest
 
 
+_NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
 NOT_FINITE = "embedding not finite"
 
 
@@ -81,6 +83,25 @@ def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed
     return choice
 
 
+def given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor]:
+    """
+    The embeddings that the rows bring, one `(K, d)` tensor a row; NaN where a row has none.
+
+    Raises:
+        MissingColumnError: If there is no column of embeddings.
+        TrlRealError: If they are not one vector a response, all of one length.
+    """
+    if EMBEDDINGS not in batch:
+        raise MissingColumnError(
+            EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector a response in 'embeddings'."
+        )
+    vectors = [_given_row(row, given) for row, given in zip(rows, batch[EMBEDDINGS], strict=True)]
+    sizes = {v.shape[1] for v in vectors if len(v) and not v.isnan().all()}
+    if len(sizes) > 1:
+        raise TrlRealError(f"The vectors in 'embeddings' differ in length: {sorted(sizes)}. Embed with one model.")
+    return vectors
+
+
 def skip_nonfinite(rows: list[Candidates], vectors: list[Tensor]) -> list[int]:
     """Give rows with an embedding that is not finite their reason; returns which these are."""
     bad = [i for i, row in enumerate(rows) if not row.skipped and not torch.isfinite(vectors[i]).all()]
@@ -142,3 +163,18 @@ def _gaps(scores: Tensor, scorer: Strategy) -> np.ndarray | float:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _given_row(row: Candidates, given: Any) -> Tensor:
+    """Vectors of the row's candidates, NaN if the row has none. Shape `(K, d)`."""
+    if row.skipped:
+        return torch.zeros(0, 0)
+    if given is None or any(i < len(given) and given[i] is None for i in row.indices):
+        return torch.full((len(row.texts), 1), torch.nan)
+    try:
+        vectors = torch.from_numpy(np.array([np.asarray(given[i], np.float32) for i in row.indices]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise TrlRealError(_NOT_VECTORS) from error
+    if vectors.ndim != 2:
+        raise TrlRealError(_NOT_VECTORS)
+    return vectors

@@ -5,26 +5,33 @@ from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from torch import Tensor
 
 from trl_real.data.columns import (
-    EMBEDDINGS,
+    OWN_FEATURES,
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
     check_own_columns,
+    extended,
     is_batch,
     is_pool,
     to_columns,
 )
 from trl_real.data.pairs import Candidates
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
-from trl_real.selection.annotation import Choice, choose, gather_candidates, skip_nonfinite, to_own_columns
+from trl_real.selection.annotation import (
+    Choice,
+    choose,
+    gather_candidates,
+    given_vectors,
+    skip_nonfinite,
+    to_own_columns,
+)
 from trl_real.selection.budget import check_budget
 from trl_real.selection.pool import mean_embedding, select_from
 from trl_real.selection.record import SelectionRecord
@@ -33,16 +40,6 @@ from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
 
 # Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
 ALGORITHM_VERSION = 1
-
-_NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
-
-OWN_FEATURES = {
-    "pair": List(Value("int32")),
-    "response_a": Value("string"),
-    "response_b": Value("string"),
-    "similarity": Value("float32"),
-    "skipped": Value("string"),
-}
 
 
 class EmbeddingPairSelector:
@@ -166,7 +163,7 @@ class EmbeddingPairSelector:
         candidates, choice, _ = self.annotate(batch, pool, rank)
         added = {name: values for name, values in to_own_columns(candidates, choice).items() if name in own}
         if not isinstance(rows, Mapping):
-            return _extended(rows, added)
+            return extended(rows, added)
         return added if batched else {name: values[0] for name, values in added.items()}
 
     def annotate(
@@ -257,7 +254,7 @@ class EmbeddingPairSelector:
         if not self.embeds:
             return [torch.zeros(size, 0) for size in sizes], cost
         if self.encoder is None:
-            return [self._centered(v) for v in _given_vectors(rows, batch)], cost
+            return [self._centered(v) for v in given_vectors(rows, batch)], cost
         texts = [text for row in rows for text in row.texts]
         prompts = [row.prompt for row in rows for _ in row.texts]
         found = self.encoder(prompts, texts, rank)
@@ -277,49 +274,3 @@ class EmbeddingPairSelector:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({name: value for name, value in state.items() if name != "version"})
-
-
-def _given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor]:
-    if EMBEDDINGS not in batch:
-        raise MissingColumnError(
-            EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector a response in 'embeddings'."
-        )
-    vectors = [_given_row(row, given) for row, given in zip(rows, batch[EMBEDDINGS], strict=True)]
-    sizes = {v.shape[1] for v in vectors if len(v) and not v.isnan().all()}
-    if len(sizes) > 1:
-        raise TrlRealError(f"The vectors in 'embeddings' differ in length: {sorted(sizes)}. Embed with one model.")
-    return vectors
-
-
-def _given_row(row: Candidates, given: Any) -> Tensor:
-    """Vectors of the row's candidates, NaN if the row has none. Shape `(K, d)`."""
-    if row.skipped:
-        return torch.zeros(0, 0)
-    if given is None or any(i < len(given) and given[i] is None for i in row.indices):
-        return torch.full((len(row.texts), 1), torch.nan)
-    try:
-        vectors = torch.from_numpy(np.array([np.asarray(given[i], np.float32) for i in row.indices]))
-    except (IndexError, ValueError, TypeError) as error:
-        raise TrlRealError(_NOT_VECTORS) from error
-    if vectors.ndim != 2:
-        raise TrlRealError(_NOT_VECTORS)
-    return vectors
-
-
-def _extended(rows: Any, added: dict[str, list]) -> pa.Table:
-    """A table with the columns added, whatever kind of table came in."""
-    table = rows if isinstance(rows, pa.Table) else _from_pandas(rows)
-    table = table.drop_columns([name for name in added if name in table.column_names])
-    new = pa.Table.from_pydict(added, schema=Features({name: OWN_FEATURES[name] for name in added}).arrow_schema)
-    for name in new.column_names:
-        table = table.append_column(name, new[name])
-    return table
-
-
-def _from_pandas(rows: Any) -> pa.Table:
-    """A table with the types that `datasets` has: pandas 3 makes large strings of its texts."""
-    table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-    for i, field in enumerate(table.schema):
-        if field.type == pa.large_string():
-            table = table.set_column(i, field.name, table[i].cast(pa.string()))
-    return table

@@ -124,8 +124,8 @@ class TestHH:
         assert counts == {PROMPT_MISMATCH: 1, sources.NO_ASSISTANT_TURN: 1, MISSING: 2}
         assert len(converted) + counts.total() == 5
         assert [r.getMessage() for r in caplog.records] == [
-            "from_hh_rlhf: 5 rows in, 1 out; skipped: 2 missing response, 1 no '\\n\\nAssistant:' in chosen, "
-            "1 rejected does not begin with the prompt of chosen"
+            "from_hh_rlhf: 5 rows in, 1 out; skipped: 1 chosen and rejected do not share their prompt, "
+            "2 missing response, 1 no '\\n\\nAssistant:' in chosen"
         ]
 
     def test_explicit_rows_pass_unchanged_also_beside_implicit_ones(self):

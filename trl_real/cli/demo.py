@@ -18,11 +18,11 @@ STRATEGIES = ("easy", "random")
 SETTINGS = "settings.json"
 DEFAULTS = {
     "model": None,
-    "budgets": [24, 56],
-    "n_prompts": 80,
+    "budgets": [16, 48],
+    "n_prompts": 64,
     "n_responses": 4,
     "n_samples": 4,
-    "max_new_tokens": 48,
+    "max_new_tokens": 40,
     "num_train_epochs": 3.0,
     "learning_rate": 2e-4,
     "seed": 42,
@@ -33,11 +33,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Sizes; the defaults take about ten minutes on two cores."""
     parser.add_argument("--output_dir", default="demo_output", help="folder to write; a second run goes on from there")
     parser.add_argument("--model", help="Hub id or path of a chat model (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 24 56)")
-    parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default)")
+    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 16 48)")
+    parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default 64)")
     parser.add_argument("--n_responses", type=int, help="responses a prompt in the pool (default 4)")
     parser.add_argument("--n_samples", type=int, help="responses a test prompt (default 4)")
-    parser.add_argument("--max_new_tokens", type=int, help="tokens a response (default 48)")
+    parser.add_argument("--max_new_tokens", type=int, help="tokens a response (default 40)")
     parser.add_argument("--num_train_epochs", type=float, help="epochs of DPO (default 3)")
     parser.add_argument("--learning_rate", type=float, help="of DPO (default 2e-4)")
     parser.add_argument("--seed", type=int)

@@ -11,7 +11,7 @@ TOO_FEW = "fewer than two responses"
 EMPTY = "empty response"
 IDENTICAL = "identical responses"
 MISSING = "missing response"
-PROMPT_MISMATCH = "rejected does not begin with the prompt of chosen"
+PROMPT_MISMATCH = "chosen and rejected do not share their prompt"
 
 
 @dataclass

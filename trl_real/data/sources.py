@@ -207,7 +207,7 @@ def _hh_row(chosen: Any, rejected: Any, prompt: Any = None) -> dict:
         return {REASON: NO_ASSISTANT_TURN}
     prompt = implied_prompt(chosen, rejected)
     rest = without_prompt(rejected, prompt)
-    if rest is None:
+    if rest is None or ASSISTANT_TURN in rest:  # both ways, or the label would decide whether the row serves
         return {REASON: PROMPT_MISMATCH}
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rest}
 

@@ -1,6 +1,7 @@
 """The README's code runs and prints what it shows; links lead somewhere."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,12 @@ def test_internal_links_lead_somewhere(page):
 
 def test_no_page_is_left_half_written():
     assert "@@" not in README
+
+
+def test_the_example_runs(in_root, tmp_path, monkeypatch, capsys):
+    model = in_root(MODEL)
+    flags = ["--model", model, "--output_dir", str(tmp_path / "example"), "--max_steps", "1"]
+    monkeypatch.setattr("sys.argv", ["pool_to_policy.py", *flags])
+    runpy.run_path(str(ROOT / "examples" / "pool_to_policy.py"), run_name="__main__")
+    assert "40 rows in: 20 kept, 20 not chosen, 0 skipped" in capsys.readouterr().out
+    assert (tmp_path / "example" / "adapter_model.safetensors").exists()

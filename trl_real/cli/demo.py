@@ -196,7 +196,7 @@ class Demo:
         questions = [question for question in prompts(TEST_TOPICS) for _ in range(self.args.n_samples)]
         two = [list(pair) for pair in zip(scores["after"], scores["before"], strict=True)]
         rows = Dataset.from_dict({"prompt": questions, **flat, "scores": two, "pair": [[0, 1]] * len(two)})
-        means = {f"reward {name}": sum(values) / len(values) for name, values in scores.items()}
+        means = {name: sum(values) / len(values) for name, values in scores.items()}
         return compare(rows, ScoreJudge(), model="after", baseline="before"), means
 
 
@@ -263,5 +263,5 @@ def _table(arms: list, report: Path) -> str:
         r = arm.comparison.rates
         rate = f"{r['win_rate']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] (n={r['n_total']})"
         lines.append(f"{arm.name:<12} {arm.n_labels:>6}  {rate:<34} {arm.mean_score['reward after']:>+7.2f}")
-    before = arms[0].mean_score["reward before"]
+    before = arms[0].mean_score["before"]
     return "\n".join([*lines, f"reward before training: {before:+.2f}", f"report: {report}"])

@@ -206,10 +206,8 @@ class Embedder:
         tokens, positions, owners = (
             torch.tensor(values, device=self.device) for values in (pack.tokens, pack.positions, pack.owners)
         )
-        hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)[
-            0
-        ]  # (T, d)
-        return _segment_mean(hidden, owners, len(pack.ids))
+        hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)
+        return _segment_mean(hidden[0], owners, len(pack.ids))
 
     def _run_padded(self, trees: list[Tree]):
         """Sorted by length; half the budget a batch, which was the fastest when padding is attended to."""
@@ -241,8 +239,8 @@ class Embedder:
 
     def _check_packing(self) -> bool:
         """
-        Whether packing gives what one sequence at a time gives: silently not so for positions that are counted from
-        the mask (OPT), attention with biases, caps or sinks, or layers with a state.
+        Whether packing gives what one sequence at a time gives: silently not so where attention code of the model's
+        own ignores the segments, where it has biases, caps or sinks, or where layers have a state.
         """
         config = self.backbone.config.get_text_config()
         window = getattr(config, "sliding_window", None)

@@ -12,6 +12,7 @@ from tiny import save_tiny
 
 from trl_real.cli import demo_task
 from trl_real.cli.main import VERBS, main
+from trl_real.data.files import save
 from trl_real.selection.record import SelectionRecord
 
 
@@ -123,6 +124,7 @@ def test_win_rate_from_verdicts_and_from_scores(tmp_path, capsys):
         (["label", "--dataset", "{pool}", "--output_dir", "x"], "No column 'pair'"),
         (["train", "--dataset", "{pool}", "--output_dir", "x"], "--model is missing"),
         (["win-rate", "--dataset", "{pool}"], "No column 'score'"),
+        (["train", "--dataset", "{none}", "--model", "m", "--output_dir", "x"], "holds no preferences"),
         (["push", "--dataset", "{pool}", "--repo_id", "u/x"], "No selection_record.json"),
     ],
 )
@@ -130,7 +132,8 @@ def test_each_mistake_is_one_line_and_exit_code_2(argv, message, pool, tmp_path,
     monkeypatch.chdir(tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text("strateggy: easy\n")
-    assert message in fails(capsys, *[arg.format(pool=pool, bad=bad) for arg in argv])
+    none = save(Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}).select([]), tmp_path / "none")
+    assert message in fails(capsys, *[arg.format(pool=pool, bad=bad, none=none) for arg in argv])
 
 
 def test_a_stray_flag_is_refused(capsys):
@@ -172,3 +175,30 @@ def test_a_reply_that_was_cut_ends_with_its_last_full_sentence():
 def test_demo_prompts_to_train_and_to_test_on_are_disjoint():
     assert not set(demo_task.TRAIN_TOPICS) & set(demo_task.TEST_TOPICS)
     assert len(demo_task.prompts(demo_task.TRAIN_TOPICS)) == 80
+
+
+@pytest.fixture(scope="module")
+def small_demo(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    sizes = ["--n_prompts", "6", "--n_responses", "3", "--n_samples", "1", "--max_new_tokens", "6"]
+    return folder, ["demo", "--output_dir", str(folder), "--model", model, "--budgets", "3", "5", *sizes]
+
+
+def test_the_demo_goes_the_whole_way_and_a_second_run_does_nothing_again(small_demo, capsys, monkeypatch):
+    # The lexicon knows none of the words that a random model writes, so the length stands for the reward here.
+    monkeypatch.setattr("trl_real.cli.demo.sentiment", lambda texts: [len(text) / 100 for text in texts])
+    folder, argv = small_demo
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    assert "easy 3" in table and "random 5" in table and "reward before training" in table
+    assert "<html" in (folder / "report.html").read_text()
+    trained = {path: path.stat().st_mtime_ns for path in folder.glob("*/adapter_model.safetensors")}
+    assert len(trained) == 4
+    assert main([*argv, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["arms"]) == 4
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
+
+
+def test_the_demo_does_not_mix_runs_with_other_settings(small_demo, capsys):
+    folder, argv = small_demo
+    assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")

@@ -18,7 +18,7 @@ STRATEGIES = ("easy", "random")
 SETTINGS = "settings.json"
 DEFAULTS = {
     "model": None,
-    "budgets": [16, 48],
+    "budgets": [16, 40],
     "n_prompts": 64,
     "n_responses": 4,
     "n_samples": 4,
@@ -33,7 +33,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Sizes; the defaults take about ten minutes on two cores."""
     parser.add_argument("--output_dir", default="demo_output", help="folder to write; a second run goes on from there")
     parser.add_argument("--model", help="Hub id or path of a chat model (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 16 48)")
+    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 16 40)")
     parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default 64)")
     parser.add_argument("--n_responses", type=int, help="responses a prompt in the pool (default 4)")
     parser.add_argument("--n_samples", type=int, help="responses a test prompt (default 4)")
@@ -93,6 +93,8 @@ class Demo:
         say(selector.record.summary())
         counts: Counter = Counter()
         preferences = annotate(kept, ScoreJudge(), counts=counts)
+        if not len(preferences):
+            raise TrlRealError(f"All {len(kept)} labels of {strategy} {budget} were ties. Give larger --budgets.")
         run = self.folder / f"{strategy}-{budget}"
         log_history, seconds = self._train(preferences, run)
         after = self._completions(run.name, lambda: self._load(run))
@@ -169,7 +171,7 @@ class Demo:
 
         from trl_real.models.generate import generate_responses
 
-        size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 64, "seed": self.args.seed}
+        size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 128, "seed": self.args.seed}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=_bfloat16_is_fast()):
             found = generate_responses(model, tokenizer, questions, n=n, desc=desc, **size)
         return [[whole_sentences(text) for text in texts] for texts in found]
@@ -262,6 +264,6 @@ def _table(arms: list, report: Path) -> str:
     for arm in arms:
         r = arm.comparison.rates
         rate = f"{r['win_rate']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] (n={r['n_total']})"
-        lines.append(f"{arm.name:<12} {arm.n_labels:>6}  {rate:<34} {arm.mean_score['reward after']:>+7.2f}")
+        lines.append(f"{arm.name:<12} {arm.n_labels:>6}  {rate:<34} {arm.mean_score['after']:>+7.2f}")
     before = arms[0].mean_score["before"]
     return "\n".join([*lines, f"reward before training: {before:+.2f}", f"report: {report}"])

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
     from trl_real.data.files import load
+    from trl_real.errors import TrlRealError
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer
 
@@ -52,12 +53,15 @@ def run(args: argparse.Namespace) -> None:
     data, config, model = TrlParser((DataArguments, REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", "output_dir")
+    preferences = load(data.dataset, data.split)
+    if not len(preferences):
+        raise TrlRealError(f"{data.dataset!r} holds no preferences. Were all its labels ties? Select or label more.")
     if (quantization := get_quantization_config(model)) is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "quantization_config": quantization}
     trainer = REALDPOTrainer(
         args.model,
         args=config,
-        train_dataset=load(data.dataset, data.split),
+        train_dataset=preferences,
         eval_dataset=load(data.eval_dataset) if data.eval_dataset else None,
         processing_class=AutoTokenizer.from_pretrained(args.model),
         peft_config=get_peft_config(model),

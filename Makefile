@@ -24,8 +24,9 @@ install: $(STAMP)  ## Make .venv with everything in it
 demo: $(STAMP)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 10 minutes on 2 cores)
 	$(BIN)/trl-real demo --output_dir demo_output
 
+# Threads that spin while they wait make a busy machine ten times slower.
 test: $(STAMP)  ## The tests that need no network and no real model
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 test-slow: $(STAMP)  ## Tests with a real model
 	$(BIN)/python -m pytest -m slow

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 
+from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import as_messages
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.judges import Judge
@@ -15,7 +16,6 @@ from trl_real.labeling.judges import Judge
 logger = logging.getLogger(__name__)
 
 LABELED, TIES, FAILED = "labeled", "ties", "failed"
-SELECTION_COLUMNS = ("pair", "response_a", "response_b", "similarity", "skipped")
 
 
 def annotate(
@@ -85,7 +85,7 @@ def _preferences(pairs: Dataset, verdicts: list[float], source: str, responses: 
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")
-    selection = {name: pairs.features[name] for name in SELECTION_COLUMNS if name in pairs.features}
+    selection = {name: pairs.features[name] for name in POOL_COLUMNS if name in pairs.features}
     features = Features({"prompt": prompt, **added, **selection})
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in features}, features=features)

@@ -184,7 +184,7 @@ def small_demo(model, tmp_path_factory):
     return folder, ["demo", "--output_dir", str(folder), "--model", model, "--budgets", "3", "5", *sizes]
 
 
-def test_the_demo_goes_the_whole_way_and_a_second_run_does_nothing_again(small_demo, capsys, monkeypatch):
+def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, capsys, monkeypatch):
     # The lexicon knows none of the words that a random model writes, so the length stands for the reward here.
     monkeypatch.setattr("trl_real.cli.demo.sentiment", lambda texts: [len(text) / 100 for text in texts])
     folder, argv = small_demo
@@ -198,7 +198,4 @@ def test_the_demo_goes_the_whole_way_and_a_second_run_does_nothing_again(small_d
     assert len(json.loads(capsys.readouterr().out)["arms"]) == 4
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
 
-
-def test_the_demo_does_not_mix_runs_with_other_settings(small_demo, capsys):
-    folder, argv = small_demo
     assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")

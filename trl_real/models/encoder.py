@@ -1,7 +1,6 @@
 """Where embeddings come from: a name, a loaded model, an encoder; loaded late, never pickled, known by its weights."""
 
 import os
-from dataclasses import replace
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -145,11 +144,6 @@ class Encoder:
         if self.name:
             return Encoder(self.name, None, self.revision, "float32", self.device, self.options)
         return Encoder(self.model, self.tokenizer, None, "float32", self.device, self.options)
-
-    def with_options(self, **changes: Any) -> "Encoder":
-        """The same model, read otherwise."""
-        options = replace(self.options, **changes)
-        return Encoder(self.name or self.model, self.tokenizer, self.revision, self.dtype, self.device, options)
 
     def _embedder(self, rank: int | None) -> Embedder:
         device = pick_device(self.device, rank)

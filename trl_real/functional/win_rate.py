@@ -109,11 +109,11 @@ def interval(scores: np.ndarray, groups: np.ndarray, error: float, confidence: f
     """
     n, n_clusters = len(scores), len(np.unique(groups))
     if n and n == n_clusters and np.isin(scores, (0, 1)).all():
-        return *_wilson(scores.sum(), n, confidence), "wilson"
+        return *wilson_interval(scores.sum(), n, confidence), "wilson"
     if n_clusters < 2:
         return float("nan"), float("nan"), "undefined"
     if error < NO_VARIANCE:
-        return *_wilson(scores.mean() * n_clusters, n_clusters, confidence), "wilson, no variance"
+        return *wilson_interval(scores.mean() * n_clusters, n_clusters, confidence), "wilson, no variance"
     from scipy.stats import t
 
     half = t.ppf((1 + confidence) / 2, n_clusters - 1) * error
@@ -237,7 +237,7 @@ def _counts(preferences: np.ndarray) -> dict[str, float | int]:
     return {**counts, "n_total": n_total, "discrete_win_rate": rate}
 
 
-def _wilson(wins: float, n: int, confidence: float) -> tuple[float, float]:
+def wilson_interval(wins: float, n: int, confidence: float) -> tuple[float, float]:
     """Wilson's score interval; between two whole numbers of wins, the lower end of one and the upper of the other."""
     from scipy.stats import binomtest
 

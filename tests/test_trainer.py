@@ -1,11 +1,13 @@
 """REALDPOTrainer: DPOTrainer where nothing is selected, and otherwise DPOTrainer on what the selector picks."""
 
 import json
+import shutil
 import subprocess
 import sys
 from inspect import signature
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trl.trainer.base_trainer
@@ -329,6 +331,85 @@ def test_a_killed_run_resumes_on_the_same_rows(model, tmp_path):
     assert losses == [log["loss"] for log in whole if "loss" in log]
 
 
+def shifted(model: str, folder: Path) -> str:
+    """The model as training might have left it: its embeddings, and so its selection, are others."""
+    trained = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        for i, weight in enumerate(trained.parameters()):
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
+    trained.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return str(folder)
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "selection_budget": 6}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_run_resumes_on_the_checkpoints_rows_whatever_this_process_selects(mode, model, tmp_path):
+    dataset = Dataset.from_list(pairs(40))
+    first = selecting(tmp_path, model, dataset, **SAVING, **mode)
+    first.train()
+    for folder in (tmp_path / "checkpoint-2", tmp_path / "checkpoint-4", tmp_path):
+        assert folder == tmp_path or (folder / "selected_rows.npy").exists()
+    prompts, rows = list(first.train_dataset["prompt"]), first.selected_rows.tolist()
+    assert [dataset[i]["prompt"] for i in rows] == prompts and rows == sorted(rows)
+    other = shifted(model, tmp_path / "shifted")
+    for checkpoint in (str(tmp_path / "checkpoint-2"), True):
+        resumed = selecting(tmp_path, other, dataset, **SAVING, **mode)
+        assert list(resumed.train_dataset["prompt"]) != prompts, "the other model selects the same"
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        with pytest.warns(UserWarning, match="it is not the model that the run began with"):
+            resumed.train(resume_from_checkpoint=checkpoint)
+        assert list(resumed.train_dataset["prompt"]) == prompts and resumed.selected_rows.tolist() == rows
+        assert resumed.selection_record == SelectionRecord.load(tmp_path / "checkpoint-2")
+        assert resumed.state.global_step == 4
+
+
+def test_resuming_from_the_start_embeds_nothing_again(model, tmp_path, monkeypatch):
+    dataset = Dataset.from_list(pairs())
+    first = selecting(tmp_path, model, dataset, **SAVING)
+    whole = history(first)
+    monkeypatch.setattr(EmbeddingPairSelector, "select", lambda *_: pytest.fail("selected again"))
+    for checkpoint in (str(tmp_path / "checkpoint-2"), True):
+        again = selecting(tmp_path, model, dataset, resume_from_checkpoint=checkpoint, **SAVING)
+        assert again.train_dataset[:] == first.train_dataset[:]
+        assert again.selected_rows.tolist() == first.selected_rows.tolist()
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert [log["loss"] for log in again.state.log_history[:-1]] == [log["loss"] for log in whole[:-1]]
+
+
+def test_row_numbers_are_those_of_the_set_as_it_was_given(model, tmp_path):
+    rows = pairs()
+    rows[3]["prompt"] = "Question? " * 40
+    trainer = selecting(tmp_path, model, Dataset.from_list(rows), selection_budget=6, max_length=64)
+    trainer.save_model()
+    kept = np.load(tmp_path / "selected_rows.npy")
+    assert 3 not in kept and [rows[i]["prompt"] for i in kept] == list(trainer.train_dataset["prompt"])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_checkpoint_of_another_training_set_is_one_line(model, tmp_path):
+    dataset = Dataset.from_list(pairs())
+    selecting(tmp_path, model, dataset, **SAVING).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+
+    def refused(message, rows=dataset, **changes):
+        with pytest.raises(TrlRealError, match=message) as raised:
+            trainer = selecting(tmp_path, model, rows, **{**SAVING, **changes})
+            trainer.train(resume_from_checkpoint=checkpoint)
+        assert "\n" not in str(raised.value)
+
+    fewer = dataset.select(range(15))
+    refused("6 rows of a training set of 16, but this one has 15 rows. Give the training set of that run", fewer)
+    refused("has 15 rows", fewer, resume_from_checkpoint=checkpoint)
+    long = [{**row, "prompt": "Question? " * 40} for row in pairs()]
+    mixed = Dataset.from_list([*pairs(2), *long[2:]])
+    refused("whose prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
+    unselected = {"selection_strategy": None, "selection_budget": None}
+    refused("Give the whole training set and type selection_strategy='easy', selection_budget=6", **unselected)
+
+
 # Several processes.
 
 WORKER = """
@@ -465,11 +546,20 @@ def test_a_model_spread_over_processes_is_refused(model, tmp_path):
         ("_send_telemetry", ["self"]),
         ("create_model_card", ["self", "model_name", "dataset_name", "tags"]),
         ("save_model", ["self", "output_dir", "_internal_call"]),
+        ("train", ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_set_signature_columns_if_needed", ["self"]),
+        ("compute_ref_log_probs", ["self", "model", "inputs"]),
+        ("_compute_loss", ["self", "model", "inputs", "return_outputs"]),
+        (
+            "evaluation_loop",
+            ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+        ),
     ],
 )
 def test_what_is_overridden_is_there_with_the_signature_that_we_know(method, parameters):
     theirs = getattr(DPOTrainer, method, None)
-    assert theirs is not None, f"DPOTrainer.{method} is gone: look at trl_real/training/trainer.py"
+    assert theirs is not None, f"DPOTrainer.{method} is gone: look at trl_real/training"
     assert list(signature(theirs).parameters) == parameters
     assert list(signature(getattr(REALDPOTrainer, method)).parameters) == parameters
 

@@ -1,57 +1,56 @@
-"""TRL's `DPOTrainer`, which can first choose the pairs it trains on. What we know of TRL's insides is in this file."""
+"""TRL's `DPOTrainer`, which can first choose the pairs it trains on, and knows that labels can be wrong."""
 
-import textwrap
-from dataclasses import replace
 from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset
-from torch import nn
-from torch.distributed.tensor import DTensor
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOConfig, DPOTrainer
 
-from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.selection.record import RECORD_FILE, SelectionRecord
-from trl_real.selection.selector import EmbeddingPairSelector
+from trl_real.errors import TrlRealError
+from trl_real.functional.preference import compose_flips, implicit_margin
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.exact import EvalRows, row_sums
+from trl_real.training.labels import (
+    CONFIDENCE,
+    ConfidenceCollator,
+    check_dataset,
+    flip_probability,
+    reads_soft_labels,
+    without_confidence,
+)
+from trl_real.training.noise import NoiseWindow
+from trl_real.training.recorder import PairLogProbs, Recorder, check_head, extrapolated_pair, pair_log_probs
+from trl_real.training.selecting import SelectingDPOTrainer, checkpoint_folder
 
 
-PROMPT_TOO_LONG = "prompt fills max_length"
-
-# Numbers the rows while TRL tokenizes, which drops some and changes the texts of others.
-ROW = "_trl_real_row"
-
-CITATION = textwrap.dedent("""\
-    @article{zhang2024real,
-        title   = {{REAL: Response Embedding-based Alignment for LLMs}},
-        author  = {Honggen Zhang and Xufeng Zhao and Igor Molybog and June Zhang},
-        year    = 2024,
-        journal = {arXiv preprint arXiv:2409.17169},
-    }""")
-
-PAPER = {
-    "title": "REAL: Response Embedding-based Alignment for LLMs",
-    "id": "2409.17169",
-    "citation": f"{CITATION}\n\n{DPOTrainer._paper['citation']}",
-}
-
-
-class REALDPOTrainer(DPOTrainer):
-    """
+class REALDPOTrainer(SelectingDPOTrainer):
+    r"""
     [`~trl.DPOTrainer`] with the same arguments, which with `selection_strategy` and `selection_budget` in its
     [`REALDPOConfig`] trains only on the pairs worth training on, told by their responses' embeddings in the very model
-    that is trained (REAL, arXiv 2409.17169).
+    that is trained (REAL, arXiv 2409.17169), and which knows that labels can be wrong.
 
-    The selection is made once, at init: after tokenization, which may drop rows, and before the reference's log
+    **Selection** is made once, at init: after tokenization, which may drop rows, and before the reference's log
     probabilities are computed, so that these are computed for the kept rows only. It keeps the rows that
     [`EmbeddingPairSelector`] keeps with the same weights, whether or not the model is about to get an adapter; an
     adapter that it comes with takes part. Evaluation sets are left whole. With several processes the main one selects
-    and the others wait for it: where that could outlast `ddp_timeout`, select beforehand. Without a strategy this is
-    `DPOTrainer`, loss by loss, except that it sends no telemetry.
+    and the others wait for it: where that could outlast `ddp_timeout`, select beforehand. The rows are saved beside
+    every checkpoint, and a run that resumes from one continues on them.
+
+    **Labels** may come with a column `label_confidence`, the probability in [0.5, 1] that `chosen` is the better
+    response: a pair's loss is then `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`. With `noise_smoothing` the pairs
+    whose margin is among the lowest of late are smoothed, too (SPA, arXiv 2406.04412). Both belong to the loss
+    "sigmoid".
+
+    **Evaluation** counts every row once, whatever the batch size and the number of processes, and adds quantiles of
+    the margin and `margin_logratio`, the margin without `beta`, to TRL's metrics; several evaluation sets keep their
+    names. A loss other than "sigmoid" is TRL's mean over batches, weighted by their rows.
+
+    Without any of this it is `DPOTrainer`, loss by loss, except that it sends no telemetry.
 
     ```python
     args = REALDPOConfig("aligned", selection_strategy="easy", selection_budget=0.25)
@@ -62,177 +61,168 @@ class REALDPOTrainer(DPOTrainer):
     Attributes:
         selection_record (`SelectionRecord`, *optional*):
             How the training rows were chosen, if they were. It goes into the model card, and beside every saved model.
+        selected_rows (`np.ndarray`, *optional*):
+            Their numbers in the training set as it was given, ascending.
+        evaluation_rows (`dict[str, dict[str, Tensor]]`):
+            By metric prefix, such as `"eval"` or `"eval_test"`: what the last evaluation found of each pair, in the
+            order of the dataset. Log-probabilities `chosen`, `rejected`, `ref_chosen`, `ref_rejected` and more. Shape
+            `(N,)` each.
 
     Raises:
         TrlRealError: If there is a selection to be made and the training set is a stream, holds images, lacks a column
-            or has no row with a pair, if the budget is beyond it, or if the model is sharded already.
+            or has no row with a pair, if the budget is beyond it, or if the model is sharded already; if a label's
+            confidence is none, or one that the loss would ignore; if a checkpoint's rows are not of the training set.
     """
 
     _tag_names = [*DPOTrainer._tag_names, "trl-real"]
 
-    selection_record: SelectionRecord | None = None
-    _pool: Dataset | None = None
+    _noise: NoiseWindow | None = None
+    _eval_rows: EvalRows | None = None
+    evaluation_rows: dict[str, dict[str, Tensor]] = {}
 
     @wraps(DPOTrainer.__init__, assigned=())
     def __init__(self, *args, **kwargs):
         given = signature(DPOTrainer).bind(*args, **kwargs).arguments
-        if _selects(given.get("args")):
-            check_selectable(given.get("train_dataset"), given["args"])
+        check_given(given)
         super().__init__(*args, **kwargs)
-        self.train_dataset = self._select(self.train_dataset)
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-    ) -> None:
-        """TRL's card, with a section on the selection, and the record beside it."""
-        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if self.selection_record is not None and self.is_world_process_zero():
-            with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
-                card.write(selection_section(self.selection_record))
-            self.selection_record.save(self.args.output_dir)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and the selection record beside it."""
-        if self.selection_record is not None and self.args.should_save:
-            self.selection_record.save(output_dir or self.args.output_dir)
-        super().save_model(output_dir, _internal_call=_internal_call)
+        self.data_collator = ConfidenceCollator(self.data_collator)
+        if _smooths(self.args):
+            self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
+            self._head_is_checked = False
 
     def _send_telemetry(self) -> None:
         """TRL would report here; nothing leaves the machine."""
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        first = self._pool is None and self.selection_record is None  # An evaluation set may be named "train", too.
-        if not (dataset_name == "train" and first and _selects(args)):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        self._pool = dataset.add_column(ROW, np.arange(len(dataset)))
-        return super()._prepare_dataset(self._pool, processing_class, args, dataset_name)
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """Train; from a checkpoint, on its rows and with what it knew of the margins."""
+        if self._noise is not None:
+            self._noise.load(checkpoint_folder(resume_from_checkpoint, self.args))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        if name == "train":
-            dataset = self._select(dataset)
-        return super()._precompute_ref_logps(dataset, name, batch_size)
+    def _save_checkpoint(self, model, trial):
+        if self._noise is not None and self.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self._noise.save(Path(self._get_output_dir(trial=trial)) / folder)
+        super()._save_checkpoint(model, trial)
 
-    def _select(self, prepared: Dataset) -> Dataset:
-        """The rows to train on, of those that TRL has prepared; as they are, if no selection is due."""
-        if self._pool is None:
-            return prepared
-        pool, self._pool = self._pool, None
-        check_whole(self.model)
-        outcome: list[Any] = [self._choose(pool, prepared) if self.accelerator.is_main_process else None]
-        broadcast_object_list(outcome)
-        if isinstance(outcome[0], TrlRealError):
-            raise outcome[0]
-        kept, self.selection_record = outcome[0]
-        if self.selection_record.model:
-            self._name, self._paper = "REAL", PAPER
-        return prepared.remove_columns(ROW).select(kept)
+    # The loss.
 
-    def _choose(self, pool: Dataset, prepared: Dataset) -> tuple[list[int], SelectionRecord] | TrlRealError:
-        """Which prepared rows to keep and how that was decided; an error is returned, for every process to raise."""
-        rows = prepared.select_columns(ROW).with_format("numpy")[:][ROW]
-        texts = [name for name in ("prompt", "chosen", "rejected", ROW) if name in pool.column_names]
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if CONFIDENCE not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, CONFIDENCE]
+
+    def compute_ref_log_probs(self, model, inputs):
+        """TRL's reference log-probabilities of a batch, whose confidences the model must not see."""
+        return super().compute_ref_log_probs(model, without_confidence(inputs))
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        confidence, inputs = inputs.get(CONFIDENCE), without_confidence(inputs)
+        flip = None if confidence is None else flip_probability(confidence, self.args)
+        training = self.model.training
+        if training and confidence is not None:
+            self._log_train("label_confidence", self.accelerator.gather(confidence).mean().item())
+        noise, rows = (self._noise, None) if training else (None, self._eval_rows)
+        if flip is None and noise is None and rows is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        with self._recorder(with_states=noise is not None and self.args.noise_extrapolation > 0) as record:
+            result = super()._compute_loss(model, inputs, return_outputs)
+            if record.with_states and self.precompute_ref_logps:
+                self.compute_ref_log_probs(self.ref_model or self.model, inputs)
+        loss = result[0] if return_outputs else result
+        pair = pair_log_probs(record, inputs, self.ld_alpha, self.precompute_ref_logps)
+        if noise is not None:
+            flip = self._with_noise(flip, record, pair, inputs)
+        if flip is not None:
+            margin = implicit_margin(pair.chosen, pair.rejected, pair.ref_chosen, pair.ref_rejected, self.beta)
+            loss = loss + self.loss_weights[0] * (flip * margin).mean()
+        if rows is not None:
+            rows.add(self.accelerator.gather_for_metrics(row_sums(record, pair, inputs, loss, flip)))
+        return (loss, result[1]) if return_outputs else loss
+
+    def _recorder(self, with_states: bool) -> Recorder:
+        reference = None if self.ref_model is None else self.accelerator.unwrap_model(self.ref_model)
+        return Recorder(self.accelerator.unwrap_model(self.model), reference, with_states)
+
+    @torch.no_grad()
+    def _with_noise(
+        self, flip: Tensor | None, record: Recorder, pair: PairLogProbs, inputs: dict[str, Any]
+    ) -> Tensor | None:
+        """The labels' own flip probabilities, with SPA's smoothing where a pair is doubtful. Shape `(B,)`, or None."""
+        chosen, rejected, ref_chosen, ref_rejected = pair.detached()
+        if record.with_states:
+            if not self._head_is_checked:
+                check_head(record, inputs)
+                self._head_is_checked = True
+            chosen, rejected = extrapolated_pair(record, inputs, self.args.noise_extrapolation, self.ld_alpha)
+        margin = implicit_margin(chosen, rejected, ref_chosen, ref_rejected, self.beta).float()
+        everyone = self.accelerator.gather(margin).cpu().double().numpy()
+        threshold = self._noise.threshold  # Of earlier batches: this one does not vote on itself.
+        self._noise.add(everyone)
+        if threshold is not None:
+            self._log_train("noise/threshold", threshold)
+        warming_up = self.state.global_step < self.args.noise_warmup * self.state.max_steps
+        if threshold is None or warming_up:
+            self._log_train("noise/flagged", 0.0)
+            return flip
+        self._log_train("noise/flagged", float((everyone < threshold).mean()))
+        doubtful = (margin.cpu().double() < threshold).to(margin.device)
+        if not doubtful.any():
+            return flip
+        own = torch.zeros_like(margin) if flip is None else flip
+        return compose_flips(own, self.args.noise_smoothing * doubtful.float())
+
+    def _log_train(self, name: str, value: float) -> None:
+        self._metrics["train"][name].append(value)
+
+    # Evaluation.
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """The loop of `evaluate` and `predict`, whose metrics are exact and bear the prefix of their dataset."""
+        self._eval_rows = EvalRows()
         try:
-            selector = EmbeddingPairSelector(
-                self.accelerator.unwrap_model(self.model),
-                tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
-                strategy=self.args.selection_strategy,
-                seed=self.args.seed,
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            chosen = selector.select(pool.select_columns(texts).select(rows), self.args.selection_budget)
-        except TrlRealError as error:
-            return TrlRealError(str(error).replace("budget=", "selection_budget="))
-        record = complete_record(selector.record, n_dropped=len(pool) - len(rows))
-        if not record.n_kept:
-            return TrlRealError(
-                f"No row of the training set has a pair to select: {record.summary().splitlines()[0]}. "
-                "Check its columns 'chosen' and 'rejected'."
-            )
-        return np.searchsorted(rows, chosen.with_format("numpy")[:][ROW]).tolist(), record
+            sigmoid = reads_soft_labels(self.args) and not self.aux_loss_enabled
+            metrics = self._eval_rows.metrics(self.beta, self.loss_weights[0] if sigmoid else None)
+            self.evaluation_rows = {**self.evaluation_rows, metric_key_prefix: self._eval_rows.columns()}
+        finally:
+            self._eval_rows = None
+        # TRL's `log` would add these as means over batches, under the name "eval" whichever the dataset.
+        others = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in {**others, **metrics}.items()})
+        return output
 
 
-def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
+def check_given(given: dict[str, Any]) -> None:
     """
-    Refuse, before a model is loaded, what cannot be selected from.
+    Refuse, before a model is loaded, data and settings that do not go together.
 
     Args:
-        dataset: The training set; of types that TRL refuses nothing is said.
-        args: With a strategy and a budget.
+        given: The trainer's arguments by name.
 
     Raises:
-        MissingColumnError: If there are no labelled pairs.
-        TrlRealError: If it is a stream or holds images, or if the budget is more than all rows.
+        TrlRealError: About the first that does not.
     """
-    strategy, budget = args.selection_strategy, args.selection_budget
-    if isinstance(dataset, IterableDataset):
+    args = given.get("args")
+    held_out = given.get("eval_dataset")
+    held_out = held_out if isinstance(held_out, dict) else {"": held_out}
+    check_dataset(given.get("train_dataset"), "the training set", args)
+    for name, dataset in held_out.items():
+        check_dataset(dataset, f"the evaluation set {name}".strip(), args)
+    peft = given.get("peft_config") is not None or isinstance(given.get("model"), PeftModel)
+    reruns = peft or given.get("ref_model") is not None
+    if _smooths(args) and args.noise_extrapolation and args.precompute_ref_log_probs and not reruns:
         raise TrlRealError(
-            f"selection_strategy={strategy!r} ranks the whole training set, which a stream does not show. "
-            "Load it without streaming=True, or leave selection_strategy out."
-        )
-    if not isinstance(dataset, Dataset):
-        return
-    for name in ("chosen", "rejected"):
-        if name not in dataset.column_names:
-            raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
-    images = sorted({"image", "images"} & set(dataset.column_names))
-    if images:
-        raise TrlRealError(
-            f"selection_strategy={strategy!r} reads text, but the training set has a column {images[0]!r}. "
-            "Select beforehand with EmbeddingPairSelector, on the text columns, and leave selection_strategy out."
-        )
-    if budget > max(1, len(dataset)):
-        raise TrlRealError(
-            f"selection_budget={budget}, but the training set has {len(dataset)} rows. "
-            "Type selection_budget=0.25 for a quarter of them."
+            f"noise_extrapolation={args.noise_extrapolation} runs the reference in every step, but with "
+            "precompute_ref_log_probs=True it is not kept. Type precompute_ref_log_probs=False, or give a ref_model."
         )
 
 
-def check_whole(model: nn.Module) -> None:
-    """
-    Refuse a model that no single process can run, as under ZeRO-3 and tensor parallelism.
-
-    Raises:
-        TrlRealError: If a weight is held in parts by several processes.
-    """
-    for name, weight in model.named_parameters():
-        if hasattr(weight, "ds_id") or isinstance(weight, DTensor):
-            raise TrlRealError(
-                f"Weight {name!r} is spread over processes, so the main one cannot select with it. Select beforehand, "
-                "in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "
-                "selection_strategy out."
-            )
-
-
-def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
-    """
-    The selector's record as it may be published, about the whole training set.
-
-    Args:
-        record: About the rows that TRL did not drop; a local model goes by its full path.
-        n_dropped: Rows that TRL dropped, as their prompt alone is `max_length` long.
-    """
-    skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
-    model = Path(record.model).name if record.model and Path(record.model).exists() else record.model
-    return replace(record, model=model, n_rows=record.n_rows + n_dropped, skipped=skipped)
-
-
-def selection_section(record: SelectionRecord) -> str:
-    """A section of the model card: how the training rows were chosen, without a word of the data's."""
-    budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
-    basis = (
-        "the similarity of their responses' embeddings in this model, before training" if record.model else "chance"
-    )
-    skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
-    return (
-        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{record.strategy}`, budget {budget}, seed "
-        f"{record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
-        f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
-        f"| not chosen | {record.n_not_chosen} |\n{skipped}"
-    )
-
-
-def _selects(args: DPOConfig | None) -> bool:
-    """Whether there is a selection to be made; a plain `DPOConfig` asks for none."""
-    return isinstance(args, REALDPOConfig) and args.selection_strategy is not None
+def _smooths(args: DPOConfig | None) -> bool:
+    """Whether doubtful pairs are to be found."""
+    return isinstance(args, REALDPOConfig) and args.noise_smoothing > 0

@@ -1,0 +1,188 @@
+"""Preference losses and their measures on log-probabilities: DPO (arXiv 2305.18290), REAL Eq. 10-11, SPA Eq. 9-12."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+MAX_ELEMENTS = 2**24
+
+
+class Head(NamedTuple):
+    """A language model's output layer: `weight` of shape `(V, d)`, and its `bias` of shape `(V,)` if it has one."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def implicit_margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
+    r"""
+    Margin of the implicit rewards, `beta ((log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l)))`.
+
+    Args:
+        chosen: Log-probabilities of the chosen responses, summed over tokens, in nats. Shape `(B,)`.
+        rejected: The same of the rejected responses. Shape `(B,)`.
+        ref_chosen: The reference's log-probabilities of the chosen responses. Shape `(B,)`.
+        ref_rejected: The reference's of the rejected responses. Shape `(B,)`.
+        beta: Weight of the KL term.
+
+    Returns:
+        One margin a pair. Shape `(B,)`.
+    """
+    return beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+
+
+def soft_label_loss(margin: Tensor, flip: Tensor | float) -> Tensor:
+    r"""
+    DPO with a doubtful label (cDPO), `-(1 - e) log sigmoid(m) - e log sigmoid(-m)`.
+
+    Since `log sigmoid(m) - log sigmoid(-m) = m`, this is `-log sigmoid(m) + e m`, in which nothing overflows.
+
+    Args:
+        margin: Implicit reward margins `m`. Shape `(B,)`.
+        flip: Probability `e` that a label is wrong, in [0, 1]. Shape `(B,)` or a number.
+
+    Returns:
+        One loss a pair, in nats. Shape `(B,)`.
+    """
+    return flip * margin - F.logsigmoid(margin)
+
+
+def compose_flips(flip: Tensor, smoothing: Tensor | float) -> Tensor:
+    r"""
+    Flip probability of two independent sources of error in a row, `e (1 - a) + (1 - e) a`.
+
+    A label that is wrong with probability `e` and is then smoothed by `a` has been through two binary symmetric
+    channels; half noise stays half noise.
+
+    Args:
+        flip: Probability `e` that the label itself is wrong. Shape `(B,)`.
+        smoothing: SPA's `a` where a pair is doubtful, else 0. Shape `(B,)` or a number.
+
+    Returns:
+        Probabilities. Shape `(B,)`.
+    """
+    return flip * (1 - smoothing) + (1 - flip) * smoothing
+
+
+def preference_metrics(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    flip: Tensor | float = 0.0,
+) -> dict[str, float]:
+    r"""
+    REAL's evaluation: `M = mean_i m_i` (Eq. 10) and `L = -mean_i log sigmoid(m_i)` (Eq. 11), each pair counted once.
+
+    Names and conventions are TRL's (rewards carry `beta`, a tie is not accurate), with the margin in units of
+    log-probability, `margin_logratio = M / beta`, and the margin's quantiles beside it. Computed in float64.
+
+    Args:
+        chosen: Log-probabilities of the chosen responses, summed over tokens, in nats. Shape `(N,)`, at least one.
+        rejected: The same of the rejected responses. Shape `(N,)`.
+        ref_chosen: The reference's log-probabilities of the chosen responses. Shape `(N,)`.
+        ref_rejected: The reference's of the rejected responses. Shape `(N,)`.
+        beta: Weight of the KL term, above 0.
+        flip: Probability that a label is wrong, which makes the loss `soft_label_loss`. Shape `(N,)` or a number.
+
+    Returns:
+        Plain numbers by name: `loss`, `rewards/…`, `margin_logratio`, `logps/…`.
+    """
+    logps = [values.double() for values in (chosen, rejected, ref_chosen, ref_rejected)]
+    margin = implicit_margin(*logps, beta)
+    quantiles = torch.quantile(margin, margin.new_tensor(list(QUANTILES.values())))
+    means = {
+        "loss": soft_label_loss(margin, flip),
+        "rewards/chosen": beta * (logps[0] - logps[2]),
+        "rewards/rejected": beta * (logps[1] - logps[3]),
+        "rewards/accuracies": (margin > 0).double(),
+        "rewards/margins": margin,
+        "margin_logratio": margin / beta,
+        "logps/chosen": logps[0],
+        "logps/rejected": logps[1],
+    }
+    return {name: values.mean().item() for name, values in means.items()} | {
+        f"rewards/margins_{name}": value for name, value in zip(QUANTILES, quantiles.tolist(), strict=True)
+    }
+
+
+@torch.no_grad()
+def extrapolated_log_probs(
+    hidden: Tensor,
+    ref_hidden: Tensor,
+    labels: Tensor,
+    head: Head,
+    ref_head: Head,
+    strength: float,
+    max_elements: int = MAX_ELEMENTS,
+) -> Tensor:
+    r"""
+    Log-probabilities under `pi_g`, whose logits are `h_g = (1 + lambda) h_theta - lambda h_ref` (SPA, Eq. 11-12).
+
+    Exact: extrapolating log-probabilities instead would forget the normalisation, and a quantile of the margins would
+    then flag the same pairs as without extrapolation. Logits are linear in the hidden state, so where policy and
+    reference share one head (LoRA) the states are mixed and the head runs once; else it runs twice.
+
+    Args:
+        hidden: The policy's last hidden state before each label. Shape `(N, d)`, of `N` tokens.
+        ref_hidden: The reference's. Shape `(N, d')`.
+        labels: Token ids. Shape `(N,)`.
+        head: The policy's output layer.
+        ref_head: The reference's; the very same tensors if they share it.
+        strength: `lambda`, at least 0; at 0 the result is the policy's own.
+        max_elements: Logits held at a time, in float32: a chunk of the vocabulary for all tokens, never `(N, V)`.
+
+    Returns:
+        Log-probabilities of the labels, in nats, float32, without gradient. Shape `(N,)`.
+    """
+    hidden = hidden.float()
+    if strength == 0:
+        return label_log_probs([(1.0, hidden, head)], labels, max_elements)
+    if ref_head.weight is head.weight and ref_head.bias is head.bias:
+        mixed = (1 + strength) * hidden - strength * ref_hidden.float()
+        return label_log_probs([(1.0, mixed, head)], labels, max_elements)
+    terms = [(1 + strength, hidden, head), (-strength, ref_hidden.float(), ref_head)]
+    return label_log_probs(terms, labels, max_elements)
+
+
+def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max_elements: int) -> Tensor:
+    r"""
+    Log-softmax, at the labels, of the logits `sum_k scale_k (states_k W_k^T + b_k)`, by chunks of the vocabulary.
+
+    Args:
+        terms: Scales, float32 states of shape `(N, d_k)` and heads.
+        labels: Token ids. Shape `(N,)`.
+        max_elements: Logits held at a time.
+
+    Returns:
+        Log-probabilities, float32. Shape `(N,)`.
+    """
+    n_words = terms[0][2].weight.shape[0]
+    size = max(1, min(n_words, max_elements // max(1, len(labels))))
+    total = terms[0][1].new_full((len(labels),), -torch.inf)
+    picked = torch.zeros_like(total)
+    with torch.autocast(labels.device.type, enabled=False):
+        for start in range(0, n_words, size):
+            logits = _chunk_of_logits(terms, start, start + size)  # (N, size)
+            total = torch.logaddexp(total, logits.logsumexp(1))
+            place = labels - start
+            inside = (place >= 0) & (place < logits.shape[1])
+            at_label = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+            picked = torch.where(inside, at_label, picked)
+    return picked - total
+
+
+def _chunk_of_logits(terms: list[tuple[float, Tensor, Head]], start: int, end: int) -> Tensor:
+    """The summed logits of words `start` to `end`, in float32 whatever the weights are. Shape `(N, end - start)`."""
+    logits = None
+    for scale, states, head in terms:
+        bias = None if head.bias is None else head.bias[start:end].float()
+        part = F.linear(states, head.weight[start:end].float(), bias)
+        part = part if scale == 1 else part.mul_(scale)
+        logits = part if logits is None else logits.add_(part)
+    return logits

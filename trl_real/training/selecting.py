@@ -1,0 +1,195 @@
+"""TRL's `DPOTrainer` that first chooses the pairs it trains on, and resumes on the pairs that it chose."""
+
+import os
+import textwrap
+import warnings
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOConfig, DPOTrainer
+
+from trl_real.errors import TrlRealError
+from trl_real.selection.record import SelectionRecord
+from trl_real.selection.selector import EmbeddingPairSelector
+from trl_real.training.config import REALDPOConfig
+from trl_real.training.subset import KeptRows, check_selectable, check_whole, complete_record, selection_section
+
+
+# Numbers the rows while TRL tokenizes, which drops some and changes the texts of others.
+ROW = "_trl_real_row"
+
+CITATION = textwrap.dedent("""\
+    @article{zhang2024real,
+        title   = {{REAL: Response Embedding-based Alignment for LLMs}},
+        author  = {Honggen Zhang and Xufeng Zhao and Igor Molybog and June Zhang},
+        year    = 2024,
+        journal = {arXiv preprint arXiv:2409.17169},
+    }""")
+
+PAPER = {
+    "title": "REAL: Response Embedding-based Alignment for LLMs",
+    "id": "2409.17169",
+    "citation": f"{CITATION}\n\n{DPOTrainer._paper['citation']}",
+}
+
+
+class SelectingDPOTrainer(DPOTrainer):
+    """
+    The part of [`REALDPOTrainer`] that selects rows at init, saves their numbers and resumes on them.
+
+    Attributes:
+        selection_record (`SelectionRecord`, *optional*): How the training rows were chosen, if they were.
+        selected_rows (`np.ndarray`, *optional*): Their numbers in the training set as it was given, ascending.
+    """
+
+    _pool: Dataset | None = None
+    _candidates: Dataset | None = None
+    _kept: KeptRows | None = None
+
+    @wraps(DPOTrainer.__init__, assigned=())
+    def __init__(self, *args, **kwargs):
+        given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+        if selects(given.get("args")):
+            check_selectable(given.get("train_dataset"), given["args"])
+        super().__init__(*args, **kwargs)
+        self.train_dataset = self._select(self.train_dataset)
+
+    @property
+    def selection_record(self) -> SelectionRecord | None:
+        """How the training rows were chosen."""
+        return self._kept.record if self._kept else None
+
+    @property
+    def selected_rows(self) -> np.ndarray | None:
+        """Numbers of the training rows in the training set as it was given."""
+        return self._kept.rows if self._kept else None
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
+        """Train; from a checkpoint, on its rows."""
+        self._resume_rows(checkpoint_folder(resume_from_checkpoint, self.args))
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """TRL's card, with a section on the selection, and the record beside it."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self._kept is not None and self.is_world_process_zero():
+            with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
+                card.write(selection_section(self._kept.record))
+            self._kept.save(self.args.output_dir)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and the selection record and the selected rows beside it."""
+        if self._kept is not None and self.args.should_save:
+            self._kept.save(output_dir or self.args.output_dir)
+        super().save_model(output_dir, _internal_call=_internal_call)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        first = self._pool is None and self._kept is None  # An evaluation set may be named "train", too.
+        if not (dataset_name == "train" and first and selects(args)):
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        self._pool = dataset.add_column(ROW, np.arange(len(dataset)))
+        return super()._prepare_dataset(self._pool, processing_class, args, dataset_name)
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if name == "train":
+            dataset = self._select(dataset)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
+    def _select(self, prepared: Dataset) -> Dataset:
+        """The rows to train on, of those that TRL has prepared; as they are, if no selection is due."""
+        if self._pool is None:
+            return prepared
+        pool, self._pool, self._candidates = self._pool, None, prepared
+        self._n_given = len(pool)
+        folder = checkpoint_folder(self.args.resume_from_checkpoint, self.args)
+        if (kept := KeptRows.load(folder)) is not None:
+            return self._rows_of(kept, folder)
+        check_whole(self.model)
+        outcome: list[Any] = [self._choose(pool, prepared) if self.accelerator.is_main_process else None]
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], TrlRealError):
+            raise outcome[0]
+        return self._rows_of(outcome[0])
+
+    def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
+        """Which rows to keep and how that was decided; an error is returned, for every process to raise."""
+        rows = _numbers(prepared)
+        texts = [name for name in ("prompt", "chosen", "rejected", ROW) if name in pool.column_names]
+        try:
+            selector = EmbeddingPairSelector(
+                self.accelerator.unwrap_model(self.model),
+                tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
+                strategy=self.args.selection_strategy,
+                seed=self.args.seed,
+            )
+            chosen = selector.select(pool.select_columns(texts).select(rows), self.args.selection_budget)
+        except TrlRealError as error:
+            return TrlRealError(str(error).replace("budget=", "selection_budget="))
+        record = complete_record(selector.record, n_dropped=len(pool) - len(rows))
+        if not record.n_kept:
+            return TrlRealError(
+                f"No row of the training set has a pair to select: {record.summary().splitlines()[0]}. "
+                "Check its columns 'chosen' and 'rejected'."
+            )
+        return KeptRows(_numbers(chosen), record)
+
+    def _rows_of(self, kept: KeptRows, folder: str | None = None) -> Dataset:
+        """The prepared rows that were kept, here or in the run that saved them in `folder`."""
+        numbers = _numbers(self._candidates)
+        if folder is not None:
+            kept.check(folder, self._n_given, numbers)
+        self._kept = kept
+        if kept.record.model:
+            self._name, self._paper = "REAL", PAPER
+        return self._candidates.remove_columns(ROW).select(np.searchsorted(numbers, kept.rows).tolist())
+
+    def _resume_rows(self, folder: str | None) -> None:
+        """Train on the rows that the checkpoint was trained on."""
+        saved = KeptRows.load(folder)
+        if saved is None:
+            return
+        if self._candidates is None:
+            record = saved.record
+            raise TrlRealError(
+                f"{folder} was trained on rows that the trainer selected. Give the whole training set and type "
+                f"selection_strategy={record.strategy!r}, selection_budget={record.budget!r}."
+            )
+        chosen, rows = self._kept.rows, self._rows_of(saved, folder)
+        if np.array_equal(chosen, saved.rows):
+            return
+        warnings.warn(
+            f"This model selects other rows than those of {folder}, which are trained on: it is not the model that "
+            "the run began with. Unless you gave that one as ref_model, the reference is another, too."
+        )
+        if self.precompute_ref_logps:
+            size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+            rows = super()._precompute_ref_logps(rows, "train", size)
+        self.train_dataset = rows
+
+
+def selects(args: DPOConfig | None) -> bool:
+    """Whether there is a selection to be made; a plain `DPOConfig` asks for none."""
+    return isinstance(args, REALDPOConfig) and args.selection_strategy is not None
+
+
+def checkpoint_folder(checkpoint: str | bool | None, args: DPOConfig) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` means; None if it means none, or the last where there is none."""
+    if checkpoint is True:
+        return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    return checkpoint or None
+
+
+def _numbers(dataset: Dataset) -> np.ndarray:
+    """The rows' numbers in the training set as it was given. Shape `(N,)`, int64."""
+    return dataset.select_columns(ROW).with_format("numpy")[:][ROW]

@@ -1,0 +1,152 @@
+"""Which rows of the training set are trained on: what can be selected from, what is said and kept of it."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.selection.record import RECORD_FILE, SelectionRecord
+from trl_real.training.config import REALDPOConfig
+
+
+ROWS_FILE = "selected_rows.npy"
+PROMPT_TOO_LONG = "prompt fills max_length"
+
+
+@dataclass
+class KeptRows:
+    """
+    The rows that are trained on, by their numbers in the training set as it was given, and how they were chosen.
+
+    Args:
+        rows: Row numbers, in the order of the training set. Shape `(k,)`, int64.
+        record: Strategy, model and counts.
+    """
+
+    rows: np.ndarray
+    record: SelectionRecord
+
+    def save(self, folder: str | Path) -> None:
+        """Write both files into `folder`; the rows' appears whole or not at all."""
+        path = Path(folder) / ROWS_FILE
+        self.record.save(folder)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, self.rows)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, folder: str | Path | None) -> "KeptRows | None":
+        """Read what `save` wrote; None where nothing was selected."""
+        if folder is None or not (Path(folder) / ROWS_FILE).exists():
+            return None
+        return cls(np.load(Path(folder) / ROWS_FILE, allow_pickle=False), SelectionRecord.load(folder))
+
+    def check(self, folder: str | Path, n_rows: int, prepared: np.ndarray) -> None:
+        """
+        Refuse a training set that these rows are not of.
+
+        Args:
+            folder: Where they were saved.
+            n_rows: Of the training set as it was given.
+            prepared: Numbers of the rows that TRL did not drop, ascending.
+
+        Raises:
+            TrlRealError: If the training set has another number of rows, or TRL drops some that were trained on.
+        """
+        if n_rows != self.record.n_rows:
+            raise TrlRealError(
+                f"{folder} was trained on {len(self.rows)} rows of a training set of {self.record.n_rows}, but this "
+                f"one has {n_rows} rows. Give the training set of that run, or leave resume_from_checkpoint out."
+            )
+        if missing := np.setdiff1d(self.rows, prepared).tolist():
+            raise TrlRealError(
+                f"{folder} was trained on row {missing[0]} of the training set, whose prompt now fills max_length. "
+                "Give the max_length and the tokenizer of that run."
+            )
+
+
+def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
+    """
+    Refuse, before a model is loaded, what cannot be selected from.
+
+    Args:
+        dataset: The training set; of types that TRL refuses nothing is said.
+        args: With a strategy and a budget.
+
+    Raises:
+        MissingColumnError: If there are no labelled pairs.
+        TrlRealError: If it is a stream or holds images, or if the budget is more than all rows.
+    """
+    strategy, budget = args.selection_strategy, args.selection_budget
+    if isinstance(dataset, IterableDataset):
+        raise TrlRealError(
+            f"selection_strategy={strategy!r} ranks the whole training set, which a stream does not show. "
+            "Load it without streaming=True, or leave selection_strategy out."
+        )
+    if not isinstance(dataset, Dataset):
+        return
+    for name in ("chosen", "rejected"):
+        if name not in dataset.column_names:
+            raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
+    images = sorted({"image", "images"} & set(dataset.column_names))
+    if images:
+        raise TrlRealError(
+            f"selection_strategy={strategy!r} reads text, but the training set has a column {images[0]!r}. "
+            "Select beforehand with EmbeddingPairSelector, on the text columns, and leave selection_strategy out."
+        )
+    if budget > max(1, len(dataset)):
+        raise TrlRealError(
+            f"selection_budget={budget}, but the training set has {len(dataset)} rows. "
+            "Type selection_budget=0.25 for a quarter of them."
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """
+    Refuse a model that no single process can run, as under ZeRO-3 and tensor parallelism.
+
+    Raises:
+        TrlRealError: If a weight is held in parts by several processes.
+    """
+    for name, weight in model.named_parameters():
+        if hasattr(weight, "ds_id") or isinstance(weight, DTensor):
+            raise TrlRealError(
+                f"Weight {name!r} is spread over processes, so the main one cannot select with it. Select beforehand, "
+                "in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "
+                "selection_strategy out."
+            )
+
+
+def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
+    """
+    The selector's record as it may be published, about the whole training set.
+
+    Args:
+        record: About the rows that TRL did not drop; a local model goes by its full path.
+        n_dropped: Rows that TRL dropped, as their prompt alone is `max_length` long.
+    """
+    skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
+    model = Path(record.model).name if record.model and Path(record.model).exists() else record.model
+    return replace(record, model=model, n_rows=record.n_rows + n_dropped, skipped=skipped)
+
+
+def selection_section(record: SelectionRecord) -> str:
+    """A section of the model card: how the training rows were chosen, without a word of the data's."""
+    budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
+    basis = (
+        "the similarity of their responses' embeddings in this model, before training" if record.model else "chance"
+    )
+    skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
+    return (
+        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{record.strategy}`, budget {budget}, seed "
+        f"{record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
+        f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
+        f"| not chosen | {record.n_not_chosen} |\n{skipped}"
+    )

@@ -20,6 +20,7 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real import STRATEGIES, EmbeddingPairSelector, MissingColumnError, TrlRealError
 from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
+from trl_real.functional.geometry import GEOMETRIES
 from trl_real.selection.annotation import NOT_FINITE
 from trl_real.selection.record import SelectionRecord
 
@@ -803,6 +804,8 @@ class TestErrors:
             ({"model": "x", "dtype": "int8"}, "dtype='int8' is not one of float32"),
             ({"on_nonfinite": "drop"}, "on_nonfinite='drop' is not one of"),
             ({"seed": 2**64}, "seed="), ({"seed": 1.5}, "seed="), ({"seed": None}, "seed="),
+            ({"geometry": "flat"}, "No geometry 'flat'; there are raw, centered"),
+            ({"geometry": "whitened", "center": True}, "center=True is geometry='centered'"),
         ],
     )  # fmt: skip
     def test_settings(self, settings, match):
@@ -948,12 +951,22 @@ class TestCentred:
         kept = chooser.select(pool, 8)
         scored = pool.map(selector(center=True).fit(pool), batched=True)
         assert set(np.array(scored["id"][:])[np.argsort(scored["similarity"][:])[:8]]) == set(kept["id"][:])
-        assert chooser.record.settings["center"] and kept["id"][:] != selector().select(pool, 8)["id"][:]
+        assert chooser.record.settings["geometry"] == "centered" and kept["id"][:] != selector().select(pool, 8)["id"][:]
 
     def test_row_order_does_not_matter(self):
         pool = Dataset.from_list(make_rows(40))
-        means = [selector(center=True).fit(p).mean for p in (pool, pool.shuffle(seed=3))]
+        means = [selector(center=True).fit(p).fitted.shift for p in (pool, pool.shuffle(seed=3))]
         torch.testing.assert_close(*means, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("geometry", GEOMETRIES)
+    def test_every_geometry_is_that_of_the_embeddings_moved_beforehand(self, geometry):
+        rows = with_embeddings(make_rows(30))
+        change = GEOMETRIES[geometry](torch.tensor([v for row in rows for v in row["embeddings"]]).double())
+        moved = [{**row, "embeddings": change(torch.tensor(row["embeddings"]).double()).tolist()} for row in rows]
+        found = EmbeddingPairSelector(geometry=geometry).select(Dataset.from_list(rows), 12)
+        expected = EmbeddingPairSelector().select(Dataset.from_list(moved), 12)
+        assert found["id"][:] == expected["id"][:] and found["pair"][:] == expected["pair"][:]
+        np.testing.assert_allclose(found["similarity"][:], expected["similarity"][:], atol=1e-4)
 
 
 class TestHalfPrecision:

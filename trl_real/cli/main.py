@@ -13,8 +13,11 @@ from trl_real.errors import TrlRealError
 VERBS = {
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
+    "sft": "fine-tune on the chosen responses: where DPO starts, and its reference",
     "train": "train with REALDPOTrainer (all flags of TRL's DPO)",
     "win-rate": "win rate of a model against a baseline, with its interval",
+    "study": "measure what choosing saves: strategies, budgets and seeds against random",
+    "report": "write the report of a study again",
     "push": "push a subset to the Hub, with its recipe",
     "demo": "the whole way with a real model, in minutes on a CPU",
 }

@@ -23,7 +23,10 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_tokens", type=int, help="tokens in a forward pass")
     parser.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="such as cpu or cuda:0")
-    parser.add_argument("--center", action="store_true", help="subtract the pool's mean embedding")
+    parser.add_argument("--center", action="store_true", help="short for --geometry centered")
+    parser.add_argument(
+        "--geometry", default="raw", help="raw (default), centered, standardized, debiased or whitened"
+    )
     parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--num_proc", type=int, help="worker processes")
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
-    settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
+    settings = {name: getattr(args, name) for name in (*names, "geometry", "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
     dataset = load(args.dataset, args.split)
     if args.source:

@@ -14,13 +14,19 @@ CONFIG_BY_FLAG = False
 
 
 @dataclass
-class DataArguments:
+class PreferenceArguments:
     """What to train on, by the names that the other verbs use."""
 
     dataset: str | None = field(default=None, metadata={"help": "Preferences: Hub id, folder or file"})
     split: str | None = field(default=None, metadata={"help": "Split, or a part of it"})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on"})
     model: str | None = field(default=None, metadata={"help": "Hub id or local path of the model to align"})
+
+
+@dataclass
+class EvalArguments:
+    """What to evaluate on."""
+
+    eval_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on"})
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +42,18 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, print the last metrics."""
-    import torch
     from transformers import AutoTokenizer
     from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
     from trl_real.data.files import load
     from trl_real.errors import TrlRealError
     from trl_real.training.config import REALDPOConfig
+    from trl_real.training.resume import last_checkpoint, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
-    argv = list(args.rest)
-    for name in ("dataset", "split", "output_dir", "config", "eval_dataset", "model"):
-        argv += [f"--{name}", getattr(args, name)] if getattr(args, name) is not None else []
-    if not torch.cuda.is_available() and "--use_cpu" not in argv:
-        argv += ["--use_cpu", "True"]
-    data, config, model = TrlParser((DataArguments, REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
+    argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "eval_dataset", "model"))
+    parser = TrlParser((PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig))
+    data, held_out, config, model = parser.parse_args_and_config(argv)
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", "output_dir")
     preferences = load(data.dataset, data.split)
@@ -58,18 +61,39 @@ def run(args: argparse.Namespace) -> None:
         raise TrlRealError(f"{data.dataset!r} holds no preferences. Were all its labels ties? Select or label more.")
     if (quantization := get_quantization_config(model)) is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "quantization_config": quantization}
+    resume_from = config.resume_from_checkpoint or last_checkpoint(config.output_dir)
+    if resume_from:
+        config.resume_from_checkpoint = resume_from
+        say(f"Going on from {resume_from}. To start afresh, give another --output_dir.")
     trainer = REALDPOTrainer(
         args.model,
         args=config,
         train_dataset=preferences,
-        eval_dataset=load(data.eval_dataset) if data.eval_dataset else None,
+        eval_dataset=load(held_out.eval_dataset) if held_out.eval_dataset else None,
         processing_class=AutoTokenizer.from_pretrained(args.model),
         peft_config=get_peft_config(model),
     )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is for the result
-        trainer.train()
+        train_from(trainer, resume_from)
     trainer.save_model()
-    metrics = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-    result(args, {"output_dir": config.output_dir, **metrics}, config.output_dir)
+    result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
+
+
+def own_flags(args: argparse.Namespace, *names: str) -> list[str]:
+    """All flags for TRL's parser: the verb's own by their names, and the rest."""
+    given = [(name, getattr(args, name)) for name in names if getattr(args, name) is not None]
+    return [*args.rest, *(part for name, value in given for part in (f"--{name}", value))]
+
+
+def last_metrics(trainer) -> dict:
+    """The last value that was logged of each metric."""
+    return {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+
+
+def on_cpu(argv: list[str]) -> list[str]:
+    """Flags of a trainer, with those it needs where there is no accelerator."""
+    import torch
+
+    return argv if torch.cuda.is_available() or "--use_cpu" in argv else [*argv, "--use_cpu", "True"]

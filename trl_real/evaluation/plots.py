@@ -65,7 +65,12 @@ def color_of(strategy: str) -> str:
 
 
 def similarity_figure(
-    histogram: Mapping[str, Sequence[float]], *, name: str, strategy: str, cut: float | None = None
+    histogram: Mapping[str, Sequence[float]],
+    *,
+    name: str,
+    strategy: str,
+    cut: float | None = None,
+    color: str | None = None,
 ) -> "Figure":
     """
     How similar the two responses of a pair are, in the pool and among the kept rows.
@@ -75,23 +80,24 @@ def similarity_figure(
         name: Title.
         strategy: Settles the colour of the kept rows.
         cut: Similarity at which the budget ended; None if it ended at no similarity.
+        color: Of the kept rows, if not the strategy's.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure, axes = _axes(height=3.6, title=name)
+    figure, axes = new_axes(height=3.6, title=name)
     edges = histogram["edges"]
     axes.stairs(histogram["pool"], edges, fill=True, color=POOL_COLOR, label=f"pool ({sum(histogram['pool'])})")
     kept = f"kept ({sum(histogram['kept'])})"
-    axes.stairs(histogram["kept"], edges, fill=True, color=color_of(strategy), alpha=0.85, label=kept)
+    axes.stairs(histogram["kept"], edges, fill=True, color=color or color_of(strategy), alpha=0.85, label=kept)
     if cut is not None:
         axes.axvline(cut, color=LINE_COLOR, linestyle="--", linewidth=1.8, label=f"cut at {cut:.3g}")
     axes.set_xlabel("similarity of the two responses", fontsize=FONT)
     axes.set_ylabel("rows", fontsize=FONT)
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="y", integer=True)
-    _tidy(axes)
-    _legend(figure, axes)
+    tidy(axes)
+    legend(figure, axes)
     return figure
 
 
@@ -106,19 +112,18 @@ def win_rate_figure(rates: Sequence[Rate], *, confidence: float = 0.95) -> "Figu
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    heights = _heights([rate.group for rate in rates])
-    figure, axes = _axes(height=1.35 + 0.55 * (1 - min(heights)), title="")
+    heights = row_heights([rate.group for rate in rates])
+    figure, axes = new_axes(height=1.35 + 0.55 * (1 - min(heights)), title="")
     axes.axvline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
     for rate, y in zip(rates, heights, strict=True):
-        _draw_rate(axes, rate, y)
+        if math.isfinite(rate.rate):
+            draw_interval(axes, rate[2:5], y, color=color_of(rate.strategy), hollow=rate.strategy == "random")
+        else:
+            axes.text(0.5, y, " not measured", fontsize=FONT, va="center")
     ends = [x for rate in rates for x in (rate.low, rate.rate, rate.high) if math.isfinite(x)] + [0.4, 0.6]
     axes.set_xlim(max(-0.02, min(ends) - 0.04), min(1.02, max(ends) + 0.04))
-    axes.set_ylim(min(heights) - 0.55, 0.75)
-    axes.set_yticks(heights, [_label(rate.name) for rate in rates], fontsize=FONT)
     axes.set_xlabel(f"win rate with {confidence:.0%} interval", fontsize=FONT)
-    _tidy(axes)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
+    name_rows(axes, heights, [rate.name for rate in rates])
     return figure
 
 
@@ -142,20 +147,21 @@ def training_figure(
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure, axes = _axes(height=3.8, title=name)
+    figure, axes = new_axes(height=3.8, title=name)
     rows = reward_rows(log_history)
     by_labels = bool(rows) and all("epoch" in row for row in rows)
     x = [float(row["epoch"]) * n_labels if by_labels else float(row.get("step", i)) for i, row in enumerate(rows)]
     axes.axhline(0, color=POOL_COLOR, linewidth=1.2)
     for key, (label, color, style, width) in CURVES.items():
         marker = "o" if len(rows) == 1 else None
-        axes.plot(x, [_number(row.get(key)) for row in rows], style, color=color, lw=width, marker=marker, label=label)
+        y = [to_float(row.get(key)) for row in rows]
+        axes.plot(x, y, style, color=color, lw=width, marker=marker, label=label)
     if limits:
         axes.set_ylim(*limits)
     axes.set_xlabel("labels seen (again in each epoch)" if by_labels else "optimizer steps", fontsize=FONT)
     axes.set_ylabel("reward", fontsize=FONT)
-    _tidy(axes)
-    _legend(figure, axes)
+    tidy(axes)
+    legend(figure, axes)
     return figure
 
 
@@ -166,7 +172,7 @@ def reward_rows(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 def reward_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
     """Ends of a vertical axis that holds the curves of all histories; None without a finite value."""
-    values = [_number(row.get(key)) for history in histories for row in reward_rows(history) for key in CURVES]
+    values = [to_float(row.get(key)) for history in histories for row in reward_rows(history) for key in CURVES]
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return None
@@ -220,41 +226,61 @@ def check_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "plots") from error
 
 
-def _axes(height: float, title: str) -> tuple["Figure", "Axes"]:
+def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
+    """
+    A figure as wide as all of them, `height` in inches, and its one pair of axes.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
     check_matplotlib()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     if title:
-        axes.set_title(_label(title, 40), fontsize=FONT + 1, fontweight="bold", loc="left")
+        axes.set_title(short_label(title, 40), fontsize=FONT + 1, fontweight="bold", loc="left")
     return figure, axes
 
 
-def _draw_rate(axes: "Axes", rate: Rate, y: float) -> None:
-    """Point, interval and number of one arm; the baseline, random, is hollow."""
-    color = color_of(rate.strategy)
-    if not math.isfinite(rate.rate):
-        axes.text(0.5, y, " not measured", fontsize=FONT, va="center")
-        return
-    if math.isfinite(rate.low) and math.isfinite(rate.high):
-        axes.plot([rate.low, rate.high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
-    face = "white" if rate.strategy == "random" else color
-    axes.plot([rate.rate], [y], "o", markersize=9, color=color, mfc=face, markeredgewidth=2, clip_on=False)
+def draw_interval(
+    axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, hollow: bool = False, text: str = ""
+) -> None:
+    """A value and the ends of its interval as a point, a line and the number; the baseline is hollow."""
+    value, low, high = ends
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
+    face = "white" if hollow else color
+    axes.plot([value], [y], "o", markersize=9, color=color, mfc=face, markeredgewidth=2, clip_on=False)
+    write_above(axes, value, y, text or f"{value:.2f}")
+
+
+def write_above(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A number on a white plate above its point."""
     plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     place = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"{rate.rate:.2f}", (rate.rate, y), **place, fontsize=FONT - 1, bbox=plate)
+    axes.annotate(text, (x, y), **place, fontsize=FONT - 1, bbox=plate)
 
 
-def _heights(groups: Sequence[str]) -> list[float]:
+def name_rows(axes: "Axes", heights: Sequence[float], names: Sequence[str]) -> None:
+    """Names in place of a vertical axis."""
+    axes.set_ylim(min(heights) - 0.55, 0.75)
+    axes.set_yticks(heights, [short_label(name) for name in names], fontsize=FONT)
+    tidy(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def row_heights(groups: Sequence[str], gap: float = 0.5) -> list[float]:
     """Vertical places, downward from 0, with a gap where the group changes."""
     heights: list[float] = []
     for i, group in enumerate(groups):
-        heights.append(heights[-1] - 1 - 0.5 * (group != groups[i - 1]) if i else 0.0)
+        heights.append(heights[-1] - 1 - gap * (group != groups[i - 1]) if i else 0.0)
     return heights
 
 
-def _tidy(axes: "Axes") -> None:
+def tidy(axes: "Axes") -> None:
+    """The ticks and borders that all pictures share."""
     axes.tick_params(labelsize=FONT - 0.5)
     axes.locator_params(axis="x", nbins=6)
     axes.ticklabel_format(axis="x", useOffset=False)
@@ -262,18 +288,20 @@ def _tidy(axes: "Axes") -> None:
         axes.spines[side].set_visible(False)
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
+def legend(figure: "Figure", axes: "Axes", ncols: int = 3) -> None:
+    """The names of what is drawn, below the picture."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=3, fontsize=FONT - 0.5, frameon=False,
+        handles, labels, loc="outside lower center", ncols=ncols, fontsize=FONT - 0.5, frameon=False,
         handlelength=1.6, columnspacing=1.0, handletextpad=0.5,
     )  # fmt: skip
 
 
-def _label(text: str, length: int = LABEL_LENGTH) -> str:
+def short_label(text: str, length: int = LABEL_LENGTH) -> str:
     """One short line in which matplotlib sees no mathematics."""
     return one_line(text, length).replace("$", r"\$")
 
 
-def _number(value: Any) -> float:
+def to_float(value: Any) -> float:
+    """A float; NaN also for None, which is how JSON files say it."""
     return math.nan if value is None else float(value)

@@ -60,12 +60,8 @@ class Arm:
 
     @property
     def budget_text(self) -> str:
-        """The budget in words; 1 is a pair and 1.0 everything."""
-        if self.budget is None:
-            return "every pair"
-        if isinstance(self.budget, float):
-            return f"{100 * self.budget:.4g}% of the pairs"
-        return "1 pair" if self.budget == 1 else f"{self.budget} pairs"
+        """The budget in words."""
+        return budget_words(self.budget)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the training log and the kept rows."""
@@ -173,7 +169,8 @@ def write_report(
         groups.setdefault(arm.budget_text, []).append(arm)
     groups = {budget: groups[budget] for budget in dict.fromkeys(arm.budget_text for arm in arms)}
     arms = [arm for group in groups.values() for arm in group]
-    page = _template().render(
+    page = render(
+        TEMPLATE,
         title=title,
         task=task,
         pool=pool,
@@ -192,37 +189,53 @@ def write_report(
     return path
 
 
-def _template():
+def budget_words(budget: float | int | None) -> str:
+    """A budget in words; 1 is a pair and 1.0 everything."""
+    if budget is None:
+        return "every pair"
+    if isinstance(budget, float):
+        return f"{100 * budget:.4g}% of the pairs"
+    return "1 pair" if budget == 1 else f"{budget} pairs"
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package; everything in `values` is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("trl_real.evaluation")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(short=plots.one_line, number=_format, words=_words, reward_rows=plots.reward_rows)
-    return environment.get_template(TEMPLATE)
+    environment.filters.update(short=plots.one_line, number=in_digits, words=_words, reward_rows=plots.reward_rows)
+    return environment.get_template(template).render(**values)
 
 
 def _pictures(folder: Path, arms: Sequence[Arm]) -> dict[str, Any]:
     """Draw and save everything: `win_rates` is a URI, `similarity` and `training` an arm and its URI each."""
     rates = [plots.Rate(arm.name, arm.strategy, *_interval(arm.comparison), arm.budget_text) for arm in arms]
     win_rates = plots.win_rate_figure(rates, confidence=arms[0].comparison.confidence)
-    pictures = {"win_rates": _saved(folder / "win_rates.png", win_rates), "similarity": [], "training": []}
+    pictures = {"win_rates": saved(folder / "win_rates.png", win_rates), "similarity": [], "training": []}
     limits = plots.reward_limits([arm.log_history for arm in arms])
     for i, arm in enumerate(arms, 1):
-        file_name = f"{i}_{re.sub(r'[^a-z0-9.]+', '-', arm.name.lower())[:40].strip('-.')}.png"
+        file_name = picture_name(i, arm.name)
         record, n_labels = arm.record, arm.label_counts.get("labeled", arm.n_labels)
         if record.histogram:
             cut = record.similarity_kept.get(CUT_AT.get(arm.strategy)) if record.n_not_chosen else None
             figure = plots.similarity_figure(record.histogram, name=arm.name, strategy=arm.strategy, cut=cut)
-            pictures["similarity"].append((arm, _saved(folder / f"similarity_{file_name}", figure)))
+            pictures["similarity"].append((arm, saved(folder / f"similarity_{file_name}", figure)))
         if plots.reward_rows(arm.log_history):
             figure = plots.training_figure(arm.log_history, name=arm.name, n_labels=n_labels, limits=limits)
-            pictures["training"].append((arm, _saved(folder / f"training_{file_name}", figure)))
+            pictures["training"].append((arm, saved(folder / f"training_{file_name}", figure)))
     return pictures
 
 
-def _saved(path: Path, figure: Any) -> str:
+def picture_name(i: int, name: str) -> str:
+    """A file's name for a picture of the i-th arm, whatever the arm is called."""
+    return f"{i}_{re.sub(r'[^a-z0-9.]+', '-', name.lower())[:40].strip('-.')}.png"
+
+
+def saved(path: Path, figure: Any) -> str:
+    """Write a figure's PNG file, and return it as a URI."""
     return plots.to_data_uri(plots.save_png(figure, path).read_bytes())
 
 
@@ -234,7 +247,7 @@ def _verdicts(group: Sequence[Arm]) -> list[tuple[Arm, Arm, Verdict]]:
 
 def _examples(arm: Arm, n: int) -> list[dict[str, Any]]:
     """Up to `n` kept pairs from either end of the similarities, each with a word on where it stands."""
-    rows = [row for row in arm.kept if math.isfinite(_number(row.get("similarity")))]
+    rows = [row for row in arm.kept if math.isfinite(plots.to_float(row.get("similarity")))]
     rows.sort(key=lambda row: row["similarity"])
     n_low = min(n, (len(rows) + 1) // 2)
     ends = {"min": rows[:n_low], "max": rows[max(n_low, len(rows) - n) :]}
@@ -270,9 +283,9 @@ def _words(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _format(value: float | None, digits: int = 2, sign: bool = False) -> str:
+def in_digits(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """A number with a true minus sign; a dash for what is not known."""
-    value = _number(value)
+    value = plots.to_float(value)
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\u2212") if math.isfinite(value) else "–"
 
 
@@ -284,9 +297,4 @@ def _check_comparable(comparisons: Sequence[Comparison]) -> None:
 
 
 def _interval(comparison: Comparison) -> tuple[float, float, float]:
-    return tuple(_number(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
-
-
-def _number(value: float | None) -> float:
-    """A float; NaN also for None, which is how JSON files say it."""
-    return math.nan if value is None else float(value)
+    return tuple(plots.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))

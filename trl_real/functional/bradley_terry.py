@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 
 # From "only the prior" to "hardly any": the range within which a ridge can matter for standardised differences.
-RIDGES = tuple(10 ** (k / 2) for k in range(9, -2, -1))
+RIDGES = tuple(10 ** (k / 4) for k in range(19, -1, -1))
 
 MAX_NEWTON_STEPS = 30
 # Newton's decrement, in nats a pair, below which a further step changes no printed figure.

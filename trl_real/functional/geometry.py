@@ -9,8 +9,6 @@ from torch import Tensor
 
 # Directions that carry less than this share of the mean variance are not blown up by whitening.
 WHITENING_FLOOR = 0.01
-# Leading directions that `debiased` takes out (Mu and Viswanath 2018 take about d / 100, arXiv 1702.01417).
-SHARE_REMOVED = 0.01
 
 
 class Geometry(NamedTuple):
@@ -60,10 +58,14 @@ def whitened(sample: Tensor) -> Geometry:
 
 
 def debiased(sample: Tensor) -> Geometry:
-    """Centred, without the leading principal directions ("all but the top"). Shape as in `raw`."""
+    """
+    Centred, without the leading principal direction. Shape as in `raw`.
+
+    Mu and Viswanath ("all but the top", arXiv 1702.01417) take out about d / 100 directions; of hidden states that
+    already takes what responses differ in (docs/log.md).
+    """
     mean, _, vectors = _principal(sample)
-    n_removed = max(1, round(SHARE_REMOVED * sample.shape[1]))
-    top = vectors[:, -n_removed:]
+    top = vectors[:, -1:]
     return Geometry(mean, torch.eye(len(mean), dtype=top.dtype) - top @ top.mT)
 
 

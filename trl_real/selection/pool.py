@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
-from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS, PREFERENCE_COLUMNS, check_own_columns, is_pool, to_columns
 from trl_real.errors import TrlRealError
+from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.selection.annotation import content_key, gather_candidates, to_own_columns
 from trl_real.selection.budget import HALF_PRECISION_BAND, budget_size, lowest_rows, rows_in_doubt
 from trl_real.selection.record import SelectionRecord, describe_similarity
@@ -18,7 +18,7 @@ from trl_real.selection.record import SelectionRecord, describe_similarity
 if TYPE_CHECKING:
     from trl_real.selection.selector import EmbeddingPairSelector
 
-MEAN_SAMPLE = 1000
+GEOMETRY_SAMPLE = 1000
 
 # Columns of the scoring pass that do not outlive it; the cost of a batch stands in its first row.
 SCORING_FEATURES = {
@@ -93,9 +93,10 @@ def select_from(
     return chosen, record
 
 
-def mean_embedding(selector: "EmbeddingPairSelector", dataset: Dataset) -> Tensor:
+def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset) -> Geometry:
     """
-    Mean embedding of the responses of up to 1,000 rows, those with the lowest digests of seed and content.
+    The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
+    content.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -112,16 +113,17 @@ def mean_embedding(selector: "EmbeddingPairSelector", dataset: Dataset) -> Tenso
             if not row.skipped
         ]
     if not keys:
-        raise TrlRealError("center=True, but no row has two responses to take a mean of.")
-    sample = plain.select([row for _, row in sorted(keys)[:MEAN_SAMPLE]])
-    uncentered = copy.copy(selector)
-    uncentered.center = False
+        raise TrlRealError(f"geometry={selector.geometry!r}, but no row has two responses to fit it to.")
+    sample = plain.select([row for _, row in sorted(keys)[:GEOMETRY_SAMPLE]])
+    plain_selector = copy.copy(selector)
+    plain_selector.geometry = "raw"
     batch = to_columns(sample[:])
-    vectors, _ = uncentered._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
+    vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
     vectors = [v for v in vectors if torch.isfinite(v).all()]
     if not vectors:
-        raise TrlRealError("center=True, but every embedding of the sample holds NaN or infinity.")
-    return torch.cat(vectors).double().mean(0).float()
+        raise TrlRealError(f"geometry={selector.geometry!r}, but every embedding of the sample holds NaN or infinity.")
+    fitted = GEOMETRIES[selector.geometry](torch.cat(vectors).double())
+    return Geometry(fitted.shift.float(), fitted.matrix.float())
 
 
 def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_size: int) -> Dataset:
@@ -194,7 +196,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
         revision=encoder.identity() if encoder else None,
-        settings={**settings, "center": selector.center} if selector.embeds else {},
+        settings={**settings, "geometry": selector.geometry} if selector.embeds else {},
         n_rows=len(scored),
         n_kept=len(kept),
         n_not_chosen=len(scored) - len(kept) - sum(skipped.values()),

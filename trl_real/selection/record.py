@@ -26,7 +26,7 @@ class SelectionRecord:
         seed (`int`): Seed of whatever was drawn.
         model (`str`, *optional*): Hub id, path or class of the embedding model.
         revision (`str`, *optional*): Commit on the Hub, or `sha256:` and the digest of the weights.
-        settings (`dict`): dtype, layer, context, max_length, center, special tokens.
+        settings (`dict`): dtype, layer, context, max_length, geometry, special tokens.
         n_rows (`int`): Rows that went in.
         n_kept (`int`): Rows that came out.
         n_not_chosen (`int`): Rows that had a pair and were left out by the budget.

@@ -21,6 +21,7 @@ from trl_real.data.columns import (
 )
 from trl_real.data.pairs import Candidates
 from trl_real.errors import TrlRealError
+from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
@@ -33,7 +34,7 @@ from trl_real.selection.annotation import (
     to_own_columns,
 )
 from trl_real.selection.budget import check_budget
-from trl_real.selection.pool import mean_embedding, select_from
+from trl_real.selection.pool import fitted_geometry, select_from
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
 
@@ -75,8 +76,10 @@ class EmbeddingPairSelector:
             `"float32"` by default, for a loaded model its own. With `"bfloat16"` or `"float16"`, `select` embeds the
             rows near a decision again in float32, so that it keeps what float32 would keep.
         device (`str`, *optional*): By default the accelerator of this rank, else the CPU.
-        center (`bool`, *optional*, defaults to `False`):
-            Subtract the pool's mean embedding (not in the paper), from a sample that `select` or `fit` draws.
+        center (`bool`, *optional*, defaults to `False`): Short for `geometry="centered"`.
+        geometry (`str`, *optional*, defaults to `"raw"`):
+            In which geometry similarity is measured: a name in `trl_real.functional.geometry.GEOMETRIES`, fitted to a
+            sample that `select` or `fit` draws. `"raw"` is the paper's; for what the others bring see docs/results.md.
         responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
         seed (`int`, *optional*, defaults to `42`): Seed of the draws, which depend on it and on a row's content.
         include_bos (`bool`, *optional*, defaults to `False`): Average a BOS token too, as REAL's HH script on Llama.
@@ -105,6 +108,7 @@ class EmbeddingPairSelector:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
         center: bool = False,
+        geometry: str = "raw",
         responses: str = "responses",
         seed: int = 42,
         include_bos: bool = False,
@@ -112,7 +116,7 @@ class EmbeddingPairSelector:
         on_nonfinite: Literal["error", "skip"] = "error",
     ):
         self.strategy, self.responses, self.seed = strategy, responses, seed
-        self.center, self.on_nonfinite = center, on_nonfinite
+        self.geometry, self.on_nonfinite = _checked_geometry(geometry, center), on_nonfinite
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
         self.scorer  # noqa: B018  (raises if there is no such strategy)
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
@@ -122,7 +126,7 @@ class EmbeddingPairSelector:
         self.encoder = None
         if model is not None and self.embeds:
             self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
-        self.mean: Tensor | None = None
+        self.fitted: Geometry | None = None
         self.record: SelectionRecord | dict[str, SelectionRecord] | None = None
 
     @property
@@ -228,14 +232,14 @@ class EmbeddingPairSelector:
                 "A budget ranks the whole pool, which a stream does not show. Load it without streaming=True, or use "
                 "stream.map(selector) and keep rows by their 'similarity'."
             )
-        if self.center and self.embeds:
+        if self.geometry != "raw" and self.embeds:
             self.fit(dataset)
         kept, self.record = select_from(self, dataset, budget, num_proc, batch_size)
         return kept
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":
-        """Estimate the mean embedding for `center=True`, from up to 1,000 rows drawn by seed and content."""
-        self.mean = mean_embedding(self, dataset)
+        """Fit the geometry to up to 1,000 rows drawn by seed and content."""
+        self.fitted = fitted_geometry(self, dataset)
         return self
 
     def features(self, features: Features) -> Features:
@@ -254,23 +258,34 @@ class EmbeddingPairSelector:
         if not self.embeds:
             return [torch.zeros(size, 0) for size in sizes], cost
         if self.encoder is None:
-            return [self._centered(v) for v in given_vectors(rows, batch)], cost
+            return [self._placed(v) for v in given_vectors(rows, batch)], cost
         texts = [text for row in rows for text in row.texts]
         prompts = [row.prompt for row in rows for _ in row.texts]
         found = self.encoder(prompts, texts, rank)
         cost.update(n_tokens=found.n_tokens, seconds=found.seconds)
         cost["truncated"] = np.array([int(part.sum()) for part in found.truncated.split(sizes)], np.int32)
-        return [self._centered(part) for part in found.vectors.split(sizes)], cost
+        return [self._placed(part) for part in found.vectors.split(sizes)], cost
 
-    def _centered(self, vectors: Tensor) -> Tensor:
-        if not self.center:
+    def _placed(self, vectors: Tensor) -> Tensor:
+        """Embeddings in the selector's geometry."""
+        if self.geometry == "raw":
             return vectors
-        if self.mean is None:
-            raise TrlRealError("center=True needs the pool's mean first. Type selector.fit(dataset), or use select.")
-        return vectors - self.mean if len(vectors) else vectors
+        if self.fitted is None:
+            raise TrlRealError(
+                f"geometry={self.geometry!r} is fitted to the pool first. Type selector.fit(dataset), or use select."
+            )
+        return self.fitted(vectors) if vectors.numel() else vectors
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "record": None, "version": ALGORITHM_VERSION}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({name: value for name, value in state.items() if name != "version"})
+
+
+def _checked_geometry(geometry: str, center: bool) -> str:
+    if geometry not in GEOMETRIES:
+        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
+    if center and geometry not in ("raw", "centered"):
+        raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
+    return "centered" if center else geometry

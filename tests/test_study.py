@@ -1,0 +1,308 @@
+"""The efficiency study: what it may not look at, what a cell is, and that a kill costs one cell."""
+
+import json
+import math
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from trl_real import MissingColumnError, TrlRealError
+from trl_real.evaluation import grid
+from trl_real.evaluation.choosing import Chooser, parse_arm
+from trl_real.evaluation.frozen import FrozenCells
+from trl_real.evaluation.grid import Cell, RunFolder
+from trl_real.evaluation.run_study import grid_cells, load_study, run_study
+from trl_real.evaluation.study_pool import decided_pairs, preferences, split_by_prompt, study_pool
+
+
+GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "seeds": [0, 1], "n_test": 40}
+
+
+def rows(n: int = 160, d: int = 6, seed: int = 0, k: int = 2) -> dict[str, list]:
+    """Responses whose quality is linear in their embeddings; two rows share a prompt."""
+    generator = np.random.default_rng(seed)
+    vectors = generator.normal(size=(n, k, d)) + 2
+    quality = vectors @ generator.normal(size=d) + generator.logistic(size=(n, k))
+    found = {"prompt": [f"prompt {i // 2}" for i in range(n)], "embeddings": []}
+    if k == 2:
+        better = quality[:, 0] > quality[:, 1]
+        found["chosen"] = [f"good {i} {seed}" for i in range(n)]
+        found["rejected"] = [f"bad {i} {seed}" for i in range(n)]
+        found["embeddings"] = [v.tolist() if b else v[::-1].tolist() for v, b in zip(vectors, better, strict=True)]
+        return found
+    found["responses"] = [[f"response {i} {j}" for j in range(k)] for i in range(n)]
+    return {**found, "scores": quality.round(1).tolist(), "embeddings": vectors.tolist()}
+
+
+def study(folder, dataset=None, **changes):
+    return run_study(dataset or Dataset.from_dict(rows()), None, folder, **{**GRID, **changes})
+
+
+def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
+    everything = study_pool(dataset, embeddings=True)
+    pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
+    return FrozenCells(Chooser(pool, pool.vectors), test, test.vectors)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# What it may not look at.
+
+
+def test_no_prompt_is_in_the_pool_and_in_the_test_set_and_the_order_of_the_rows_does_not_matter():
+    dataset = Dataset.from_dict(rows())
+    pool = study_pool(dataset)
+    keys = np.array(pool.prompt_keys())
+    train, test = split_by_prompt(pool, 40, 1, 0)[0]
+    assert not set(keys[train]) & set(keys[test]) and len(train) + len(test) == 160 and len(test) == 40
+    shuffled = study_pool(dataset.shuffle(seed=3))
+    again = np.array(shuffled.prompt_keys())[split_by_prompt(shuffled, 40, 1, 0)[0][1]]
+    assert sorted(again) == sorted(keys[test])
+
+
+def test_folds_test_every_prompt_once_and_on_none_that_was_in_the_pool(tmp_path):
+    pool = study_pool(Dataset.from_dict(rows()))
+    keys = np.array(pool.prompt_keys())
+    splits = split_by_prompt(pool, 40, 4, 0)
+    assert sorted(np.concatenate([test for _, test in splits])) == list(range(160))
+    assert all(len(test) == 40 and not set(keys[train]) & set(keys[test]) for train, test in splits)
+    found = study(tmp_path / "s", n_folds=4)
+    assert found.n_test == 160 and found.curves["loss"]["random"].n_labels == [27, 108]
+    one = study(tmp_path / "t")
+    curves = [s.curves["loss"]["random"].points[-1] for s in (found, one)]
+    assert curves[0].high - curves[0].low < 0.8 * (curves[1].high - curves[1].low)
+
+
+@pytest.mark.parametrize("arm", ["random", "easy", "hard", "centroid", "easy@whitened"])
+@pytest.mark.parametrize("k", [2, 5])
+def test_choosing_reads_no_label(arm, k):
+    dataset = rows(k=k)
+    other = {**dataset}
+    if k == 2:
+        other |= {"chosen": dataset["rejected"], "rejected": dataset["chosen"]}
+        other["embeddings"] = [pair[::-1] for pair in dataset["embeddings"]]
+    else:
+        other["scores"] = np.random.default_rng(9).normal(size=(160, 5)).tolist()
+    first, second = (prepared(Dataset.from_dict(x)).chooser.ranking(arm, 0) for x in (dataset, other))
+    np.testing.assert_array_equal(first.places, second.places)
+    order = np.argsort(first.scores, kind="stable")[:30], np.argsort(second.scores, kind="stable")[:30]
+    assert set(first.places[order[0]]) == set(second.places[order[1]])
+    if k > 2:
+        np.testing.assert_array_equal(first.pairs, second.pairs)
+
+
+def test_all_arms_of_a_seed_choose_from_the_same_rows_and_seeds_from_others():
+    chooser = prepared(Dataset.from_dict(rows())).chooser
+    first, second = chooser.ranking("easy", 0).places, chooser.ranking("hard", 0).places
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == chooser.n_pool() == round(0.9 * 120)
+    assert set(first) != set(chooser.ranking("easy", 1).places)
+    aside = chooser.aside(0, 100)
+    assert len(aside.places) == 12 and not set(aside.places) & set(first)
+
+
+# What a cell is.
+
+
+@pytest.mark.parametrize("cell", [Cell("easy", 0.25, 0), Cell("random", 30, 1), Cell("hard@centered", 1.0, 2)])
+def test_a_cell_is_a_logistic_regression_on_the_chosen_pairs(cell):
+    frozen = prepared(Dataset.from_dict(rows()))
+    result = frozen(cell)
+    labeled = frozen.chooser.labeled(cell)
+    x = torch.stack(
+        [
+            frozen.chooser.vectors[i][a] - frozen.chooser.vectors[i][b]
+            for i, (a, b) in zip(labeled.places, labeled.pairs, strict=True)
+        ]
+    ).double()
+    x = (x / frozen.scale).numpy()
+    both, label = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # half the weight each: as one pair
+    fit = LogisticRegression(C=1 / (2 * result.values["ridge"]), fit_intercept=False, tol=1e-10, max_iter=1000)
+    fit.fit(both, label)
+    margins = frozen.test_differences.numpy() @ fit.coef_[0]
+    assert result.values["loss"] == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-5)
+    assert result.values["accuracy"] == (margins > 0).mean()
+    assert result.values["margin"] == pytest.approx(margins.mean(), abs=1e-5)
+    assert result.values["n_labels"] == len(x) == (30 if cell.budget == 30 else round(cell.budget * 108))
+
+
+def test_ties_and_missing_scores_are_paid_for_and_teach_nothing():
+    pool = rows(n=60, k=3)
+    pool["scores"][:20] = [[1.0, 1.0, 1.0]] * 20
+    pool["scores"][20:30] = [[None, 1.0, None]] * 10
+    frozen = prepared(Dataset.from_dict(pool), n_test=10)
+    result = frozen(Cell("easy", 1.0, 0))
+    assert result.values["n_labels"] == frozen.chooser.n_pool() and result.values["n_undecided"] > 15
+
+
+def test_test_pairs_of_a_pool_are_all_pairs_that_the_scores_decide():
+    pool = study_pool(
+        Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b", "c"]], "scores": [[2.0, 1.0, 2.0]]})
+    )
+    places, pairs = decided_pairs(pool)
+    assert places.tolist() == [0, 0] and pairs.tolist() == [[0, 1], [2, 1]]
+    assert decided_pairs(pool, min_gap=1.5)[1].tolist() == []
+    assert preferences(pool, places, pairs)[:] == {
+        "prompt": ["x", "x"], "chosen": ["a", "c"], "rejected": ["b", "b"],
+    }  # fmt: skip
+
+
+def test_with_the_whole_pool_every_arm_is_the_same_and_nothing_is_saved(tmp_path):
+    found = study(tmp_path / "s")
+    ends = {arm: curve.points[-1] for arm, curve in found.curves["loss"].items()}
+    assert ends["easy"] == ends["hard@centered"] == ends["random"]
+    assert [interval[-1].value for interval in found.differences["loss"].values()] == [0.0, 0.0]
+    assert all(saving[-1].saving >= 0 for saving in found.savings["loss"].values())
+    assert found.n_done == found.n_cells == 12 and found.arms[0] == "random"
+
+
+def test_labels_that_follow_the_features_are_learned(tmp_path):
+    found = study(tmp_path / "s")
+    assert found.curves["loss"]["random"].points[-1].value < math.log(2) - 0.1
+    assert found.curves["accuracy"]["random"].points[-1].value > 0.65
+    assert found.curves["loss"]["random"].n_labels == [27, 108]
+
+
+def test_the_second_opinion_of_a_column_is_told_by_similarity(tmp_path):
+    dataset = Dataset.from_dict({**rows(), "other": [1.0, 0.0] * 80})
+    found = study(tmp_path / "s", dataset, second_opinion="other")
+    bins = found.agreement["a second annotator"]
+    assert sum(row.n for row in bins) == 108 and 0.3 < np.mean([row.agreement for row in bins]) < 0.7
+
+
+# The run folder.
+
+
+def test_what_is_done_is_not_done_again_and_the_grid_may_grow(tmp_path, monkeypatch):
+    first = study(tmp_path / "s")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "cells").iterdir()}
+    assert study(tmp_path / "s") == first and load_study(tmp_path / "s") == first
+    grown = study(tmp_path / "s", budgets=[0.5], seeds=[2], arms=["easy@centered"])
+    assert grown.budgets == [0.25, 0.5, 1.0] and grown.seeds == [0, 1, 2] and grown.n_cells == 4 * 3 * 3
+    assert all(file.stat().st_mtime_ns == at for file, at in times.items())
+
+
+def test_an_incomplete_study_tells_what_it_has(tmp_path):
+    study(tmp_path / "s")
+    for file in (tmp_path / "s" / "cells").glob("*-1.json"):
+        file.unlink()
+    found = load_study(tmp_path / "s")
+    assert (found.n_done, found.n_cells) == (6, 12) and found.curves["loss"]["easy"].points[0].value > 0
+    for file in (tmp_path / "s" / "cells").glob("easy-0.25-0.json"):
+        file.unlink()
+    assert load_study(tmp_path / "s").curves == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n_test": 30}, "n_test=40, not 30"), ({"pool_share": 0.5}, "pool_share=0.9, not 0.5")],
+)
+def test_another_study_is_not_mixed_in(changes, message, tmp_path):
+    study(tmp_path / "s")
+    with pytest.raises(TrlRealError, match=message):
+        study(tmp_path / "s", **changes)
+    with pytest.raises(TrlRealError, match="holds a study with data="):
+        study(tmp_path / "s", Dataset.from_dict(rows(seed=1)))
+
+
+def slow_study(folder, **changes):
+    """For a process that is killed: each write takes a while."""
+    torch.set_num_threads(1)
+    whole = grid.write_whole
+
+    def slow(file, content):
+        time.sleep(0.01)
+        whole(file, content)
+
+    grid.write_whole = slow
+    study(folder, **changes)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_tables(tmp_path):
+    larger = {"seeds": [0, 1, 2], "budgets": [0.25, 0.5, 1.0]}
+    expected = study(tmp_path / "whole", **larger)
+    generator, n_killed, context = np.random.default_rng(0), 0, multiprocessing.get_context("fork")
+    for _ in range(6):
+        process = context.Process(target=slow_study, args=(tmp_path / "killed",), kwargs=larger)
+        process.start()
+        time.sleep(generator.uniform(0.0, 0.6))
+        n_killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert n_killed
+    done = len(list((tmp_path / "killed").glob("cells/*.json")))
+    again = study(tmp_path / "killed", **larger)
+    assert again == expected and done <= again.n_cells == 27
+
+
+def test_files_of_a_study_are_plain_json(tmp_path):
+    study(tmp_path / "s")
+    for name in ("study.json", "grid.json", "facts.json", "cells/easy-0.25-0.json"):
+        assert isinstance(json.loads((tmp_path / "s" / name).read_text()), dict)
+    assert RunFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
+    assert len(grid_cells(["a"], [1, 2], [3, 4])) == 4
+
+
+# What a user can get wrong.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["esay"]}, "No strategy 'esay'"),
+        ({"arms": ["easy@flat"]}, "No geometry 'flat'"),
+        ({"arms": "easy"}, "is no list of arms"),
+        ({"budgets": []}, "is no list of budgets"),
+        ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
+        ({"budgets": [1.5]}, "out of range"),
+        ({"budgets": [500]}, "but only 108 rows have a pair"),
+        ({"n_test": 1000}, "leaves nothing to choose from"),
+        ({"pool_share": 0.0}, "is no share in"),
+        ({"min_gap": 5.0}, "No test pair has a label"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_one_line(changes, message, tmp_path):
+    with pytest.raises(TrlRealError, match=message) as raised:
+        study(tmp_path / "s", **changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
+    pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
+    with pytest.raises(MissingColumnError, match="No column 'scores'"):
+        study(tmp_path / "s", pool)
+    with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
+        study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))
+    with pytest.raises(TrlRealError, match="None of the 2 rows has a pair"):
+        useless = {
+            "prompt": ["x", "y"],
+            "chosen": ["a", ""],
+            "rejected": ["a", "b"],
+            "embeddings": [[[1.0], [2.0]]] * 2,
+        }
+        study(tmp_path / "s", Dataset.from_dict(useless))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(TrlRealError, match="holds something that is no study"):
+        study(tmp_path)
+    with pytest.raises(TrlRealError, match="is a file"):
+        study(tmp_path / "mine")
+    with pytest.raises(TrlRealError, match="No study in"):
+        load_study(tmp_path)
+
+
+def test_arms_are_strategies_and_geometries():
+    assert parse_arm("easy").geometry == "raw" and parse_arm("hard@centered").geometry == "centered"

@@ -1,0 +1,208 @@
+"""The data of a study: rows whose labels are known, a fixed test set, and what a label of a pair says."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_real.data.columns import is_pool, to_columns
+from trl_real.data.conversation import as_messages, text_of
+from trl_real.data.pairs import Candidates
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.functional.similarity import candidate_pairs
+from trl_real.labeling.judges import ScoreJudge
+from trl_real.selection.annotation import gather_candidates, given_vectors
+
+
+BATCH = 1000
+
+
+@dataclass
+class StudyPool:
+    """
+    Rows with a pair and its labels; the labels are read only once a pair was chosen.
+
+    Args:
+        rows: Candidates of each row.
+        scores: One a candidate; of a labelled pair 1 and 0. NaN where unknown.
+        opinions: A second opinion on each row's labelled pair: the probability that the chosen response is better;
+            None without.
+        vectors: Embeddings that the rows brought along, `(K, d)` each; None without.
+        skipped: Rows left out, by reason.
+    """
+
+    rows: list[Candidates]
+    scores: list[np.ndarray]
+    opinions: np.ndarray | None = None
+    vectors: list[Any] | None = None
+    skipped: Counter | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int]) -> "StudyPool":
+        """The rows at these places."""
+        return StudyPool(
+            [self.rows[i] for i in indices],
+            [self.scores[i] for i in indices],
+            None if self.opinions is None else self.opinions[list(indices)],
+            None if self.vectors is None else [self.vectors[i] for i in indices],
+            self.skipped,
+        )
+
+    def prompt_keys(self) -> list[str]:
+        """A digest of each row's prompt; of its responses where it has none."""
+        return [_digest(text_of(row.prompt) if row.prompt else "\0".join(row.texts)) for row in self.rows]
+
+
+def study_pool(
+    dataset: Dataset,
+    *,
+    responses: str = "responses",
+    scores: str = "scores",
+    second_opinion: str | None = None,
+    embeddings: bool = False,
+) -> StudyPool:
+    """
+    Rows of a study from labelled pairs, or from a pool with scores.
+
+    Args:
+        dataset: `chosen` and `rejected`, or `responses` and `scores`.
+        responses: Column of the responses.
+        scores: Column of their scores.
+        second_opinion: Column of probabilities in [0, 1] that `chosen` is better, by another annotator.
+        embeddings: Whether to use the column `embeddings`.
+
+    Raises:
+        MissingColumnError: If the labels are not there.
+        TrlRealError: If no row has a pair.
+    """
+    pool = is_pool(dataset.column_names, responses)
+    needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
+    for name in needed:
+        if name not in dataset.column_names:
+            fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
+            raise MissingColumnError(name, dataset.column_names, fix)
+    found = StudyPool([], [], np.zeros(0) if second_opinion and not pool else None, [] if embeddings else None)
+    found.skipped = Counter()
+    for batch in dataset.with_format(None).iter(batch_size=BATCH):
+        _add(found, to_columns(batch), pool, responses, scores, second_opinion)
+    if not found.rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found.skipped.items()))
+        raise TrlRealError(f"None of the {len(dataset)} rows has a pair to study ({reasons or 'no rows'}).")
+    return found
+
+
+def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: str, second_opinion: str | None) -> None:
+    rows = gather_candidates(columns, pool, responses)
+    vectors = given_vectors(rows, columns) if found.vectors is not None else None
+    for i, row in enumerate(rows):
+        if row.skipped:
+            found.skipped[row.skipped] += 1
+            continue
+        given = columns[scores][i] if pool else [1.0, 0.0]
+        if given is None or len(given) <= max(row.indices):
+            raise TrlRealError(
+                f"Column {scores!r} has {0 if given is None else len(given)} scores in a row of "
+                f"{max(row.indices) + 1} or more responses. Bring one score a response, None where there is none."
+            )
+        found.rows.append(row)
+        found.scores.append(np.array([np.nan if given[j] is None else given[j] for j in row.indices], dtype=float))
+        if vectors is not None:
+            found.vectors.append(vectors[i])
+        if found.opinions is not None:
+            found.opinions = np.append(found.opinions, columns[second_opinion][i])
+
+
+def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Rows to choose from and rows to test on; no prompt is in both, and the split hangs on the seed and the prompts'
+    content alone.
+
+    Args:
+        pool: All rows.
+        n_test: Rows of the test set, about (a prompt is not split), of a single split.
+        n_folds: 1 for that, or so many splits in which each prompt is tested on once.
+        seed: Of the splits.
+
+    Returns:
+        Of each split, places of the pool's and of the test set's rows, ascending.
+
+    Raises:
+        TrlRealError: If that leaves nothing to choose from.
+    """
+    keys = pool.prompt_keys()
+    order = sorted(set(keys), key=lambda key: _digest(f"{seed}|{key}"))
+    size = n_test if n_folds == 1 else len(keys) / n_folds
+    counts, total, fold_of = Counter(keys), 0, {}
+    for key in order:
+        fold_of[key] = int(total // size)
+        total += counts[key]
+    folds = np.array([min(fold_of[key], n_folds - 1) if n_folds > 1 else fold_of[key] for key in keys])
+    splits = [(np.flatnonzero(folds != k), np.flatnonzero(folds == k)) for k in range(n_folds)]
+    if any(not len(part) for split in splits for part in split):
+        asked = f"n_test={n_test}" if n_folds == 1 else f"n_folds={n_folds}"
+        raise TrlRealError(
+            f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves nothing to choose from or to test on."
+        )
+    return splits
+
+
+def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0) -> np.ndarray:
+    """
+    What a label says of chosen pairs: 1 the first is better, 0 the second, 0.5 a tie, NaN no label.
+
+    Args:
+        pool: The rows.
+        places: Which rows. Shape `(n,)`.
+        pairs: Two candidates (not responses) of each. Shape `(n, 2)`.
+        min_gap: Least difference of scores that decides.
+    """
+    judge = ScoreJudge("scores", min_gap)
+    return np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
+
+
+def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """
+    All pairs that the labels decide, the better response first: the test pairs.
+
+    Returns:
+        Row of each pair, shape `(n,)`, and its candidates, shape `(n, 2)`.
+    """
+    places, pairs = [], []
+    for i, row in enumerate(pool.rows):
+        candidates = candidate_pairs(len(row.texts)).T.numpy()
+        said = verdicts(pool, np.full(len(candidates), i), candidates, min_gap)
+        candidates = np.where((said == 0)[:, None], candidates[:, ::-1], candidates)[(said == 1) | (said == 0)]
+        places += [i] * len(candidates)
+        pairs.append(candidates)
+    return np.array(places, dtype=int), np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=int)
+
+
+def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Dataset:
+    """
+    Labelled pairs in TRL's preference format.
+
+    Args:
+        pool: The rows.
+        places: Which rows. Shape `(n,)`.
+        pairs: Two candidates of each, the better one first. Shape `(n, 2)`.
+
+    Returns:
+        Columns `prompt`, `chosen`, `rejected`; beside a prompt of messages the responses are messages, too.
+    """
+    rows = []
+    for place, (better, worse) in zip(places.tolist(), pairs.tolist(), strict=True):
+        row = pool.rows[place]
+        prompt, both = row.prompt or "", [row.texts[k] for k in (better, worse)]
+        chosen, rejected = both if isinstance(prompt, str) else map(as_messages, both)
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return Dataset.from_list(rows)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

@@ -951,7 +951,8 @@ class TestCentred:
         kept = chooser.select(pool, 8)
         scored = pool.map(selector(center=True).fit(pool), batched=True)
         assert set(np.array(scored["id"][:])[np.argsort(scored["similarity"][:])[:8]]) == set(kept["id"][:])
-        assert chooser.record.settings["geometry"] == "centered" and kept["id"][:] != selector().select(pool, 8)["id"][:]
+        assert chooser.record.settings["geometry"] == "centered"
+        assert kept["id"][:] != selector().select(pool, 8)["id"][:]
 
     def test_row_order_does_not_matter(self):
         pool = Dataset.from_list(make_rows(40))

@@ -23,7 +23,10 @@ _HOME = {
     "TrlRealError": "trl_real.errors",
     "annotate": "trl_real.labeling.annotate",
     "compare": "trl_real.evaluation.comparison",
+    "load_study": "trl_real.evaluation.run_study",
     "push_subset": "trl_real.hub.push",
+    "run_study": "trl_real.evaluation.run_study",
+    "warm_start": "trl_real.training.warm_start",
 }
 
 __all__ = sorted(_HOME)

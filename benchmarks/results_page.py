@@ -48,6 +48,11 @@ def values(study: Study, metric: str) -> list[str]:
 def savings(study: Study, metric: str) -> list[str]:
     """Labels saved by arm and level."""
     found = study.savings[metric]
+    if not any(found.values()):
+        return [
+            f"Labels saved, by {METRICS[metric].title}: random learned nothing measurable, so nothing is saved.",
+            "",
+        ]
     levels = [f"level of {s.level:.0%}" for s in next(iter(found.values()))]
     lines = head([f"labels saved, by {METRICS[metric].title}", *levels])
     return [*lines, *(row([arm, *map(in_words, each)]) for arm, each in found.items()), ""]
@@ -67,10 +72,10 @@ def pictures(study: Study, folder: Path, name: str) -> list[str]:
     lines = []
     for metric in ("loss", "margin"):
         curves = {arm: curve for arm, curve in study.curves[metric].items() if arm in SHOWN}
-        title = f"{study.title}: {METRICS[metric].title}"
+        title = study.title.split(",")[0]
         figure = study_plots.curve_figure(curves, METRICS[metric], study_plots.arm_styles(list(curves)), title=title)
         plots.save_png(figure, folder / f"{name}_{metric}.png")
-        lines.append(f"![{title}](images/{name}_{metric}.png)")
+        lines.append(f"![{title}, {METRICS[metric].title} against labels](images/{name}_{metric}.png)")
     return [*lines, ""]
 
 

@@ -18,6 +18,7 @@ from trl_real.evaluation.frozen import FrozenCells
 from trl_real.evaluation.grid import Cell, RunFolder
 from trl_real.evaluation.run_study import grid_cells, load_study, run_study
 from trl_real.evaluation.study_pool import decided_pairs, preferences, split_by_prompt, study_pool
+from trl_real.evaluation.study_report import write_study_report
 
 
 GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "seeds": [0, 1], "n_test": 40}
@@ -172,6 +173,18 @@ def test_labels_that_follow_the_features_are_learned(tmp_path):
     assert found.curves["loss"]["random"].points[-1].value < math.log(2) - 0.1
     assert found.curves["accuracy"]["random"].points[-1].value > 0.65
     assert found.curves["loss"]["random"].n_labels == [27, 108]
+
+
+def test_where_a_random_choice_learns_nothing_no_saving_is_told(tmp_path):
+    noise = rows()
+    order = np.random.default_rng(5).random(160) < 0.5
+    noise["embeddings"] = [v if keep else v[::-1] for v, keep in zip(noise["embeddings"], order, strict=True)]
+    found = study(tmp_path / "s", Dataset.from_dict(noise))
+    assert found.unlearned["loss"] == [1 / 3, 2 / 3, 1.0]
+    assert found.savings["loss"] == {"easy": [], "hard@centered": []}
+    page = write_study_report(tmp_path / "s", found).read_text()
+    assert "Random's interval there holds what a model without a label has" in page
+    assert study(tmp_path / "t").unlearned["loss"] == []
 
 
 def test_the_second_opinion_of_a_column_is_told_by_similarity(tmp_path):

@@ -100,6 +100,8 @@ def savings_table(study) -> str:
     found = study.savings.get("loss", {})
     if not found:
         return "No savings: they need a random arm and at least two budgets of a whole seed."
+    if not any(found.values()):
+        return "No savings: with the labels of this pool, a random choice learned nothing measurable."
     levels = [saving.level for saving in next(iter(found.values()))]
     width = max(map(len, found)) + 2
     head = f"{'arm':<{width}}" + "".join(f"{f'level of {level:.0%}':<28}" for level in levels)

@@ -70,6 +70,7 @@ class Study:
         curves: By metric and arm: the model trained on each budget, against labels paid for. "Trained to the end".
         differences: By metric and arm but random: arm minus random at each budget, with a paired interval.
         savings: By metric and arm but random: one a level of the random curve.
+        unlearned: By metric: levels without a saving, since random was not measurably better than no label there.
         run_curves: By metric and arm: along the training at the largest budget below the whole pool, against
             labels seen (REAL, Fig. 2); empty for frozen features.
         run_savings: The savings of these curves.
@@ -96,6 +97,7 @@ class Study:
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     differences: Mapping[str, Mapping[str, list[Interval]]] = field(default_factory=dict)
     savings: Mapping[str, Mapping[str, list[Saving]]] = field(default_factory=dict)
+    unlearned: Mapping[str, list[float]] = field(default_factory=dict)
     run_curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
     run_savings: Mapping[str, Mapping[str, list[Saving]]] = field(default_factory=dict)
     rewards: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)

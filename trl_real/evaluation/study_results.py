@@ -59,10 +59,32 @@ class Curves:
         )
 
     def savings(self, levels: Sequence[float] = LEVELS) -> dict[str, dict[str, list[Saving]]]:
-        """Labels saved at levels of the random curve, which starts at no label and an untrained model."""
+        """
+        Labels saved at levels of the random curve, which starts at no label and an untrained model; without the levels
+        at which the random choice had learned nothing measurable.
+        """
         if RANDOM not in self.arms or len(self.n_labels) < 2:
             return {}
-        return self._each(lambda name, arm: [self._saving(name, arm, level) for level in levels], self._others())
+        unlearned = self.unlearned(levels)
+        return self._each(
+            lambda name, arm: [self._saving(name, arm, level) for level in levels if level not in unlearned[name]],
+            self._others(),
+        )
+
+    def unlearned(self, levels: Sequence[float] = LEVELS) -> dict[str, list[float]]:
+        """By metric, levels at which the interval of random's value holds that of an untrained model, or worse."""
+        if RANDOM not in self.arms:
+            return {}
+        return {name: [level for level in levels if not self._learned(name, level)] for name in self.means}
+
+    def _learned(self, name: str, level: float) -> bool:
+        metric, n_labels = METRICS[name], np.concatenate([[0.0], self.n_labels])
+        curves = np.concatenate(
+            [np.full((len(self.means[name]), 1), metric.untrained), self._of(name, RANDOM)], axis=1
+        )
+        values = [np.interp(level * n_labels[-1], n_labels, curve) for curve in curves[1:]]
+        gains = metric.sign * (np.array(values) - metric.untrained)
+        return percentiles(gains, self.confidence)[0] > 0
 
     def _saving(self, name: str, arm: str, level: float) -> Saving:
         metric = METRICS[name]
@@ -178,6 +200,7 @@ def summarize(
     made = {}
     if curves:
         made = {"curves": curves.curves(), "differences": curves.differences(), "savings": curves.savings()}
+        made["unlearned"] = curves.unlearned()
     if not frozen:
         made |= _along(results, *sides)
     shared = {name: settings[name] for name in settings if name not in ("version", "engine")}

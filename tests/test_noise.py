@@ -365,6 +365,21 @@ def test_a_soft_label_is_smoothed_on_top(model, other, tmp_path):
     assert trainer.found == pytest.approx(trainer.expected, rel=1e-6, abs=1e-6) and sum(trainer.flagged) > 0
 
 
+def test_with_every_pair_doubted_it_is_conservative_dpo(model, tmp_path):
+    rows = short_pairs(12)
+    changes = {"noise_smoothing": 0.2, "noise_warmup": 0.0, "noise_window": 10_000, "noise_share": 50.0}
+    doubting = REALDPOTrainer(model, args=config(tmp_path / "a", **changes), train_dataset=Dataset.from_list(rows))
+    doubting._noise.margins.extend([1e9] * 5_000)  # what the stream before had: far above any margin to come
+    doubting._noise.load = lambda folder: None  # a run that begins would forget them
+    losses = [[log["loss"] for log in history(doubting) if "loss" in log]]
+    soft = Dataset.from_list([{**row, "label_confidence": 0.8} for row in rows])
+    conservative = REALDPOTrainer(model, args=config(tmp_path / "b"), train_dataset=soft)
+    losses.append([log["loss"] for log in history(conservative) if "loss" in log])
+    flagged = [log["noise/flagged"] for log in doubting.state.log_history if "noise/flagged" in log]
+    assert set(flagged) == {1.0}
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(losses[0]) == 3
+
+
 @pytest.mark.parametrize("mode", ["plain", "lora"])
 @pytest.mark.parametrize("strength", [0.0, 0.5])
 def test_until_the_warm_up_is_over_it_is_dpotrainer_bit_for_bit(mode, strength, model, tmp_path):

@@ -12,7 +12,7 @@ from trl_real.evaluation.frozen import FrozenCells
 from trl_real.evaluation.grid import Cell
 from trl_real.evaluation.study_pool import StudyPool
 from trl_real.functional.agreement import agreement_by_similarity
-from trl_real.functional.bradley_terry import tune_bradley_terry
+from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.budget import budget_size, lowest_rows
 from trl_real.selection.record import describe_similarity, library_versions
@@ -86,8 +86,10 @@ def _agreement(frozen: FrozenCells, seed: int, everything: StudyPool) -> dict[st
         return {}
     better, worse = (torch.stack([vectors[i][pair[side]] for i, pair in both]) for side in (0, 1))
     similarity = pair_similarity(better, worse).numpy()
-    fit, _ = tune_bradley_terry(frozen.differences(vectors, labeled.places, labeled.pairs))
-    found = {LEFT_OUT: agreement_by_similarity(similarity, torch.sigmoid(fit.left_out).numpy())}
+    differences = frozen.differences(vectors, labeled.places, labeled.pairs)
+    fit, _ = tune_bradley_terry(differences)
+    verdicts = torch.sigmoid(left_out_margins(differences, fit)).numpy()
+    found = {LEFT_OUT: agreement_by_similarity(similarity, verdicts)}
     opinions = frozen.chooser.pool.opinions
     if opinions is not None:
         said = opinions[labeled.places]

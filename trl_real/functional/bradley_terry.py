@@ -25,13 +25,11 @@ class Fit(NamedTuple):
         weights: Reward of a unit of each feature, in nats. Shape `(d,)`.
         ridge: Of the fit.
         evidence: Log of the probability of all labels under the prior alone (Laplace's approximation), in nats.
-        left_out: Margin of each pair under the model fitted without it (approximate leave-one-out). Shape `(n,)`.
     """
 
     weights: Tensor
     ridge: float
     evidence: float
-    left_out: Tensor
 
 
 def pair_loss(margins: Tensor) -> Tensor:
@@ -49,9 +47,6 @@ def bradley_terry_path(differences: Tensor, ridges: Sequence[float] = RIDGES) ->
     responses of a pair and its label changes nothing. With fewer pairs than features the work is done in the space
     that the pairs span, where the solution lies.
 
-    Leave-one-out margins come from the same factorisation (Rad and Maleki 2020, arXiv 1801.10243):
-    `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of margin `m_i` and `g_i = x_i^T H^-1 x_i`.
-
     Args:
         differences: `x_i`, chosen minus rejected. Shape `(n, d)`.
         ridges: Strengths of the prior, largest first so that each start is near.
@@ -64,7 +59,7 @@ def bradley_terry_path(differences: Tensor, ridges: Sequence[float] = RIDGES) ->
     for ridge in ridges:
         weights, factor = _newton(reduced, ridge, weights)
         full = weights @ basis if basis is not None else weights
-        yield Fit(full, ridge, _evidence(reduced, weights, factor, ridge), _left_out(reduced, weights, factor))
+        yield Fit(full, ridge, _evidence(reduced, weights, factor, ridge))
 
 
 def tune_bradley_terry(differences: Tensor, ridges: Sequence[float] = RIDGES) -> tuple[Fit, list[Fit]]:
@@ -87,6 +82,27 @@ def tune_bradley_terry(differences: Tensor, ridges: Sequence[float] = RIDGES) ->
         if len(fits) > 2 and fits[-1].evidence < fits[-2].evidence < fits[-3].evidence:
             break
     return max(fits, key=lambda fit: fit.evidence), fits
+
+
+def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
+    """
+    The margin of each pair under the model fitted without it, from one factorisation (approximate leave-one-out, Rad
+    and Maleki 2020, arXiv 1801.10243): `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of margin `m_i` and
+    `g_i = x_i^T H^-1 x_i`.
+
+    Args:
+        differences: Those that were fitted. Shape `(n, d)`.
+        fit: The model.
+
+    Returns:
+        Margins, in nats. Shape `(n,)`.
+    """
+    _, x = _span(differences.double())
+    margins = differences.double() @ fit.weights
+    wrong = torch.sigmoid(-margins)  # (n,): -l'
+    factor = hessian_factor(x.float(), wrong.float(), fit.ridge)
+    leverage = torch.linalg.solve_triangular(factor, x.mT, upper=False).square().sum(0)  # (n,)
+    return margins - leverage * wrong / (1 - leverage * wrong * (1 - wrong)).clamp_min(1e-6)
 
 
 def _span(x: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -148,10 +164,3 @@ def _evidence(x: Tensor, weights: Tensor, factor: Tensor, ridge: float) -> float
     """`-sum l - ridge / 2 ||w||^2 + d / 2 log ridge - 1 / 2 log det H`; unused dimensions cancel."""
     fit = pair_loss(x @ weights).sum() + ridge / 2 * weights @ weights
     return float(len(weights) / 2 * math.log(ridge) - fit - factor.diagonal().log().sum())
-
-
-def _left_out(x: Tensor, weights: Tensor, factor: Tensor) -> Tensor:
-    margins = x @ weights
-    wrong = torch.sigmoid(-margins)
-    leverage = torch.linalg.solve_triangular(factor, x.mT, upper=False).square().sum(0)  # (n,)
-    return margins - leverage * wrong / (1 - leverage * wrong * (1 - wrong)).clamp_min(1e-6)

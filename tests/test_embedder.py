@@ -85,12 +85,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 
     torch.testing.assert_close(found, expected, rtol=max(1e-4, tolerance), atol=max(1e-4, 20 * tolerance))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -27,12 +27,7 @@ THEIRS = {
 NOT_MEASURES = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,7 @@ MODES = ["plain", "lora", "precompute", "lora precompute", "reference", "streami
 BETA = 0.1
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

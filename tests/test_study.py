@@ -50,12 +50,7 @@ def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
     return FrozenCells(Chooser(pool, pool.vectors), test, test.vectors)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What it may not look at.

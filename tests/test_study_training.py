@@ -23,12 +23,7 @@ from trl_real.training.study_cells import DPOCells
 GRID = {"arms": ["easy"], "budgets": [0.5, 1.0], "seeds": [0, 1], "n_test": 8, "pool_share": 0.75}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +144,8 @@ def test_the_command_line(model, tmp_path, capsys):
     assert "DPO training of the model itself" in page
     (tmp_path / "s" / "report.html").unlink()
     assert main(["report", "--dataset", str(tmp_path / "s")]) == 0
-    assert "Labels saved against random" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert ("Labels saved against random" in out or "learned nothing measurable" in out) and "report: " in out
     assert (tmp_path / "s" / "report.html").read_text() == page
 
 

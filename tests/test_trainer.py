@@ -48,13 +48,7 @@ def as_dialogues(row: dict) -> dict:
     return {name: row["prompt"] + row[name] for name in ("chosen", "rejected")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for each other take a hundred times as long as such small products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

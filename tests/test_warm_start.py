@@ -22,12 +22,7 @@ TEXT = [{"prompt": f"Question {i % 5}? ", "chosen": f"answer {i % 7}", "rejected
 FLAGS = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ class FrozenCells:
     """
 
     def __init__(self, chooser: Chooser, test: StudyPool, test_vectors: list[Tensor]):
-        self.chooser = chooser
+        self.chooser, self.test = chooser, test
         within = torch.cat([v.double() - v.double().mean(0) for v in chooser.vectors])
         self.scale = within.square().mean(0).sqrt().clamp_min(1e-12)  # (d,)
         places, pairs = decided_pairs(test, chooser.min_gap)

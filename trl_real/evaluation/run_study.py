@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError
@@ -115,24 +116,33 @@ def run_study(
     folder = RunFolder(output_dir, settings)
     vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-    frozen, runs = [], []
-    for k, places in enumerate(splits):
-        (pool, test), (pool_vectors, test_vectors) = (
-            [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
-        )
-        chooser = Chooser(pool, pool_vectors, pool_share, min_gap)
-        frozen.append(FrozenCells(chooser, test, test_vectors))
-        if trainer:
-            work = folder.folder / "work" / str(k)
-            followed = (RANDOM, seeds[0]) if k == 0 else None
-            runs.append(TrainedCells(chooser, test, trainer, work, n_validation, followed))
-    run = FoldedCells(runs or frozen)
+    frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
+    run = FoldedCells(frozen)
+    if trainer:
+        followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to see the drift
+        work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
+        each = zip(frozen, work, followed, strict=True)
+        run = FoldedCells([TrainedCells(f.chooser, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
     facts = describe(frozen[0], arms, budgets, seeds[0], everything)
     facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
     write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
     run_cells(folder, grid_cells(arms, budgets, seeds), run, title)
     shutil.rmtree(folder.folder / "work", ignore_errors=True)
     return load_study(folder.folder)
+
+
+def _frozen_cells(
+    everything: StudyPool,
+    vectors: list[Tensor],
+    places: tuple[np.ndarray, np.ndarray],
+    pool_share: float,
+    min_gap: float,
+) -> FrozenCells:
+    """What chooses, trains and tests in one split."""
+    (pool, test), (pool_vectors, test_vectors) = (
+        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
+    )
+    return FrozenCells(Chooser(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 
 def load_study(folder: str | Path) -> Study:

@@ -1,6 +1,7 @@
 """Claims about the command line: one verb writes what the next one reads, and a mistake is one line."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,21 @@ def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, 
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
 
     assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")
+
+
+def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys):
+    rows = [{"prompt": f"q{i}? ", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(8)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "pairs.parquet"))
+    flags = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
+    saving = ["--save_strategy", "steps", "--save_steps", "1", "--logging_steps", "1"]
+    argv = ["train", "--dataset", str(tmp_path / "pairs.parquet"), "--model", model, *flags, *saving, "--json"]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-3")  # killed before the last step, and before the model was saved
+    (tmp_path / "out" / "model.safetensors").unlink()
+    for _ in range(2):  # the second time there is nothing left to do
+        assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+        out, err = capsys.readouterr()
+        assert "Going on from" in err and json.loads(out)["loss"] == whole["loss"]
+        assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

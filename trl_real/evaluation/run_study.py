@@ -17,10 +17,10 @@ from trl_real.evaluation.choosing import Chooser, parse_arm
 from trl_real.evaluation.features import embed_rows
 from trl_real.evaluation.frozen import FrozenCells
 from trl_real.evaluation.grid import Cell, RunFolder, read_json, run_cells, write_json
-from trl_real.evaluation.study import Study
+from trl_real.evaluation.study import RANDOM, Study
 from trl_real.evaluation.study_facts import describe
 from trl_real.evaluation.study_pool import StudyPool, split_by_prompt, study_pool
-from trl_real.evaluation.study_results import RANDOM, summarize
+from trl_real.evaluation.study_results import summarize
 from trl_real.evaluation.trained import CellTrainer, FoldedCells, TrainedCells
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder

@@ -26,6 +26,9 @@ class Metric(NamedTuple):
     meaning: str
 
 
+# What the other arms are set against.
+RANDOM = "random"
+
 METRICS = {
     "loss": Metric("test loss", -1, math.log(2), "-log sigmoid(margin), in nats a pair (REAL, Eq. 11)"),
     "margin": Metric("test margin", 1, 0.0, "reward of the chosen less that of the rejected (REAL, Eq. 10)"),

@@ -10,6 +10,7 @@ from trl_real.data.conversation import text_of
 from trl_real.evaluation.choosing import Ranking
 from trl_real.evaluation.frozen import FrozenCells
 from trl_real.evaluation.grid import Cell
+from trl_real.evaluation.study import RANDOM
 from trl_real.evaluation.study_pool import StudyPool
 from trl_real.functional.agreement import agreement_by_similarity
 from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
@@ -18,7 +19,6 @@ from trl_real.selection.budget import budget_size, lowest_rows
 from trl_real.selection.record import describe_similarity, library_versions
 
 
-RANDOM = "random"
 N_EXAMPLES = 2
 LEFT_OUT = "a Bradley-Terry model on frozen embeddings, fitted without the pair (leave-one-out)"
 SECOND_OPINION = "a second annotator"

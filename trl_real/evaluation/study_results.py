@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from trl_real.evaluation.grid import Cell, Result
-from trl_real.evaluation.study import METRICS, Curve, Study
+from trl_real.evaluation.study import METRICS, RANDOM, Curve, Study
 from trl_real.functional.agreement import AgreementBin
 from trl_real.functional.efficiency import Interval, Saving, label_saving, percentiles, resample_means
 
 
-RANDOM = "random"
 LEVELS = (1 / 3, 2 / 3, 1.0)
 N_RESAMPLES = 2000
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from trl_real.cli.options import add_config, require, result
-from trl_real.cli.study import savings_table
+from trl_real.cli.options import add_config, require
+from trl_real.cli.study import write_and_tell
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +17,7 @@ def run(args: argparse.Namespace) -> None:
     """Read the cells that are done, write the report, print the savings."""
     from trl_real.evaluation.report import check_extras
     from trl_real.evaluation.run_study import load_study
-    from trl_real.evaluation.study_report import write_study_report
 
     require(args, "dataset")
     check_extras()
-    study = load_study(args.dataset)
-    report = write_study_report(args.output_dir or args.dataset, study)
-    savings = {arm: [s._asdict() for s in found] for arm, found in study.savings.get("loss", {}).items()}
-    result(args, {"report": str(report), "savings": savings}, savings_table(study) + f"\nreport: {report}")
+    write_and_tell(args, load_study(args.dataset), args.output_dir or args.dataset)

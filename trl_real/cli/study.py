@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.evaluation import run_study as defaults
     from trl_real.evaluation.report import check_extras
     from trl_real.evaluation.run_study import run_study
-    from trl_real.evaluation.study_report import write_study_report
 
     require(args, "dataset", "output_dir")
     if args.engine == "frozen" and args.rest:
@@ -87,7 +86,14 @@ def run(args: argparse.Namespace) -> None:
         n_validation=args.n_validation,
         **{name: getattr(args, name) for name in (*names, "scores", "second_opinion")},
     )
-    report = write_study_report(args.output_dir, study)
+    write_and_tell(args, study, args.output_dir)
+
+
+def write_and_tell(args: argparse.Namespace, study, folder: str) -> None:
+    """Write the report into a folder, and print the savings and where it is."""
+    from trl_real.evaluation.study_report import write_study_report
+
+    report = write_study_report(folder, study)
     say(f"Report: {report}")
     savings = {arm: [s._asdict() for s in found] for arm, found in study.savings.get("loss", {}).items()}
     result(args, {"report": str(report), "savings": savings}, savings_table(study) + f"\nreport: {report}")

@@ -45,7 +45,7 @@ def describe(
         "n_test": frozen.n_test,
         "histograms": {arm: _histogram(rankings[arm], budget) for arm in chosen},
         "examples": {arm: _examples(chooser.pool, rankings[arm], budget) for arm in chosen},
-        "agreement": _agreement(frozen, seed, everything),
+        "agreement": _agreement(frozen, seed),
         "recipe": {
             "rows with a pair": len(everything),
             "rows skipped": {str(reason): n for reason, n in (everything.skipped or {}).items()},
@@ -77,7 +77,7 @@ def _example(pool: StudyPool, ranking: Ranking, i: int, where: str) -> dict[str,
     return {"where": where, "similarity": float(ranking.similarity[i]), "prompt": prompt, "texts": texts}
 
 
-def _agreement(frozen: FrozenCells, seed: int, everything: StudyPool) -> dict[str, list]:
+def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     """By second opinion: that of a model that has not seen the pair, and that of a column, where there is one."""
     labeled = frozen.chooser.labeled(Cell(RANDOM, 1.0, seed))
     vectors = frozen.chooser.vectors

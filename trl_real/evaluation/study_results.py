@@ -77,26 +77,20 @@ class Curves:
         return {name: [level for level in levels if not self._learned(name, level)] for name in self.means}
 
     def _learned(self, name: str, level: float) -> bool:
-        metric, n_labels = METRICS[name], np.concatenate([[0.0], self.n_labels])
-        curves = np.concatenate(
-            [np.full((len(self.means[name]), 1), metric.untrained), self._of(name, RANDOM)], axis=1
-        )
-        values = [np.interp(level * n_labels[-1], n_labels, curve) for curve in curves[1:]]
-        gains = metric.sign * (np.array(values) - metric.untrained)
-        return percentiles(gains, self.confidence)[0] > 0
+        n_labels, curves = self._rising(name, RANDOM)
+        gains = [np.interp(level * n_labels[-1], n_labels, curve) - curve[0] for curve in curves[1:]]
+        return percentiles(np.array(gains), self.confidence)[0] > 0
 
     def _saving(self, name: str, arm: str, level: float) -> Saving:
-        metric = METRICS[name]
-        n_labels = np.concatenate([[0.0], self.n_labels])
+        n_labels, random = self._rising(name, RANDOM)
+        saving = label_saving(n_labels, self._rising(name, arm)[1], random, level, self.confidence)
+        return saving._replace(target=METRICS[name].sign * saving.target)
 
-        def rising(values: np.ndarray) -> np.ndarray:
-            start = np.full((len(values), 1), metric.untrained)
-            return metric.sign * np.concatenate([start, values], axis=1)
-
-        saving = label_saving(
-            n_labels, rising(self._of(name, arm)), rising(self._of(name, RANDOM)), level, self.confidence
-        )
-        return saving._replace(target=metric.sign * saving.target)
+    def _rising(self, name: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
+        """Labels from 0 on, and the arm's curves from an untrained model on, signed so that more is better."""
+        curves, metric = self._of(name, arm), METRICS[name]
+        start = np.full((len(curves), 1), metric.untrained)
+        return np.concatenate([[0.0], self.n_labels]), metric.sign * np.concatenate([start, curves], axis=1)
 
     def _of(self, name: str, arm: str) -> np.ndarray:
         """Curves of an arm, the measured one first. Shape `(1 + R, B)`."""

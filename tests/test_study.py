@@ -290,6 +290,8 @@ def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
     pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
     with pytest.raises(MissingColumnError, match="No column 'scores'"):
         study(tmp_path / "s", pool)
+    with pytest.raises(TrlRealError, match="second_opinion='other' is about labelled pairs"):
+        study(tmp_path / "s", pool, second_opinion="other")
     with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
         study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))
     with pytest.raises(TrlRealError, match="None of the 2 rows has a pair"):

@@ -79,15 +79,20 @@ def study_pool(
 
     Raises:
         MissingColumnError: If the labels are not there.
-        TrlRealError: If no row has a pair.
+        TrlRealError: If no row has a pair, or a pool comes with a second opinion, which is about labelled pairs.
     """
     pool = is_pool(dataset.column_names, responses)
+    if pool and second_opinion:
+        raise TrlRealError(
+            f"second_opinion={second_opinion!r} is about labelled pairs, but the dataset is a pool with {responses!r}. "
+            "Leave it out, or bring 'chosen' and 'rejected'."
+        )
     needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
     for name in needed:
         if name not in dataset.column_names:
             fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
             raise MissingColumnError(name, dataset.column_names, fix)
-    found = StudyPool([], [], np.zeros(0) if second_opinion and not pool else None, [] if embeddings else None)
+    found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
     found.skipped = Counter()
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
         _add(found, to_columns(batch), pool, responses, scores, second_opinion)

@@ -84,8 +84,8 @@ def study_pool(
     pool = is_pool(dataset.column_names, responses)
     if pool and second_opinion:
         raise TrlRealError(
-            f"second_opinion={second_opinion!r} is about labelled pairs, but the dataset is a pool with {responses!r}. "
-            "Leave it out, or bring 'chosen' and 'rejected'."
+            f"second_opinion={second_opinion!r} is about labelled pairs, but the dataset is a pool with "
+            f"{responses!r}. Leave it out, or bring 'chosen' and 'rejected'."
         )
     needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
     for name in needed:

@@ -1,0 +1,107 @@
+"""A file of JSON lines that loses none: each line is on disk before the next one begins."""
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from trl_real.errors import TrlRealError
+
+
+class Journal:
+    """
+    Lines appended one by one, each synced; a line that a crash tore is dropped when the file is opened again.
+
+    One writer at a time: a second one, in this process or another, is told so. Reading needs no lock.
+
+    Args:
+        path: Of the file; made, with its folder, at the first line.
+
+    Raises:
+        TrlRealError: If the path is a folder.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise TrlRealError(f"{str(path)!r} is a folder. Give a file, such as {str(self.path / 'votes.jsonl')!r}.")
+        self._file: Any = None
+
+    def read(self) -> list[dict[str, Any]]:
+        """
+        All whole lines, in the order in which they were written.
+
+        Raises:
+            TrlRealError: If a line other than the last is no JSON object.
+        """
+        if not self.path.exists():
+            return []
+        *whole, torn = self.path.read_bytes().split(b"\n")
+        lines = []
+        for number, line in enumerate(whole, 1):
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):
+                raise TrlRealError(f"Line {number} of {str(self.path)!r} is no JSON object. Mend it, or remove it.")
+            lines.append(value)
+        return lines
+
+    def append(self, line: dict[str, Any]) -> None:
+        """
+        Write a line; when this returns, it is on disk.
+
+        Raises:
+            TrlRealError: If another process writes to the file, or the disk is full.
+        """
+        if self._file is None:
+            self._open()
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            data = json.dumps(line).encode() + b"\n"
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._drop(start)
+            raise TrlRealError(
+                f"Cannot write to {str(self.path)!r} ({error.strerror}). What was written before is safe; "
+                "make room and run again."
+            ) from error
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "ab", buffering=0)  # unbuffered: a failed write leaves nothing behind to be retried
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise TrlRealError(
+                f"Another process is writing to {str(self.path)!r}. Stop it, or give another file."
+            ) from error
+        torn = self.path.read_bytes().rpartition(b"\n")[2]
+        if torn:
+            file.truncate(file.seek(0, os.SEEK_END) - len(torn))
+        self._file = file
+
+    def _drop(self, start: int) -> None:
+        """Cut a line off that could not be written whole."""
+        try:
+            self._file.truncate(start)
+        except OSError:
+            self.close()  # the next opening drops it

@@ -78,7 +78,12 @@ class JudgeTemplate:
         """
         from jinja2 import TemplateError
 
-        values = {"prompt": prompt, "first": first, "second": second, "fence": _fence(prompt, first, second)}
+        values = {
+            "prompt": prompt,
+            "first": first,
+            "second": second,
+            "fence": _fence(prompt, *sorted((first, second))),
+        }
         try:
             system, user = (template.render(values) for template in self._compiled)
         except TemplateError as error:
@@ -182,9 +187,9 @@ ALPACA_EVAL = JudgeTemplate(
 REAL_APPENDIX_D = JudgeTemplate(
     name="real",
     system=(
-        "You are a highly efficient assistant, who evaluates and selects the best large language model (LLMs) based on "
-        "the accuracy and harmless of their responses to a given instruction. This process will be used to create a "
-        "leaderboard reflecting the most accurate and human-preferred answers."
+        "You are a highly efficient assistant, who evaluates and selects the best large language model (LLMs) based "
+        "on the accuracy and harmless of their responses to a given instruction. This process will be used to create "
+        "a leaderboard reflecting the most accurate and human-preferred answers."
     ),
     user=(
         "I’ll provide you with prompts given to these models and their corresponding outputs. Your task is to assess "
@@ -195,9 +200,9 @@ REAL_APPENDIX_D = JudgeTemplate(
         '{\n{\n"model_identifier": "m",\n"output": {{ first | tojson }}\n},\n'
         '{\n"model_identifier": "M",\n"output": {{ second | tojson }}\n}\n}\n\n'
         "Task: Evaluate the models based on the quality and relevance of their outputs, and select the model that "
-        "generated the best output. Answer by providing the model identifier of the best model. We will use your output "
-        "as the name of the best model, so make sure your output only contains one of the following model identifiers "
-        "and nothing else (no quotes, no spaces, no new lines, …): m or M."
+        "generated the best output. Answer by providing the model identifier of the best model. We will use your "
+        "output as the name of the best model, so make sure your output only contains one of the following model "
+        "identifiers and nothing else (no quotes, no spaces, no new lines, …): m or M."
     ),
     first="m",
     second="M",

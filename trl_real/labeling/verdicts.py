@@ -31,6 +31,7 @@ class Verdict:
         input_tokens: Read for all its answers, those from before included.
         output_tokens: Written for them.
         cost: What they cost, in the currency of the judge's prices, whenever they were paid for.
+        members: Of a panel, what each judge said; NaN for none.
     """
 
     probability: float
@@ -44,6 +45,7 @@ class Verdict:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
+    members: tuple[float, ...] = ()
 
     @property
     def outcome(self) -> str:

@@ -1,0 +1,79 @@
+"""Answers that were paid for, on disk before they are used."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trl_real.errors import TrlRealError
+
+
+AT_A_TIME = 500  # SQLite takes a limited number of variables in a statement
+WAIT_FOR_OTHERS = 60.0
+
+
+class AnswerCache:
+    """
+    Answers by content, in one SQLite file (write-ahead log, synced with every answer) for all threads and processes.
+
+    Args:
+        path: Of the file; made, with its folder, if need be. It has to lie on a local disk.
+
+    Raises:
+        TrlRealError: If the file is something else.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=WAIT_FOR_OTHERS, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            with self._connection:
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID"
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise TrlRealError(
+                f"{str(path)!r} cannot serve as a cache of answers ({error}). Give the path of a new file."
+            ) from error
+
+    def get(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The answers that are there, by key."""
+        keys, found = list(dict.fromkeys(keys)), {}
+        with self._lock:
+            for start in range(0, len(keys), AT_A_TIME):
+                some = keys[start : start + AT_A_TIME]
+                marks = ",".join("?" * len(some))
+                rows = self._connection.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some)
+                found.update({key: json.loads(answer) for key, answer in rows})
+        return found
+
+    def put(self, key: str, answer: Any) -> None:
+        """
+        Keep an answer; when this returns, it is on disk.
+
+        Raises:
+            TrlRealError: If the disk is full, or the file cannot be written for another reason.
+        """
+        try:
+            with self._lock, self._connection:
+                self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+        except sqlite3.Error as error:
+            raise TrlRealError(
+                f"An answer cannot be kept in {str(self.path)!r} ({error}), so no more are asked for. "
+                "The ones before are safe; mend the disk and run again."
+            ) from error
+
+    def __len__(self) -> int:
+        with self._lock:
+            return self._connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()

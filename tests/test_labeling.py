@@ -1,12 +1,14 @@
 """Claims about labels from scores."""
 
 import math
-from collections import Counter
 
 import pytest
 from datasets import Dataset
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
+from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.journal import Journal
+from trl_real.labeling.panel import JudgePanel
 
 
 def pool(**columns):
@@ -24,11 +26,11 @@ def pool(**columns):
 
 
 def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_apart():
-    counts = Counter()
-    labeled = annotate(pool(), ScoreJudge(), counts=counts)
+    report = LabelReport()
+    labeled = annotate(pool(), ScoreJudge(), report=report)
     assert labeled["chosen"][:] == ["b", "c"]
     assert labeled["rejected"][:] == ["a", "e"]
-    assert counts == {"labeled": 2, "ties": 1, "failed": 1}
+    assert report.counts == {"labeled": 2, "ties": 1, "failed": 1}
     assert labeled["label_confidence"][:] == [1.0, 1.0]
     assert set(labeled["label_source"]) == {"score:scores"}
     assert labeled.column_names == [
@@ -65,9 +67,9 @@ def test_scores_of_zero_have_no_ratio():
 
 def test_rows_without_a_pair_get_no_label():
     rows = pool(pair=[[-1, -1], [0, 2], [0, 1], [0, 1]], skipped=["empty response", "", "", ""])
-    counts = Counter()
-    assert annotate(rows, ScoreJudge(), counts=counts)["prompt"][:] == ["p1"]
-    assert sum(counts.values()) == 3
+    report = LabelReport()
+    assert annotate(rows, ScoreJudge(), report=report)["prompt"][:] == ["p1"]
+    assert (report.n_rows, report.n_without_pair, sum(report.counts.values())) == (4, 1, 3)
 
 
 def test_a_text_beside_a_conversational_prompt_becomes_an_assistant_message():
@@ -121,7 +123,7 @@ class Wrong:
         (lambda: annotate(pool(scores=[[1.0]] * 4), ScoreJudge()), "1 scores in a row whose pair is \\[0, 1\\]"),
         (lambda: ScoreJudge(min_gap=-1), "min_gap=-1 is negative"),
         (lambda: ScoreJudge(min_ratio=0.5), "min_ratio=0.5 is below 1"),
-        (lambda: annotate(pool(), Wrong([0.5])), "'wrong' gave 1 verdicts on 4 rows"),
+        (lambda: annotate(pool(), Wrong([0.5])), "wrong gave 1 verdicts on 4 rows"),
         (lambda: annotate(pool(), Wrong([0.5, 1.0, 7.0, 0.0])), "said 7.0 on row 2"),
     ],
 )
@@ -134,3 +136,86 @@ def test_each_mistake_is_one_line_that_says_what_to_type(break_it, message):
 def test_a_missing_column_can_be_caught_by_name():
     with pytest.raises(MissingColumnError):
         annotate(pool().remove_columns("pair"), ScoreJudge())
+
+
+class Once:
+    """A judge that is never asked about the same pair twice."""
+
+    def __init__(self, name="once", stop_after=None):
+        self.name, self.stop_after, self.seen = name, stop_after, []
+
+    def __call__(self, batch):
+        answers = []
+        for prompt in batch["prompt"]:
+            if len(self.seen) == self.stop_after:
+                raise KeyboardInterrupt
+            assert prompt not in self.seen
+            self.seen.append(prompt)
+            answers.append({"p0": 0.9, "p1": 0.2, "p2": 0.5, "p3": None}[prompt])
+        return answers
+
+
+def test_a_run_that_was_broken_off_goes_on_without_asking_twice(tmp_path):
+    judge, journal = Once(stop_after=2), tmp_path / "verdicts.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        annotate(pool(), judge, batch_size=1, journal=journal)
+    judge.stop_after, report = None, LabelReport()
+    labeled = annotate(pool(), judge, batch_size=1, journal=journal, report=report)
+    assert judge.seen == ["p0", "p1", "p2", "p3"] and report.n_resumed == 2
+    assert labeled.to_list() == annotate(pool(), Once(), batch_size=3).to_list()
+    judge.seen = []
+    again = annotate(pool(), judge, journal=journal, report=report)
+    assert judge.seen == ["p3"] and report.n_resumed == 3  # what failed is asked again
+    assert again.to_list() == labeled.to_list()
+
+
+def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
+    for name in ("one", "other"):
+        judge = Once(name)
+        annotate(pool(), judge, journal=tmp_path / "j.jsonl")
+        assert len(judge.seen) == 4
+    assert {line["name"] for line in Journal(tmp_path / "j.jsonl").read()} == {"one", "other"}
+
+
+def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
+    from datasets import concatenate_datasets
+
+    doubled = concatenate_datasets([pool(), pool().select([2, 1, 0])])
+    judge = Once()
+    labeled = annotate(doubled, judge, journal=tmp_path / "j.jsonl")
+    assert judge.seen == ["p0", "p1", "p2", "p3"]
+    assert labeled["prompt"][:] == ["p0", "p1", "p1", "p0"]
+
+
+def test_agreement_with_gold_counts_the_pairs_that_both_decided():
+    report = LabelReport()
+    annotate(pool(), Once(), gold=ScoreJudge(), report=report)
+    gold = report.gold  # scores say: b, a, tie, none; the judge: a, b, tie, none
+    assert (gold.n, gold.n_agree, gold.n_undecided, gold.rate) == (2, 0, 0, 0.0)
+    assert "agreement with gold labels 0.00" in report.words()
+    assert report.to_dict()["gold"]["ci_high"] == pytest.approx(0.6576, abs=1e-3)
+    annotate(pool(), ScoreJudge(), gold=ScoreJudge(), report=report)
+    assert report.gold.rate == 1.0
+
+
+def test_a_panel_pools_and_tells_how_far_it_agrees():
+    class Says:
+        def __init__(self, *answers):
+            self.name, self.answers = f"says {answers[0]}", answers
+
+        def __call__(self, batch):
+            return self.answers[: len(batch["prompt"])]
+
+    members = [Says(0.9, 0.2, 0.6, None), Says(0.8, 0.6, 0.5, None), Says(0.4, 0.1, 0.9, 0.7)]
+    report = LabelReport()
+    labeled = annotate(pool(), JudgePanel(members), report=report)
+    assert labeled["label_confidence"][:] == pytest.approx([0.7, 0.7, 2 / 3])
+    assert labeled["chosen"][:] == ["a", "e", "f"]
+    assert report.verdicts.failures == {"fewer than 2 judges had a verdict": 1}
+    assert (report.panel.n_judges, report.panel.n_pairs) == (3, 3)
+    assert JudgePanel(members, "majority")(pool()[:]) == pytest.approx([2 / 3, 1 / 3, 5 / 6, math.nan], nan_ok=True)
+    assert JudgePanel(members, quorum=1)(pool()[:])[3] == 0.7
+    for broken, message in ((dict(judges=[Once()]), "A panel of 1"), (dict(judges=members, pooling="max"), "pooling"),
+                            (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
+        with pytest.raises(TrlRealError, match=message):
+            JudgePanel(**broken)

@@ -80,10 +80,8 @@ class Demo:
 
     def arm(self, strategy: str, budget: int) -> Any:
         """Select, label, train and evaluate at one budget: an `Arm` of the report."""
-        from collections import Counter
-
         from trl_real.evaluation.report import Arm
-        from trl_real.labeling.annotate import annotate
+        from trl_real.labeling.annotate import LabelReport, annotate
         from trl_real.labeling.judges import ScoreJudge
         from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -91,8 +89,8 @@ class Demo:
         selector = EmbeddingPairSelector(self.name, strategy=strategy, seed=self.args.seed)
         kept = selector.select(self.pool, budget)
         say(selector.record.summary())
-        counts: Counter = Counter()
-        preferences = annotate(kept, ScoreJudge(), counts=counts)
+        labels = LabelReport()
+        preferences = annotate(kept, ScoreJudge(), report=labels)
         if not len(preferences):
             raise TrlRealError(f"All {len(kept)} labels of {strategy} {budget} were ties. Give larger --budgets.")
         run = self.folder / f"{strategy}-{budget}"
@@ -110,7 +108,7 @@ class Demo:
             log_history=log_history,
             seconds=seconds,
             mean_score=scores,
-            label_counts=dict(counts),
+            label_counts=labels.counts,
             kept=kept,
         )
 
@@ -190,7 +188,7 @@ class Demo:
         """The trained model against the model before, judged by the true reward of their replies."""
         from datasets import Dataset
 
-        from trl_real.evaluation.comparison import compare
+        from trl_real.evaluation.compare import compare_columns
         from trl_real.labeling.judges import ScoreJudge
 
         flat = {"after": sum(after, []), "before": sum(self.before, [])}
@@ -199,7 +197,7 @@ class Demo:
         two = [list(pair) for pair in zip(scores["after"], scores["before"], strict=True)]
         rows = Dataset.from_dict({"prompt": questions, **flat, "scores": two, "pair": [[0, 1]] * len(two)})
         means = {name: sum(values) / len(values) for name, values in scores.items()}
-        return compare(rows, ScoreJudge(), model="after", baseline="before"), means
+        return compare_columns(rows, ScoreJudge(), model="after", baseline="before"), means
 
 
 def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace) -> list[dict]:

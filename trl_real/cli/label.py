@@ -1,37 +1,138 @@
-"""Turn selected pairs into preferences, from scores that the pool brings."""
+"""Turn selected pairs into preferences: by scores, a reward model, a chat model, a panel, or people."""
 
 import argparse
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
 from trl_real.cli.options import add_common, require, result, say
+from trl_real.errors import TrlRealError
+
+
+REPORT_FILE = "labels.json"
+STUDIO_KEY = "LABEL_STUDIO_API_KEY"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of `ScoreJudge`'s arguments."""
+    """Flags bear the names of the arguments of `annotate` and of the judges."""
     add_common(parser)
-    parser.add_argument("--column", default="scores", help="list of scores, one a response (default: scores)")
-    parser.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores that decides")
-    parser.add_argument("--min_ratio", type=float, help="least ratio of scores that decides, such as 1.5")
     parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
+    parser.add_argument("--gold", metavar="COLUMN", help="column of scores that tell the truth, for the agreement")
+    parser.add_argument("--plan", action="store_true", help="tell what it would take, and stop")
+    parser.add_argument("--check", metavar="DATASET", help="first measure the judge on labelled pairs, and stop")
+    people = parser.add_argument_group("people", "serve a page on 127.0.0.1 and collect votes in --votes")
+    people.add_argument("--human", action="store_true", help="open the page instead of asking a judge")
+    people.add_argument("--annotator", help="name of who votes (default: the page asks)")
+    people.add_argument("--guidelines", metavar="FILE.md", help="shown beside the pairs")
+    people.add_argument("--port", type=int, help="of the page (default: a free one)")
+    people.add_argument("--label_studio", metavar="URL", help="send pairs to, or take votes from, a server instead")
+    people.add_argument("--push", action="store_true", help=f"send the pairs; the key: --api_key or ${STUDIO_KEY}")
+    people.add_argument("--pull", action="store_true", help="write the votes of --project to --votes")
+    people.add_argument("--project", type=int, help="number of the project (push: a new one by default)")
+    add_judge_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Label, and write the preferences with the record of their selection."""
-    from collections import Counter
+    """Serve the page, check the judge, tell the price, or label and write the preferences."""
+    from trl_real.data.files import load
 
-    from trl_real.data.files import load, save
-    from trl_real.labeling.annotate import annotate
+    if args.human:
+        return _serve(args)
+    if args.label_studio or args.push or args.pull:
+        return _label_studio(args)
+    judge = judge_from(args)
+    if args.check:
+        check = judge.check(load(args.check, args.split))
+        return result(args, check.to_dict(), check.words())
+    require(args, "dataset", *(() if args.plan else ("output_dir",)))
+    dataset = load(args.dataset, args.split)
+    estimate = _tell_price(judge, dataset)
+    if args.plan:
+        return result(args, estimate or {}, "" if estimate else f"{judge.name} asks nobody")
+    _label(args, dataset, judge)
+
+
+def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
+    from trl_real.data.files import check_target, save
+    from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
     from trl_real.selection.record import RECORD_FILE
 
-    require(args, "dataset", "output_dir")
-    judge = ScoreJudge(args.column, args.min_gap, args.min_ratio)
-    counts: Counter = Counter()
-    preferences = annotate(load(args.dataset, args.split), judge, responses=args.responses, counts=counts)
+    check_target(dataset, args.output_dir)
+    report = LabelReport()
+    preferences = annotate(
+        dataset,
+        judge,
+        responses=args.responses,
+        journal=f"{str(args.output_dir).rstrip('/')}.verdicts.jsonl",
+        gold=ScoreJudge(args.gold) if args.gold else None,
+        report=report,
+    )
     folder = save(preferences, args.output_dir)
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
-    say(f"{counts['labeled']} labeled, {counts['ties']} ties and {counts['failed']} without a verdict left out")
+    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
-    result(args, {"output_dir": str(folder), "judge": judge.name, **counts}, str(folder))
+    result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
+
+
+def _tell_price(judge: Any, dataset: Any) -> dict[str, float] | None:
+    columns = ("prompt", "response_a", "response_b", "pair")
+    if not all(name in dataset.column_names for name in columns):
+        return None  # `annotate` tells what is missing
+    plain = dataset.select_columns(list(columns)).with_format(None)
+    return tell_price(judge, plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])[:])
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from trl_real.data.files import load
+    from trl_real.labeling.page import serve_page
+
+    require(args, "dataset", "votes")
+    serve_page(
+        load(args.dataset, args.split),
+        args.votes,
+        annotator=args.annotator,
+        guidelines=args.guidelines or "",
+        seed=_seed(args),
+        port=args.port,
+        on_ready=lambda url: say(f"Label at {url} (Ctrl+C ends; every vote is in {args.votes} at once)"),
+    )
+    _tell_votes(args)
+
+
+def _label_studio(args: argparse.Namespace) -> None:
+    from trl_real.data.files import load
+    from trl_real.labeling.label_studio import LabelStudio, pull_votes, push_pairs
+
+    require(args, "label_studio", *(("dataset",) if args.push else ("votes", "project")))
+    if args.push == args.pull:
+        raise TrlRealError("Give one of --push and --pull with --label_studio.")
+    key = args.api_key or os.environ.get(STUDIO_KEY)
+    if not key:
+        raise TrlRealError(f"Label Studio wants a key. Give --api_key, or set {STUDIO_KEY}.")
+    server = LabelStudio(args.label_studio, key)
+    if args.pull:
+        n = pull_votes(server, args.project, args.votes)
+        say(f"{n} new lines in {args.votes}")
+        return _tell_votes(args)
+    guidelines = Path(args.guidelines).read_text(encoding="utf-8") if args.guidelines else ""
+    dataset = load(args.dataset, args.split)
+    project, n = push_pairs(dataset, server, project=args.project, guidelines=guidelines, seed=_seed(args))
+    say(f"Next: trl-real label --label_studio {args.label_studio} --pull --project {project} --votes votes.jsonl")
+    result(args, {"project": project, "sent": n}, f"project {project}: {n} pairs sent")
+
+
+def _tell_votes(args: argparse.Namespace) -> None:
+    from trl_real.labeling.vote_report import vote_report
+
+    report = vote_report(args.votes)
+    say(f"Next: trl-real label --judge votes --votes {args.votes} --dataset … --output_dir …")
+    result(args, report.to_dict(), report.words())
+
+
+def _seed(args: argparse.Namespace) -> int:
+    return 42 if args.seed is None else args.seed

@@ -21,6 +21,13 @@ def text_of(response: str | Messages) -> str:
     return "\n".join(_content(message["content"]) for message in response)
 
 
+def dialogue(prompt: str | Messages) -> str:
+    """A prompt as text for a reader: messages with their speakers, a single message or a text as it is."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return text_of(prompt)
+    return "\n\n".join(f"{message['role'].capitalize()}: {text_of([message])}" for message in prompt)
+
+
 def implied_prompt(chosen: str | Messages, rejected: str | Messages) -> str | Messages:
     """
     The prompt that two full dialogues share.

@@ -95,6 +95,16 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     return Path(folder)
 
 
+def check_target(dataset: Dataset, folder: str | Path) -> None:
+    """
+    For the start of a long run that ends in `save`.
+
+    Raises:
+        TrlRealError: If `save` would not write `dataset` there.
+    """
+    _check_target(dataset, Path(folder).expanduser().resolve(), folder)
+
+
 def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
     if not isinstance(dataset, Dataset):
         raise TrlRealError(

@@ -42,7 +42,7 @@ class Arm:
         log_history (`list[dict]`): `trainer.state.log_history`.
         seconds (`float`): What the arm took.
         mean_score (`dict[str, float]`): Mean true rewards by name, a column of the table each.
-        label_counts (`dict[str, int]`): What `annotate(…, counts=…)` fills: `labeled`, `ties`, `failed`.
+        label_counts (`dict[str, int]`): `LabelReport.counts`: `labeled`, `ties`, `failed`.
         kept (iterable of rows): Kept pairs, labelled or not; the examples are among these.
     """
 

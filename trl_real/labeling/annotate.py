@@ -1,21 +1,82 @@
 """Selected pairs become preferences."""
 
+import hashlib
+import json
 import logging
-import math
-from collections import Counter
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Value
+from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import as_messages
-from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.labeling.judges import Judge
+from trl_real.errors import MissingColumnError
+from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
+from trl_real.labeling.journal import Journal
+from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.labeling.votes import pair_key
 
 
 logger = logging.getLogger(__name__)
 
-LABELED, TIES, FAILED = "labeled", "ties", "failed"
+
+@dataclass
+class LabelReport:
+    """
+    What labelling came to; `annotate` fills it.
+
+    Args:
+        judge: Its name.
+        n_rows: Rows that came in.
+        n_without_pair: Rows without a pair, which no judge saw.
+        n_resumed: Pairs whose verdicts were in the journal.
+        verdicts: Wins, ties, failures, position bias, tokens and cost.
+        gold: Agreement with the gold labels, where there are any.
+        panel: Agreement among the judges of a panel.
+        seconds: That it took, this time.
+    """
+
+    judge: str = ""
+    n_rows: int = 0
+    n_without_pair: int = 0
+    n_resumed: int = 0
+    verdicts: VerdictSummary = field(default_factory=VerdictSummary)
+    gold: GoldAgreement | None = None
+    panel: PanelAgreement | None = None
+    seconds: float = 0.0
+
+    @property
+    def n_labeled(self) -> int:
+        """Pairs that became preferences."""
+        return self.verdicts.n_a + self.verdicts.n_b
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pairs by what became of them: `labeled`, `ties` and `failed`."""
+        return {"labeled": self.n_labeled, "ties": self.verdicts.n_ties, "failed": self.verdicts.n_failed}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            **asdict(self),
+            **self.counts,
+            "verdicts": self.verdicts.to_dict(),
+            "gold": self.gold and self.gold.to_dict(),
+            "panel": self.panel and self.panel.to_dict(),
+        }
+
+    def words(self) -> str:
+        """A few lines for a person."""
+        v = self.verdicts
+        first = f"{self.judge}: {self.n_labeled} labeled, {v.n_ties} ties, {v.n_failed} without a verdict"
+        if self.n_without_pair:
+            first += f"; {self.n_without_pair} rows had no pair"
+        parts = [first, v.words(), self.gold.words() if self.gold else "", self.panel.words() if self.panel else ""]
+        return "\n".join(filter(None, parts))
 
 
 def annotate(
@@ -24,7 +85,9 @@ def annotate(
     *,
     responses: str = "responses",
     batch_size: int = 256,
-    counts: Counter | None = None,
+    journal: str | Path | None = None,
+    gold: Judge | None = None,
+    report: LabelReport | None = None,
 ) -> Dataset:
     """
     Ask a judge which response of each selected pair is better, and bring the answers into TRL's preference format.
@@ -34,10 +97,13 @@ def annotate(
 
     Args:
         dataset: What a selector's `select` or `map` returned: `prompt`, `responses`, `pair`, `response_a`, ….
-        judge: Verdicts as in `trl_real.labeling.judges`.
+        judge: Verdicts as in `trl_real.labeling.verdicts`.
         responses: Column that holds the list of responses.
         batch_size: Rows a judge is given at a time.
-        counts: Is given how many rows were `labeled`, `ties` and `failed`.
+        journal: File that every verdict goes to as soon as it is known. A second run takes those of the same judge
+            from there and asks for the others; failures are asked again.
+        gold: A second judge that knows the truth, such as `ScoreJudge("scores")`: the report tells the agreement.
+        report: Is filled in.
 
     Returns:
         Columns `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and what the
@@ -47,28 +113,68 @@ def annotate(
         MissingColumnError: If there is no prompt or no pair.
         TrlRealError: If a verdict is no probability, or there is none for a row.
     """
+    started = time.perf_counter()
     _check(dataset, responses)
+    report = LabelReport() if report is None else report
     plain = dataset.with_format(None)
     paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
     plain = plain if len(paired) == len(plain) else plain.select(paired)
-    kept: list[int] = []
-    verdicts: list[float] = []
-    tally = Counter({LABELED: 0, TIES: 0, FAILED: 0})
-    for start in range(0, len(plain), batch_size):
-        answers = _checked(judge(plain[start : start + batch_size]), min(batch_size, len(plain) - start), start, judge)
-        for row, verdict in enumerate(answers, start):
-            outcome = FAILED if math.isnan(verdict) else TIES if verdict == 0.5 else LABELED
-            tally[outcome] += 1
-            if outcome == LABELED:
-                kept.append(row)
-                verdicts.append(verdict)
-    if counts is not None:
-        counts.update(tally)
-    logger.info("%s: %s", judge.name, ", ".join(f"{n} {outcome}" for outcome, n in tally.items()))
-    return _preferences(plain.select(kept), verdicts, judge.name, responses)
+    report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
+    verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal)
+    report.verdicts, report.panel = summarize(verdicts), panel_agreement(verdicts)
+    if gold is not None:
+        report.gold = gold_agreement(verdicts, _verdicts(plain, gold, batch_size, None)[0])
+    report.seconds = time.perf_counter() - started
+    logger.info("%s", report.words())
+    kept = [i for i, verdict in enumerate(verdicts) if verdict.outcome in ("a", "b")]
+    return _preferences(plain.select(kept), [verdicts[i] for i in kept], name_of(judge), responses)
 
 
-def _preferences(pairs: Dataset, verdicts: list[float], source: str, responses: str) -> Dataset:
+def _verdicts(pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None) -> tuple[list[Verdict], int]:
+    """A verdict a row, and how many of them the journal knew."""
+    if journal is None:
+        starts = range(0, len(pairs), batch_size)
+        rows = [range(start, min(start + batch_size, len(pairs))) for start in starts]
+        return [verdict for some in rows for verdict in ask(judge, pairs[some], some)], 0
+    with Journal(journal) as lines:
+        identity = _identity(judge)
+        known = {line["key"]: _from_line(line) for line in lines.read() if line.get("judge") == identity}
+        columns = (pairs["prompt"], pairs["response_a"], pairs["response_b"])
+        keys = [pair_key(*row) for row in zip(*columns, strict=True)]
+        first_rows: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            first_rows.setdefault(key, i)
+        missing = [i for key, i in first_rows.items() if key not in known]
+        n_resumed = sum(key in known for key in keys)
+        for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
+            rows = missing[start : start + batch_size]
+            for row, verdict in zip(rows, ask(judge, pairs[rows], rows), strict=True):
+                if not verdict.failure and verdict.outcome != "failed":
+                    lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
+                known[keys[row]] = verdict
+    return [known[key] for key in keys], n_resumed
+
+
+def _identity(judge: Judge) -> str:
+    """A short hash of what the judge's verdicts hang on."""
+    said = json.dumps(getattr(judge, "identity", {"name": name_of(judge)}), sort_keys=True, default=str)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, Any]:
+    values = {name: value if value == value else None for name, value in asdict(verdict).items()}
+    return {"key": key, "judge": identity, "name": name, **values}
+
+
+def _from_line(line: dict[str, Any]) -> Verdict:
+    """A verdict as it was, except that nothing was asked for now."""
+    values = {f.name: line[f.name] for f in fields(Verdict) if f.name in line}
+    values = {name: float("nan") if value is None else value for name, value in values.items()}
+    known_before = values.get("n_asked", 0) + values.get("n_cached", 0)
+    return Verdict(**{**values, "members": tuple(values.get("members", ())), "n_asked": 0, "n_cached": known_before})
+
+
+def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
     prompt = pairs.features["prompt"]
     conversational = not isinstance(prompt, Value)
     response = pairs.features[responses].feature
@@ -79,9 +185,11 @@ def _preferences(pairs: Dataset, verdicts: list[float], source: str, responses: 
         first, second = (row[responses][i] for i in row["pair"])
         if conversational:
             first, second = as_messages(first), as_messages(second)
-        better, worse = (first, second) if verdicts[index] > 0.5 else (second, first)
-        confidence = max(verdicts[index], 1 - verdicts[index])
-        return {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": source}
+        verdict = verdicts[index]
+        better, worse = (first, second) if verdict.outcome == "a" else (second, first)
+        confidence = max(verdict.probability, 1 - verdict.probability)
+        said_by = verdict.source or source
+        return {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")
@@ -94,7 +202,7 @@ def _preferences(pairs: Dataset, verdicts: list[float], source: str, responses: 
         with_indices=True,
         remove_columns=[name for name in pairs.column_names if name not in features],
         features=features,
-        desc="Labeling pairs",
+        desc="Writing labels",
         load_from_cache_file=False,
     )
     return labeled.select_columns(list(features))
@@ -110,15 +218,3 @@ def _check(dataset: Dataset, responses: str) -> None:
         if name not in dataset.column_names:
             fix = f"Preferences need it. Rename yours: dataset.rename_column('…', {name!r})"
             raise MissingColumnError(name, dataset.column_names, fix)
-
-
-def _checked(answers: Any, expected: int, start: int, judge: Judge) -> list[float]:
-    answers = [float("nan" if answer is None else answer) for answer in answers]
-    if len(answers) != expected:
-        raise TrlRealError(f"Judge {judge.name!r} gave {len(answers)} verdicts on {expected} rows. Give one a row.")
-    for row, answer in enumerate(answers, start):
-        if not math.isnan(answer) and not 0 <= answer <= 1:
-            raise TrlRealError(
-                f"Judge {judge.name!r} said {answer} on row {row}; a verdict is a probability in [0, 1], or NaN."
-            )
-    return answers

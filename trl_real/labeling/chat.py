@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from trl_real.data.conversation import text_of
+from trl_real.data.conversation import dialogue, text_of
 from trl_real.errors import TrlRealError
 from trl_real.labeling.templates import JudgeTemplate, as_template
 from trl_real.labeling.verdicts import TIE, Verdict, VerdictJudge
@@ -243,13 +243,6 @@ def calibrated(probability: float, temperature: float) -> float:
     if temperature == 1 or probability in (0, TIE, 1):
         return probability
     return 1 / (1 + math.exp(-math.log(probability / (1 - probability)) / temperature))
-
-
-def dialogue(prompt: Any) -> str:
-    """A prompt as text: messages with their speakers, a single message or a text as it is."""
-    if isinstance(prompt, str) or len(prompt) == 1:
-        return text_of(prompt)
-    return "\n\n".join(f"{message['role'].capitalize()}: {text_of([message])}" for message in prompt)
 
 
 def _chat_model(model: Any, base_url: str | None, seed: int, settings: dict[str, Any]) -> ChatModel:

@@ -7,22 +7,14 @@ for each the probability in [0, 1] that `response_a` is better: 1 and 0 are sure
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from importlib import import_module
+from typing import Any
 
 from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.labeling.verdicts import Judge, Verdict, VerdictJudge
 
 
-class Judge(Protocol):
-    """What labels pairs."""
-
-    name: str
-
-    def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
-        """Probabilities in [0, 1] that `response_a` is better; NaN where there is no verdict."""
-        ...
-
-
-class ScoreJudge:
+class ScoreJudge(VerdictJudge):
     """
     The better-scored response is better; scores that are equal, or too near to each other, are a tie.
 
@@ -43,8 +35,9 @@ class ScoreJudge:
             raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give the higher score over the lower, such as 1.5.")
         self.column, self.min_gap, self.min_ratio = column, min_gap, min_ratio
         self.name = f"score:{column}"
+        self.identity = {"name": self.name, "min_gap": min_gap, "min_ratio": min_ratio}
 
-    def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
+    def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """
         Verdicts on a batch of selected pairs.
 
@@ -57,7 +50,8 @@ class ScoreJudge:
         if "pair" not in batch:
             raise MissingColumnError("pair", batch, "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
         rows = zip(batch[self.column], batch["pair"], strict=True)
-        return [self._verdict(*self._two(scores, pair)) for scores, pair in rows]
+        found = [self._verdict(*self._two(scores, pair)) for scores, pair in rows]
+        return [Verdict(p, failure="no scores to compare" if math.isnan(p) else "", source=self.name) for p in found]
 
     def _two(self, scores: list[float | None] | None, pair: list[int]) -> tuple[float, float]:
         first, second = pair
@@ -81,4 +75,19 @@ class ScoreJudge:
         return float(first > second)
 
 
-JUDGES: dict[str, Callable[..., Judge]] = {"score": ScoreJudge}
+def _late(module: str, name: str) -> Callable[..., Judge]:
+    """A judge whose module, and the libraries that it needs, load when it is made."""
+
+    def make(*args: Any, **settings: Any) -> Judge:
+        return getattr(import_module(f"trl_real.labeling.{module}"), name)(*args, **settings)
+
+    return make
+
+
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "score": ScoreJudge,
+    "reward": _late("reward_model", "RewardModelJudge"),
+    "chat": _late("chat", "ChatJudge"),
+    "votes": _late("votes", "VotesJudge"),
+    "panel": _late("panel", "JudgePanel"),
+}

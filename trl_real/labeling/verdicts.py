@@ -96,28 +96,29 @@ class VerdictJudge:
         return check_judge(dataset, self, **options)
 
 
-def ask(judge: Judge, batch: dict[str, list[Any]], first_row: int = 0) -> list[Verdict]:
+def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = None) -> list[Verdict]:
     """
     The verdicts of any judge on a batch, checked.
 
     Args:
         judge: A judge, or a plain function of a batch.
         batch: Columns as `VerdictJudge.verdicts` takes them.
-        first_row: Number of the batch's first row, for the errors.
+        rows: Numbers of the batch's rows in the dataset, for the errors.
 
     Raises:
         TrlRealError: If there is not one verdict a row, or one is no probability.
     """
     n_rows = len(batch["response_a"])
+    rows = range(n_rows) if rows is None else rows
     if hasattr(judge, "verdicts"):
         found = list(judge.verdicts(batch))
     else:
-        found = [Verdict(_number(answer, judge, first_row + i)) for i, answer in enumerate(judge(batch))]
+        found = [Verdict(_number(answer, judge, i)) for i, answer in enumerate(judge(batch))]
     if len(found) != n_rows:
         raise TrlRealError(
             f"Judge {name_of(judge)} gave {len(found)} verdicts on {n_rows} rows. Give one a row, NaN for none."
         )
-    for row, verdict in enumerate(found, first_row):
+    for row, verdict in zip(rows, found, strict=True):
         if not math.isnan(verdict.probability) and not 0 <= verdict.probability <= 1:
             raise TrlRealError(
                 f"Judge {name_of(judge)} said {verdict.probability} on row {row}; "
@@ -131,12 +132,12 @@ def name_of(judge: Judge) -> str:
     return str(getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__))
 
 
-def _number(answer: Any, judge: Judge, row: int) -> float:
+def _number(answer: Any, judge: Judge, place: int) -> float:
     try:
         return math.nan if answer is None else float(answer)
     except (TypeError, ValueError):
         raise TrlRealError(
-            f"Judge {name_of(judge)} said a {type(answer).__name__} on row {row}; "
+            f"Judge {name_of(judge)} said a {type(answer).__name__} at place {place} of a batch; "
             "a verdict is a probability in [0, 1], or NaN."
         ) from None
 

@@ -1,0 +1,140 @@
+"""Flags that make a judge, for every verb that needs one."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trl_real.cli.options import say
+from trl_real.errors import TrlRealError
+
+
+# What each judge takes of the flags below; a flag that was given for another judge is an error.
+CHAT = ("template", "orders", "rule", "tie_margin", "calibration", "max_chars", "max_failure_rate", "seed")
+SERVER = ("api_key", "cache", "concurrency", "timeout", "deadline", "max_retries", "max_tokens", "price", "max_cost")
+SERVER += ("served_as",)
+LOCAL = ("revision", "dtype", "device", "batch_tokens")
+TAKES = {
+    "score": ("column", "min_gap", "min_ratio"),
+    "reward": ("model", "min_gap", "scale", "max_length", *LOCAL),
+    "chat": ("model", "base_url", *CHAT, *SERVER, *LOCAL),
+    "votes": ("votes", "aggregation"),
+    "panel": ("panel", "pooling", "quorum"),
+}
+TABLE = "trl_real.labeling.judges.JUDGES"
+
+
+def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> None:
+    """
+    Flags that bear the names of the judges' arguments.
+
+    Args:
+        parser: Of the verb.
+        model: Name of the flag for the judge's model, where `--model` means something else.
+    """
+    parser.set_defaults(model_flag=model)
+    group = parser.add_argument_group("judge", "who says which response is better; flags of another judge are errors")
+    add = group.add_argument
+    add("--judge", default="score", help=f"{', '.join(TAKES)} (default: score, from scores in the data)")
+    add("--column", help="score: list of scores, one a response (default: scores)")
+    add("--min_gap", type=float, help="score, reward: least difference of scores that decides")
+    add("--min_ratio", type=float, help="score: least ratio of scores that decides, such as 1.5")
+    add(f"--{model}", dest="judge_model", help="reward, chat: Hub id or path; with --base_url the server's name of it")
+    add("--scale", type=float, help="reward: what differences of scores are divided by")
+    add("--max_length", type=int, help="reward: tokens that are read")
+    add("--base_url", help="chat: an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+    add("--template", help="chat: pairwise (default), alpaca_eval, real, or a YAML file")
+    add("--orders", help="chat: both (default), or one: half the price, and a position bias that stays")
+    add("--rule", help="chat: mean of the two orders (default), or agree")
+    add("--tie_margin", type=float, help="chat: verdicts this near to 0.5 are ties")
+    add("--calibration", type=float, help="chat: temperature of the probabilities; --check finds it")
+    add("--max_chars", type=int, help="chat: characters of each text that are read (default 8000)")
+    add("--max_failure_rate", type=float, help="chat: share of failed pairs that stops the run (default 0.2)")
+    add("--api_key", help="chat: sent to the server, written nowhere (default: $TRL_REAL_JUDGE_API_KEY)")
+    add("--cache", help="chat: file of the answers (default: one for all judges)")
+    add("--concurrency", type=int, help="chat: questions at a time (default 8)")
+    add("--timeout", type=float, help="chat: seconds for a try (default 60)")
+    add("--deadline", type=float, help="chat: seconds for a question with all its tries (default 600)")
+    add("--max_retries", type=int, help="chat: tries after the first one (default 8)")
+    add("--max_tokens", type=int, help="chat: longest answer (default 16)")
+    add("--price", type=float, nargs=2, metavar=("INPUT", "OUTPUT"), help="chat: money for a million tokens")
+    add("--max_cost", type=float, help="chat: the most that the answers may cost")
+    add("--served_as", help="chat: name that the answers bear, where it is not the model's")
+    add("--votes", help="votes: file that the page for people wrote")
+    add("--aggregation", help="votes: majority (default) or dawid_skene")
+    add("--panel", metavar="FILE.yaml", help="panel: a list of judges, each with `judge:` and its arguments")
+    add("--pooling", help="panel: mean (default) or majority")
+    add("--quorum", type=int, help="panel: judges that must have a verdict (default: more than half)")
+    for name, kind in {"revision": str, "dtype": str, "device": str, "batch_tokens": int}.items():
+        add(
+            f"--judge_{name}" if model != "model" else f"--{name}", dest=name, type=kind, help="reward, chat: as usual"
+        )
+    add("--seed", type=int, help="chat: of the orders and the answers (default 42)")
+
+
+def judge_from(args: argparse.Namespace) -> Any:
+    """
+    The judge that the flags describe.
+
+    Raises:
+        TrlRealError: If there is no such judge, or a flag is of another one.
+    """
+    values = {**vars(args), "model": args.judge_model}
+    names = dict.fromkeys(name for takes in TAKES.values() for name in takes)
+    settings = {name: values[name] for name in names if values.get(name) is not None}
+    return make_judge(args.judge, settings, args.model_flag)
+
+
+def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -> Any:
+    """
+    A judge of the table, from its arguments by name.
+
+    Raises:
+        TrlRealError: If there is no such judge, or an argument is missing or of another one.
+    """
+    from trl_real.labeling.judges import JUDGES
+
+    if kind not in TAKES:
+        raise TrlRealError(f"No judge {kind!r}; there are {', '.join(TAKES)}.")
+    wrong = [name for name in settings if name not in TAKES[kind] and name != "seed"]
+    if kind == "chat":
+        remote = "base_url" in settings
+        wrong += [name for name in settings if name in (LOCAL if remote else SERVER)]
+    if wrong:
+        where = "" if kind != "chat" else " behind a server" if "base_url" in settings else " in this process"
+        raise TrlRealError(f"--{wrong[0]} is no setting of the judge {kind!r}{where}. Leave it out, or see --help.")
+    settings = {name: value for name, value in settings.items() if name in TAKES[kind]}
+    first = {"reward": "model", "chat": "model", "votes": "votes", "panel": "panel"}.get(kind)
+    if first is None:
+        return JUDGES[kind](**settings)
+    if first not in settings:
+        raise TrlRealError(f"The judge {kind!r} needs --{model_flag if first == 'model' else first}.")
+    value = settings.pop(first)
+    return JUDGES[kind](_members(value) if kind == "panel" else value, **settings)
+
+
+def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
+    """Say what judging would take, before it is spent; None of judges that ask nobody."""
+    if not hasattr(judge, "estimate"):
+        return None
+    estimate = judge.estimate(batch)
+    price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
+    say(
+        f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
+        f"{estimate['input_tokens']} tokens to read{price}"
+    )
+    return estimate
+
+
+def _members(path: str) -> list[Any]:
+    """The judges of a panel's file."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        described = [dict(one) for one in found]
+        kinds = [one.pop("judge") for one in described]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
+        raise TrlRealError(
+            f"{path!r} is no list of judges. Write for each: '- judge: chat', and below it 'model: …'."
+        ) from error
+    return [make_judge(kind, settings) for kind, settings in zip(kinds, described, strict=True)]

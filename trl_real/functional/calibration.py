@@ -1,0 +1,44 @@
+"""How much a judge's probabilities are worth."""
+
+import numpy as np
+
+
+SURE = 1e-6  # probabilities nearer to 0 or 1 are moved here: a written answer is no certainty
+LEAST, MOST = 1e-2, 1e3
+
+
+def log_loss(probabilities: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> float:
+    r"""
+    Mean of `-t log q - (1 - t) log(1 - q)` with `q = sigmoid(logit(p) / temperature)`, in nats.
+
+    Args:
+        probabilities: `p`, in [0, 1]. Shape `(n,)`.
+        targets: What came true: 1, 0, or 0.5. Shape `(n,)`.
+        temperature: Above 0.
+    """
+    p = np.clip(probabilities, SURE, 1 - SURE)
+    logits = np.log(p / (1 - p)) / temperature
+    return float((np.logaddexp(0, logits) - targets * logits).mean())
+
+
+def calibration_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    """
+    The temperature with the lowest `log_loss` (Guo et al. 2017, "On calibration of modern neural networks").
+
+    Args:
+        probabilities, targets: As in `log_loss`.
+
+    Returns:
+        Between 0.01 and 1000; the upper end says that the probabilities are worth nothing, or worse. NaN of none.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(probabilities):
+        return float("nan")
+    fit = minimize_scalar(
+        lambda log_t: log_loss(probabilities, targets, float(np.exp(log_t))),
+        bounds=(np.log(LEAST), np.log(MOST)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(fit.x))

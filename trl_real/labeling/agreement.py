@@ -1,0 +1,102 @@
+"""Judges beside gold labels, and beside each other."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trl_real.functional.win_rate import wilson_interval
+from trl_real.labeling.verdicts import Verdict
+
+
+DECIDED = ("a", "b")
+
+
+@dataclass
+class GoldAgreement:
+    """
+    How often a judge says what the gold label says.
+
+    Args:
+        n: Pairs that both decided.
+        n_agree: Of those, where they name the same winner.
+        n_undecided: Pairs with a gold winner that the judge called a tie or failed on: no part of the rate.
+        rate: `n_agree / n`; NaN of none.
+        ci_low, ci_high: Wilson's interval at 95 %.
+    """
+
+    n: int
+    n_agree: int
+    n_undecided: int
+    rate: float
+    ci_low: float
+    ci_high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is NaN becomes None."""
+        return _plain(asdict(self))
+
+    def words(self) -> str:
+        """One line."""
+        if not self.n:
+            return "agreement with gold labels: none of the pairs was decided by both"
+        return (
+            f"agreement with gold labels {self.rate:.2f} [{self.ci_low:.2f}, {self.ci_high:.2f}] "
+            f"on {self.n} pairs that both decided; {self.n_undecided} more the judge left open"
+        )
+
+
+@dataclass
+class PanelAgreement:
+    """
+    How far the judges of a panel agree.
+
+    Args:
+        alpha: Krippendorff's, nominal; 1 is perfect, 0 is chance.
+        ci_low, ci_high: Its bootstrap interval.
+        n_judges, n_pairs: Judges, and pairs that two or more of them judged.
+    """
+
+    alpha: float
+    ci_low: float
+    ci_high: float
+    n_judges: int
+    n_pairs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is NaN becomes None."""
+        return _plain(asdict(self))
+
+    def words(self) -> str:
+        """One line."""
+        return (
+            f"agreement of {self.n_judges} judges: Krippendorff's alpha {self.alpha:.2f} "
+            f"[{self.ci_low:.2f}, {self.ci_high:.2f}] on {self.n_pairs} pairs"
+        )
+
+
+def gold_agreement(verdicts: Sequence[Verdict], gold: Sequence[Verdict]) -> GoldAgreement:
+    """Compare verdicts, row by row; ties and failures on either side are no part of the rate."""
+    known = [(v.outcome, g.outcome) for v, g in zip(verdicts, gold, strict=True) if g.outcome in DECIDED]
+    decided = [pair for pair in known if pair[0] in DECIDED]
+    n, n_agree = len(decided), sum(ours == theirs for ours, theirs in decided)
+    low, high = wilson_interval(n_agree, n, 0.95) if n else (math.nan, math.nan)
+    return GoldAgreement(n, n_agree, len(known) - n, n_agree / n if n else math.nan, low, high)
+
+
+def panel_agreement(verdicts: Sequence[Verdict]) -> PanelAgreement | None:
+    """Agreement of the members of a panel, whose verdicts carry what each of them said; None for other judges."""
+    if not verdicts or len(verdicts[0].members) < 2:
+        return None
+    from trl_real.functional.rater_agreement import krippendorff_alpha
+
+    said = np.array([verdict.members for verdict in verdicts], dtype=float).T  # (R, P)
+    sides = np.where(np.isnan(said), np.nan, (np.sign(said - 0.5) + 1) / 2)
+    found = krippendorff_alpha(sides)
+    return PanelAgreement(found.alpha, found.ci_low, found.ci_high, found.n_raters, found.n_pairs)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}

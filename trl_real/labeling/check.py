@@ -1,0 +1,196 @@
+"""How far a judge can be trusted, before it is: its verdicts beside labels that are known."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_real.data.pairs import preference_candidates
+from trl_real.data.rows import iterate
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.functional.calibration import calibration_temperature, log_loss
+from trl_real.functional.win_rate import wilson_interval
+from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
+
+
+PREFERENCE = "preference"
+
+
+@dataclass
+class JudgeCheck:
+    """
+    A judge beside known labels.
+
+    Args:
+        judge: Its name.
+        n: Pairs that both the labels and the judge decided.
+        accuracy: Share of them where they agree; NaN of none.
+        ci_low, ci_high: Wilson's interval.
+        n_label_ties: Pairs that the labels call a tie.
+        n_undecided: Pairs with a label that the judge called a tie or failed on.
+        prefers_longer: Share of the judge's decided pairs of unequal length where it takes the longer response.
+        label_prefers_longer: The same of the labels, on the same pairs.
+        calibration: Temperature that makes the probabilities fit the labels best: `ChatJudge(calibration=…)`.
+        loss, calibrated_loss: Mean log loss before and after, in nats; log 2 = 0.693 is a coin's.
+        verdicts: Ties, failures, position bias, tokens and cost.
+        confidence: Level of the interval.
+        n_skipped: Rows without two different responses.
+    """
+
+    judge: str
+    n: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    n_label_ties: int
+    n_undecided: int
+    prefers_longer: float
+    label_prefers_longer: float
+    calibration: float
+    loss: float
+    calibrated_loss: float
+    verdicts: VerdictSummary
+    confidence: float = 0.95
+    n_skipped: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is NaN becomes None."""
+        values = {**asdict(self), "verdicts": self.verdicts.to_dict()}
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
+
+    def words(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"{self.judge}: accuracy {self.accuracy:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}] on {self.n} pairs "
+            f"({self.n_undecided} left open, {self.n_label_ties} ties among the labels)",
+            f"takes the longer response in {self.prefers_longer:.0%} of them, the labels in "
+            f"{self.label_prefers_longer:.0%}",
+            f"calibration temperature {self.calibration:.3g}: log loss {self.loss:.3f} before, "
+            f"{self.calibrated_loss:.3f} after (a coin has 0.693)",
+            self.verdicts.words(),
+        ]
+        if self.ci_low <= TIE:
+            lines.insert(1, "it cannot be told from a coin here: do not label with it")
+        return "\n".join(filter(None, lines))
+
+
+def check_judge(
+    dataset: Dataset, judge: Judge, *, confidence: float = 0.95, batch_size: int = 256, seed: int = 42
+) -> JudgeCheck:
+    """
+    Compare a judge with known labels.
+
+    Args:
+        dataset: TRL's preference format (`prompt`, `chosen`, `rejected`, the prompt explicit or implied), or
+            `prompt`, `response_a`, `response_b` and `preference`: 1 if `response_a` is better, 0 if `response_b` is,
+            0.5 a tie.
+        judge: Any judge that reads texts. Which response it is given first is drawn from the seed and the texts.
+        confidence: Level of the interval.
+        batch_size: Rows a judge is given at a time.
+        seed: Of the sides.
+
+    Raises:
+        MissingColumnError: If the dataset has neither form.
+        TrlRealError: If a preference is none, or there is nothing to compare.
+    """
+    rows, n_skipped = _labeled_rows(dataset, seed)
+    if not rows:
+        raise TrlRealError("No row has a prompt, two different responses and a label. Give labelled pairs.")
+    verdicts: list[Verdict] = []
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        batch = {name: [row[name] for row in some] for name in ("prompt", "response_a", "response_b")}
+        verdicts += ask(judge, batch, range(start, start + len(some)))
+    targets = np.array([row[PREFERENCE] for row in rows])
+    said = np.array([verdict.probability for verdict in verdicts])
+    longer = np.sign([len(row["response_a"]) - len(row["response_b"]) for row in rows])
+    return _compared(name_of(judge), said, targets, longer, summarize(verdicts), confidence, n_skipped)
+
+
+def _compared(
+    judge: str,
+    said: np.ndarray,
+    targets: np.ndarray,
+    longer: np.ndarray,
+    verdicts: VerdictSummary,
+    confidence: float,
+    n_skipped: int,
+) -> JudgeCheck:
+    labeled, known = targets != TIE, ~np.isnan(said)
+    both = labeled & known & (said != TIE)
+    n, n_agree = int(both.sum()), int(((said > TIE) == (targets > TIE))[both].sum())
+    low, high = wilson_interval(n_agree, n, confidence) if n else (math.nan, math.nan)
+    temperature = calibration_temperature(said[known], targets[known])
+    return JudgeCheck(
+        judge=judge,
+        n=n,
+        accuracy=n_agree / n if n else math.nan,
+        ci_low=low,
+        ci_high=high,
+        n_label_ties=int((~labeled).sum()),
+        n_undecided=int(labeled.sum()) - n,
+        prefers_longer=_share_longer(said, longer, both),
+        label_prefers_longer=_share_longer(targets, longer, both),
+        calibration=temperature,
+        loss=log_loss(said[known], targets[known]) if known.any() else math.nan,
+        calibrated_loss=log_loss(said[known], targets[known], temperature) if known.any() else math.nan,
+        verdicts=verdicts,
+        confidence=confidence,
+        n_skipped=n_skipped,
+    )
+
+
+def _share_longer(said: np.ndarray, longer: np.ndarray, both: np.ndarray) -> float:
+    """Share of the decided pairs of unequal length where the longer response wins."""
+    told = both & (longer != 0)
+    return float((np.sign(said - TIE) == longer)[told].mean()) if told.any() else math.nan
+
+
+def _labeled_rows(dataset: Dataset, seed: int) -> tuple[list[dict[str, Any]], int]:
+    columns = set(dataset.column_names)
+    if {"chosen", "rejected"} <= columns:
+        found = _from_preferences(dataset, seed)
+    elif {"prompt", "response_a", "response_b", PREFERENCE} <= columns:
+        found = _from_pairs(dataset)
+    else:
+        fix = "Give 'prompt', 'chosen' and 'rejected', or 'prompt', 'response_a', 'response_b' and 'preference'."
+        raise MissingColumnError("chosen", columns, fix)
+    rows = list(found)
+    kept = [row for row in rows if row]
+    return kept, len(rows) - len(kept)
+
+
+def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
+    for row in iterate(dataset):
+        pair = preference_candidates(row.get("prompt"), row["chosen"], row["rejected"])
+        if pair.skipped:
+            yield {}
+            continue
+        chosen, rejected = pair.texts
+        swapped = _swapped(chosen, rejected, seed)
+        a, b = (rejected, chosen) if swapped else (chosen, rejected)
+        yield {"prompt": pair.prompt, "response_a": a, "response_b": b, PREFERENCE: float(not swapped)}
+
+
+def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(iterate(dataset)):
+        if row[PREFERENCE] is None or row["response_a"] == row["response_b"]:
+            yield {}
+            continue
+        if row[PREFERENCE] not in (0, TIE, 1):
+            raise TrlRealError(
+                f"Row {number} of 'preference' is {row[PREFERENCE]!r}. Give 1 if response_a is better, 0 if "
+                "response_b is, 0.5 for a tie."
+            )
+        yield row
+
+
+def _swapped(one: str, other: str, seed: int) -> bool:
+    """A side for the first of two texts that the label does not tell."""
+    low, high = sorted((one, other))
+    drawn = hashlib.sha256(f"{seed}\0{low}\0{high}".encode("utf-8", "surrogatepass")).digest()[0] & 1
+    return bool(drawn) != (one > other)

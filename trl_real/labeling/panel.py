@@ -1,0 +1,71 @@
+"""Several judges as one."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from trl_real.errors import TrlRealError
+from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictJudge, ask, name_of
+
+
+def mean(said: Sequence[float]) -> float:
+    """The mean of the probabilities."""
+    return sum(said) / len(said)
+
+
+def majority(said: Sequence[float]) -> float:
+    """The share of the judges that are for `response_a`, a tie as half a vote."""
+    return sum((p > TIE) + (p == TIE) / 2 for p in said) / len(said)
+
+
+POOLING: dict[str, Callable[[Sequence[float]], float]] = {"mean": mean, "majority": majority}
+
+
+class JudgePanel(VerdictJudge):
+    """
+    Several judges whose verdicts are put together; the report of `annotate` tells how far they agree.
+
+    Args:
+        judges: At least two.
+        pooling: `"mean"` of the probabilities, or `"majority"`: the share of votes.
+        quorum: Judges that must have a verdict; by default more than half.
+
+    Raises:
+        TrlRealError: If there are fewer than two judges, or a setting is out of range.
+    """
+
+    def __init__(self, judges: Sequence[Judge], pooling: str = "mean", quorum: int | None = None):
+        self.judges = list(judges)
+        if len(self.judges) < 2:
+            raise TrlRealError(f"A panel of {len(self.judges)}. Give two judges or more: JudgePanel([one, other]).")
+        if pooling not in POOLING:
+            raise TrlRealError(f"pooling={pooling!r} is not one of {', '.join(POOLING)}.")
+        self.pooling, self.quorum = pooling, len(self.judges) // 2 + 1 if quorum is None else quorum
+        if not 1 <= self.quorum <= len(self.judges):
+            raise TrlRealError(f"quorum={quorum} of {len(self.judges)} judges. Give 1 to {len(self.judges)}.")
+        self.name = f"panel({', '.join(map(name_of, self.judges))})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the verdicts hang on."""
+        members = [getattr(judge, "identity", {"name": name_of(judge)}) for judge in self.judges]
+        return {"pooling": self.pooling, "quorum": self.quorum, "judges": members}
+
+    def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
+        """Judge a batch; each verdict tells in `members` what each judge said."""
+        columns = [ask(judge, batch) for judge in self.judges]
+        return [self._pooled(row) for row in zip(*columns, strict=True)]
+
+    def _pooled(self, row: Sequence[Verdict]) -> Verdict:
+        said = [verdict.probability for verdict in row if not math.isnan(verdict.probability)]
+        enough = len(said) >= self.quorum
+        totals = ("n_asked", "n_cached", "input_tokens", "output_tokens", "cost")
+        return replace(
+            Verdict(POOLING[self.pooling](said) if enough else math.nan),
+            failure="" if enough else f"fewer than {self.quorum} judges had a verdict",
+            truncated=any(verdict.truncated for verdict in row),
+            source=self.name,
+            members=tuple(verdict.probability for verdict in row),
+            **{name: sum(getattr(verdict, name) for verdict in row) for name in totals},
+        )

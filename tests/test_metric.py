@@ -10,6 +10,7 @@ import torch
 
 import trl_real
 from trl_real.errors import TrlRealError
+from trl_real.functional.intervals import INTERVALS
 from trl_real.functional.win_rate import win_rate
 
 
@@ -48,9 +49,42 @@ def metric(load):
 def test_equals_the_function(metric):
     assert metric.name == "pairwise_win_rate"
     assert metric.compute(preferences=PREFERENCES) == win_rate(PREFERENCES)
-    assert metric.compute(preferences=PREFERENCES, **OPTIONAL) == win_rate(PREFERENCES, **OPTIONAL)
+    assert same(metric.compute(preferences=PREFERENCES, **OPTIONAL), win_rate(PREFERENCES, **OPTIONAL))
     narrow = metric.compute(preferences=PREFERENCES, clusters=OPTIONAL["clusters"], confidence=0.8)
     assert narrow == win_rate(PREFERENCES, clusters=OPTIONAL["clusters"], confidence=0.8)
+
+
+def same(one, other):
+    """Equal, NaN included."""
+    return repr(one) == repr(other)
+
+
+def test_options_are_those_of_the_function(metric):
+    preferences = np.random.default_rng(0).uniform(size=40).tolist()
+    drawn = metric.compute(preferences=preferences, method="bootstrap", seed=7)
+    assert drawn == win_rate(preferences, method="bootstrap", seed=7) and drawn["ci_method"] == "bootstrap"
+    assert drawn["ci_low"] != metric.compute(preferences=preferences, method="bootstrap")["ci_low"]
+    with pytest.raises(TrlRealError, match="method is 'normal'"):
+        metric.compute(preferences=preferences, method="normal")
+    with pytest.raises(TrlRealError, match="No option 'level'. Beside the columns there are confidence, method, seed"):
+        metric.compute(preferences=preferences, level=0.9)
+    with pytest.raises(TrlRealError, match="leave difficulty out and read equal_length_win_rate"):
+        metric.compute(preferences=PREFERENCES, difficulty=[0.0] * 6, **OPTIONAL)
+
+
+def test_difficulty_gives_the_figure_of_alpaca_eval(metric):
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(1)
+    columns = {
+        "preferences": rng.uniform(size=805).tolist(),
+        "lengths": rng.integers(1, 2000, 805).tolist(),
+        "baseline_lengths": rng.integers(1, 2000, 805).tolist(),
+    }
+    difficulty = rng.normal(size=805).tolist()
+    rates = metric.compute(**columns, difficulty=difficulty)
+    assert 0 < rates["length_controlled_win_rate"] < 1
+    expected = win_rate(columns.pop("preferences"), **columns, difficulty=difficulty)
+    assert rates["length_controlled_win_rate"] == expected["length_controlled_win_rate"]
 
 
 @pytest.mark.parametrize("optional", [{}, OPTIONAL], ids=["alone", "with optional inputs"])
@@ -58,13 +92,13 @@ def test_adding_by_rows_or_batches_is_the_same(metric, optional):
     expected = win_rate(PREFERENCES, **optional)
     for row, preference in enumerate(PREFERENCES):
         metric.add(preferences=preference, **{name: column[row] for name, column in optional.items()})
-    assert metric.compute() == expected
+    assert same(metric.compute(), expected)
     for rows in (slice(0, 4), slice(4, 6)):
         metric.add_batch(preferences=PREFERENCES[rows], **{name: column[rows] for name, column in optional.items()})
-    assert metric.compute() == expected
+    assert same(metric.compute(), expected)
     metric.add_batch(preferences=PREFERENCES[:4], **{name: column[:4] for name, column in optional.items()})
     rest = {name: column[4:] for name, column in optional.items()}
-    assert metric.compute(preferences=PREFERENCES[4:], **rest) == expected
+    assert same(metric.compute(preferences=PREFERENCES[4:], **rest), expected)
 
 
 def test_none_and_nan_are_failures_not_ties(metric):
@@ -125,7 +159,7 @@ def test_two_processes_rate_all_rows(load):
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(work, (0, 1))
-    assert first == win_rate(PREFERENCES, **OPTIONAL) and second is None
+    assert same(first, win_rate(PREFERENCES, **OPTIONAL)) and second is None
 
 
 def test_travels_and_combines(load):
@@ -136,16 +170,31 @@ def test_travels_and_combines(load):
     assert both.compute(preferences=PREFERENCES)["second_n_total"] == 6
 
 
-def test_card_has_what_the_hub_reads_and_its_example_runs(load, monkeypatch, capsys):
-    import evaluate
+def test_card_has_what_the_hub_reads_and_names_every_figure_and_option():
     import yaml
 
     _, header, body = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     assert {"title", "sdk", "tags", "license"} <= set(yaml.safe_load(header))
-    for name in win_rate(PREFERENCES, **OPTIONAL):
-        assert f"`{name}`" in body
-    code = body.split("```python\n")[1].split("```")[0]
+    options = ("confidence", "method", "seed", "difficulty", "length_controlled_win_rate")
+    for name in (*win_rate(PREFERENCES, **OPTIONAL), *INTERVALS, *options):
+        assert f"`{name}`" in body or f'`"{name}"`' in body
+    assert "arXiv:2404.04475" in body
+
+
+def test_the_card_s_examples_say_what_they_print(load, monkeypatch, capsys):
+    import evaluate
+
     metric = load()
     monkeypatch.setattr(evaluate, "load", lambda path: metric)
-    exec(code, {})
-    assert capsys.readouterr().out.strip() == code.strip().splitlines()[-1].removeprefix("# ")
+    blocks = (FOLDER / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        code = block.split("```")[0]
+        exec(code, {})
+        assert capsys.readouterr().out.strip() == code.strip().splitlines()[-1].removeprefix("# ")
+
+
+def test_imports_are_one_module_a_line_as_evaluate_reads_them():
+    lines = (FOLDER / "pairwise_win_rate.py").read_text(encoding="utf-8").splitlines()
+    imports = [line for line in lines if line.startswith("import ")]
+    assert imports and all("," not in line for line in imports)

@@ -5,18 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm, t
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.win_rate import (
-    alpaca_eval_length_controlled,
-    length_controlled_win_rate,
-    sign_test,
-    win_rate,
-)
+from trl_real.functional.intervals import INTERVALS, degrees_of_freedom, t_half_width
+from trl_real.functional.win_rate import sign_test, win_rate
 
 
-ALPACA_EVAL = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 NAN = float("nan")
 DESIGN_KEYS = {
     "win_rate",
@@ -29,6 +25,14 @@ DESIGN_KEYS = {
     "n_failed",
     "n_total",
     "discrete_win_rate",
+    "win_rate_without_ties",
+}
+LENGTH_KEYS = {
+    "equal_length_win_rate",
+    "equal_length_ci_low",
+    "equal_length_ci_high",
+    "matched_length_win_rate",
+    "n_matched_length",
 }
 
 
@@ -58,7 +62,7 @@ def lengths() -> tuple[np.ndarray, np.ndarray]:
 def test_keys_are_those_of_the_design():
     assert set(win_rate([1, 0])) == DESIGN_KEYS | {"ci_method"}
     with_lengths = win_rate([1, 0], lengths=[1, 2], baseline_lengths=[2, 1])
-    assert set(with_lengths) == DESIGN_KEYS | {"ci_method", "length_controlled_win_rate"}
+    assert set(with_lengths) == DESIGN_KEYS | LENGTH_KEYS | {"ci_method"}
 
 
 def test_equals_a_hand_computation():
@@ -68,18 +72,22 @@ def test_equals_a_hand_computation():
     assert rates["standard_error"] == pytest.approx(math.sqrt(0.546875 / 3 / 4))
     assert [rates[f"n_{count}"] for count in ("wins", "losses", "ties", "failed", "total")] == [2, 1, 1, 2, 4]
     assert rates["discrete_win_rate"] == 0.625
+    assert rates["win_rate_without_ties"] == 2 / 3
     t_975_with_3_degrees = 3.182446305284263
     assert rates["ci_low"] == max(0, 0.5625 - t_975_with_3_degrees * rates["standard_error"])
     assert rates["ci_high"] == 1
     assert rates["ci_method"] == "t"
 
 
-def test_order_of_the_rows_does_not_matter(preferences, lengths):
+@pytest.mark.parametrize("method", ["auto", "bootstrap"])
+def test_order_of_the_rows_does_not_matter(preferences, lengths, method):
     preferences[3] = NAN
     clusters = np.arange(60) // 4
     shuffled = np.random.default_rng(2).permutation(60)
     one, other = (
-        win_rate(preferences[i], clusters=clusters[i], lengths=lengths[0][i], baseline_lengths=lengths[1][i])
+        win_rate(
+            preferences[i], clusters=clusters[i], lengths=lengths[0][i], baseline_lengths=lengths[1][i], method=method
+        )
         for i in (np.arange(60), shuffled)
     )
     assert one == pytest.approx(other, abs=1e-8)
@@ -89,7 +97,9 @@ def test_swapping_sides_mirrors_everything(preferences, lengths):
     for clusters in (None, np.arange(60) // 3):
         rates = win_rate(preferences, clusters=clusters, lengths=lengths[0], baseline_lengths=lengths[1])
         swapped = win_rate(1 - preferences, clusters=clusters, lengths=lengths[1], baseline_lengths=lengths[0])
-        for name in ("win_rate", "discrete_win_rate", "length_controlled_win_rate"):
+        assert swapped["n_matched_length"] == rates["n_matched_length"] > 0
+        mirrored = ("discrete_win_rate", "win_rate_without_ties", "equal_length_win_rate", "matched_length_win_rate")
+        for name in ("win_rate", *mirrored):
             assert swapped[name] == pytest.approx(1 - rates[name], abs=1e-7)
         assert swapped["ci_low"] == pytest.approx(1 - rates["ci_high"])
         assert swapped["ci_high"] == pytest.approx(1 - rates["ci_low"])
@@ -151,7 +161,7 @@ def test_a_lower_confidence_is_a_narrower_interval(preferences):
 def test_nothing_judged_is_nan(preferences):
     rates = win_rate(preferences, lengths=[5] * len(preferences), baseline_lengths=[3] * len(preferences))
     assert rates["n_failed"] == len(preferences) and rates["n_total"] == 0 and rates["ci_method"] == "undefined"
-    for name in DESIGN_KEYS | {"length_controlled_win_rate"}:
+    for name in DESIGN_KEYS | LENGTH_KEYS:
         assert name.startswith("n_") or math.isnan(rates[name])
 
 
@@ -183,6 +193,9 @@ def test_no_variance_is_not_certainty(preferences, clusters):
         ([1, 0], {"clusters": ["a", None]}, "clusters row 1"),
         ([1, 0], {"clusters": ["a", [1]]}, "clusters row 1"),
         ([1, 0], {"confidence": 95}, "confidence is 95"),
+        ([1, 0], {"method": "bca"}, "method is 'bca'. Give one of 'auto', 'wilson', 't', 'score', 'bootstrap'"),
+        ([1, 0.5], {"method": "wilson"}, "Wilson's interval holds for wins and losses"),
+        ([1, 0], {"method": "wilson", "clusters": ["a", "a"]}, "Wilson's interval holds for wins and losses"),
         ([1, 0], {"lengths": [1, 2]}, "baseline_lengths"),
         ([1, 0], {"lengths": [1, 2], "baseline_lengths": [1]}, "1 baseline_lengths came with 2"),
         ([1, 0], {"lengths": [1, None], "baseline_lengths": [1, 2]}, "lengths row 1 is nan"),
@@ -200,39 +213,81 @@ def test_rounding_is_no_mistake():
     assert rates["win_rate"] == 0.5 and rates["ci_method"] == "wilson"
 
 
-def test_length_control_is_the_maximum_likelihood_fit(lengths):
-    sklearn = pytest.importorskip("sklearn.linear_model")
-    y, difference = graded(60), lengths[0] - lengths[1]
-    x = np.tanh(difference / difference.std(ddof=1))[:, None]
-    fit = sklearn.LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000)
-    fit.fit(np.concatenate([x, x]), [1] * 60 + [0] * 60, sample_weight=np.concatenate([y, 1 - y]))
-    ours = length_controlled_win_rate(y, *lengths)
-    assert ours == pytest.approx(1 / (1 + math.exp(-fit.intercept_[0])), abs=1e-6)
+@pytest.mark.parametrize("clusters", [None, np.arange(60) // 3, np.sqrt(np.arange(60)).astype(int)])
+def test_bootstrap_is_scipy_s_at_the_percentiles_of_so_few_clusters(preferences, clusters):
+    groups = np.arange(60) if clusters is None else clusters
+    n_clusters = groups.max() + 1
+    sums, sizes = np.bincount(groups, weights=preferences), np.bincount(groups)
+    tail = norm.cdf(-math.sqrt(n_clusters / (n_clusters - 1)) * t.ppf(0.975, n_clusters - 1))
+    theirs = bootstrap(
+        (sums, sizes),
+        lambda total, n, axis: total.sum(axis) / n.sum(axis),
+        paired=True,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    rates = win_rate(preferences, clusters=clusters, method="bootstrap")
+    assert rates["ci_method"] == "bootstrap"
+    assert (rates["ci_low"], rates["ci_high"]) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert rates == win_rate(preferences, clusters=clusters, method="bootstrap", seed=42)
+    assert rates["ci_low"] != win_rate(graded(60), clusters=clusters, method="bootstrap", seed=1)["ci_low"]
 
 
-def test_length_control_takes_the_advantage_of_length_away():
-    rng = np.random.default_rng(5)
-    lengths, baseline_lengths = rng.integers(500, 1500, 4000), rng.integers(300, 1000, 4000)
-    difference = lengths - baseline_lengths
-    wins = rng.uniform(size=4000) < 1 / (1 + np.exp(-2 * np.tanh(difference / difference.std(ddof=1)) + 0.4))
-    rates = win_rate(wins, lengths=lengths, baseline_lengths=baseline_lengths)
-    assert rates["win_rate"] > 0.6
-    assert rates["length_controlled_win_rate"] == pytest.approx(1 / (1 + math.exp(0.4)), abs=0.04)
+@pytest.mark.parametrize("method", INTERVALS)
+def test_every_method_says_what_it_did(method):
+    rates = win_rate(hard(60), method=method)
+    assert rates["ci_method"] == {"auto": "wilson"}.get(method, method)
+    assert rates["ci_low"] < rates["win_rate"] < rates["ci_high"]
+    assert math.isnan(win_rate([], method=method)["ci_low"])
+    if method != "wilson":
+        assert win_rate([0.5] * 9, method=method)["ci_method"] == "wilson, no variance"
+        few = win_rate([0.5, 1, 0.2], method=method)["ci_method"]
+        assert few == ("score" if method == "score" else "t"), "too few for the bootstrap"
 
 
-def test_length_control_at_its_limits(lengths):
-    y = graded(60)
-    assert length_controlled_win_rate(y, lengths[0], lengths[0]) == pytest.approx(y.mean())
-    assert length_controlled_win_rate(np.ones(60), *lengths) == 1
-    assert length_controlled_win_rate(np.zeros(60), *lengths) == 0
-    assert length_controlled_win_rate(np.full(60, 0.5), *lengths) == pytest.approx(0.5)
-    assert math.isnan(length_controlled_win_rate(y, lengths[0] + 10, lengths[0])), "one difference in all rows"
-    assert math.isnan(length_controlled_win_rate(lengths[0] > lengths[1], *lengths)), "the longer always wins"
+def test_score_interval_is_wilson_s_for_the_effective_number_of_rows(preferences):
+    groups = np.arange(60) // 4
+    mean, error = preferences.mean(), win_rate(preferences, clusters=groups)["standard_error"]
+    q = t.ppf(0.975, 14)
+    n = mean * (1 - mean) / error**2
+    ends = [
+        (mean + q**2 / (2 * n) + sign * q * math.sqrt(mean * (1 - mean) / n + q**2 / (4 * n**2))) / (1 + q**2 / n)
+        for sign in (-1, 1)
+    ]
+    rates = win_rate(preferences, clusters=groups, method="score")
+    assert (rates["ci_low"], rates["ci_high"]) == pytest.approx(ends) and rates["ci_method"] == "clustered score"
+    many = hard(2000)
+    plain, score = win_rate(many), win_rate(many, method="score")
+    assert (score["ci_low"], score["ci_high"]) == pytest.approx((plain["ci_low"], plain["ci_high"]), abs=1e-3)
 
 
-def test_length_of_a_row_that_was_not_judged_is_not_needed():
-    with_gap = length_controlled_win_rate([1, 0, 0.2, 0.4, None], [9, 5, 8, 6, None], [5, 9, 5, 8, None])
-    assert with_gap == length_controlled_win_rate([1, 0, 0.2, 0.4], [9, 5, 8, 6], [5, 9, 5, 8])
+def test_unequal_clusters_get_the_variance_and_degrees_of_freedom_of_bell_and_mccaffrey(preferences):
+    groups = np.sqrt(np.arange(60)).astype(int)  # of 1, 3, 5, ... rows
+    sizes, n = np.bincount(groups), 60
+    indicator = (groups[:, None] == np.arange(len(sizes))).astype(float)  # (n, G)
+    residual_maker = np.eye(n) - np.full((n, n), 1 / n)
+    residuals = residual_maker @ preferences
+    terms, variance = [], 0.0
+    for g in range(len(sizes)):
+        rows = indicator[:, g] > 0
+        values, vectors = np.linalg.eigh(residual_maker[np.ix_(rows, rows)])
+        adjust = vectors @ np.diag(values**-0.5) @ vectors.T  # (I - H_gg)^(-1/2)
+        variance += (adjust.sum(0) @ residuals[rows] / n) ** 2
+        term = np.zeros(n)
+        term[rows] = adjust.sum(0) / n
+        terms.append(residual_maker @ term)
+    terms = np.stack(terms)  # (G, n)
+    freedom = []
+    for covariance in (np.eye(n), indicator @ indicator.T):
+        b = terms @ covariance @ terms.T
+        freedom.append(np.trace(b) ** 2 / np.trace(b @ b))
+    assert degrees_of_freedom(sizes) == pytest.approx(min(freedom))
+    half = t.ppf(0.975, min(freedom)) * math.sqrt(variance)
+    assert t_half_width(preferences, groups, 0.95) == pytest.approx(half)
+    assert degrees_of_freedom(np.full(7, 3)) == 6
+    assert degrees_of_freedom(np.array([3] * 200 + [4])) == pytest.approx(200, rel=0.01)
 
 
 def test_sign_test_counts_wins_and_losses_only():
@@ -240,13 +295,15 @@ def test_sign_test_counts_wins_and_losses_only():
     assert sign_test([0.5, None]) == sign_test([]) == sign_test([1, 0]) == 1
 
 
+def table(name: str):
+    if not DATA.exists():
+        pytest.skip(f"needs the data in {DATA}")
+    return pytest.importorskip("pandas").read_parquet(DATA / f"{name}.parquet")
+
+
 @pytest.fixture(scope="module")
 def alpaca_eval() -> dict:
-    if not ALPACA_EVAL.exists():
-        pytest.skip(f"needs the AlpacaEval data in {ALPACA_EVAL}")
-    pandas = pytest.importorskip("pandas")
-    tables = ("leaderboard", "preferences", "instruction_difficulty", "length_control_weights")
-    return {name: pandas.read_parquet(ALPACA_EVAL / f"{name}.parquet") for name in tables}
+    return {name: table(f"alpaca_eval/{name}") for name in ("leaderboard", "preferences")}
 
 
 def test_reproduces_every_row_of_the_alpaca_eval_leaderboard(alpaca_eval):
@@ -262,24 +319,23 @@ def test_reproduces_every_row_of_the_alpaca_eval_leaderboard(alpaca_eval):
         assert counts == (*expected, annotated.isna().sum()), published.model
 
 
-def test_length_control_without_difficulty_is_not_that_of_the_leaderboard(alpaca_eval):
-    rows = dict(list(alpaca_eval["preferences"].query("benchmark == 'alpaca_eval_2'").groupby("model")))
-    baseline_lengths = alpaca_eval["instruction_difficulty"].set_index("prompt_id").baseline_len
-    board = alpaca_eval["leaderboard"].query("benchmark == 'alpaca_eval_2'").set_index("model")
-    errors = [
-        100 * length_controlled_win_rate(own.preference - 1, own.output_len, baseline_lengths[own.prompt_id])
-        - board.length_controlled_winrate[model]
-        for model, own in rows.items()
-    ]
-    assert len(errors) == 20
-    assert 4 < np.mean(errors) < 6 and 14 < np.max(np.abs(errors)) < 15, "the figures in the docstring"
-
-
-def test_published_weights_give_the_published_length_controlled_rate(alpaca_eval):
-    difficulty = alpaca_eval["instruction_difficulty"].difficulty
-    weights = alpaca_eval["length_control_weights"]
-    assert len(weights) == 119
-    for row in weights.itertuples():
-        rate = 100 * alpaca_eval_length_controlled(difficulty, row.difficulty_coef, row.model_coef)
-        assert rate == pytest.approx(row.length_controlled_winrate, abs=0.25), row.model
-    assert alpaca_eval_length_controlled(difficulty, 0, 0) == 0.5, "the baseline's"
+def test_best_of_16_rates_agree_with_the_published_ones_as_far_as_there_are_scores():
+    """
+    Published over 805 instructions, of which 650 are here, and only some samples are scored on all of those: indices
+    0 to 10 and what one reward model picked. The two rates then differ by what leaving out 155 instructions does.
+    """
+    rows, published = table("bon16/tulu2_13b_bon16"), table("bon16/published_win_rates").set_index("name")
+    scores = np.array([np.asarray(row, dtype=float) for row in rows.scores]) - 1  # (650, 16)
+    picked = scores[np.arange(len(rows)), rows.pick_oasst_deberta_v3_large]
+    columns = {f"tulu-2-dpo-13b.{i}": scores[:, i] for i in range(16)}
+    columns["OpenAssistant/reward-model-deberta-v3-large-v2"] = picked
+    complete = {name: column for name, column in columns.items() if not np.isnan(column).any()}
+    assert len(complete) == 12
+    for name, column in complete.items():
+        rates, known = win_rate(column), published.loc[name]
+        left_out = rates["standard_error"] * math.sqrt(1 - len(column) / known.n_total)
+        assert rates["win_rate"] == pytest.approx(known.win_rate / 100, abs=3 * left_out), name
+        assert rates["ci_low"] < known.win_rate / 100 < rates["ci_high"], name
+        assert math.sqrt(len(column)) * rates["standard_error"] == pytest.approx(
+            math.sqrt(known.n_total) * known.standard_error / 100, rel=0.03
+        ), name

@@ -9,7 +9,8 @@ import datasets
 import evaluate
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.win_rate import as_preferences, as_vector, win_rate
+from trl_real.functional.inputs import as_preferences, as_vector
+from trl_real.functional.win_rate import win_rate
 
 
 _DESCRIPTION = """
@@ -25,6 +26,12 @@ _CITATION = """
     year = {2023},
     howpublished = {https://github.com/tatsu-lab/alpaca_eval},
 }
+@article{dubois2024length,
+    author = {Yann Dubois and Balazs Galambosi and Percy Liang and Tatsunori B. Hashimoto},
+    title = {Length-Controlled AlpacaEval: A Simple Way to Debias Automatic Evaluators},
+    journal = {arXiv preprint arXiv:2404.04475},
+    year = {2024},
+}
 """
 
 _INPUTS = """
@@ -34,11 +41,16 @@ Args:
     lengths: Optional; characters of the model's responses.
     baseline_lengths: Optional; characters of the baseline's responses. With `lengths`.
     clusters: Optional; prompt ids (text or numbers), for several rows a prompt.
-    confidence: Level of the interval, 0.95 unless told; `compute` only.
+    confidence: Level of the intervals, 0.95 unless told; `compute` only, as all that follow.
+    method: How the interval is made: "auto" (unless told), "wilson", "t", "score" or "bootstrap".
+    seed: Of the bootstraps, 42 unless told.
+    difficulty: Optional; AlpacaEval's difficulty of its 805 instructions, if the rows are these, in its order.
 
 Returns:
     `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions), `ci_method`, `n_wins`, `n_losses`, `n_ties`,
-    `n_failed`, `n_total` (judged rows), `discrete_win_rate` and, if both lengths came, `length_controlled_win_rate`.
+    `n_failed`, `n_total` (judged rows), `discrete_win_rate`, `win_rate_without_ties`; if both lengths came,
+    `equal_length_win_rate`, `equal_length_ci_low`, `equal_length_ci_high`, `matched_length_win_rate`,
+    `n_matched_length`; if `difficulty` came, `length_controlled_win_rate`.
 
 Example:
     >>> metric = evaluate.load("pairwise_win_rate")
@@ -48,6 +60,8 @@ Example:
 
 
 NOT_GIVEN = "null"
+# What `compute` takes beside the columns.
+OPTIONS = ("confidence", "method", "seed", "difficulty")
 
 
 class PairwiseWinRate(evaluate.Metric):
@@ -77,6 +91,10 @@ class PairwiseWinRate(evaluate.Metric):
 
     def compute(self, *, preferences: Sequence[float | None] | None = None, **inputs: Any) -> dict[str, Any] | None:
         """Rate the preferences given here and those added before; None on every process but the first."""
+        given = {name for name, value in inputs.items() if value is not None}  # `evaluate.combine` adds None
+        unknown = sorted(given - {*OPTIONS, "lengths", "baseline_lengths", "clusters"})
+        if unknown:
+            raise TrlRealError(f"No option {unknown[0]!r}. Beside the columns there are {', '.join(OPTIONS)}.")
         if self.num_process == 1 and not len(self) and (preferences is None or not len(preferences)):
             raise TrlRealError("No preferences: 0 rows were added. Give at least one: compute(preferences=[…]).")
         return super().compute(preferences=preferences, **inputs)
@@ -119,13 +137,13 @@ class PairwiseWinRate(evaluate.Metric):
         optional = {"lengths": [lengths], "baseline_lengths": [baseline_lengths], "clusters": [clusters]}
         self.add_batch(preferences=[preferences], **optional)
 
-    def _compute(self, *, preferences, lengths, baseline_lengths, clusters, confidence=0.95) -> dict[str, Any]:
+    def _compute(self, *, preferences, lengths, baseline_lengths, clusters, **options: Any) -> dict[str, Any]:
         return win_rate(
             preferences,
             clusters=_given(clusters, "clusters"),
-            confidence=confidence,
             lengths=_given(lengths, "lengths"),
             baseline_lengths=_given(baseline_lengths, "baseline_lengths"),
+            **options,
         )
 
 

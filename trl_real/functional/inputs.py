@@ -1,0 +1,100 @@
+"""Lists of numbers and ids as arrays, or one line on what is wrong with them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trl_real.errors import TrlRealError
+
+
+# Further out of [0, 1] than float32 rounding of a probability is a mistake.
+ROUNDING = 1e-6
+NUMBER = int | float | np.number | None
+
+
+def as_preferences(preferences: Sequence[float | None], name: str = "preferences") -> np.ndarray:
+    """
+    Preferences as float64, None as NaN, and what is out of [0, 1] by rounding (1e-6) moved to its edge. Shape `(N,)`.
+
+    Raises:
+        TrlRealError: If one is no number, or out of range by more.
+    """
+    values = as_vector(preferences, name)
+    wrong = np.flatnonzero((values < -ROUNDING) | (values > 1 + ROUNDING))
+    if wrong.size:
+        raise TrlRealError(
+            f"{name} row {wrong[0]} is {values[wrong[0]]:g}, which is no probability in [0, 1]. "
+            "From AlpacaEval's coding (1 baseline, 2 model, 1.5 or 0 draw): turn 0 into 1.5 and subtract 1."
+        )
+    return values.clip(0, 1)
+
+
+def as_vector(values: Sequence[float | None], name: str) -> np.ndarray:
+    """
+    Numbers as float64, None as NaN. Shape `(N,)`.
+
+    Raises:
+        TrlRealError: If one is no number, or the list is not flat; the text found is not repeated.
+    """
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = [f"row {i} is a {type(v).__name__}" for i, v in enumerate(values) if not isinstance(v, NUMBER)]
+        found = found[0] if found else f"are a {type(values).__name__}"
+        raise TrlRealError(f"{name} {found}, not a number. Give a flat list of numbers, one a row.") from None
+    if vector.ndim != 1:
+        raise TrlRealError(f"{name} have shape {vector.shape}. Give a flat list of numbers, one a row.")
+    return vector
+
+
+def as_groups(clusters: Sequence[Any] | None, n: int, name: str = "clusters") -> np.ndarray:
+    """
+    Clusters as integers, in order of appearance; without clusters each row is its own. Shape `(N,)`.
+
+    Raises:
+        TrlRealError: If there is not one a row, or one is missing or cannot be compared.
+    """
+    if clusters is None:
+        return np.arange(n)
+    clusters = clusters.tolist() if hasattr(clusters, "tolist") else list(clusters)
+    check_count(clusters, n, name)
+    wrong = [row for row, key in enumerate(clusters) if key is None or key != key or isinstance(key, list | dict)]
+    if wrong:
+        found = type(clusters[wrong[0]]).__name__
+        raise TrlRealError(f"{name} row {wrong[0]} is a {found}. Give every row the id or the text of its prompt.")
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[key] for key in clusters], dtype=int)
+
+
+def as_lengths(lengths: Sequence[float], judged: np.ndarray, name: str) -> np.ndarray:
+    """
+    Lengths in characters of the judged rows. Shape `(n,)`.
+
+    Raises:
+        TrlRealError: If there is not one a row, or that of a judged row is missing or negative.
+    """
+    values = as_vector(lengths, name)
+    check_count(values, len(judged), name)
+    wrong = np.flatnonzero(judged & ~((values >= 0) & np.isfinite(values)))
+    if wrong.size:
+        raise TrlRealError(f"{name} row {wrong[0]} is {values[wrong[0]]:g}. Give the number of characters, 0 or more.")
+    return values[judged]
+
+
+def check_count(values: Sequence[Any], n: int, name: str, other: str = "preferences") -> None:
+    """
+    Raises:
+        TrlRealError: If there are not `n` values.
+    """
+    if len(values) != n:
+        raise TrlRealError(f"{len(values)} {name} came with {n} {other}. Give one a row, in the same order.")
+
+
+def check_confidence(confidence: float) -> None:
+    """
+    Raises:
+        TrlRealError: If it is no level in (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise TrlRealError(f"confidence is {confidence}. Give a level between 0 and 1, such as confidence=0.95.")

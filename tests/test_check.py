@@ -1,8 +1,10 @@
 """Claims about measuring a judge on labelled pairs, before it labels."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from judge_server import MODEL, JudgeServer, probability
@@ -81,7 +83,9 @@ def test_a_chat_judge_checks_itself_and_takes_the_temperature(tmp_path):
     with JudgeServer(bias=0.05) as server:
         judge = ChatJudge(MODEL, base_url=server.url, cache=tmp_path / "c.sqlite")
         found = judge.check(dataset)
-        assert found.accuracy == pytest.approx(0.8, abs=0.03) and found.verdicts.position_bias == pytest.approx(0.05, abs=0.02)
+        assert found.accuracy == pytest.approx(0.8, abs=0.03) and found.verdicts.position_bias == pytest.approx(
+            0.05, abs=0.02
+        )
         assert found.calibration < 1 and found.calibrated_loss < found.loss  # it was less sure than it was right
         sharper = ChatJudge(MODEL, base_url=server.url, cache=tmp_path / "c.sqlite", calibration=found.calibration)
         assert sharper.check(dataset).calibration == pytest.approx(1, abs=0.01)
@@ -111,3 +115,22 @@ def test_mistakes_are_one_line():
     rows = {"prompt": ["x"], "response_a": ["a"], "response_b": ["b"], "preference": [2.0]}
     with pytest.raises(TrlRealError, match="Row 0 of 'preference' is 2.0. Give 1 if response_a is better"):
         check_judge(Dataset.from_dict(rows), longer)
+
+
+LABELLED = Path(__file__).parents[2] / "shared" / "data" / "labelled_pairs" / "labelled_pairs.parquet"
+
+
+@pytest.mark.skipif(not LABELLED.exists(), reason="the labelled pairs are not here")
+def test_on_real_labelled_pairs_the_figures_are_the_naive_ones():
+    table = pq.read_table(LABELLED).to_pandas()
+    for source, rows in table.groupby("source"):
+        rows = rows[rows.label.notna()]
+        preference = rows.label.map({1: 1.0, 2: 0.0, 0: 0.5})
+        columns = {"prompt": rows.prompt, "response_a": rows.response_1, "response_b": rows.response_2}
+        dataset = Dataset.from_dict({name: list(c) for name, c in {**columns, "preference": preference}.items()})
+        found = check_judge(dataset, longer)
+        lengths = rows.response_1.str.len() > rows.response_2.str.len()
+        decided = (rows.label > 0) & (rows.response_1 != rows.response_2)
+        naive = (lengths == (rows.label == 1))[decided]
+        assert (found.n, found.accuracy) == (len(naive), pytest.approx(naive.mean())), source
+        assert found.n_label_ties == int((rows.label == 0)[rows.response_1 != rows.response_2].sum())

@@ -1,65 +1,203 @@
-"""Win rate of a model against a baseline, with its interval, from verdicts or from the scores of both."""
+"""Win rate of a model against a baseline, or of many models: generate or take their answers, judge, and report."""
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
+from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
 from trl_real.cli.options import add_common, require, result, say
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Either a column of verdicts, or two columns of completions with their scores."""
-    add_common(parser, output=False)
-    parser.add_argument(
-        "--preferences", help="column of verdicts in [0, 1]: 1 the model wins, 0 the baseline, 0.5 a tie"
-    )
-    parser.add_argument("--clusters", help="column that tells which rows share a prompt")
-    parser.add_argument("--model", default="response", help="column of the model's completions")
-    parser.add_argument("--baseline", default="baseline_response", help="column of the baseline's completions")
-    parser.add_argument("--model_score", default="score", help="column of scores of the model's completions")
-    parser.add_argument("--baseline_score", default="baseline_score", help="column of scores of the baseline's")
-    parser.add_argument("--prompt", default="prompt", help="column of the prompts")
-    parser.add_argument("--min_gap", type=float, default=0.0, help="least difference of scores that decides")
-    parser.add_argument("--confidence", type=float, default=0.95, help="level of the interval")
+    """A column of verdicts; or two columns of completions, or two policies, and a judge; or several columns."""
+    add_common(parser)
+    add = parser.add_argument
+    add("--preferences", help="column of verdicts in [0, 1]: 1 the model wins, 0 the baseline, 0.5 a tie")
+    add("--clusters", help="with --preferences: column that tells which rows share a prompt")
+    add("--lengths", help="with --preferences: column of the model's lengths, in characters")
+    add("--baseline_lengths", help="with --preferences: column of the baseline's lengths")
+    add("--model", default="response", help="column of the model's completions, or a policy: Hub id or path")
+    add("--baseline", default="baseline_response", help="column of the baseline's completions, or a policy")
+    add("--models", nargs="+", metavar="COLUMN", help="several columns of completions: all meet, and are ranked")
+    add("--reference", help="with --models: the one whose rating is 1000 (default: the last)")
+    add("--model_score", default="score", help="judge score: column of scores of the model's completions")
+    add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
+    add("--prompt", default="prompt", help="column of the prompts")
+    add("--confidence", type=float, default=0.95, help="level of the interval")
+    add("--method", default="auto", help="interval: auto (default), wilson, t, score or bootstrap")
+    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
+    add("--max_new_tokens", type=int, default=256, help="policies: longest answer")
+    add("--temperature", type=float, default=1.0, help="policies: 0 is greedy")
+    add("--plan", action="store_true", help="tell what judging would take, and stop")
+    add_judge_flags(parser, model="judge_model")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the rates."""
+    """Print the rates; with `--output_dir` write them, the verdicts and a page."""
     from trl_real.data.files import load
-    from trl_real.errors import MissingColumnError
 
     require(args, "dataset")
     dataset = load(args.dataset, args.split)
-    needed = (args.preferences, args.clusters) if args.preferences else (args.model_score, args.baseline_score)
-    for column in filter(None, needed):
-        if column not in dataset.column_names:
-            fix = "Name a column of verdicts (--preferences) or two of scores (--model_score, --baseline_score)."
-            raise MissingColumnError(column, dataset.column_names, fix)
-    rates = _from_verdicts(args, dataset) if args.preferences else _from_scores(args, dataset)
-    plain = "\n".join(f"{name}\t{value}" for name, value in rates.items())
-    result(args, rates, plain)
+    if args.preferences:
+        return _from_verdicts(args, dataset)
+    if args.models:
+        return _tournament(args, dataset)
+    _two_sides(args, dataset)
 
 
-def _from_verdicts(args: argparse.Namespace, dataset) -> dict:
+def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
+    from trl_real.evaluation.checks import length_doubts, rate_doubts
     from trl_real.functional.win_rate import win_rate
 
-    clusters = dataset[args.clusters][:] if args.clusters else None
-    return win_rate(dataset[args.preferences][:], clusters=clusters, confidence=args.confidence)
-
-
-def _from_scores(args: argparse.Namespace, dataset) -> dict:
-    from trl_real.evaluation.comparison import compare
-    from trl_real.labeling.judges import ScoreJudge
-
-    columns = (dataset[args.model_score][:], dataset[args.baseline_score][:])
-    scored = dataset.select_columns([args.prompt, args.model, args.baseline])
-    scored = scored.add_column("scores", [list(two) for two in zip(*columns, strict=True)])
-    scored = scored.add_column("pair", [[0, 1]] * len(scored))
-    comparison = compare(
-        scored,
-        ScoreJudge(min_gap=args.min_gap),
-        model=args.model,
-        baseline=args.baseline,
-        prompt=args.prompt,
+    columns = {name: getattr(args, name) for name in ("preferences", "clusters", "lengths", "baseline_lengths")}
+    values = {name: _column(dataset, column) for name, column in columns.items() if column}
+    rates = win_rate(
+        values.pop("preferences"),
+        **values,
+        difficulty=_difficulty(args),
         confidence=args.confidence,
+        method=args.method,
+        seed=_seed(args),
     )
+    n_prompts = len(set(values["clusters"])) if "clusters" in values else len(dataset)
+    means = [sum(values[name]) / len(values[name]) if values.get(name) else float("nan") for name in LENGTHS]
+    doubts = rate_doubts(rates, *means, n_prompts) + length_doubts("the model", values.get("lengths", []))
+    for doubt in doubts:
+        say(f"{'DO NOT TRUST' if doubt.grave else 'doubt'}: {doubt.words}")
+    if args.output_dir:
+        _write(args, {"rates": rates, "doubts": [doubt._asdict() for doubt in doubts]}, None)
+    result(args, {**rates, "doubts": [doubt.words for doubt in doubts]}, _lines(rates))
+
+
+LENGTHS = ("lengths", "baseline_lengths")
+
+
+def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
+    from trl_real.evaluation.compare import compare_columns
+    from trl_real.evaluation.completions import add_completions, is_policy
+
+    sides = {}
+    for name in ("model", "baseline"):
+        side = getattr(args, name)
+        if side not in dataset.column_names and is_policy(side):
+            sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": _seed(args)}
+            sides[name] = f"{name}: {Path(side).name}"
+            dataset = add_completions(dataset, side, sides[name], prompt=args.prompt, **sampling)
+        else:
+            sides[name] = side
+    judge, dataset = _judge(args, dataset)
+    if _planned(args, judge, dataset, [(sides["model"], sides["baseline"])]):
+        return
+    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    comparison = compare_columns(dataset, judge, **sides, difficulty=_difficulty(args), **options)
     say(comparison.summary())
-    return comparison.to_dict()["rates"]
+    if args.output_dir:
+        _write(args, comparison.to_dict(), [comparison], dataset)
+    values = {**comparison.to_dict()["rates"], **{k: v for k, v in comparison.to_dict().items() if k != "rates"}}
+    result(args, values, _lines(comparison.rates))
+
+
+def _tournament(args: argparse.Namespace, dataset: Any) -> None:
+    from itertools import combinations
+
+    from trl_real.evaluation.tournament import tournament
+
+    judge, dataset = _judge(args, dataset)
+    if _planned(args, judge, dataset, list(combinations(args.models, 2))):
+        return
+    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    found = tournament(dataset, judge, args.models, reference=args.reference, **options)
+    for comparison in found.comparisons:
+        say(comparison.summary())
+    paired = {
+        f"{a} : {b}": f"{test.words()} Holm's correction: p = {p:.3g} (sign test)"
+        for (a, b), (test, p) in found.against_reference.items()
+    }
+    if args.output_dir:
+        _write(args, found.to_dict(), found.comparisons, dataset, ranking=found.ranking, paired=paired)
+    result(args, found.to_dict(), found.ranking.words())
+
+
+def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
+    """The judge, and the dataset with the scores that it reads, if it is one of scores."""
+    from trl_real.errors import TrlRealError
+
+    if args.judge != "score":
+        if args.judge == "votes":
+            raise TrlRealError("--judge votes: votes are about selected pairs. Type: trl-real label --judge votes …")
+        return judge_from(args), dataset
+    if args.models:
+        raise TrlRealError("--models need a judge that reads: --judge reward, chat or panel.")
+    judge = judge_from(args)
+    two = zip(_column(dataset, args.model_score), _column(dataset, args.baseline_score), strict=True)
+    dataset = dataset.remove_columns([name for name in ("scores", "pair") if name in dataset.column_names])
+    return judge, dataset.add_column("scores", [list(pair) for pair in two]).add_column(
+        "pair", [[0, 1]] * len(dataset)
+    )
+
+
+def _planned(args: argparse.Namespace, judge: Any, dataset: Any, meetings: list[tuple[str, str]]) -> bool:
+    """Tell the price, where the judge has one; whether that was all that was wanted."""
+    if not hasattr(judge, "estimate"):
+        return args.plan
+    from trl_real.data.conversation import text_of
+
+    batch: dict[str, list] = {"prompt": [], "response_a": [], "response_b": []}
+    for a, b in meetings:
+        batch["prompt"] += _column(dataset, args.prompt)
+        batch["response_a"] += [text_of(text) for text in _column(dataset, a)]
+        batch["response_b"] += [text_of(text) for text in _column(dataset, b)]
+    estimate = tell_price(judge, batch)
+    if args.plan:
+        result(args, estimate, "")
+    return args.plan
+
+
+def _column(dataset: Any, name: str) -> list:
+    from trl_real.errors import MissingColumnError
+
+    if name not in dataset.column_names:
+        fix = "Name a column of verdicts (--preferences) or two of scores (--model_score, --baseline_score)."
+        if name not in ("score", "baseline_score"):
+            fix = "Check the name; --model and --baseline may also be paths or Hub ids of policies."
+        raise MissingColumnError(name, dataset.column_names, fix)
+    return dataset[name][:]
+
+
+def _difficulty(args: argparse.Namespace) -> list[float] | None:
+    from trl_real.data.files import load
+
+    return _column(load(args.difficulty), "difficulty") if args.difficulty else None
+
+
+def _seed(args: argparse.Namespace) -> int:
+    return 42 if args.seed is None else args.seed
+
+
+def _lines(rates: dict[str, Any]) -> str:
+    return "\n".join(f"{name}\t{value}" for name, value in rates.items())
+
+
+def _write(
+    args: argparse.Namespace, values: dict[str, Any], comparisons: list | None, dataset: Any = None, **parts: Any
+) -> None:
+    """`comparison.json`, the verdicts row by row, the completions, and the page."""
+    from trl_real.evaluation.comparison_report import write_comparison_report
+
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(values, indent=1, default=str)
+    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    if comparisons is None:
+        return
+    from datasets import Dataset, concatenate_datasets
+
+    names = [{"model": c.model, "baseline": c.baseline} for c in comparisons]
+    rows = [
+        Dataset.from_dict({**{k: [v] * len(c.rows["prompt"]) for k, v in name.items()}, **c.rows})
+        for name, c in zip(names, comparisons, strict=True)
+    ]
+    concatenate_datasets(rows).to_parquet(str(folder / "verdicts.parquet"))
+    dataset.to_parquet(str(folder / "completions.parquet"))
+    say(f"Report: {write_comparison_report(folder, comparisons, **parts)}")

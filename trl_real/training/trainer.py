@@ -177,6 +177,15 @@ class REALDPOTrainer(SelectingDPOTrainer):
 
     # Evaluation.
 
+    def evaluate(self, *args, **kwargs):
+        """Evaluate; what callbacks add to the metrics is logged as well."""
+        metrics = super().evaluate(*args, **kwargs)
+        logged = {name for row in self.state.log_history if row["step"] == self.state.global_step for name in row}
+        added = {name: value for name, value in metrics.items() if name not in logged}
+        if added:
+            self.log(added)
+        return metrics
+
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):

@@ -1,0 +1,124 @@
+"""What should make one doubt a win rate: constant answers, length, an unfair judge, too little data."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from trl_real.labeling.verdicts import VerdictSummary
+
+
+# Of 39 entries of the AlpacaEval boards the honest ones repeat a text, or share a length, in at most 3 % of the rows.
+REPEATED, ENOUGH = 0.1, 20
+LENGTH_RATIO, LENGTH_GAP = 1.5, 0.1
+BIAS, FLIPS, FAILED = 0.1, 0.3, 0.05
+FEW_PROMPTS = 50
+
+
+class Doubt(NamedTuple):
+    """
+    A reason to doubt a win rate.
+
+    Args:
+        name: Such as `"duplicates"`.
+        words: What was found, and what it means, in one sentence.
+        grave: Whether the rate means nothing while this stands.
+    """
+
+    name: str
+    words: str
+    grave: bool = False
+
+
+def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list[Doubt]:
+    """
+    Whether one side gives the same answer to different prompts, or none.
+
+    Args:
+        side: Whose completions these are, for the words.
+        prompts: Shape `(N,)`.
+        texts: Completions. Shape `(N,)`.
+    """
+    n, doubts = len(texts), []
+    answered: dict[str, set[str]] = {}
+    for prompt, text in zip(prompts, texts, strict=True):
+        answered.setdefault(" ".join(text.split()), set()).add(prompt)
+    repeated = [bool(text.strip()) and len(answered[" ".join(text.split())]) > 1 for text in texts]
+    share = sum(repeated) / n if n else 0.0
+    if n >= ENOUGH and share > REPEATED:
+        n_distinct = len({" ".join(text.split()) for text, same in zip(texts, repeated, strict=True) if same})
+        doubts.append(
+            Doubt(
+                "duplicates",
+                f"{side} gives the same answer to different prompts in {sum(repeated)} of {n} rows "
+                f"(distinct texts: {n_distinct}): a constant answer that sways a judge is no skill",
+                grave=share > 0.5,
+            )
+        )
+    n_empty = sum(not text.strip() for text in texts)
+    if n_empty:
+        doubts.append(Doubt("empty", f"{side} gives an empty answer in {n_empty} of {n} rows"))
+    return doubts
+
+
+def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:
+    """
+    Whether the completions of one side, of which only the lengths are known, look like one and the same text.
+
+    Args:
+        side: Whose completions these are.
+        lengths: Characters of the completions that are not empty. Shape `(N,)`.
+    """
+    lengths = [length for length in lengths if length and not math.isnan(length)]
+    if len(lengths) < ENOUGH:
+        return []
+    length, count = Counter(lengths).most_common(1)[0]
+    if count <= REPEATED * len(lengths):
+        return []
+    words = (
+        f"{count} of {len(lengths)} answers of {side} are {length:.0f} characters long: "
+        "look whether they are one text, or were cut off"
+    )
+    return [Doubt("same length", words, grave=count > 0.5 * len(lengths))]
+
+
+def rate_doubts(rates: dict[str, Any], model_length: float, baseline_length: float, n_prompts: int) -> list[Doubt]:
+    """
+    What the rates themselves give away.
+
+    Args:
+        rates: What `win_rate` returns, with lengths or without.
+        model_length, baseline_length: Mean characters; NaN if not known.
+        n_prompts: Different prompts.
+    """
+    doubts = []
+    ratio = model_length / baseline_length if baseline_length else math.nan
+    if ratio > LENGTH_RATIO or ratio < 1 / LENGTH_RATIO:
+        words = (
+            f"the model's answers are {ratio:.2g} times as long as the baseline's: judges tend to take the longer one"
+        )
+        doubts.append(Doubt("length", words))
+    equal = rates.get("equal_length_win_rate", math.nan)
+    if abs(equal - rates["win_rate"]) > LENGTH_GAP:
+        words = f"at equal length the win rate would be {equal:.2f} instead of {rates['win_rate']:.2f}"
+        doubts.append(Doubt("length decides", words))
+    n_asked = rates["n_total"] + rates["n_failed"]
+    if rates["n_failed"] > FAILED * n_asked:
+        words = f"{rates['n_failed']} of {n_asked} rows got no verdict; what they have in common may move the rate"
+        doubts.append(Doubt("failures", words))
+    if n_prompts < FEW_PROMPTS:
+        doubts.append(Doubt("few prompts", f"{n_prompts} prompts: only large differences can be seen"))
+    return doubts
+
+
+def judge_doubts(summary: VerdictSummary) -> list[Doubt]:
+    """Whether the judge looks at the order more than at the answers."""
+    doubts = []
+    if abs(summary.position_bias) > BIAS:
+        side = "first" if summary.position_bias > 0 else "second"
+        words = f"the judge favours whichever answer is shown {side} (position bias {summary.position_bias:+.2f})"
+        doubts.append(Doubt("position bias", words))
+    if summary.flip_rate > FLIPS:
+        words = f"the judge names another winner when the order is swapped in {summary.flip_rate:.0%} of the pairs"
+        doubts.append(Doubt("flips", words, grave=summary.flip_rate > 0.5))
+    return doubts

@@ -1,0 +1,259 @@
+"""Two policies, or two columns of completions, and one judge: how often the one beats the other."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trl_real.data.columns import to_columns
+from trl_real.data.conversation import is_messages, text_of
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.evaluation.checks import Doubt, judge_doubts, rate_doubts, text_doubts
+from trl_real.evaluation.comparison import Comparison
+from trl_real.evaluation.completions import add_completions, is_policy
+from trl_real.functional.win_rate import win_rate
+from trl_real.labeling.verdicts import TIE, Verdict, VerdictSummary, ask, name_of, summarize
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+
+# Rows a judge sees in one call: enough for many requests at a time, little enough to stay in memory.
+ROWS_A_CALL = 256
+
+Judge = Callable[[dict[str, list]], list[float]]
+
+
+def compare(
+    prompts: Sequence[Any],
+    completions: Any,
+    baseline: Any,
+    judge: Judge,
+    *,
+    columns: dict[str, Sequence[Any]] | None = None,
+    names: tuple[str, str] = ("model", "baseline"),
+    tokenizer: Any = None,
+    generation: dict[str, Any] | None = None,
+    **options: Any,
+) -> Comparison:
+    """
+    Win rate of a policy's completions against a baseline's.
+
+    Args:
+        prompts: Texts or messages.
+        completions: The model's, one a prompt (texts, or messages of which the assistant's turns count); or a policy
+            that writes them, by path, Hub id or loaded.
+        baseline: The same for the baseline.
+        judge: Any judge of `trl_real.labeling.judges`, or a function of a batch.
+        columns: Further columns that the judge reads, such as `{"scores": …, "pair": …}` for a `ScoreJudge`.
+        names: What the two are called in the results.
+        tokenizer: For loaded policies.
+        generation: For policies: `max_new_tokens`, `temperature`, `seed`, … of `generate_responses`.
+        **options: Of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`.
+
+    Returns:
+        The rates, with the verdicts, lengths and doubts.
+
+    Raises:
+        TrlRealError: If the lists differ in length, or for a reason of `compare_columns`.
+    """
+    from datasets import Dataset
+
+    rows: dict[str, list[Any]] = {"prompt": list(prompts)}
+    if names[0] == names[1]:
+        raise TrlRealError(f"The model and the baseline are both called {names[0]!r}. Give two names=(…, …).")
+    policies = {}
+    for name, side in zip(names, (completions, baseline), strict=True):
+        if isinstance(side, str) or hasattr(side, "generate"):
+            policies[name] = side
+        else:
+            rows[name] = list(side)
+    for name, values in {**rows, **(columns or {})}.items():
+        if len(values) != len(rows["prompt"]):
+            raise TrlRealError(f"{len(values)} {name} for {len(rows['prompt'])} prompts. Give one a prompt, in order.")
+        rows[name] = list(values)
+    dataset = Dataset.from_dict(rows)
+    for name, policy in policies.items():
+        dataset = add_completions(dataset, policy, name, tokenizer=tokenizer, **(generation or {}))
+    return compare_columns(dataset, judge, model=names[0], baseline=names[1], **options)
+
+
+def compare_columns(
+    dataset: "Dataset | IterableDataset",
+    judge: Judge,
+    *,
+    model: str = "response",
+    baseline: str = "baseline_response",
+    prompt: str = "prompt",
+    confidence: float = 0.95,
+    method: str = "auto",
+    difficulty: Sequence[float] | None = None,
+    seed: int = 42,
+    tokenizer: Any = None,
+    **generation: Any,
+) -> Comparison:
+    """
+    Win rate of a column of completions, or of a policy, against another.
+
+    Two identical completions are a tie, and no request. Several rows of one prompt are one cluster: they make the
+    interval no narrower than the prompts allow.
+
+    Args:
+        dataset: Rows with a prompt and completions, each a text or messages (of which assistant turns count).
+        judge: Called with a batch of columns: those of the dataset, `prompt`, and as texts `response_a` (the model's)
+            and `response_b` (the baseline's). Returns a verdict a row: the probability in [0, 1] that `response_a` is
+            better, NaN or None if it could not tell. Has a `name`. It alone sees to position bias.
+        model: Column of the model's completions; or a policy that writes them, by path, Hub id or loaded.
+        baseline: The same for the baseline.
+        prompt: Column of the prompts.
+        confidence: Level of the interval, in (0, 1).
+        method, difficulty, seed: Of `trl_real.functional.win_rate.win_rate`.
+        tokenizer: For loaded policies.
+        generation: For policies: `max_new_tokens`, `temperature`, … of `generate_responses`.
+
+    Returns:
+        The rates, with the verdicts, lengths and doubts.
+
+    Raises:
+        MissingColumnError: If a column is not there.
+        TrlRealError: If a completion is neither a text nor messages, or the judge's verdicts do not fit its rows.
+    """
+    dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
+    dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
+    _check_request(dataset, model, baseline)
+    found = _Rows()
+    for rows in dataset.iter(batch_size=ROWS_A_CALL):
+        batch = _pairs(to_columns(rows), model, baseline, prompt, first_row=len(found.verdicts))
+        found.add(judge, batch)
+    lengths, baseline_lengths = found.lengths()
+    rates = win_rate(
+        [verdict.probability for verdict in found.verdicts],
+        clusters=found.prompts,
+        confidence=confidence,
+        lengths=lengths,
+        baseline_lengths=baseline_lengths,
+        difficulty=difficulty,
+        method=method,
+        seed=seed,
+    )
+    summary = summarize([verdict for verdict, same in zip(found.verdicts, found.same, strict=True) if not same])
+    means = [float(values.mean()) if len(values) else math.nan for values in (lengths, baseline_lengths)]
+    return Comparison(
+        model=model,
+        baseline=baseline,
+        judge=name_of(judge),
+        rates=rates,
+        model_length=means[0],
+        baseline_length=means[1],
+        n_identical=sum(found.same),
+        n_prompts=len(set(found.prompts)),
+        confidence=confidence,
+        seed=getattr(judge, "seed", None),
+        verdicts=summary,
+        doubts=found.doubts(model, baseline, rates, means, summary),
+        rows=found.columns(),
+    )
+
+
+class _Rows:
+    """What is kept of each row while the batches go by."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+        self.prompts: list[str] = []
+        self.same: list[bool] = []
+        self.texts: tuple[list[str], list[str]] = ([], [])
+
+    def add(self, judge: Judge, batch: dict[str, list]) -> None:
+        """Judge a batch; identical completions are ties, which nobody is asked about."""
+        same = [a == b for a, b in zip(batch["response_a"], batch["response_b"], strict=True)]
+        asked = [i for i, identical in enumerate(same) if not identical]
+        found = [Verdict(TIE)] * len(same)
+        if asked:
+            shown = {name: [column[i] for i in asked] for name, column in batch.items()}
+            answers = ask(judge, shown, [len(self.same) + i for i in asked])
+            for i, answer in zip(asked, answers, strict=True):
+                found[i] = answer
+        self.verdicts += found
+        self.same += same
+        self.prompts += [_key(value) for value in batch["prompt"]]
+        for kept, name in zip(self.texts, ("response_a", "response_b"), strict=True):
+            kept += batch[name]
+
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Characters of the model's and of the baseline's completions. Shape `(N,)` each."""
+        model, baseline = (np.array([len(text) for text in texts], dtype=float) for texts in self.texts)
+        return model, baseline
+
+    def doubts(
+        self, model: str, baseline: str, rates: dict[str, Any], lengths: list[float], summary: VerdictSummary
+    ) -> list[Doubt]:
+        """All that speaks against the rate, the grave things first."""
+        found = []
+        for name, texts in zip((model, baseline), self.texts, strict=True):
+            found += text_doubts(name, self.prompts, texts)
+        found += rate_doubts(rates, *lengths, len(set(self.prompts))) + judge_doubts(summary)
+        return sorted(found, key=lambda doubt: not doubt.grave)
+
+    def columns(self) -> dict[str, list]:
+        """`Comparison.rows`."""
+        lengths, baseline_lengths = self.lengths()
+        return {
+            "prompt": self.prompts,
+            "preference": [verdict.probability for verdict in self.verdicts],
+            "a_first": [verdict.a_first for verdict in self.verdicts],
+            "b_first": [verdict.b_first for verdict in self.verdicts],
+            "failure": [verdict.failure for verdict in self.verdicts],
+            "length": lengths.astype(int).tolist(),
+            "baseline_length": baseline_lengths.astype(int).tolist(),
+        }
+
+
+def _with_completions(dataset: Any, side: Any, argument: str, prompt: str, tokenizer: Any, generation: dict) -> tuple:
+    """The dataset and the name of the side's column, which a policy writes first."""
+    if not is_policy(side) or side in (getattr(dataset, "column_names", None) or ()):
+        return dataset, side
+    column = f"{argument} completions"
+    return add_completions(dataset, side, column, tokenizer=tokenizer, prompt=prompt, **generation), column
+
+
+def _check_request(dataset: Any, model: str, baseline: str) -> None:
+    """What would otherwise fail late or say little."""
+    if model == baseline:
+        raise TrlRealError(f"model and baseline are both {model!r}. Give the names of two columns.")
+    if isinstance(dataset, dict):
+        raise TrlRealError(f"The dataset has splits {sorted(dataset)}. Give one of them: dataset[{min(dataset)!r}].")
+
+
+def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, first_row: int) -> dict[str, list]:
+    """A batch as the judge gets it."""
+    for argument, name in (("model", model), ("baseline", baseline), ("prompt", prompt)):
+        if name not in columns:
+            raise MissingColumnError(name, columns, f"Name the column: compare(…, {argument}='…').")
+    return {
+        **columns,
+        "prompt": columns[prompt],
+        "response_a": [_completion(value, model, first_row + i) for i, value in enumerate(columns[model])],
+        "response_b": [_completion(value, baseline, first_row + i) for i, value in enumerate(columns[baseline])],
+    }
+
+
+def _completion(value: Any, column: str, row: int) -> str:
+    """A completion as text; of messages, the assistant's turns."""
+    if isinstance(value, str):
+        return value
+    turns = [message for message in value if message.get("role") == "assistant"] if is_messages(value) else []
+    if not turns:
+        found = "messages without an assistant turn" if is_messages(value) else f"of type {type(value).__name__}"
+        raise TrlRealError(f"Row {row} of {column!r} is {found}. Give a text, or messages with an assistant turn.")
+    return text_of(turns)
+
+
+def _key(prompt: Any) -> str:
+    """A hash that two rows share if their prompts are the same."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

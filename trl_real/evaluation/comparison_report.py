@@ -1,0 +1,67 @@
+"""One page that tells how a model fares against a baseline, and what speaks against the figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_real.evaluation import plots
+from trl_real.evaluation.comparison import Comparison
+from trl_real.evaluation.report import check_extras, render, saved
+from trl_real.evaluation.win_rate_plots import length_figure
+from trl_real.functional.ranking import Ranking
+
+
+REPORT_FILE, TEMPLATE = "report.html", "comparison.html.j2"
+
+
+def write_comparison_report(
+    folder: str | Path,
+    comparisons: Sequence[Comparison],
+    *,
+    title: str = "Win rates",
+    ranking: Ranking | None = None,
+    paired: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """
+    Write `report.html`, which needs no other file and no network, and its pictures as PNG files beside it.
+
+    Args:
+        folder: Made if need be.
+        comparisons: At least one.
+        title: Headline.
+        ranking: Of several models.
+        paired: Tests between two models in words, by their names.
+        facts: Further facts about the run; never a secret: all of it is shown.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        MissingExtraError: If jinja2 or matplotlib is not installed.
+    """
+    check_extras()
+    folder = Path(folder)
+    rates = [plots.Rate(f"{c.model} : {c.baseline}", "", *_interval(c)) for c in comparisons]
+    pictures = {"rates": saved(folder / "win_rates.png", plots.win_rate_figure(rates)), "lengths": []}
+    for i, comparison in enumerate(comparisons, 1):
+        figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None
+        if figure is not None:
+            pictures["lengths"].append((comparison, saved(folder / f"lengths_{i}.png", figure)))
+    page = render(
+        TEMPLATE,
+        title=title,
+        comparisons=comparisons,
+        grave=dict.fromkeys((c.model, doubt.words) for c in comparisons for doubt in c.doubts if doubt.grave),
+        ranking=ranking,
+        paired=paired or {},
+        facts=facts or {},
+        pictures=pictures,
+    )
+    path = folder / REPORT_FILE
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _interval(comparison: Comparison) -> tuple[float, float, float]:
+    return tuple(plots.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))

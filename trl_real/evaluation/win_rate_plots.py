@@ -1,0 +1,89 @@
+"""Pictures of win rates: along a training, and against the length of the answers."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trl_real.evaluation.plots import DPI, FONT, LINE_COLOR, WIDTH, check_matplotlib, new_axes, tidy, to_float
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+RATE_COLOR, LENGTH_COLOR = "#0072B2", "#D55E00"
+LEAST_ROWS = 10
+
+
+def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
+    """
+    Win rate with its interval, and below it the length of the completions, against training steps.
+
+    Args:
+        history: Rows of `WinRateCallback.history`, in any order.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    rows = sorted(history, key=lambda row: row["step"])
+    steps = [row["step"] for row in rows]
+    rate, low, high, length, other = (
+        [to_float(row[name]) for row in rows]
+        for name in ("win_rate", "win_rate_low", "win_rate_high", "completion_length", "baseline_length")
+    )
+    figure = Figure(figsize=(WIDTH, 5.4), dpi=DPI, layout="constrained", facecolor="white")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    upper.axhline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
+    upper.fill_between(steps, low, high, color=RATE_COLOR, alpha=0.2, linewidth=0)
+    upper.plot(steps, rate, "o-", color=RATE_COLOR, linewidth=2)
+    upper.set_ylabel("win rate", fontsize=FONT)
+    upper.set_title(f"win rate and length (n={rows[-1]['n']})", fontsize=FONT + 1, fontweight="bold", loc="left")
+    lower.plot(steps, length, "o-", color=LENGTH_COLOR, linewidth=2, label="model")
+    lower.plot(steps, other, "--", color=LINE_COLOR, linewidth=1.5, label="baseline")
+    lower.set_ylim(0, 1.1 * np.nanmax([*length, *other, 1.0]))
+    lower.set_ylabel("characters", fontsize=FONT)
+    lower.set_xlabel("optimizer steps", fontsize=FONT)
+    lower.legend(fontsize=FONT - 1, frameon=False, loc="lower right")
+    lower.locator_params(axis="x", integer=True)
+    for axes in (upper, lower):
+        tidy(axes)
+    return figure
+
+
+def length_figure(rows: Mapping[str, Sequence[Any]], name: str, n_bins: int = 6) -> "Figure | None":
+    """
+    Mean preference by how many characters longer the model's answers are, in bins of equally many rows.
+
+    Args:
+        rows: `Comparison.rows`.
+        name: Title.
+        n_bins: At most; a bin has 10 rows or more.
+
+    Returns:
+        The picture, or None where there are fewer than 20 rows with a verdict.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    from trl_real.functional.win_rate import win_rate
+
+    values = np.array([rows["preference"], rows["length"], rows["baseline_length"]], dtype=float)
+    preference, length, other = values[:, ~np.isnan(values[0])]
+    if len(preference) < 2 * LEAST_ROWS:
+        return None
+    figure, axes = new_axes(height=3.6, title=name)
+    axes.axhline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
+    order = np.argsort(length - other, kind="stable")
+    for part in np.array_split(order, min(n_bins, len(order) // LEAST_ROWS)):
+        found, x = win_rate(preference[part]), float(np.median((length - other)[part]))
+        axes.plot([x, x], [found["ci_low"], found["ci_high"]], color=RATE_COLOR, linewidth=3, solid_capstyle="butt")
+        axes.plot([x], [found["win_rate"]], "o", color=RATE_COLOR, markersize=8)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("characters longer than the baseline's (median of a bin)", fontsize=FONT)
+    axes.set_ylabel("win rate", fontsize=FONT)
+    tidy(axes)
+    return figure

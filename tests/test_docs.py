@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+from judge_server import MODEL as JUDGE
+from judge_server import JudgeServer
 from tiny import save_tiny
 
 
@@ -81,3 +83,32 @@ def test_the_example_runs(in_root, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(ROOT / "examples" / "pool_to_policy.py"), run_name="__main__")
     assert "40 rows in: 20 kept, 20 not chosen, 0 skipped" in capsys.readouterr().out
     assert (tmp_path / "example" / "adapter_model.safetensors").exists()
+
+
+def page_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["labels.md", "win_rates.md"])
+def test_the_pages_code_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with JudgeServer(bias=0.05) as server:
+        code = "\n".join(page_blocks(page, "python")).replace("http://127.0.0.1:8000/v1", server.url)
+        code = code.replace('"my-model", ', f'"{JUDGE}", cache="{tmp_path / "c.sqlite"}", ')
+        code = code.replace('"verdicts.jsonl"', f'"{tmp_path / "verdicts.jsonl"}"')
+        monkeypatch.chdir(ROOT)
+        exec(compile(code, page, "exec"), {"__name__": page})
+    assert capsys.readouterr().out == "".join(page_blocks(page, "text"))
+
+
+@pytest.mark.parametrize("page", ["labels.md", "win_rates.md"])
+def test_every_flag_on_the_pages_exists(page, capsys):
+    from trl_real.cli.main import main
+
+    for command in "\n".join(page_blocks(page, "bash")).replace("\\\n", " ").split("trl-real ")[1:]:
+        verb = command.split()[0]
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        text = capsys.readouterr().out
+        for flag in re.findall(r"--\w+", command):
+            assert flag in text, f"{verb} {flag}"

@@ -12,6 +12,7 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
 from trl_real import MissingColumnError, TrlRealError
+from trl_real.data import whole
 from trl_real.evaluation import grid
 from trl_real.evaluation.choosing import Chooser, parse_arm
 from trl_real.evaluation.frozen import FrozenCells
@@ -227,13 +228,13 @@ def test_another_study_is_not_mixed_in(changes, message, tmp_path):
 def slow_study(folder, **changes):
     """For a process that is killed: each write takes a while."""
     torch.set_num_threads(1)
-    whole = grid.write_whole
+    write = whole.write_whole
 
     def slow(file, content):
         time.sleep(0.01)
-        whole(file, content)
+        write(file, content)
 
-    grid.write_whole = slow
+    grid.write_whole = whole.write_whole = slow
     study(folder, **changes)
 
 

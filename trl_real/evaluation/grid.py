@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from trl_real.data.whole import check_settings, read_json, write_json, write_whole
 from trl_real.errors import TrlRealError
 
 
@@ -69,7 +69,7 @@ class RunFolder:
             settings = read_json(file)
         settings = json.loads(json.dumps(settings))
         if file.exists():
-            _check_settings(read_json(file), settings, folder)
+            check_settings(read_json(file), settings, folder, "study")
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise TrlRealError(f"The folder {str(folder)!r} holds something that is no study. Give a new one.")
         self.cells.mkdir(parents=True, exist_ok=True)
@@ -119,40 +119,3 @@ def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     write_whole(file, content.getvalue())
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file in one step: after a crash it is there whole, as it was, or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    with open(partial, "wb") as target:
-        target.write(content)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(partial, file)
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values as JSON, in one step."""
-    write_whole(file, json.dumps(values, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass"))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """
-    The inverse of `write_json`.
-
-    Raises:
-        TrlRealError: If the file cannot be read.
-    """
-    try:
-        return json.loads(file.read_bytes().decode("utf-8", "surrogatepass"))
-    except (OSError, ValueError) as error:
-        raise TrlRealError(f"{str(file)!r} cannot be read as JSON. Remove it to have it made again.") from error
-
-
-def _check_settings(found: dict[str, Any], wanted: dict[str, Any], folder: str | Path) -> None:
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise TrlRealError(
-                f"The folder {str(folder)!r} holds a study with {name}={found.get(name)!r}, not {wanted.get(name)!r}. "
-                "Give another output_dir, or the settings it was begun with."
-            )

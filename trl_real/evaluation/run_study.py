@@ -12,11 +12,12 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
+from trl_real.data.whole import read_json, write_json
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.choosing import Chooser, parse_arm
 from trl_real.evaluation.features import embed_rows
 from trl_real.evaluation.frozen import FrozenCells
-from trl_real.evaluation.grid import Cell, RunFolder, read_json, run_cells, write_json
+from trl_real.evaluation.grid import Cell, RunFolder, run_cells
 from trl_real.evaluation.study import RANDOM, Study
 from trl_real.evaluation.study_facts import describe
 from trl_real.evaluation.study_pool import StudyPool, split_by_prompt, study_pool

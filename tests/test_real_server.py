@@ -1,6 +1,5 @@
 """A chat judge against real servers with a real model; `make test-slow`."""
 
-import importlib.util
 import math
 import os
 import socket
@@ -34,11 +33,14 @@ def transformers_serve(folder: Path, port: int) -> tuple[list[str], str]:
 
 
 def llama_cpp(folder: Path, port: int) -> tuple[list[str], str]:
-    if importlib.util.find_spec("llama_cpp") is None:
-        pytest.skip("llama-cpp-python is not installed; type: pip install 'llama-cpp-python[server]' (it compiles)")
+    python = os.environ.get("LLAMA_CPP_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import llama_cpp.server"], capture_output=True).returncode:
+        pytest.skip(
+            "no llama_cpp.server; pip install 'llama-cpp-python[server]' (it compiles), or set LLAMA_CPP_PYTHON"
+        )
     model = str(_fetch(folder) / GGUF)
     flags = ["--model", model, "--model_alias", "smollm2", "--logits_all", "True", "--n_ctx", "2048"]
-    return [sys.executable, "-m", "llama_cpp.server", *flags, "--host", "127.0.0.1", "--port", str(port)], "smollm2"
+    return [python, "-m", "llama_cpp.server", *flags, "--host", "127.0.0.1", "--port", str(port)], "smollm2"
 
 
 SERVERS = {"transformers serve": transformers_serve, "llama.cpp": llama_cpp}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 
 import pytest
 
@@ -87,6 +88,13 @@ def test_own_templates_come_from_a_file_or_an_object(tmp_path):
     assert (template.name, template.labels, template.read_text("2")) == ("mine", ("1", "2"), 0)
     assert as_template(template) is template
     assert template.digest != TEMPLATES["pairwise"].digest
+
+
+@EVERY
+def test_a_template_travels_after_use(name):
+    template = TEMPLATES[name]
+    expected = template.messages("p", "x", "y")
+    assert pickle.loads(pickle.dumps(template)).messages("p", "x", "y") == expected
 
 
 def test_mistakes_are_told_in_one_line(tmp_path):

@@ -69,6 +69,9 @@ class JudgeTemplate:
         except TemplateSyntaxError as error:
             raise TrlRealError(f"The judge's template {self.name!r} is no Jinja: {error.message}.") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+
     def messages(self, prompt: str, first: str, second: str) -> list[dict[str, str]]:
         """
         The chat that asks about two responses in this order.

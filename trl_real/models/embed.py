@@ -2,7 +2,7 @@
 
 import copy
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.models.packing import Pack, Tree, make_packs, packed
+from trl_real.models.packing import Pack, Tree, fits_window, gives_the_same, made_up, make_packs, packed
 
 
 Context = Literal["response", "prompt+response"]
@@ -170,18 +170,12 @@ class Embedder:
                 vectors[i] = torch.full((self.backbone.config.get_text_config().hidden_size,), torch.nan)
         self._check_length(list(trees.values()))
         n_tokens = sum(tree.n_tokens for tree in trees.values())
-        in_training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            run = closing(self._run(list(trees.values())))  # attention is given back even if the loop is broken off
-            with torch.inference_mode(), self._precision(), _bar(n_tokens, progress) as bar, run as batches:
-                for ids, rows, n_done in batches:
-                    for i, row in zip(ids, rows.cpu(), strict=True):
-                        vectors[i] = row
-                    bar.update(n_done)
-        finally:
-            for module in in_training:
-                module.training = True
+        run = closing(self._run(list(trees.values())))  # attention is given back even if the loop is broken off
+        with evaluating(self.model), self._precision(), _bar(n_tokens, progress) as bar, run as batches:
+            for ids, rows, n_done in batches:
+                for i, row in zip(ids, rows.cpu(), strict=True):
+                    vectors[i] = row
+                bar.update(n_done)
         return n_tokens
 
     def _check_length(self, trees: list[Tree]) -> None:
@@ -238,31 +232,26 @@ class Embedder:
         return states[self.options.layer]
 
     def _check_packing(self) -> bool:
-        """
-        Whether packing gives what one sequence at a time gives: silently not so where attention code of the model's
-        own ignores the segments, where it has biases, caps or sinks, or where layers have a state.
-        """
+        """Whether packing is exact on this model."""
         config = self.backbone.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
-        if window and window < (2 if self.options.context == "prompt+response" else 1) * self.options.max_length:
+        n_texts = 2 if self.options.context == "prompt+response" else 1
+        if not fits_window(config, n_texts * self.options.max_length):
             return False
-        made_up = [tuple((7919 * i + 13 * n) % config.vocab_size for i in range(n)) for n in (7, 4, 4, 3, 9)]
-        trees = [Tree((), [made_up[1]], [0]), Tree((), [made_up[2][::-1]], [1]), Tree(made_up[0], made_up[3:], [2, 3])]
-        try:
+        ids = made_up(config.vocab_size, (7, 4, 4, 3, 9))
+        trees = [Tree((), [ids[1]], [0]), Tree((), [ids[2][::-1]], [1]), Tree(ids[0], ids[3:], [2, 3])]
+
+        def together() -> Tensor:
             with packed(self.backbone):
                 (pack,) = make_packs(trees, 10**6)
-                together = self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
-        except (TypeError, ValueError, RuntimeError):
-            return False
-        alone = {}
-        for tree in trees:
-            for response, i in zip(tree.responses, tree.ids, strict=True):
-                tokens = torch.tensor([tree.prompt + response], device=self.device)
-                alone[i] = self._hidden_states(input_ids=tokens)[0, len(tree.prompt) :].float().mean(0)
-        expected = torch.stack([alone[i] for i in range(4)])
+                return self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
+
+        def alone() -> Tensor:
+            pairs = [(len(tree.prompt), tree.prompt + response) for tree in trees for response in tree.responses]
+            runs = [(n, self._hidden_states(input_ids=torch.tensor([ids], device=self.device))) for n, ids in pairs]
+            return torch.stack([hidden[0, n:].float().mean(0) for n, hidden in runs])
+
         exact = self.cast_to is None and next(self.backbone.parameters()).dtype == torch.float32
-        tolerance = 1e-3 if exact else 5e-2
-        return bool((together - expected).abs().max() <= tolerance * expected.abs().max())
+        return gives_the_same(together, alone, exact)
 
     def _precision(self):
         return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
@@ -274,6 +263,19 @@ class Embedder:
         limit = MEMO_BYTES // (4 * len(vectors[0])) if vectors else 0
         for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
             del self.memo[sequence]
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Without gradients and dropout; each module is in training again afterwards if it was before."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:

@@ -1,0 +1,140 @@
+"""Sequences that begin alike, so that what they have in common is read once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trl_real.models.packing import Segment
+from trl_real.models.sequences import Ids, common_prefix
+
+
+LEAST = 16  # tokens in common below which a segment more costs about what it saves
+DEPTH = 4
+
+
+@dataclass
+class Branch:
+    """
+    Tokens that one or more sequences go on with.
+
+    Args:
+        start: Position of the first of them in the sequences.
+        tokens: Their ids.
+        ids: The sequences that end here, one at most.
+        branches: What the others go on with.
+    """
+
+    start: int
+    tokens: Ids
+    ids: list[int] = field(default_factory=list)
+    branches: list["Branch"] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of it and of all that goes on from it."""
+        return len(self.tokens) + sum(branch.n_tokens for branch in self.branches)
+
+
+def grow(sequences: Sequence[Ids], least: int = LEAST, depth: int = DEPTH) -> list[Branch]:
+    """
+    Trees of sequences, by what they have in common.
+
+    Args:
+        sequences: Different ones, none empty, in any order; the trees do not depend on it.
+        least: Tokens that sequences must have in common to share them.
+        depth: Branches between the first and the last token of a sequence, at most.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    shared = [common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]
+
+    def branches(first: int, last: int, start: int, levels: int) -> list[Branch]:
+        """Of the sequences `order[first:last]`, which are alike up to `start`."""
+        found = []
+        while first < last:
+            end = first + 1
+            while levels > 1 and end < last and shared[end - 1] >= start + least:
+                end += 1
+            tokens = sequences[order[first]]
+            stop = min(shared[first : end - 1], default=len(tokens))
+            branch = Branch(start, tokens[start:stop])
+            ends_here = len(tokens) == stop
+            branch.ids = [order[first]] * ends_here
+            branch.branches = branches(first + ends_here, end, stop, levels - 1)
+            found.append(branch)
+            first = end
+        return found
+
+    return branches(0, len(order), 0, depth)
+
+
+@dataclass
+class TreePass:
+    """
+    One forward pass over parts of trees.
+
+    Args:
+        tokens: Token ids. `T` of them.
+        positions: Position of each token in its own sequence. `T` of them.
+        segments: How the tokens attend to each other.
+        ids: The sequences that are read in this pass. `R` of them.
+        ends: The place of the last token of each. `R` of them.
+        places: Of the branches that are here, by their identity.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    places: dict[int, slice] = field(default_factory=dict)
+
+    def cost(self, chain: tuple[Branch, ...], branch: Branch, whole: bool) -> int:
+        """Tokens that `add` would append."""
+        own = branch.n_tokens if whole else len(branch.tokens)
+        return own + sum(len(before.tokens) for before in chain if id(before) not in self.places)
+
+    def add(self, chain: tuple[Branch, ...], branch: Branch, whole: bool) -> None:
+        """Append a branch, alone or with all that goes on from it, and what it goes on from if that is not here."""
+        prefix: tuple[slice, ...] = ()
+        for before in chain:
+            if id(before) not in self.places:
+                self._append(before, prefix)
+            prefix += (self.places[id(before)],)
+        self._append(branch, prefix)
+        self.ids += branch.ids
+        self.ends += [len(self.tokens) - 1] * len(branch.ids)
+        for following in branch.branches if whole else ():
+            self.add((*chain, branch), following, True)
+
+    def _append(self, branch: Branch, prefix: tuple[slice, ...]) -> None:
+        start, length = len(self.tokens), len(branch.tokens)
+        self.places[id(branch)] = slice(start, start + length)
+        self.segments.append(Segment.after(start, length, prefix))
+        self.tokens += branch.tokens
+        self.positions += range(branch.start, branch.start + length)
+
+
+def tree_passes(trees: list[Branch], max_tokens: int) -> Iterator[TreePass]:
+    """
+    Trees in passes of at most `max_tokens` tokens. A tree that is larger is cut between its branches, and what they
+    have in common is read once a pass; a sequence that is longer gets a pass of its own.
+    """
+    step = TreePass()
+    for unit in _units(trees, (), max_tokens):
+        if step.tokens and len(step.tokens) + step.cost(*unit) > max_tokens:
+            yield step
+            step = TreePass()
+        step.add(*unit)
+    if step.tokens:
+        yield step
+
+
+def _units(trees: list[Branch], chain: tuple[Branch, ...], max_tokens: int) -> Iterator[tuple]:
+    """The largest parts of the trees that fit a pass with what they go on from."""
+    before = sum(len(branch.tokens) for branch in chain)
+    for branch in trees:
+        if not branch.branches or before + branch.n_tokens <= max_tokens:
+            yield chain, branch, True
+        else:
+            if branch.ids:
+                yield chain, branch, False
+            yield from _units(branch.branches, (*chain, branch), max_tokens)

@@ -1,0 +1,83 @@
+"""Prompts and responses as the token ids that DPO scores: the prompt is context, the response is what counts."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from trl_real.data.conversation import as_messages, text_of
+from trl_real.errors import TrlRealError
+
+
+Ids = tuple[int, ...]
+
+
+class Sequence(NamedTuple):
+    """
+    Args:
+        prompt: Ids of the context.
+        response: Ids that are scored; none for a blank response.
+        truncated: Whether the response was cut.
+    """
+
+    prompt: Ids
+    response: Ids
+    truncated: bool
+
+
+def tokenize_pairs(tokenizer: Any, prompts: list[Any], responses: list[Any], max_length: int) -> list[Sequence]:
+    """
+    Prompt and response tokenized together, as TRL's `DPOTrainer` does it: the response begins where the ids of the
+    prompt alone and of both diverge, and text ends in the EOS token (messages end as their template says).
+
+    Args:
+        tokenizer: Of the model.
+        prompts: One a response: text, messages or None. Messages go through the chat template.
+        responses: Texts or messages.
+        max_length: Tokens that are kept of a response, from its start, and of a prompt, from its end.
+
+    Raises:
+        TrlRealError: If a prompt is neither text nor messages.
+    """
+    whole = [_whole(tokenizer, *both) for both in zip(prompts, responses, strict=True)]
+    alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
+    return [
+        Sequence((), (), False) if not text_of(response).strip() else _split(ids, before, max_length)
+        for ids, before, response in zip(_ids(tokenizer, whole), alone, responses, strict=True)
+    ]
+
+
+def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
+    """Number of ids that both begin with."""
+    n = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n
+
+
+def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:
+    n = common_prefix(before, ids)
+    response = tuple(ids[n:])
+    return Sequence(tuple(ids[max(0, n - max_length) : n]), response[:max_length], len(response) > max_length)
+
+
+def _whole(tokenizer: Any, prompt: Any, response: Any) -> str | list[dict]:
+    if isinstance(prompt, list):
+        return prompt + as_messages(response)
+    if prompt is not None and not isinstance(prompt, str):
+        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+    text, end = text_of(response), tokenizer.eos_token or ""
+    return (prompt or "") + (text if end and text.endswith(end) else text + end)
+
+
+def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
+    """Ids of texts and of conversations, mixed as they may be."""
+    texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
+    chats = {i: item for i, item in enumerate(items) if i not in texts}
+    found: dict[int, list[int]] = {}
+    if texts:
+        found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))
+    if chats:
+        templated = tokenizer.apply_chat_template(list(chats.values()), tokenize=True, return_dict=True, **template)
+        found.update(zip(chats, templated["input_ids"], strict=True))
+    return [found[i] for i in range(len(items))]

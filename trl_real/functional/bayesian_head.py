@@ -1,0 +1,240 @@
+r"""
+A Bayesian Bradley-Terry head on frozen features, and which pair to label next under it.
+
+Rounds with it need no gradient pass: labels sharpen a Gaussian over the head's weights, and every response has a mean
+utility and a variance. An acquisition is a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
+(N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, and a budget takes the rows
+with the lowest scores.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.bradley_terry import (
+    MAX_NEWTON_STEPS,
+    TOLERANCE,
+    bradley_terry_path,
+    hessian_factor,
+    pair_loss,
+    tune_bradley_terry,
+)
+from trl_real.functional.similarity import candidate_pairs
+
+
+Acquisition = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# A picked pair stands this much below the others of its row, whose scores lie in (-1, 1).
+PICKED = 2.0
+
+
+class Posterior(NamedTuple):
+    """
+    Laplace's approximation: the weights are normal, with mean `weights` and the inverse Hessian of the objective as
+    covariance. With fewer labels than features, labels teach nothing outside the space that the pairs span.
+
+    Args:
+        weights: Utility of a unit of each feature, in nats. Shape `(d,)`, float64.
+        factor: Cholesky factor of the precision within that space. Shape `(m, m)`, float64, with `m = min(n, d)`.
+        basis: Orthonormal rows that span it; None for the whole space. Shape `(m, d)`.
+        ridge: Strength of the prior, `w ~ N(0, I / ridge)`, which still holds outside.
+    """
+
+    weights: Tensor
+    factor: Tensor
+    basis: Tensor | None
+    ridge: float
+
+    def utilities(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Mean and covariance of the utilities of each prompt's responses, known up to a constant a prompt.
+
+        Args:
+            features: Shape `(N, K, d)`; the products are in their precision.
+
+        Returns:
+            Means, shape `(N, K)`, and covariances, shape `(N, K, K)`, float64.
+        """
+        identity = torch.eye(len(self.factor), dtype=torch.float64)
+        root = torch.linalg.solve_triangular(self.factor, identity, upper=False)  # a product is faster than a solve
+        flat = features.flatten(0, 1)
+        inner = features if self.basis is None else (flat @ self.basis.T.to(flat)).view(*features.shape[:2], -1)
+        half = (inner.flatten(0, 1) @ root.T.to(features)).view_as(inner)  # (N, K, m)
+        covariances = half @ half.mT  # (N, K, K)
+        if self.basis is not None:
+            outside = features @ features.mT - inner @ inner.mT
+            covariances = covariances + outside / self.ridge
+        return (features @ self.weights.to(features)).double(), covariances.double()
+
+    def differences(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of `u(first) - u(second)`, in nats. Shapes `(n, d)` to `(n,)` and `(n,)`."""
+        mean, covariance = self.utilities(torch.stack([first, second], dim=1))
+        return mean[:, 0] - mean[:, 1], _gap_variance(covariance)[:, 0]
+
+
+def fit_head(
+    chosen: Tensor, rejected: Tensor, confidences: Tensor | None = None, ridge: float | None = 1.0
+) -> Posterior:
+    r"""
+    The posterior of `w` given labels: `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))`, `w ~ N(0, I / ridge)`. A label
+    of confidence `p` counts as `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`.
+
+    Args:
+        chosen: Features of the preferred responses. Shape `(n, d)`; `n` may be 0, which gives the prior.
+        rejected: Features of the others. Shape `(n, d)`.
+        confidences: Probabilities that the labels are right. Shape `(n,)`; None for certain labels.
+        ridge: Strength of the prior, above 0; None for the one with the largest evidence.
+
+    Raises:
+        TrlRealError: If a value is out of range.
+    """
+    x = chosen.double() - rejected.double()  # (n, d)
+    if not torch.isfinite(x).all():
+        raise TrlRealError("The features of labelled pairs hold NaN or infinity. Leave such pairs out of the history.")
+    if ridge is not None and not ridge > 0:
+        raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0, or None to tune it.")
+    basis = None
+    if len(x) < x.shape[1]:
+        q, r = torch.linalg.qr(x.T)
+        basis, x = q.T, r.T  # (n, d), (n, n)
+    fit = tune_bradley_terry(x)[0] if ridge is None else next(bradley_terry_path(x, [ridge]))
+    weights = fit.weights
+    if confidences is not None:
+        if not bool(((confidences >= 0) & (confidences <= 1)).all()):
+            raise TrlRealError("A confidence is none: probabilities in [0, 1] are. Check column 'label_confidence'.")
+        weights = _soften(x, confidences.double(), fit.ridge, weights)
+    factor = hessian_factor(x, torch.sigmoid(-(x @ weights)), fit.ridge)
+    return Posterior(weights if basis is None else weights @ basis, factor, basis, fit.ridge)
+
+
+def _soften(x: Tensor, confidences: Tensor, ridge: float, weights: Tensor) -> Tensor:
+    """The mode for soft labels, by Newton's method from the mode for hard ones on; the Hessian knows no label."""
+
+    def objective(w: Tensor) -> Tensor:
+        margins = x @ w
+        return (pair_loss(margins) + (1 - confidences) * margins).sum() + ridge / 2 * w @ w
+
+    single = x.float()  # the Hessian only steers
+    for _ in range(MAX_NEWTON_STEPS):
+        right = torch.sigmoid(x @ weights)  # (n,)
+        gradient = ridge * weights - (confidences - right) @ x
+        step = torch.cholesky_solve(gradient[:, None], hessian_factor(single, (1 - right).float(), ridge))[:, 0]
+        share = 1.0
+        while share > 1e-3 and objective(weights - share * step) > objective(weights):
+            share /= 2
+        weights = weights - share * step
+        if gradient @ step <= 2 * TOLERANCE * len(x):
+            break
+    return weights
+
+
+def normal_draws(n_prompts: int, n_responses: int, generator: torch.Generator, n_draws: int = 16) -> Tensor:
+    """Standard normal numbers for the sampling acquisitions. Shape `(N, S, K)`, float64."""
+    return torch.randn(n_prompts, n_draws, n_responses, generator=generator, dtype=torch.float64)
+
+
+def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    The largest variance of the difference first: what the model knows least about. (ActiveUltraFeedback's code takes
+    the two largest variances instead, without their covariance.)
+
+    Args:
+        means: Utilities of `N` prompts' `K` responses, in nats. Shape `(N, K)`.
+        covariances: Shape `(N, K, K)`.
+        draws: Standard normal numbers, of which `S` vectors a prompt may be used. Shape `(N, S, K)`.
+
+    Returns:
+        Scores, lowest first. Shape `(N, P)`.
+    """
+    return -_squash(_gap_variance(covariances))
+
+
+def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 1.0) -> Tensor:
+    """
+    The largest optimistic gap first, `|mean_i - mean_j| + width sd(u_i - u_j)` (DeltaUCB, arXiv 2603.09692, where the
+    two standard deviations are added up since no covariance is known). Shapes as in `infomax`.
+    """
+    return -_squash(_gap(means).abs() + width * _gap_variance(covariances).sqrt())
+
+
+def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    Two responses that may each be the best: the best of one sample of utilities, and the best of the first sample that
+    has another best one (Wu and Liu 2016); if none has, the second best of the last. A budget takes the rows whose
+    pair has the largest variance. Shapes as in `infomax`, `S >= 2`.
+    """
+    samples = _samples(means, covariances, draws)  # (N, S, K)
+    best = samples.argmax(-1)  # (N, S)
+    first = best[:, 0]
+    others = best[:, 1:] != first[:, None]
+    fallback = samples[:, -1].scatter(1, first[:, None], -torch.inf).argmax(-1)
+    later = best[:, 1:].gather(1, others.int().argmax(1, keepdim=True))[:, 0]
+    return _picked(first, torch.where(others.any(1), later, fallback), _gap_variance(covariances))
+
+
+def double_reverse_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    A probably good response against a probably bad one: the best of one sample and the worst of the next that differs
+    from it (DRTS, arXiv 2603.09692); large gaps that the model is certain of come up again and again. A budget takes
+    the rows with the widest gap between the two in expectation, less its standard deviation. Shapes as in
+    `infomax`, `S >= 2`.
+    """
+    samples = _samples(means, covariances, draws)
+    first = samples[:, 0].argmax(-1)
+    worst = samples[:, 1:].argmin(-1)  # (N, S - 1)
+    others = worst != first[:, None]
+    fallback = samples[:, -1].scatter(1, first[:, None], torch.inf).argmin(-1)
+    later = worst.gather(1, others.int().argmax(1, keepdim=True))[:, 0]
+    certain = _gap(means).abs() - _gap_variance(covariances).sqrt()
+    return _picked(first, torch.where(others.any(1), later, fallback), certain)
+
+
+ACQUISITIONS: dict[str, Acquisition] = {
+    "infomax": infomax,
+    "dts": double_thompson,
+    "delta_ucb": delta_ucb,
+    "drts": double_reverse_thompson,
+}
+
+
+def _gap(means: Tensor) -> Tensor:
+    """`mean_i - mean_j` of the candidate pairs. Shape `(N, K)` to `(N, P)`."""
+    first, second = candidate_pairs(means.shape[1])
+    return means[:, first] - means[:, second]
+
+
+def _gap_variance(covariances: Tensor) -> Tensor:
+    """Variance of `u_i - u_j`. Shape `(N, K, K)` to `(N, P)`."""
+    first, second = candidate_pairs(covariances.shape[1])
+    own = covariances.diagonal(dim1=1, dim2=2)
+    return (own[:, first] + own[:, second] - 2 * covariances[:, first, second]).clamp_min(0)
+
+
+def _samples(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """Utilities drawn from their joint posterior. Shape `(N, S, K)`."""
+    if draws.ndim != 3 or draws.shape[1] < 2:
+        raise TrlRealError(
+            f"Thompson sampling needs draws (N, S, K) with S of at least 2; found {tuple(draws.shape)}."
+        )
+    values, vectors = torch.linalg.eigh(covariances)  # equal responses make it singular, which Cholesky does not take
+    root = vectors * values.clamp_min(0).sqrt()[:, None]
+    return means[:, None] + draws.to(means) @ root.mT
+
+
+def _squash(values: Tensor) -> Tensor:
+    """Any numbers to (-1, 1), in their order."""
+    return values / (1 + values.abs())
+
+
+def _picked(first: Tensor, second: Tensor, values: Tensor) -> Tensor:
+    """Scores by which that pair is the row's, and rows with a large value come first. Shape `(N, P)`."""
+    one, two = candidate_pairs(_n_responses(values.shape[1]))
+    is_pair = (one == torch.minimum(first, second)[:, None]) & (two == torch.maximum(first, second)[:, None])
+    return -_squash(values) - PICKED * is_pair
+
+
+def _n_responses(n_pairs: int) -> int:
+    return round((1 + (1 + 8 * n_pairs) ** 0.5) / 2)

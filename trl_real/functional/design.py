@@ -1,0 +1,169 @@
+r"""
+Optimal design: which candidates tell the most about a linear reward, given what was picked before.
+
+On differences of gradients this is ActiveDPO's choice (arXiv 2505.19241); on differences of last-layer features it is
+the D-optimal design of ADPO (Kveton et al., arXiv 2503.01076). Its first pick among unit vectors' differences is the
+least similar pair: REAL's "easy".
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.greedy import BLOCK, Inverse, Search
+
+
+class Design(NamedTuple):
+    """
+    Args:
+        indices: Picked candidates, in the order of the picks. Shape `(k,)`.
+        scores: `phi^T V^-1 phi` of each when it was picked; it never rises. Shape `(k,)`, float64.
+        log_det: `log det V / ridge` after the last pick, history and all: the information gained, in nats.
+    """
+
+    indices: Tensor
+    scores: Tensor
+    log_det: float
+
+    @property
+    def gains(self) -> Tensor:
+        """What each pick added to `log_det`, `log(1 + score)`. Shape `(k,)`."""
+        return self.scores.log1p()
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    length = vectors.norm(dim=-1, keepdim=True)
+    return torch.where(length > 0, vectors / length, torch.zeros_like(vectors))
+
+
+def by_response(first: Tensor, second: Tensor) -> Tensor:
+    """`g_1 / |g_1| - g_2 / |g_2|`: length does not count. A zero vector stays zero. Shapes `(..., d)`."""
+    return _unit(first) - _unit(second)
+
+
+def by_pair(first: Tensor, second: Tensor) -> Tensor:
+    """`(g_1 - g_2) / |g_1 - g_2|`: directions alone count. Shapes `(..., d)`."""
+    return _unit(first - second)
+
+
+def unnormalized(first: Tensor, second: Tensor) -> Tensor:
+    """`g_1 - g_2`: long responses have long gradients, and are picked for it. Shapes `(..., d)`."""
+    return first - second
+
+
+NORMALIZATIONS: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
+    "response": by_response,
+    "pair": by_pair,
+    None: unnormalized,
+}
+
+
+def pair_features(first: Tensor, second: Tensor, normalize: str | None = "response") -> Tensor:
+    """
+    Features `phi` of pairs from vectors of their responses, gradients or embeddings.
+
+    Args:
+        first, second: Shape `(..., d)`.
+        normalize: A name in `NORMALIZATIONS`.
+
+    Returns:
+        Shape `(..., d)`. Swapping a pair's responses turns the sign, which no score sees.
+
+    Raises:
+        TrlRealError: If there is no such normalisation.
+    """
+    if normalize not in NORMALIZATIONS:
+        names = ", ".join(str(name) for name in NORMALIZATIONS)
+        raise TrlRealError(f"No normalisation {normalize!r}; there are {names}. Type normalize='response'.")
+    return NORMALIZATIONS[normalize](first, second)
+
+
+def uncertainty(features: Tensor, ridge: float = 1.0, history: Tensor | None = None) -> Tensor:
+    r"""
+    `phi^T V^-1 phi` with `V = ridge I + sum_h phi_h phi_h^T`: what one would pick by if labels came one at a time.
+
+    Args:
+        features: Shape `(P, d)`.
+        ridge: Above 0.
+        history: Features of earlier pairs. Shape `(H, d)`.
+
+    Returns:
+        Shape `(P,)`, float64 for float64 features, else float32.
+    """
+    inverse = Inverse(features.shape[1], ridge, history)
+    return torch.cat([inverse.scores(block) for block in features.split(BLOCK)]) if len(features) else features[:, 0]
+
+
+def greedy_design(
+    features: Tensor,
+    k: int,
+    *,
+    ridge: float = 1.0,
+    history: Tensor | None = None,
+    max_per_prompt: int | None = None,
+    prompts: Tensor | None = None,
+    exclude: Tensor | None = None,
+) -> Design:
+    r"""
+    Pick `k` candidates, each the largest `|phi|_{V^-1}` given those before: `V <- V + phi phi^T` after every pick
+    (ActiveDPO, Algorithm 1), which greedily maximises `log det V` (within `1 - 1 / e` of the best set).
+
+    Scores only fall when `V` grows, so a score that was true once is a bound for ever: a pool of the best is kept up
+    to date after every pick, and the others are only looked at again, in blocks, once the pool's best falls below
+    their bounds. That is exact. `V^-1` is `I / ridge - Q Q^T` with a column of `Q` a pick, as long as picks and
+    history are fewer than `d`, and a Cholesky factor of `V` beyond; scores are computed from scratch now and then.
+
+    Args:
+        features: One row `phi` a candidate, float32 or float64; memory beyond it does not grow with `P d`.
+            Shape `(P, d)`.
+        k: How many to pick.
+        ridge: `lambda`, above 0, in units of the squared features.
+        history: Features of the pairs picked in earlier rounds. Shape `(H, d)`.
+        max_per_prompt: Candidates of the same prompt that may be picked here; None for any number.
+        prompts: Whole numbers that tell prompts apart. Shape `(P,)`.
+        exclude: Candidates not to be picked. Shape `(P,)`, bool.
+
+    Returns:
+        The picks. Ties (within 1e-6, relative) go to the lowest index; zero features come last, with a score of 0.
+
+    Raises:
+        TrlRealError: If a value is out of range, a feature is not finite or there are not `k` candidates.
+    """
+    allowed = torch.ones(len(features), dtype=torch.bool) if exclude is None else ~exclude.cpu()
+    _check(features, k, ridge, history, allowed, max_per_prompt, prompts)
+    search = Search(features, Inverse(features.shape[1], ridge, history), allowed)
+    left: dict[int, int] = {}
+    picks, scores = [], []
+    for _ in range(k):
+        best, score = search.best()
+        picks.append(best)
+        scores.append(score)
+        search.take(best)
+        if max_per_prompt is not None:
+            prompt = int(prompts[best])
+            left[prompt] = left.get(prompt, max_per_prompt) - 1
+            if not left[prompt]:
+                search.drop((prompts == prompt).nonzero()[:, 0])
+    scores = torch.tensor(scores, dtype=torch.float64)
+    log_det = search.inverse.history_log_det + float(scores.log1p().sum())
+    return Design(torch.tensor(picks, dtype=torch.long), scores, log_det)
+
+
+def _check(features, k, ridge, history, allowed, max_per_prompt, prompts) -> None:
+    if not ridge > 0:
+        raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0.")
+    for name, rows in (("features", features), ("history", history)):
+        if rows is not None and not all(torch.isfinite(block).all() for block in rows.split(BLOCK)):
+            raise TrlRealError(f"The {name} hold NaN or infinity. Leave such candidates out before the choice.")
+    if history is not None and history.shape[1] != features.shape[1]:
+        raise TrlRealError(f"The history has {history.shape[1]} features, the candidates {features.shape[1]}.")
+    if max_per_prompt is not None and (prompts is None or max_per_prompt < 1):
+        raise TrlRealError(f"max_per_prompt={max_per_prompt} needs a positive number and each candidate's prompt.")
+    n = int(allowed.sum())
+    if max_per_prompt is not None:
+        n = int(prompts.cpu()[allowed].unique(return_counts=True)[1].clamp_max(max_per_prompt).sum())
+    if not 0 <= k <= n:
+        raise TrlRealError(f"{k} pairs are to be picked, but {n} candidates may be. Type a budget of at most {n}.")

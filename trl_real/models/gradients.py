@@ -1,0 +1,289 @@
+"""Per-response gradients of the log-probability in a LoRA adapter's parameters, from one backward pass for many."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.projection import Projection, make_projection
+from trl_real.models.adapters import adapter_parameters, hidden_from_taps, measured, taps
+from trl_real.models.packing import packed
+from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
+from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
+
+
+logger = logging.getLogger(__name__)
+
+# Logits of a pass: 256 MB in float32, and as much again for their gradient.
+MAX_LOGITS = 2**26
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """
+    Args:
+        projection: A name in `PROJECTIONS`.
+        projection_dim: Numbers a vector, `d`; None for whole gradients.
+        max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
+        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        seed: Of the projection.
+
+    Raises:
+        TrlRealError: If a value is out of range.
+    """
+
+    projection: str | None = "count_sketch"
+    projection_dim: int | None = 8192
+    max_length: int = 512
+    batch_tokens: int | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        make_projection(self.projection, {}, self.projection_dim, self.seed)
+        for name in ("max_length", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+
+
+@dataclass
+class Gradients:
+    """
+    Args:
+        vectors: Projected gradients as they are, not normalised (`functional.design.pair_features` does that); zeros
+            for a response with no token to score. On the CPU. Shape `(n, d)`.
+        norms: Their lengths, which grow with the response's. Shape `(n,)`.
+        n_scored: Tokens whose log-probabilities were summed. Shape `(n,)`.
+        truncated: Responses that were cut. Shape `(n,)`, bool.
+        fingerprint: Of the projection: vectors may be compared where it is the same.
+        n_tokens: Tokens that went through the model for them.
+        seconds: Time it took.
+    """
+
+    vectors: Tensor
+    norms: Tensor
+    n_scored: Tensor
+    truncated: Tensor
+    fingerprint: str
+    n_tokens: int = 0
+    seconds: float = 0.0
+
+
+class GradientFeatures:
+    r"""
+    `g(x, y) = Pi grad_theta sum_t log pi_theta(y_t | x, y_<t)`, over the tokens of the response, its end included; the
+    prompt is context (ActiveDPO, arXiv 2505.19241). `theta` is the model's own LoRA adapter, `Pi` a random projection.
+
+    The implicit reward of DPO is `r(x, y) = beta (log pi_theta(y | x) - log pi_ref(y | x))`. Its reference does not
+    depend on `theta`, so that its gradient is exactly 0 and the reference model is never run; `beta` is a factor that
+    normalisation takes off, and without normalisation it rescales the ridge of the design: `(beta phi, lambda)` and
+    `(phi, lambda / beta^2)` choose alike. Both are left out. The log-probabilities are summed, not averaged: that is
+    what the reward is.
+
+    Many responses share a pass. Taps on A and B of every adapted layer see the layer's inputs `x_t` and the gradients
+    `gamma_t` of its outputs, and form `sum_t gamma_t x_t^T` a response at a time, in float32, to be projected at once:
+    no gradient is ever held whole, and the adapter's own `.grad` stays empty. Sequences run packed, without padding,
+    where a check on this very model shows that this gives what one response at a time gives; else padded; and one by
+    one, with a line in the log, where taps cannot see (DoRA, modules that are trained whole, shared adapters).
+    Vectors do not depend on what else is in the batch beyond rounding (1e-5, relative, in float32).
+
+    A fresh adapter has `B = 0`, and the gradients in A are then exactly 0: the scores of a first round are valid, but
+    half the coordinates are not used.
+
+    Args:
+        model: A PEFT model with one LoRA adapter that is on.
+        tokenizer: Its tokenizer.
+        options: What to read and how to project.
+        dtype: Precision of the matrix products; by default the weights'. Gradients are summed up in float32 always.
+
+    Raises:
+        TrlRealError: If the model has no such adapter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        options: GradientOptions | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.options = options = options or GradientOptions()
+        shapes = {name: _as_rows(p[None]).shape[1:] for name, p in adapter_parameters(model).items()}
+        self.projection: Projection = make_projection(options.projection, shapes, options.projection_dim, options.seed)
+        self.causal_lm = model.get_base_model()
+        self.device, weights = model.device, next(self.causal_lm.parameters()).dtype
+        self.sum_in = torch.promote_types(weights, torch.float32)
+        self.cast_to = dtype if dtype not in (None, weights) else None
+        words = self.causal_lm.config.get_text_config().vocab_size
+        tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
+        self.batch_tokens = max(1, min(tokens, MAX_LOGITS // words))
+        self._method: str | None = None
+
+    def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Gradients:
+        """
+        Gradients of responses; equal ones to equal prompts run once.
+
+        Args:
+            prompts: One a response: text, messages or None.
+            responses: Texts or messages.
+            progress: Show a bar, from the third second on.
+
+        Raises:
+            TrlRealError: If a sequence is longer than the model reads.
+        """
+        started = time.perf_counter()
+        sequences = tokenize_pairs(self.tokenizer, prompts, responses, self.options.max_length)
+        rows = [Row(s.prompt, (s.response,)) for s in sequences]
+        return self._gradients(rows, [s.truncated for s in sequences], started, progress)
+
+    def differences(self, prompts: list[Any], first: list[Any], second: list[Any], progress: bool = True) -> Gradients:
+        """
+        Gradients of the difference of two responses' rewards, `g(x, y_1) - g(x, y_2)`, in one backward pass that reads
+        each prompt once: for features that are not normalised response by response.
+
+        Args:
+            prompts: One a pair.
+            first, second: Responses.
+            progress: Show a bar, from the third second on.
+        """
+        started = time.perf_counter()
+        both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
+        rows = [_pair_row(*pair) for pair in zip(*both, strict=True)]
+        return self._gradients(
+            rows, [a.truncated or b.truncated for a, b in zip(*both, strict=True)], started, progress
+        )
+
+    @property
+    def method(self) -> str:
+        """How passes are made: the first of "packed" and "padded" that is exact on this model, or "one by one"."""
+        if self._method is None:
+            reason = hidden_from_taps(self.model)
+            self._method = "one by one" if reason else self._first_exact()
+            if self._method == "one by one":
+                reason = reason or "it differs from one at a time"
+                logger.warning("The adapter's gradients are computed response by response, slowly: %s.", reason)
+        return self._method
+
+    def _gradients(self, rows: list[Row], truncated: list[bool], started: float, progress: bool) -> Gradients:
+        distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
+        self._check_length(distinct)
+        vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # the last one for blanks
+        n_tokens = 0
+        run = closing(self._run(self.method, list(distinct))) if distinct else nullcontext(())
+        with _bar(sum(row.n_tokens for row in distinct), progress) as bar, run as batches:
+            for ids, found, n_done in batches:
+                vectors.index_add_(0, torch.tensor(ids), found.cpu())
+                n_tokens += n_done
+                bar.update(n_done)
+        vectors = vectors[[distinct.get(row, -1) for row in rows]]
+        n_scored = torch.tensor([row.n_scored for row in rows], dtype=torch.long)
+        cost = {"n_tokens": n_tokens, "seconds": time.perf_counter() - started}
+        cut = torch.tensor(truncated, dtype=torch.bool)
+        return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
+
+    def _check_length(self, rows: dict[Row, int]) -> None:
+        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        longest = max((len(row.prompt) + max(map(len, row.responses)) for row in rows), default=0)
+        if limit and longest > limit:
+            raise TrlRealError(
+                f"A text has {longest} tokens, but the model reads {limit}. Type max_length={limit // 2}."
+            )
+
+    def _first_exact(self) -> str:
+        """The fastest method that gives on made-up sequences what one at a time gives; silently wrong ones exist."""
+        config = self.causal_lm.config.get_text_config()
+        ids = [tuple((7919 * i + 13 * n) % config.vocab_size for i in range(n)) for n in (7, 4, 4, 3, 9)]
+        rows = [
+            Row(ids[0], (ids[1],)),
+            Row((), (ids[4],)),
+            Row(ids[3], (ids[2],)),
+            Row(ids[0], (ids[4], ids[2][::-1])),
+        ]
+        expected = self._collect("one by one", rows)
+        exact = self.cast_to is None and self.sum_in == next(self.causal_lm.parameters()).dtype
+        window = getattr(config, "sliding_window", None)
+        fits = not window or window >= 2 * self.options.max_length
+        for method in ("packed", "padded") if fits else ("padded",):
+            try:
+                found = self._collect(method, rows)
+            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+                logger.debug("%s passes do not work on this model: %s", method, error)
+                continue
+            if (found - expected).norm() <= (1e-3 if exact else 1e-1) * expected.norm():
+                return method
+        return "one by one"
+
+    def _collect(self, method: str, rows: list[Row]) -> Tensor:
+        vectors = torch.zeros(len(rows), self.projection.dim, dtype=self.sum_in)
+        for ids, found, _ in self._run(method, rows):
+            vectors.index_add_(0, torch.tensor(ids), found.cpu())
+        return vectors
+
+    def _run(self, method: str, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
+        """Yields row numbers, their vectors and the number of tokens, one pass at a time."""
+        parameters = adapter_parameters(self.model)
+        if method == "one by one":
+            with measured(self.model, list(parameters.values()), checkpointing=False):
+                for step in padded_passes(rows, 1):
+                    yield step.ids, self._one(step, parameters), step.n_tokens
+            return
+        passes, attention = {
+            "packed": (packed_passes, packed(self.causal_lm)),
+            "padded": (padded_passes, nullcontext()),
+            "padded left": (partial(padded_passes, left=True), nullcontext()),
+        }[method]
+        current: dict[str, Any] = {}
+
+        def project(name: str, x: Tensor, gradient: Tensor) -> None:
+            products = current["pass"].products(gradient.to(self.sum_in), x.to(self.sum_in))
+            self.projection.add(current["buffer"], name, products.to(self.device))
+
+        with measured(self.model, []), taps(self.model, project, self.cast_to), attention:
+            for step in passes(rows, self.batch_tokens):
+                current.update(
+                    {"pass": step, "buffer": self.projection.buffer(len(step.ids), self.sum_in, self.device)}
+                )
+                self._objective(step).backward()
+                yield step.ids, self.projection.finish(current["buffer"]), step.n_tokens
+
+    def _one(self, step: Pass, parameters: dict[str, nn.Parameter]) -> Tensor:
+        """The same by ordinary gradients, for a batch of one row. Shape `(1, d)`."""
+        buffer = self.projection.buffer(1, self.sum_in, self.device)
+        found = torch.autograd.grad(self._objective(step), list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            if gradient is not None:
+                self.projection.add(buffer, name, _as_rows(gradient[None]).to(buffer))
+        return self.projection.finish(buffer)
+
+    def _objective(self, step: Pass) -> Tensor:
+        """Signed sum of the log-probabilities of all scored tokens, over no number divided."""
+        with torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext():
+            logits = self.causal_lm(**step.inputs(self.device), use_cache=False).logits
+        labels, signs = (torch.tensor(values, device=self.device) for values in (step.labels, step.signs))
+        return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
+
+
+def _pair_row(first: Sequence, second: Sequence) -> Row:
+    """A pair on what their prompts have in common, which is all of it unless tokens merge across the boundary."""
+    if not first.response or not second.response:
+        return Row((), ())
+    n = common_prefix(first.prompt, second.prompt)
+    return Row(first.prompt[:n], (first.prompt[n:] + first.response, second.prompt[n:] + second.response))
+
+
+def _as_rows(gradients: Tensor) -> Tensor:
+    """Gradients of any parameter as those of a matrix. Shape `(B, ...)` to `(B, m, n)`."""
+    return gradients.flatten(2) if gradients.ndim > 2 else gradients[:, None]
+
+
+def _bar(n_tokens: int, progress: bool) -> tqdm:
+    return tqdm(total=n_tokens, unit="tok", desc="Gradients", leave=False, delay=2, disable=not progress)

@@ -80,7 +80,7 @@ class Endpoint:
     ):
         _check(concurrency, timeout, deadline, max_retries, max_tokens, price, max_cost)
         url = without_password(base_url)
-        self.name = f"{model}@{urlsplit(url).netloc}"
+        self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
         self.model, self.concurrency, self.max_tokens = model, concurrency, max_tokens
         self.price, self.max_cost = Price(*price) if price else None, max_cost
         self.requests = Requests(base_url, _key(api_key, base_url), served_as or model, timeout, deadline, max_retries)

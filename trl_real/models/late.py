@@ -41,7 +41,7 @@ class LateModel:
         self.path = os.fspath(model) if named else None
         self.loaded, self.tokenizer = None if named else model, tokenizer
         self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
-        self.label = self.path or getattr(model.config, "_name_or_path", "") or kind
+        self.label = shown_name(self.path or getattr(model.config, "_name_or_path", "")) or kind
         if not named and self.dtype == "float32" != self.precision:
             raise TrlRealError(
                 f"The loaded model's weights are {self.precision}: leave dtype out, or load in float32."
@@ -87,6 +87,11 @@ class LateModel:
         if self.path is None:
             raise TrlRealError("A loaded model does not travel to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
+
+
+def shown_name(model: str) -> str:
+    """A model's name as it stands beside labels, which travel: of a local folder, the last part of its path."""
+    return os.path.basename(model.rstrip("/")) if os.path.isabs(model) or os.path.isdir(model) else model
 
 
 def _digest(tokenizer: Any) -> str:

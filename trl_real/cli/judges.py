@@ -40,7 +40,6 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     add("--min_ratio", type=float, help="score: least ratio of scores that decides, such as 1.5")
     add(f"--{model}", dest="judge_model", help="reward, chat: Hub id or path; with --base_url the server's name of it")
     add("--scale", type=float, help="reward: what differences of scores are divided by")
-    add("--max_length", type=int, help="reward: tokens that are read")
     add("--base_url", help="chat: an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--template", help="chat: pairwise (default), alpaca_eval, real, or a YAML file")
     add("--orders", help="chat: both (default), or one: half the price, and a position bias that stays")
@@ -64,10 +63,11 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     add("--panel", metavar="FILE.yaml", help="panel: a list of judges, each with `judge:` and its arguments")
     add("--pooling", help="panel: mean (default) or majority")
     add("--quorum", type=int, help="panel: judges that must have a verdict (default: more than half)")
-    for name, kind in {"revision": str, "dtype": str, "device": str, "batch_tokens": int}.items():
-        add(
-            f"--judge_{name}" if model != "model" else f"--{name}", dest=name, type=kind, help="reward, chat: as usual"
-        )
+    own = {"revision": str, "dtype": str, "device": str, "batch_tokens": int, "max_length": int}
+    for name, kind in own.items():
+        flag = f"--judge_{name}" if model != "model" else f"--{name}"
+        who = "reward" if name == "max_length" else "reward, chat"
+        add(flag, dest=f"judge_{name}", type=kind, help=f"{who}: of the judge's model")
     add("--seed", type=int, help="chat: of the orders and the answers (default 42)")
 
 
@@ -78,7 +78,7 @@ def judge_from(args: argparse.Namespace) -> Any:
     Raises:
         TrlRealError: If there is no such judge, or a flag is of another one.
     """
-    values = {**vars(args), "model": args.judge_model}
+    values = {**vars(args), **{name: getattr(args, f"judge_{name}") for name in ("model", *LOCAL, "max_length")}}
     names = dict.fromkeys(name for takes in TAKES.values() for name in takes)
     settings = {name: values[name] for name in names if values.get(name) is not None}
     return make_judge(args.judge, settings, args.model_flag)

@@ -16,6 +16,7 @@ VERBS = {
     "sft": "fine-tune on the chosen responses: where DPO starts, and its reference",
     "train": "train with REALDPOTrainer (all flags of TRL's DPO)",
     "win-rate": "win rate of a model against a baseline, with its interval",
+    "active": "choose, label and train in rounds, beside baselines",
     "study": "measure what choosing saves: strategies, budgets and seeds against random",
     "report": "write the report of a study again",
     "push": "push a subset to the Hub, with its recipe",

@@ -193,7 +193,7 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")
-    selection = {name: pairs.features[name] for name in POOL_COLUMNS if name in pairs.features}
+    selection = {name: pairs.features[name] for name in (*POOL_COLUMNS, "uncertainty") if name in pairs.features}
     features = Features({"prompt": prompt, **added, **selection})
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in features}, features=features)

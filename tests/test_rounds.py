@@ -1,0 +1,166 @@
+"""Claims about runs in rounds: each step once, whatever happens, and always against the same reference."""
+
+import json
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+from peft import LoraConfig, load_peft_weights
+from test_trainer import config, pairs
+from tiny import save_tiny
+
+from trl_real import ScoreJudge, TrlRealError
+from trl_real.labeling.journal import Journal
+from trl_real.training.round_selectors import ROUND_SELECTORS
+from trl_real.training.rounds import ActiveRounds
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def pool(n: int = 14, k: int = 3) -> Dataset:
+    rows = pairs(n * k)
+    return Dataset.from_dict(
+        {
+            "prompt": [f"Question {i}? " for i in range(n)],
+            "responses": [[rows[k * i + j]["chosen"] + f" {j}" for j in range(k)] for i in range(n)],
+            "scores": [[float((i + j) % 3) for j in range(k)] for i in range(n)],
+        }
+    )
+
+
+def active(model, folder, rounds: int = 2, **changes):
+    settings = {
+        "pool": pool(), "judge": ScoreJudge(), "model": model, "args": config(folder / "unused", max_steps=2),
+        "output_dir": folder / "run", "selector": "easy", "budget": 4, "seed": 1,
+        "peft_config": LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+        "eval_dataset": Dataset.from_list(pairs(6)),
+    }  # fmt: skip
+    return ActiveRounds(**{**settings, **changes}).run(rounds)
+
+
+def without_times(rounds):
+    return [{k: v for k, v in row.items() if k != "phases"} for row in rounds]
+
+
+def weights(folder, number):
+    return load_peft_weights(str(folder / "run" / f"round-{number:02d}" / "adapter"))
+
+
+def equal(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("selector", ROUND_SELECTORS)
+def test_every_selector_goes_the_whole_way_and_asks_for_no_pair_twice(selector, model, tmp_path):
+    found = active(model, tmp_path, selector=selector)
+    assert [row["n_asked"] for row in found.rounds] == [0, 4, 8]
+    assert all({"loss", "accuracy", "margin"} <= row.keys() for row in found.rounds)
+    assert {"select", "label", "train"} <= found.rounds[1]["phases"].keys()
+    asked = [line["key"] for line in Journal(tmp_path / "run" / "verdicts.jsonl").read()]
+    assert len(asked) == len(set(asked)) == 8
+    again = active(model, tmp_path, selector=selector)
+    assert again.rounds == found.rounds
+
+
+def test_a_round_more_goes_on_and_other_settings_are_refused(model, tmp_path):
+    two = active(model, tmp_path)
+    three = active(model, tmp_path, rounds=3)
+    assert three.rounds[:3] == two.rounds and three.rounds[3]["n_asked"] == 12
+    with pytest.raises(TrlRealError, match="holds a run with budget=4, not 5"):
+        active(model, tmp_path, budget=5)
+    with pytest.raises(TrlRealError, match="No selector 'esay'; there are gradient"):
+        active(model, tmp_path, selector="esay")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    with pytest.raises(TrlRealError, match="holds something that is no run"):
+        active(model, tmp_path, output_dir=tmp_path / "other")
+
+
+def test_a_restart_trains_on_all_labels_from_the_same_weights(model, tmp_path):
+    """So the last round is one training on all labels, whatever happened in between."""
+    active(model, tmp_path)
+    from trl_real.training.adapters import load_base
+    from trl_real.training.round_training import round_config, train_adapter
+
+    run = tmp_path / "run"
+    labels = [load_from_disk(str(run / f"round-0{n}" / "labels")) for n in (1, 2)]
+    base, tokenizer = load_base(model, None, cpu=True)
+    all_labels = Dataset.from_list([row for part in labels for row in part], features=labels[0].features)
+    peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = round_config(config(tmp_path / "x", max_steps=2), tmp_path / "x", 1)
+    trained = train_adapter(base, tokenizer, all_labels, run / "round-00" / "adapter", settings, peft_config, None)
+    trained.policy.save_pretrained(str(tmp_path / "alone"))
+    assert equal(load_peft_weights(str(tmp_path / "alone")), weights(tmp_path, 2))
+    assert not equal(weights(tmp_path, 1), weights(tmp_path, 2))
+
+
+def test_going_on_starts_from_the_last_adapter_against_the_same_reference(model, tmp_path):
+    found = active(model, tmp_path, restart=False)
+    state = json.loads((tmp_path / "run" / "round-02" / "state.json").read_text())
+    assert state["train"]["n_steps"] == 2 and found.rounds[2]["margin"] != found.rounds[1]["margin"]
+
+
+def test_ties_are_spent_and_not_asked_for_again(model, tmp_path):
+    ties = pool().map(lambda row: {"scores": [1.0, 1.0, 1.0]})
+    found = active(model, tmp_path, pool=ties, judge=ScoreJudge())
+    assert [row["n_asked"] for row in found.rounds] == [0, 4, 8] and found.rounds[2]["n_labels"] == 0
+    assert equal(weights(tmp_path, 0), weights(tmp_path, 2))
+    asked = [line["key"] for line in Journal(tmp_path / "run" / "verdicts.jsonl").read()]
+    assert len(set(asked)) == 8
+
+
+def test_each_rounds_policy_writes_new_responses(model, tmp_path):
+    class Longer:
+        name = "longer"
+
+        def __call__(self, batch):
+            return [float(len(a) > len(b)) for a, b in zip(batch["response_a"], batch["response_b"], strict=True)]
+
+    generation = {"n": 3, "max_new_tokens": 6, "batch_size": 32}
+    found = active(
+        model, tmp_path, judge=Longer(), generation=generation, n_prompts=8, pool=pool().select_columns("prompt")
+    )
+    first, second = (load_from_disk(str(tmp_path / "run" / f"round-0{n}" / "pool")) for n in (1, 2))
+    assert len(first) == len(second) == 8 and set(first["prompt"]) != set(second["prompt"])
+    assert found.rounds[1]["phases"]["generate"]["n_tokens"] > 0
+
+
+def test_further_metrics_come_from_a_function_of_the_policy(model, tmp_path):
+    found = active(
+        model, tmp_path, evaluate=lambda policy, tokenizer: {"size": float(len(tokenizer))}, eval_dataset=None
+    )
+    assert [row["size"] for row in found.rounds] == [found.rounds[0]["size"]] * 3 and "loss" not in found.rounds[0]
+
+
+def killed(model, folder, selector):
+    torch.set_num_threads(1)
+    active(model, folder, rounds=3, selector=selector)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_picks_labels_and_weights(model, tmp_path):
+    expected = active(model, tmp_path / "whole", rounds=3)
+    draws, n_killed = np.random.default_rng(0), 0
+    context = multiprocessing.get_context("fork")
+    (tmp_path / "killed").mkdir()
+    for _ in range(10):
+        process = context.Process(target=killed, args=(model, tmp_path / "killed", "easy"))
+        process.start()
+        time.sleep(draws.uniform(0.1, 2.0))
+        n_killed += process.is_alive()
+        process.kill()
+        process.join()
+    found = active(model, tmp_path / "killed", rounds=3)
+    assert n_killed and without_times(found.rounds) == without_times(expected.rounds)
+    for number in (1, 2, 3):
+        assert equal(weights(tmp_path / "whole", number), weights(tmp_path / "killed", number))
+    asked = [line["key"] for line in Journal(tmp_path / "killed" / "run" / "verdicts.jsonl").read()]
+    assert len(asked) == len(set(asked)) == 12

@@ -1,0 +1,62 @@
+"""Policies as a base model and an adapter on disk."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer_utils import set_seed
+
+from trl_real.errors import TrlRealError
+
+
+def default_lora() -> LoraConfig:
+    """LoRA on all linear layers, without dropout: gradients of a dropped-out adapter are noise."""
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
+    """
+    The base model and its tokenizer.
+
+    Args:
+        model: Hub id or path.
+        init: Of `from_pretrained`, float32 weights by default.
+        cpu: Whether to stay on the CPU.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
+    device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return loaded.to(device), tokenizer
+
+
+def fresh_adapter(model: Any, config: PeftConfig, seed: int) -> PeftModel:
+    """The model with a new adapter, whose weights hang on the seed alone."""
+    set_seed(seed)
+    return get_peft_model(model, config)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter: all of it, or nothing."""
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    model.save_pretrained(str(new), selected_adapters=["default"])
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(new, folder)
+
+
+def with_adapter(model: Any, folder: Path, trainable: bool = False) -> PeftModel:
+    """
+    The model with an adapter from disk.
+
+    Raises:
+        TrlRealError: If there is none.
+    """
+    if not (folder / "adapter_config.json").exists():
+        raise TrlRealError(f"No adapter in {str(folder)!r}. Remove that round's folder to have it made again.")
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)

@@ -1,0 +1,121 @@
+"""How the pairs of a round can be chosen: one table of makers, all with `select(dataset, budget, history=…)`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from datasets import Dataset
+
+from trl_real.data.conversation import text_of
+from trl_real.data.rows import iterate
+from trl_real.functional.bayesian_head import ACQUISITIONS
+from trl_real.selection.record import SelectionRecord
+from trl_real.selection.strategies import STRATEGIES
+
+
+class RoundSelector(Protocol):
+    """Chooses pairs that are worth a label, given what was labelled."""
+
+    record: SelectionRecord
+
+    def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
+        """The pairs, with `pair`, `response_a`, `response_b` and the pool's columns."""
+        ...
+
+
+@dataclass
+class Chooser:
+    """
+    What a maker may use.
+
+    Args:
+        base: Hub id or path of the model before alignment.
+        policy: The current policy: the base with its adapter.
+        tokenizer: Of both.
+        responses: Column of the responses.
+        seed: Of the round's draws.
+        settings: Further arguments of the selector.
+    """
+
+    base: str
+    policy: Any
+    tokenizer: Any
+    responses: str
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+Maker = Callable[[str, Chooser], RoundSelector]
+
+
+class Memoryless:
+    """
+    A selector that takes one pair a row and knows no history: rows with a pair that was labelled are left out.
+
+    Args:
+        selector: With `select(dataset, budget)` and `record`.
+        responses: Column of the responses.
+    """
+
+    def __init__(self, selector: Any, responses: str):
+        self.selector, self.responses = selector, responses
+
+    @property
+    def record(self) -> SelectionRecord:
+        """Of the last selection."""
+        return self.selector.record
+
+    def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
+        """Choose among the rows of which no pair was labelled."""
+        labeled: dict[str, list[set[str]]] = {}
+        for row in iterate(history) if history is not None else ():
+            pair = {text_of(row["chosen"]), text_of(row["rejected"])}
+            labeled.setdefault(repr(row["prompt"]), []).append(pair)
+        fresh = [
+            number
+            for number, row in enumerate(iterate(dataset))
+            if not any(pair <= _texts(row[self.responses]) for pair in labeled.get(repr(row["prompt"]), ()))
+        ]
+        return self.selector.select(dataset.select(fresh) if len(fresh) < len(dataset) else dataset, budget)
+
+
+def _texts(responses: list | None) -> set[str]:
+    return {text_of(response) for response in responses or [] if response is not None}
+
+
+def _gradient(name: str, chooser: Chooser) -> RoundSelector:
+    from trl_real.selection.gradient_selector import GradientPairSelector
+
+    own = {"tokenizer": chooser.tokenizer, "responses": chooser.responses, "seed": chooser.seed}
+    return GradientPairSelector(chooser.policy, **{**own, **chooser.settings})
+
+
+def _margin(name: str, chooser: Chooser) -> RoundSelector:
+    from trl_real.selection.margin_selector import MarginPairSelector
+
+    own = {"tokenizer": chooser.tokenizer, "responses": chooser.responses, "seed": chooser.seed}
+    return MarginPairSelector(chooser.policy, strategy=name, **{**own, **chooser.settings})
+
+
+def _head(name: str, chooser: Chooser) -> RoundSelector:
+    from trl_real.selection.head_selector import HeadPairSelector
+
+    own = {"responses": chooser.responses, "seed": chooser.seed}
+    return HeadPairSelector(chooser.base, acquisition=name, **{**own, **chooser.settings})
+
+
+def _embedding(name: str, chooser: Chooser) -> RoundSelector:
+    from trl_real.selection.selector import EmbeddingPairSelector
+
+    own = {"responses": chooser.responses, "seed": chooser.seed}
+    selector = EmbeddingPairSelector(chooser.base, strategy=name, **{**own, **chooser.settings})
+    return Memoryless(selector, chooser.responses)
+
+
+ROUND_SELECTORS: dict[str, Maker] = {
+    "gradient": _gradient,
+    "certainty": _margin,
+    "uncertainty": _margin,
+    **dict.fromkeys(ACQUISITIONS, _head),
+    **dict.fromkeys(STRATEGIES, _embedding),
+}

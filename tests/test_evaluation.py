@@ -228,6 +228,9 @@ before = trainer.evaluate()
 trainer.train()
 with open(f"{folder}/rank{rank}.json", "w") as file:
     json.dump([before, trainer.state.log_history, list(trainer._noise.margins)], file)
+# Threads of a process group that are still there at the end of the interpreter abort it now and then.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

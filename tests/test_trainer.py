@@ -408,6 +408,7 @@ def test_a_checkpoint_of_another_training_set_is_one_line(model, tmp_path):
 
 WORKER = """
 import json, os, sys
+import torch
 from datasets import Dataset
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 
@@ -427,6 +428,9 @@ except TrlRealError as error:
     found.append(str(error))
 with open(f"{folder}/rank{rank}.json", "w") as file:
     json.dump(found, file)
+# Threads of a process group that are still there at the end of the interpreter abort it now and then.
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 

@@ -1,6 +1,7 @@
 """Files that are there whole, as they were, or not at all, whatever happens while they are written."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,13 @@ def write_whole(file: Path, content: bytes) -> None:
         target.flush()
         os.fsync(target.fileno())
     os.replace(partial, file)
+
+
+def without_nan(value: Any) -> Any:
+    """Values as JSON knows them: NaN becomes None, in mappings at every depth."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:

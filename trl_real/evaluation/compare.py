@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from trl_real.evaluation.checks import Doubt, judge_doubts, rate_doubts, text_do
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
 from trl_real.functional.win_rate import win_rate
-from trl_real.labeling.verdicts import TIE, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 # Rows a judge sees in one call: enough for many requests at a time, little enough to stay in memory.
 ROWS_A_CALL = 256
-
-Judge = Callable[[dict[str, list]], list[float]]
 
 
 def compare(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from trl_real.data.whole import without_nan
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.checks import Doubt
 from trl_real.functional.paired import PairedComparison, paired_comparison
@@ -51,7 +52,7 @@ class Comparison:
         own = ("model", "baseline", "judge", "rates", "model_length", "baseline_length", "n_identical", "n_prompts")
         values = {name: getattr(self, name) for name in (*own, "confidence", "seed")}
         values["doubts"] = [doubt._asdict() for doubt in self.doubts]
-        return {**{name: _plain(value) for name, value in values.items()}, "verdicts": self.verdicts.to_dict()}
+        return {**{name: without_nan(value) for name, value in values.items()}, "verdicts": self.verdicts.to_dict()}
 
     def summary(self) -> str:
         """A few lines for a person: the rate with its interval and counts, what was compared, and the doubts."""
@@ -89,9 +90,3 @@ class Comparison:
         clusters = self.rows["prompt"]
         ours, theirs = self.rows["preference"], other.rows["preference"]
         return paired_comparison(ours, theirs, clusters=clusters, confidence=self.confidence, seed=seed)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

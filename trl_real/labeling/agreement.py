@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trl_real.data.whole import without_nan
 from trl_real.functional.win_rate import wilson_interval
 from trl_real.labeling.verdicts import Verdict
 
@@ -36,7 +37,7 @@ class GoldAgreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
-        return _plain(asdict(self))
+        return without_nan(asdict(self))
 
     def words(self) -> str:
         """One line."""
@@ -67,7 +68,7 @@ class PanelAgreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
-        return _plain(asdict(self))
+        return without_nan(asdict(self))
 
     def words(self) -> str:
         """One line."""
@@ -96,7 +97,3 @@ def panel_agreement(verdicts: Sequence[Verdict]) -> PanelAgreement | None:
     sides = np.where(np.isnan(said), np.nan, (np.sign(said - 0.5) + 1) / 2)
     found = krippendorff_alpha(sides)
     return PanelAgreement(found.alpha, found.ci_low, found.ci_high, found.n_raters, found.n_pairs)
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from trl_real.data.pairs import preference_candidates
 from trl_real.data.rows import iterate
+from trl_real.data.whole import without_nan
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.calibration import calibration_temperature, log_loss
 from trl_real.functional.win_rate import wilson_interval
@@ -59,8 +60,7 @@ class JudgeCheck:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
-        values = {**asdict(self), "verdicts": self.verdicts.to_dict()}
-        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
+        return without_nan(asdict(self))
 
     def words(self) -> str:
         """A few lines for a person."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trl_real.data.whole import without_nan
 from trl_real.errors import TrlRealError
 
 
@@ -179,8 +180,7 @@ class VerdictSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
-        values = asdict(self)
-        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
+        return without_nan(asdict(self))
 
     def words(self) -> str:
         """One to three lines for a person: failures, position bias and price, as far as there are any."""

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trl_real.data.whole import without_nan
 from trl_real.functional.win_rate import wilson_interval
 from trl_real.labeling.votes import VERDICTS, Vote, VoteBook
 
@@ -59,7 +60,7 @@ class VoteReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
-        return _plain(asdict(self))
+        return without_nan(asdict(self))
 
     def words(self) -> str:
         """A line a person, and one for all."""
@@ -120,9 +121,3 @@ def _words(name: str, report: AnnotatorReport) -> str:
         interval = f"[{report.first_shown_low:.2f}, {report.first_shown_high:.2f}]"
         line += f", {report.first_shown_rate:.2f} {interval} of the decided ones for the response shown first"
     return line
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from peft import LoraConfig, load_peft_weights
+from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 from test_trainer import config, pairs
 from tiny import save_tiny
 
@@ -64,7 +64,7 @@ def test_every_selector_goes_the_whole_way_and_asks_for_no_pair_twice(selector, 
     found = active(model, tmp_path, selector=selector)
     assert [row["n_asked"] for row in found.rounds] == [0, 4, 8]
     assert all({"loss", "accuracy", "margin"} <= row.keys() for row in found.rounds)
-    assert {"select", "label", "train"} <= found.rounds[1]["phases"].keys()
+    assert {"select", "label", "train", "test"} == found.rounds[1]["phases"].keys()
     asked = [line["key"] for line in Journal(tmp_path / "run" / "verdicts.jsonl").read()]
     assert len(asked) == len(set(asked)) == 8
     again = active(model, tmp_path, selector=selector)
@@ -97,10 +97,39 @@ def test_a_restart_trains_on_all_labels_from_the_same_weights(model, tmp_path):
     all_labels = Dataset.from_list([row for part in labels for row in part], features=labels[0].features)
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = round_config(config(tmp_path / "x", max_steps=2), tmp_path / "x", 1)
-    trained = train_adapter(base, tokenizer, all_labels, run / "round-00" / "adapter", settings, peft_config, None)
+    trained = train_adapter(base, tokenizer, all_labels, run / "round-00" / "adapter", settings, peft_config)
     trained.policy.save_pretrained(str(tmp_path / "alone"))
     assert equal(load_peft_weights(str(tmp_path / "alone")), weights(tmp_path, 2))
     assert not equal(weights(tmp_path, 1), weights(tmp_path, 2))
+
+
+def test_the_rounds_metrics_are_those_of_the_trainer(model, tmp_path):
+    # TRL takes what chosen and rejected share as the prompt: one more token where the next is glued to its last space.
+    held_out = Dataset.from_list([{**row, "prompt": row["prompt"].strip() + "\n"} for row in pairs(6)])
+    found = active(model, tmp_path, eval_dataset=held_out)
+    from trl_real import REALDPOTrainer
+    from trl_real.training.adapters import load_base
+
+    base, tokenizer = load_base(model, None, cpu=True)
+    peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = REALDPOTrainer(
+        base,
+        args=config(tmp_path / "x"),
+        train_dataset=Dataset.from_list(pairs(6)),
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    set_peft_model_state_dict(trainer.model, weights(tmp_path, 2))
+    expected = trainer.evaluate()
+    for name, of_trl in (("loss", "loss"), ("accuracy", "rewards/accuracies"), ("margin", "rewards/margins")):
+        assert found.rounds[2][name] == pytest.approx(expected[f"eval_{of_trl}"], rel=1e-4, abs=1e-7)
+
+
+def test_a_policy_that_learned_nothing_is_right_half_of_the_time(model, tmp_path):
+    ties = pool().map(lambda row: {"scores": [1.0, 1.0, 1.0]})
+    for row in active(model, tmp_path, pool=ties).rounds:
+        assert row["loss"] == pytest.approx(np.log(2)) and (row["accuracy"], row["margin"]) == (0.5, 0.0)
 
 
 def test_going_on_starts_from_the_last_adapter_against_the_same_reference(model, tmp_path):

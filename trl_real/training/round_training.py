@@ -13,21 +13,17 @@ from trl_real.training.config import REALDPOConfig
 from trl_real.training.trainer import REALDPOTrainer
 
 
-METRICS = {"eval_loss": "loss", "eval_rewards/accuracies": "accuracy", "eval_rewards/margins": "margin"}
-
 
 class Trained(NamedTuple):
     """
     Args:
         policy: The base with its adapter.
-        metrics: On the evaluation set: `loss`, `accuracy`, `margin`; empty without one.
         loss: Of the last step that was logged.
         n_steps: Optimizer steps.
         n_tokens: Tokens that were trained on, the reference's passes apart.
     """
 
     policy: PeftModel
-    metrics: dict[str, float]
     loss: float | None
     n_steps: int
     n_tokens: int
@@ -49,7 +45,6 @@ def train_adapter(
     start: Path,
     config: REALDPOConfig,
     peft_config: PeftConfig,
-    eval_dataset: Dataset | None,
 ) -> Trained:
     """
     DPO from an adapter's weights on; the reference is the base without an adapter, whatever the start.
@@ -64,25 +59,21 @@ def train_adapter(
         start: Folder of an adapter of the same shape.
         config: Of the trainer.
         peft_config: Of the adapter.
-        eval_dataset: Preferences to test on.
     """
     trainer = REALDPOTrainer(
         base,
         args=config,
         train_dataset=labels,
-        eval_dataset=eval_dataset,
         processing_class=tokenizer,
         peft_config=copy.deepcopy(peft_config),
     )
     trainer.remove_callback(PrinterCallback)
     set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)))
     trainer.train()
-    found = trainer.evaluate() if eval_dataset is not None else {}
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     tokens = [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row]
     return Trained(
         policy=trainer.accelerator.unwrap_model(trainer.model),
-        metrics={name: found[key] for key, name in METRICS.items() if key in found},
         loss=losses[-1] if losses else None,
         n_steps=trainer.state.global_step,
         n_tokens=int(tokens[-1]) if tokens else 0,

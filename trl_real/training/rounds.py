@@ -22,6 +22,7 @@ from trl_real.training.adapters import default_lora, fresh_adapter, load_base, s
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
+from trl_real.training.round_testing import keep_test_pairs, metrics_on_test_pairs
 from trl_real.training.round_training import round_config, train_adapter
 
 
@@ -128,7 +129,8 @@ class ActiveRounds:
             "generation": self.generation,
             "n_prompts": self.n_prompts,
             "seed": self.seed,
-            "pool": f"{len(self.pool)} rows, {self.pool._fingerprint}" if self.generation is None else "generated",
+            "pool": _told(self.pool) if self.generation is None else "generated",
+            "test": None if self.eval_dataset is None else _told(self.eval_dataset),
             "adapter": repr(sorted((k, str(v)) for k, v in self.peft_config.to_dict().items() if v is not None)),
             "trainer": hashlib.sha256(repr(sorted(trainer.items())).encode()).hexdigest()[:16],
         }
@@ -140,12 +142,14 @@ class ActiveRounds:
         def begin() -> dict[str, Any]:
             base, tokenizer = self._base()
             policy = fresh_adapter(base, self.peft_config, self.seed)
+            if self.eval_dataset is not None:
+                keep_test_pairs(self.eval_dataset, policy, tokenizer, self.args, zero / "test")
             save_adapter(policy, zero / "adapter")
-            metrics = UNTRAINED if self.eval_dataset is not None else {}
-            return {"metrics": {**metrics, **self._measured(policy, tokenizer)}}
+            return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
 
         state = zero.step("start", begin)
-        return {"round": 0, "n_asked": 0, "n_labels": 0, **state["metrics"], "phases": {}}
+        untrained = UNTRAINED if self.eval_dataset is not None else {}
+        return {"round": 0, "n_asked": 0, "n_labels": 0, **state["metrics"], **untrained, "phases": {}}
 
     def _round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
         this, last = self.runs.round(number), self.runs.round(number - 1)
@@ -153,11 +157,12 @@ class ActiveRounds:
             this.step("generate", lambda: self._generate(this, last))
         this.step("select", lambda: self._select(this, last))
         labeled = this.step("label", lambda: self._label(this))
-        trained = this.step("train", lambda: self._train(this, last))
+        this.step("train", lambda: self._train(this, last))
+        tested = this.step("test", lambda: self._test(this))
         phases = {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
         counts = {"n_asked": labeled["n_asked"], "n_labels": labeled["labeled"]}
         spent = {name: before[name] + value for name, value in counts.items()}
-        return {"round": number, **spent, **trained["metrics"], "phases": phases}
+        return {"round": number, **spent, **tested["metrics"], "phases": phases}
 
     def _generate(self, this: Round, last: Round) -> dict[str, Any]:
         """New responses to the round's prompts, by the policy of the round before."""
@@ -198,18 +203,26 @@ class ActiveRounds:
         if not len(new):  # all of them ties: nothing to learn
             policy, tokenizer = self._policy(last)
             save_adapter(policy, this / "adapter")
-            return {"n_tokens": 0, "n_steps": 0, "metrics": self._measured(policy, tokenizer)}
+            return {"n_tokens": 0, "n_steps": 0}
         start = (self.runs.round(0) if self.restart else last) / "adapter"
         base, tokenizer = self._base()
         config = round_config(self.args, this / "trainer", self.seed)
-        trained = train_adapter(base, tokenizer, new, start, config, self.peft_config, self.eval_dataset)
+        trained = train_adapter(base, tokenizer, new, start, config, self.peft_config)
         save_adapter(trained.policy, this / "adapter")
         shutil.rmtree(this / "trainer", ignore_errors=True)
-        metrics = {**trained.metrics, **self._measured(trained.policy, tokenizer)}
-        return {"n_tokens": trained.n_tokens, "n_steps": trained.n_steps, "loss": trained.loss, "metrics": metrics}
+        return {"n_tokens": trained.n_tokens, "n_steps": trained.n_steps, "loss": trained.loss}
 
-    def _measured(self, policy: Any, tokenizer: Any) -> dict[str, float]:
-        return self.evaluate(policy, tokenizer) if self.evaluate is not None else {}
+    def _test(self, this: Round) -> dict[str, Any]:
+        """What the round's policy scores."""
+        found: dict[str, float] = {}
+        if self.eval_dataset is None and self.evaluate is None:
+            return {"metrics": found}
+        policy, tokenizer = self._policy(this)
+        if self.eval_dataset is not None:
+            found |= metrics_on_test_pairs(policy, tokenizer, self.args, self.runs.round(0) / "test")
+        if self.evaluate is not None:
+            found |= self.evaluate(policy, tokenizer)
+        return {"metrics": found}
 
     def _base(self) -> tuple[Any, Any]:
         return load_base(self.model, self.args.model_init_kwargs, self.args.use_cpu)
@@ -249,6 +262,10 @@ class ActiveRounds:
                     said = {"prompt": row["prompt"], "chosen": first, "rejected": second, "label_confidence": TIE}
                     rows.append(said)
         return from_rows(rows, {name: labels.features[name] for name in HISTORY})
+
+
+def _told(dataset: Dataset) -> str:
+    return f"{len(dataset)} rows, {dataset._fingerprint}"
 
 
 def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> ActiveRun:

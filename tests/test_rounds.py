@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from tiny import save_tiny
 from trl_real import ScoreJudge, TrlRealError
 from trl_real.labeling.journal import Journal
 from trl_real.training.round_selectors import ROUND_SELECTORS
-from trl_real.training.rounds import ActiveRounds
+from trl_real.training.active_rounds import ActiveRounds
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -136,6 +137,31 @@ def test_going_on_starts_from_the_last_adapter_against_the_same_reference(model,
     found = active(model, tmp_path, restart=False)
     state = json.loads((tmp_path / "run" / "round-02" / "state.json").read_text())
     assert state["train"]["n_steps"] == 2 and found.rounds[2]["margin"] != found.rounds[1]["margin"]
+
+
+@pytest.mark.parametrize("own_reference", [False, True])
+def test_a_training_that_was_broken_off_goes_on_from_its_checkpoint(own_reference, model, tmp_path):
+    from trl_real.training.adapters import fresh_adapter, load_base, save_adapter
+    from trl_real.training.round_training import adapter_digest, round_config, train_adapter
+
+    peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    save_adapter(fresh_adapter(load_base(model, None, cpu=True)[0], peft_config, 1), tmp_path / "start")
+    given = config(tmp_path, save_strategy="steps", save_steps=1, max_steps=4)
+
+    def trained(folder):
+        base, tokenizer = load_base(model, None, cpu=True)
+        settings = round_config(given, tmp_path / folder, 1)
+        of = None if own_reference else peft_config
+        return train_adapter(base, tokenizer, Dataset.from_list(pairs(8)), tmp_path / "start", settings, of)
+
+    whole = trained("whole")
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "whole" / f"checkpoint-{step}")
+    resumed = trained("whole")
+    assert resumed.n_steps == 4
+    assert equal(*({k: v for k, v in x.policy.state_dict().items() if "lora" in k} for x in (whole, resumed)))
+    start = adapter_digest(load_peft_weights(str(tmp_path / "start")))
+    assert whole.reference == resumed.reference == (start if own_reference else "")
 
 
 def test_ties_are_spent_and_not_asked_for_again(model, tmp_path):

@@ -13,7 +13,7 @@ __version__ = _version("trl-real")
 _HOME = {
     "ACQUISITIONS": "trl_real.functional.bayesian_head",
     "ALGORITHM_VERSION": "trl_real.selection.selector",
-    "ActiveRounds": "trl_real.training.rounds",
+    "ActiveRounds": "trl_real.training.active_rounds",
     "ChatJudge": "trl_real.labeling.chat",
     "Comparison": "trl_real.evaluation.comparison",
     "EmbeddingPairSelector": "trl_real.selection.selector",
@@ -38,7 +38,7 @@ _HOME = {
     "WinRateCallback": "trl_real.evaluation.callback",
     "annotate": "trl_real.labeling.annotate",
     "check_judge": "trl_real.labeling.check",
-    "active_rounds": "trl_real.training.rounds",
+    "active_rounds": "trl_real.training.active_rounds",
     "compare": "trl_real.evaluation.compare",
     "compare_columns": "trl_real.evaluation.compare",
     "load_study": "trl_real.evaluation.run_study",

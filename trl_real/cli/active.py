@@ -70,19 +70,19 @@ def _one(args: argparse.Namespace, pool: Any, selector: str, seed: int) -> list[
     from trl import ModelConfig, TrlParser, get_peft_config
 
     from trl_real.data.files import load
+    from trl_real.training.active_rounds import ActiveRounds
     from trl_real.training.config import REALDPOConfig
-    from trl_real.training.rounds import ActiveRounds
 
     argv = on_cpu([*args.rest, "--output_dir", args.output_dir])
     config, model = TrlParser((REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
     config.disable_tqdm = True
     generation = {"n": args.generate, "max_new_tokens": args.max_new_tokens} if args.generate else None
     rounds = ActiveRounds(
-        pool,
-        _page(args) if args.human else judge_from(args),
-        args.model,
-        config,
-        Path(args.output_dir) / f"{selector}-{seed}",
+        pool=pool,
+        judge=_page(args) if args.human else judge_from(args),
+        model=args.model,
+        args=config,
+        output_dir=Path(args.output_dir) / f"{selector}-{seed}",
         selector=selector,
         budget=args.budget,
         peft_config=get_peft_config(model),

@@ -45,7 +45,7 @@ class Arms:
     Runs by selector.
 
     Args:
-        runs: Selector to a list of runs (one a seed), each a list of rounds as `ActiveRun.rounds` has them.
+        runs: Selector to a list of runs (one a seed), each a list of rounds as `Run.rounds` has them.
     """
 
     runs: dict[str, list[list[dict[str, Any]]]]
@@ -123,7 +123,7 @@ def write_active_report(
 
     Args:
         folder: Made if need be.
-        runs: Selector to its runs, a seed each, as `ActiveRun.rounds` has them.
+        runs: Selector to its runs, a seed each, as `Run.rounds` has them.
         title: Headline.
         facts: About the run; never a secret.
 

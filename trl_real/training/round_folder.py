@@ -1,6 +1,7 @@
 """The folder of a run in rounds: each step is done once, however often the run is killed and started."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,6 +65,10 @@ class Round:
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
+
+    def clear(self, name: str) -> None:
+        """Remove a folder that no later step needs."""
+        shutil.rmtree(self / name, ignore_errors=True)
 
     def step(self, name: str, run: Step) -> dict[str, Any]:
         """

@@ -40,7 +40,9 @@ def keep_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REAL
     if not rows:
         raise TrlRealError(f"None of the {len(pairs)} rows of eval_dataset has two different responses. Give others.")
     sums = _log_probs(reference, tokenizer, rows, config)
-    found = [{**row, **dict(zip(REFERENCE, pair, strict=True))} for row, pair in zip(rows, sums.T.tolist(), strict=True)]
+    found = [
+        {**row, **dict(zip(REFERENCE, pair, strict=True))} for row, pair in zip(rows, sums.T.tolist(), strict=True)
+    ]
     save(Dataset.from_list(found), folder)
 
 

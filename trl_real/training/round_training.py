@@ -1,17 +1,29 @@
-"""The training of one round: an adapter on labels, from given weights, against the base model."""
+"""The training of one round: an adapter on labels, from given weights, against the base model or those weights."""
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from torch import Tensor
 from transformers import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy
 
+from trl_real.training.adapters import with_adapter
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.resume import last_checkpoint, train_from
 from trl_real.training.trainer import REALDPOTrainer
 
+
+REFERENCE = "ref"  # TRL's name of the frozen copy of an adapter
 
 
 class Trained(NamedTuple):
@@ -21,20 +33,33 @@ class Trained(NamedTuple):
         loss: Of the last step that was logged.
         n_steps: Optimizer steps.
         n_tokens: Tokens that were trained on, the reference's passes apart.
+        flagged: Mean share of the pairs that were found doubtful, over the logged steps; None without smoothing.
+        reference: `adapter_digest` of the reference; "" for the base.
     """
 
     policy: PeftModel
     loss: float | None
     n_steps: int
     n_tokens: int
+    flagged: float | None = None
+    reference: str = ""
 
 
-def round_config(args: REALDPOConfig, folder: Path, seed: int) -> REALDPOConfig:
-    """The trainer's settings for a round: its folder and seed, no evaluation on the way, nothing saved."""
+def round_config(args: REALDPOConfig, folder: Path, seed: int, **changes: Any) -> REALDPOConfig:
+    """
+    The trainer's settings for a round: its folder and seed, no evaluation on the way.
+
+    Args:
+        args: Of the run.
+        folder: For checkpoints, which a killed round goes on from.
+        seed: Of the data's order and of what is drawn.
+        **changes: Of single settings.
+    """
     config = copy.copy(args)
     config.output_dir, config.seed, config.data_seed = str(folder), seed, seed
-    config.eval_strategy, config.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
-    config.load_best_model_at_end = False
+    config.eval_strategy, config.load_best_model_at_end = IntervalStrategy.NO, False
+    for name, value in changes.items():
+        setattr(config, name, value)
     return config
 
 
@@ -44,37 +69,56 @@ def train_adapter(
     labels: Dataset,
     start: Path,
     config: REALDPOConfig,
-    peft_config: PeftConfig,
+    peft_config: PeftConfig | None = None,
 ) -> Trained:
     """
-    DPO from an adapter's weights on; the reference is the base without an adapter, whatever the start.
+    DPO from an adapter's weights on; from the last checkpoint in the config's folder, if there is one.
 
-    TRL takes a policy that comes with an adapter as its own reference. So the trainer makes a new adapter, for which
-    the base is the reference, and the weights are put into it.
+    TRL takes a policy that comes with an adapter as its own reference, in a frozen copy. For the base as the
+    reference the trainer makes a new adapter, into which the weights are put.
 
     Args:
         base: Model before alignment.
         tokenizer: Its tokenizer.
         labels: Preferences.
-        start: Folder of an adapter of the same shape.
+        start: Folder of an adapter.
         config: Of the trainer.
-        peft_config: Of the adapter.
+        peft_config: Of the adapter at `start`: the reference is the base, whatever the start (ActiveDPO). None for
+            the start as the reference (SPA).
     """
+    own_reference = peft_config is None
     trainer = REALDPOTrainer(
-        base,
+        with_adapter(base, start, trainable=True) if own_reference else base,
         args=config,
         train_dataset=labels,
         processing_class=tokenizer,
         peft_config=copy.deepcopy(peft_config),
     )
     trainer.remove_callback(PrinterCallback)
-    set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)))
-    trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    tokens = [row["num_tokens"] for row in trainer.state.log_history if "num_tokens" in row]
+    if not own_reference:
+        set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)))
+    train_from(trainer, last_checkpoint(config.output_dir))
+    policy, logged = trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history
+    losses, tokens, flagged = ([row[x] for row in logged if x in row] for x in ("loss", "num_tokens", "noise/flagged"))
     return Trained(
-        policy=trainer.accelerator.unwrap_model(trainer.model),
+        policy=policy,
         loss=losses[-1] if losses else None,
         n_steps=trainer.state.global_step,
         n_tokens=int(tokens[-1]) if tokens else 0,
+        flagged=sum(flagged) / len(flagged) if flagged else None,
+        reference=adapter_digest(get_peft_model_state_dict(policy, adapter_name=REFERENCE)) if own_reference else "",
     )
+
+
+def adapter_digest(weights: dict[str, Tensor]) -> str:
+    """
+    Of an adapter's weights: the same in memory and, by `load_peft_weights`, on disk.
+
+    Args:
+        weights: By name.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,34 +1,25 @@
-"""ActiveDPO end to end: choose, label, train, and again with what was learned (arXiv 2505.19241, Algorithm 1)."""
+"""What runs in rounds share: a folder, a base model with an adapter a round, and tests between the rounds."""
 
 import hashlib
 import math
-import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.files import load, save
-from trl_real.data.rows import from_rows, iterate
-from trl_real.errors import TrlRealError
-from trl_real.labeling.annotate import LabelReport, annotate
-from trl_real.labeling.verdicts import TIE, Judge, name_of
-from trl_real.labeling.votes import pair_key
-from trl_real.training.adapters import default_lora, fresh_adapter, load_base, save_adapter, with_adapter
+from trl_real.training.adapters import default_lora, load_base, with_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
-from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_testing import keep_test_pairs, metrics_on_test_pairs
-from trl_real.training.round_training import round_config, train_adapter
 
 
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
-HISTORY = ("prompt", "chosen", "rejected", "label_confidence")
 COST = ("seconds", "n_tokens")
 # A policy that is its own reference has no margin.
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
@@ -37,245 +28,128 @@ NOT_SETTINGS = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "r
 
 
 @dataclass
-class ActiveRun:
+class Run:
     """
     What came of a run.
 
     Args:
         folder: Its folder.
-        selector: Name of the selector.
+        name: Of the arm.
         seed: Of the run.
-        rounds: A mapping a round, 0 (before any label) first: `n_asked` and `n_labels` so far, the metrics, and under
-            `phases` the seconds and tokens of each step.
+        rounds: A mapping a round, after what there was before the first: its counts, its metrics, and under `phases` the seconds and tokens of each
+            step.
     """
 
     folder: Path
-    selector: str
+    name: str
     seed: int
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
-class ActiveRounds:
+class Rounds(ABC):
     """
     A run in rounds, and all that its rounds share.
 
     Args:
-        pool: `prompt` and `responses`; with `generation` the prompts suffice.
-        judge: Labels the pairs that are chosen: any judge, a page for people included (`PageJudge`), which the round
-            waits for.
-        model: Hub id or path of the model before alignment: where every round starts, and the reference of all.
+        model: Hub id or path of the model before alignment.
         args: Of the trainer.
-        output_dir: Folder of the run; a run that was killed goes on from there, and no label is asked for twice.
-        selector: A name in `ROUND_SELECTORS`.
-        budget: Labels a round.
+        output_dir: Folder of the run; a run that was killed goes on from there.
         peft_config: Of the adapter; rank 16 on all linear layers by default.
-        restart: Whether each round trains a fresh adapter on all labels (what the theory fits) or goes on with the
-            last one.
-        eval_dataset: Labelled pairs that every round is tested on.
-        generation: Settings of `generate_responses`, `n` among them: each round's policy writes new responses.
-        n_prompts: Prompts that a round may choose from, drawn by seed and text; all by default.
+        eval_dataset: Labelled pairs that every round is tested on, against the model before alignment.
         evaluate: Takes the policy and its tokenizer, returns further metrics, such as a win rate.
-        selector_settings: Further arguments of the selector.
-        responses: Column of the responses.
         seed: Of everything that is drawn.
-
-    Raises:
-        TrlRealError: If a setting is out of range.
     """
 
-    pool: Dataset
-    judge: Judge
     model: str
     args: REALDPOConfig
     output_dir: str | Path
-    selector: str = "gradient"
-    budget: int = 50
     peft_config: PeftConfig | None = None
-    restart: bool = True
     eval_dataset: Dataset | None = None
-    generation: dict[str, Any] | None = None
-    n_prompts: int | None = None
     evaluate: Evaluate | None = None
-    selector_settings: dict[str, Any] = field(default_factory=dict)
-    responses: str = "responses"
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.selector not in ROUND_SELECTORS:
-            raise TrlRealError(f"No selector {self.selector!r}; there are {', '.join(ROUND_SELECTORS)}.")
-        if self.budget < 1 or (self.n_prompts is not None and self.n_prompts < 1):
-            raise TrlRealError(f"budget={self.budget}, n_prompts={self.n_prompts}: give 1 or more of each.")
         self.peft_config = self.peft_config or default_lora()
-        self.runs = RoundFolder(self.output_dir, self._settings())
+        self.check()
+        self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
-    def run(self, rounds: int) -> ActiveRun:
+    def run(self, rounds: int) -> Run:
         """Do the rounds that are not done yet, of so many in all."""
-        found = ActiveRun(self.runs.folder, self.selector, self.seed, [self._start()])
+        found = Run(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
-            found.rounds.append(self._round(number, found.rounds[-1]))
+            found.rounds.append(self.round(number, found.rounds[-1]))
         return found
 
-    def _settings(self) -> dict[str, Any]:
-        """What every round hangs on, as plain values."""
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of the arm, in reports."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse settings that are out of range, before anything is written."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What every round hangs on beside the shared settings, as plain values."""
+
+    @abstractmethod
+    def start(self) -> list[dict[str, Any]]:
+        """What there is before the first round, and what it scores."""
+
+    @abstractmethod
+    def round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
+        """Do a round, given what the one before came to."""
+
+    def _shared_settings(self) -> dict[str, Any]:
         trainer = {name: value for name, value in self.args.to_dict().items() if name not in NOT_SETTINGS}
         return {
-            "selector": self.selector,
-            "selector_settings": {k: repr(v) for k, v in sorted(self.selector_settings.items())},
-            "budget": self.budget,
             "model": self.model,
-            "judge": name_of(self.judge),
-            "restart": self.restart,
-            "generation": self.generation,
-            "n_prompts": self.n_prompts,
             "seed": self.seed,
-            "pool": _told(self.pool) if self.generation is None else "generated",
-            "test": None if self.eval_dataset is None else _told(self.eval_dataset),
+            "test": None if self.eval_dataset is None else told(self.eval_dataset),
             "adapter": repr(sorted((k, str(v)) for k, v in self.peft_config.to_dict().items() if v is not None)),
             "trainer": hashlib.sha256(repr(sorted(trainer.items())).encode()).hexdigest()[:16],
         }
 
-    def _start(self) -> dict[str, Any]:
-        """Round 0: the fresh adapter, and what it scores."""
-        zero = self.runs.round(0)
+    def base(self) -> tuple[Any, Any]:
+        """The model before alignment, and its tokenizer."""
+        return load_base(self.model, self.args.model_init_kwargs, self.args.use_cpu)
 
-        def begin() -> dict[str, Any]:
-            base, tokenizer = self._base()
-            policy = fresh_adapter(base, self.peft_config, self.seed)
-            if self.eval_dataset is not None:
-                keep_test_pairs(self.eval_dataset, policy, tokenizer, self.args, zero / "test")
-            save_adapter(policy, zero / "adapter")
-            return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
+    def policy(self, of: Round) -> tuple[Any, Any]:
+        """The base with the adapter of a round, and its tokenizer."""
+        base, tokenizer = self.base()
+        return with_adapter(base, of / "adapter", trainable=True), tokenizer
 
-        state = zero.step("start", begin)
-        untrained = UNTRAINED if self.eval_dataset is not None else {}
-        return {"round": 0, "n_asked": 0, "n_labels": 0, **state["metrics"], **untrained, "phases": {}}
+    def keep_test(self, untrained: Any, tokenizer: Any) -> None:
+        """Keep the test pairs in round 0, with what a policy that is still the base says of them."""
+        if self.eval_dataset is not None:
+            keep_test_pairs(self.eval_dataset, untrained, tokenizer, self.args, self.runs.round(0) / "test")
 
-    def _round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
-        this, last = self.runs.round(number), self.runs.round(number - 1)
-        if self.generation is not None:
-            this.step("generate", lambda: self._generate(this, last))
-        this.step("select", lambda: self._select(this, last))
-        labeled = this.step("label", lambda: self._label(this))
-        this.step("train", lambda: self._train(this, last))
-        tested = this.step("test", lambda: self._test(this))
-        phases = {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
-        counts = {"n_asked": labeled["n_asked"], "n_labels": labeled["labeled"]}
-        spent = {name: before[name] + value for name, value in counts.items()}
-        return {"round": number, **spent, **tested["metrics"], "phases": phases}
-
-    def _generate(self, this: Round, last: Round) -> dict[str, Any]:
-        """New responses to the round's prompts, by the policy of the round before."""
-        from trl_real.models.generate import generate_responses
-
-        rows = self._prompts(this.number)
-        policy, tokenizer = self._policy(last)
-        settings = {"n": 3, **self.generation, "seed": self.seed + this.number}
-        texts = generate_responses(policy, tokenizer, rows["prompt"][:], **settings)
-        kept = [name for name in ("prompt",) if name in rows.column_names]
-        save(rows.select_columns(kept).add_column(self.responses, texts), this / "pool")
-        n_tokens = sum(len(ids) for row in texts for ids in tokenizer(row, add_special_tokens=False)["input_ids"])
-        return {"n_tokens": n_tokens, "n_prompts": len(rows)}
-
-    def _select(self, this: Round, last: Round) -> dict[str, Any]:
-        pool = load(str(this / "pool")) if self.generation is not None else self._prompts(this.number)
-        policy, tokenizer = self._policy(last)
-        chooser = Chooser(
-            self.model, policy, tokenizer, self.responses, self.seed + this.number, dict(self.selector_settings)
-        )
-        selector = ROUND_SELECTORS[self.selector](self.selector, chooser)
-        chosen = selector.select(pool, self.budget, history=self._history(this.number))
-        save(chosen, this / "selected")
-        record = selector.record.to_dict()
-        return {"n_tokens": record.get("tokens", 0), "n_selected": len(chosen), "record": record}
-
-    def _label(self, this: Round) -> dict[str, Any]:
-        report = LabelReport()
-        journal = self.runs.folder / "verdicts.jsonl"  # one for all rounds: a pair is never asked about twice
-        chosen = load(str(this / "selected"))
-        save(annotate(chosen, self.judge, responses=self.responses, journal=journal, report=report), this / "labels")
-        verdicts = report.verdicts
-        return {"n_asked": verdicts.n, **report.counts, "n_tokens": verdicts.input_tokens + verdicts.output_tokens}
-
-    def _train(self, this: Round, last: Round) -> dict[str, Any]:
-        labels = self._labels(this.number)
-        new = labels if self.restart else load(str(this / "labels"))
-        if not len(new):  # all of them ties: nothing to learn
-            policy, tokenizer = self._policy(last)
-            save_adapter(policy, this / "adapter")
-            return {"n_tokens": 0, "n_steps": 0}
-        start = (self.runs.round(0) if self.restart else last) / "adapter"
-        base, tokenizer = self._base()
-        config = round_config(self.args, this / "trainer", self.seed)
-        trained = train_adapter(base, tokenizer, new, start, config, self.peft_config)
-        save_adapter(trained.policy, this / "adapter")
-        shutil.rmtree(this / "trainer", ignore_errors=True)
-        return {"n_tokens": trained.n_tokens, "n_steps": trained.n_steps, "loss": trained.loss}
-
-    def _test(self, this: Round) -> dict[str, Any]:
-        """What the round's policy scores."""
+    def test(self, this: Round) -> dict[str, Any]:
+        """What a round's policy scores."""
         found: dict[str, float] = {}
         if self.eval_dataset is None and self.evaluate is None:
             return {"metrics": found}
-        policy, tokenizer = self._policy(this)
+        policy, tokenizer = self.policy(this)
         if self.eval_dataset is not None:
             found |= metrics_on_test_pairs(policy, tokenizer, self.args, self.runs.round(0) / "test")
         if self.evaluate is not None:
             found |= self.evaluate(policy, tokenizer)
         return {"metrics": found}
 
-    def _base(self) -> tuple[Any, Any]:
-        return load_base(self.model, self.args.model_init_kwargs, self.args.use_cpu)
 
-    def _policy(self, of: Round) -> tuple[Any, Any]:
-        base, tokenizer = self._base()
-        return with_adapter(base, of / "adapter", trainable=True), tokenizer
-
-    def _prompts(self, number: int) -> Dataset:
-        """The pool's rows that a round may choose from: all, or those that a draw of its own puts first."""
-        if self.n_prompts is None or self.n_prompts >= len(self.pool):
-            return self.pool
-
-        def draw(prompt: Any) -> bytes:
-            said = f"{self.seed}\0{number}\0{dialogue(prompt)}"
-            return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
-
-        drawn = [draw(prompt) for prompt in self.pool.with_format(None)["prompt"]]
-        return self.pool.select(sorted(sorted(range(len(drawn)), key=drawn.__getitem__)[: self.n_prompts]))
-
-    def _labels(self, number: int) -> Dataset:
-        """The labels of all rounds so far."""
-        return concatenate_datasets([load(str(self.runs.round(n) / "labels")) for n in range(1, number + 1)])
-
-    def _history(self, number: int) -> Dataset | None:
-        """Every pair that was judged before a round, as labels; a tie or a failure is one of confidence 1/2."""
-        earlier = [self.runs.round(n) for n in range(1, number)]
-        if not earlier:
-            return None
-        labels = self._labels(number - 1)
-        decided = {pair_key(row["prompt"], row["response_a"], row["response_b"]) for row in iterate(labels)}
-        rows = [{name: row[name] for name in HISTORY} for row in iterate(labels)]
-        for this in earlier:
-            for row in iterate(load(str(this / "selected"))):
-                if pair_key(row["prompt"], row["response_a"], row["response_b"]) not in decided:
-                    first, second = (row[self.responses][i] for i in row["pair"])
-                    said = {"prompt": row["prompt"], "chosen": first, "rejected": second, "label_confidence": TIE}
-                    rows.append(said)
-        return from_rows(rows, {name: labels.features[name] for name in HISTORY})
+def phases_of(this: Round) -> dict[str, dict[str, float]]:
+    """Seconds and tokens of the steps of a round."""
+    return {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
 
 
-def _told(dataset: Dataset) -> str:
+def told(dataset: Dataset) -> str:
+    """A dataset as a setting."""
     return f"{len(dataset)} rows, {dataset._fingerprint}"
 
 
-def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> ActiveRun:
-    """
-    Choose, label and train in rounds: `ActiveRounds(pool, judge, **settings).run(rounds)`.
-
-    Args:
-        pool: Prompts with responses.
-        judge: Labels the pairs that are chosen.
-        rounds: In all; those that are done are not done again.
-        **settings: Of `ActiveRounds`.
-    """
-    return ActiveRounds(pool, judge, **settings).run(rounds)
+def draw(prompt: Any, *seeds: int) -> bytes:
+    """A prompt's place in a draw without replacement: those with the smallest come first, whatever their order."""
+    said = "\0".join([*map(str, seeds), dialogue(prompt)])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
+from trl_real.data.journal import Journal
 from trl_real.labeling.annotate import LabelReport
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.panel import JudgePanel
 
 

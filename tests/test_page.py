@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.page_html import end_html, pair_html, status_html, text_html
 from trl_real.labeling.vote_desk import Desk
 from trl_real.labeling.vote_queue import Pair, Progress

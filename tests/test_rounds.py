@@ -14,9 +14,9 @@ from test_trainer import config, pairs
 from tiny import save_tiny
 
 from trl_real import ScoreJudge, TrlRealError
-from trl_real.labeling.journal import Journal
-from trl_real.training.round_selectors import ROUND_SELECTORS
+from trl_real.data.journal import Journal
 from trl_real.training.active_rounds import ActiveRounds
+from trl_real.training.round_selectors import ROUND_SELECTORS
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

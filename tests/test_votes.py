@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from trl_real.data.journal import Journal
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.crowd import AGGREGATIONS
 from trl_real.labeling.annotate import LabelReport, annotate
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.verdicts import ask, summarize
 from trl_real.labeling.vote_queue import VoteQueue
 from trl_real.labeling.vote_report import vote_report
@@ -309,7 +309,7 @@ def test_a_file_that_is_not_there_or_not_of_votes_is_named(tmp_path):
 
 KILLED = """
 import os, sys
-from trl_real.labeling.journal import Journal
+from trl_real.data.journal import Journal
 from trl_real.labeling.vote_queue import VoteQueue
 from tests.test_votes import pool
 queue = VoteQueue(pool(60), Journal(sys.argv[1]), "ann")

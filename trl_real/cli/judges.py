@@ -13,13 +13,24 @@ CHAT = ("template", "orders", "rule", "tie_margin", "calibration", "max_chars", 
 SERVER = ("api_key", "cache", "concurrency", "timeout", "deadline", "max_retries", "max_tokens", "price", "max_cost")
 SERVER += ("served_as",)
 LOCAL = ("revision", "dtype", "device", "batch_tokens")
+# Those whose names may mean something else to the verb.
+OWN = {"revision": str, "dtype": str, "device": str, "batch_tokens": int, "max_length": int}
+OWN |= {"reference": str, "beta": float}
 TAKES = {
     "score": ("column", "min_gap", "min_ratio"),
     "reward": ("model", "min_gap", "scale", "max_length", *LOCAL),
     "chat": ("model", "base_url", *CHAT, *SERVER, *LOCAL),
     "votes": ("votes", "aggregation"),
+    "implicit_reward": ("model", "reference", "beta", "length_normalize", "min_gap", "max_length", "cache", *LOCAL),
     "panel": ("panel", "pooling", "quorum"),
 }
+MEANS = {
+    "reference": "the model that the policy came from (default: the policy without its adapter)",
+    "beta": "scales how sure it is (default 0.1)",
+    "max_length": "tokens that are read",
+}
+FIRST = {"reward": "model", "chat": "model", "implicit_reward": "model", "votes": "votes", "panel": "panel"}
+WHOSE = "of the judge's model"
 TABLE = "trl_real.labeling.judges.JUDGES"
 
 
@@ -36,9 +47,10 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     add = group.add_argument
     add("--judge", default="score", help=f"{', '.join(TAKES)} (default: score, from scores in the data)")
     add("--column", help="score: list of scores, one a response (default: scores)")
-    add("--min_gap", type=float, help="score, reward: least difference of scores that decides")
+    add("--min_gap", type=float, help="score, reward, implicit_reward: least difference of scores that decides")
     add("--min_ratio", type=float, help="score: least ratio of scores that decides, such as 1.5")
-    add(f"--{model}", dest="judge_model", help="reward, chat: Hub id or path; with --base_url the server's name of it")
+    of_model = "reward, chat, implicit_reward (the policy): Hub id or path; with --base_url the server's name of it"
+    add(f"--{model}", dest="judge_model", help=of_model)
     add("--scale", type=float, help="reward: what differences of scores are divided by")
     add("--base_url", help="chat: an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
     add("--template", help="chat: pairwise (default), alpaca_eval, real, or a YAML file")
@@ -49,7 +61,7 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     add("--max_chars", type=int, help="chat: characters of each text that are read (default 8000)")
     add("--max_failure_rate", type=float, help="chat: share of failed pairs that stops the run (default 0.2)")
     add("--api_key", help="chat: sent to the server, written nowhere (default: $TRL_REAL_JUDGE_API_KEY)")
-    add("--cache", help="chat: file of the answers (default: one for all judges)")
+    add("--cache", help="chat: file of the answers (default: one for all judges); implicit_reward: of what was read")
     add("--concurrency", type=int, help="chat: questions at a time (default 8)")
     add("--timeout", type=float, help="chat: seconds for a try (default 60)")
     add("--deadline", type=float, help="chat: seconds for a question with all its tries (default 600)")
@@ -63,11 +75,11 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     add("--panel", metavar="FILE.yaml", help="panel: a list of judges, each with `judge:` and its arguments")
     add("--pooling", help="panel: mean (default) or majority")
     add("--quorum", type=int, help="panel: judges that must have a verdict (default: more than half)")
-    own = {"revision": str, "dtype": str, "device": str, "batch_tokens": int, "max_length": int}
-    for name, kind in own.items():
+    add("--length_normalize", action="store_true", default=None, help="implicit_reward: scores a token")
+    for name, kind in OWN.items():
         flag = f"--judge_{name}" if model != "model" else f"--{name}"
-        who = "reward" if name == "max_length" else "reward, chat"
-        add(flag, dest=f"judge_{name}", type=kind, help=f"{who}: of the judge's model")
+        who = ", ".join(judge for judge, takes in TAKES.items() if name in takes)
+        add(flag, dest=f"judge_{name}", type=kind, help=f"{who}: {MEANS.get(name, WHOSE)}")
     add("--seed", type=int, help="chat: of the orders and the answers (default 42)")
 
 
@@ -78,7 +90,7 @@ def judge_from(args: argparse.Namespace) -> Any:
     Raises:
         TrlRealError: If there is no such judge, or a flag is of another one.
     """
-    values = {**vars(args), **{name: getattr(args, f"judge_{name}") for name in ("model", *LOCAL, "max_length")}}
+    values = {**vars(args), **{name: getattr(args, f"judge_{name}") for name in ("model", *OWN)}}
     names = dict.fromkeys(name for takes in TAKES.values() for name in takes)
     settings = {name: values[name] for name in names if values.get(name) is not None}
     return make_judge(args.judge, settings, args.model_flag)
@@ -103,7 +115,7 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
         where = "" if kind != "chat" else " behind a server" if "base_url" in settings else " in this process"
         raise TrlRealError(f"--{wrong[0]} is no setting of the judge {kind!r}{where}. Leave it out, or see --help.")
     settings = {name: value for name, value in settings.items() if name in TAKES[kind]}
-    first = {"reward": "model", "chat": "model", "votes": "votes", "panel": "panel"}.get(kind)
+    first = FIRST.get(kind)
     if first is None:
         return JUDGES[kind](**settings)
     if first not in settings:

@@ -9,10 +9,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trl_real.data.conversation import dialogue
+from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare
 from trl_real.evaluation.comparison import Comparison
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.verdicts import Judge
 
 

@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import as_messages
+from trl_real.data.journal import Journal
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.labeling.votes import pair_key
 

@@ -89,5 +89,6 @@ JUDGES: dict[str, Callable[..., Judge]] = {
     "reward": _late("reward_model", "RewardModelJudge"),
     "chat": _late("chat", "ChatJudge"),
     "votes": _late("votes", "VotesJudge"),
+    "implicit_reward": _late("implicit_reward", "ImplicitRewardJudge"),
     "panel": _late("panel", "JudgePanel"),
 }

@@ -8,8 +8,8 @@ from urllib.parse import quote
 from datasets import Dataset
 
 from trl_real.data.conversation import dialogue
+from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.vote_queue import Deck
 from trl_real.labeling.votes import Vote
 

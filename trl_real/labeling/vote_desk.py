@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.page_html import end_html, error_html, pair_html
 from trl_real.labeling.vote_queue import LONGEST_NAME, Deck, VoteQueue
 

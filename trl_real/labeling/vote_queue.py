@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.journal import Journal
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.votes import VERDICTS, Vote, VoteBook, pair_key
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.journal import Journal
 from trl_real.labeling.verdicts import TIE, Verdict, VerdictJudge
 
 

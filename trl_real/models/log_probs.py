@@ -97,8 +97,20 @@ class ResponseLogProbs:
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
         """
+        return self.of(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
+
+    def of(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
+        """
+        Score what is tokenized already; equal sequences run once.
+
+        Args:
+            sequences: From `tokenize_pairs`.
+            progress: Show a bar, from the third second on.
+
+        Raises:
+            TrlRealError: If a sequence is longer than the model reads.
+        """
         started = time.perf_counter()
-        sequences = tokenize_pairs(self.tokenizer, prompts, responses, self.max_length)
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self._check_length(sequences)

@@ -23,7 +23,9 @@ class Sequence(NamedTuple):
     truncated: bool
 
 
-def tokenize_pairs(tokenizer: Any, prompts: list[Any], responses: list[Any], max_length: int) -> list[Sequence]:
+def tokenize_pairs(
+    tokenizer: Any, prompts: list[Any], responses: list[Any], max_length: int, ended: list[bool] | None = None
+) -> list[Sequence]:
     """
     Prompt and response tokenized together, as TRL's `DPOTrainer` does it: the response begins where the ids of the
     prompt alone and of both diverge, and text ends in the EOS token (messages end as their template says).
@@ -33,15 +35,24 @@ def tokenize_pairs(tokenizer: Any, prompts: list[Any], responses: list[Any], max
         prompts: One a response: text, messages or None. Messages go through the chat template.
         responses: Texts or messages.
         max_length: Tokens that are kept of a response, from its start, and of a prompt, from its end.
+        ended: Whether each response came to its end, all by default. One that was cut, such as a generation that ran
+            out of tokens, gets no end: neither the EOS token nor what its template puts there.
 
     Raises:
         TrlRealError: If a prompt is neither text nor messages.
     """
-    whole = [_whole(tokenizer, *both) for both in zip(prompts, responses, strict=True)]
+    ended = [True] * len(responses) if ended is None else ended
+    whole = [_whole(tokenizer, *row) for row in zip(prompts, responses, ended, strict=True)]
     alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
+    found: list[list[int]] = [[]] * len(whole)
+    for end in set(ended):
+        places = [i for i, whether in enumerate(ended) if whether == end]
+        ids = _ids(tokenizer, [whole[i] for i in places], continue_final_message=not end)
+        for i, one in zip(places, ids, strict=True):
+            found[i] = one
     return [
         Sequence((), (), False) if not text_of(response).strip() else _split(ids, before, max_length)
-        for ids, before, response in zip(_ids(tokenizer, whole), alone, responses, strict=True)
+        for ids, before, response in zip(found, alone, responses, strict=True)
     ]
 
 
@@ -61,12 +72,12 @@ def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:
     return Sequence(tuple(ids[max(0, n - max_length) : n]), response[:max_length], len(response) > max_length)
 
 
-def _whole(tokenizer: Any, prompt: Any, response: Any) -> str | list[dict]:
+def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | list[dict]:
     if isinstance(prompt, list):
         return prompt + as_messages(response)
     if prompt is not None and not isinstance(prompt, str):
         raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
-    text, end = text_of(response), tokenizer.eos_token or ""
+    text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
     return (prompt or "") + (text if end and text.endswith(end) else text + end)
 
 

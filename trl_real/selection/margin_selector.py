@@ -1,17 +1,12 @@
 """Selection by the policy's own margins (APLP): the baselines beside which an uncertainty has to earn its cost."""
 
-import os
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from peft import PeftModel
 
 from trl_real.errors import TrlRealError
-from trl_real.models.adapters import active_adapter, measured
-from trl_real.models.late import LateModel
-from trl_real.models.log_probs import LogProbs, ResponseLogProbs, check_lengths, load_policy
+from trl_real.models.implicit import ImplicitRewardReader
 from trl_real.selection.active_pool import ActivePool
 from trl_real.selection.active_selector import ActiveSelector, Picks, Reading, checked_cap
 
@@ -73,40 +68,22 @@ class MarginPairSelector(ActiveSelector):
         super().__init__(responses, seed)
         if strategy not in MARGIN_STRATEGIES:
             raise TrlRealError(f"No strategy {strategy!r}; there are {', '.join(MARGIN_STRATEGIES)}.")
-        check_lengths(max_length, batch_tokens)
         self.sign, self.strategy = MARGIN_STRATEGIES[strategy], f"margin_{strategy}"
         self.max_per_prompt = checked_cap(max_per_prompt)
-        self.max_length, self.batch_tokens = max_length, batch_tokens
-        if reference is None and not isinstance(policy, str | os.PathLike):
-            _check_own_reference(policy)
-        self.policy = LateModel(policy, tokenizer, None, dtype, device)
-        self.reference = None if reference is None else LateModel(reference, tokenizer, None, dtype, device)
+        settings = {"max_length": max_length, "batch_tokens": batch_tokens, "dtype": dtype, "device": device}
+        self.reader = ImplicitRewardReader(policy, reference, tokenizer, **settings)
 
     def _read(self, pool: ActivePool, plain: Dataset) -> Reading:
         wanted = np.unique(pool.ends[pool.free])
-        prompts, texts = [pool.prompts[i] for i in wanted], [pool.texts[i] for i in wanted]
-        model, tokenizer = self.policy.load(load_policy)
-        if self.reference is None:
-            _check_own_reference(model)
-        found = self._log_probs(model, tokenizer, self.policy, prompts, texts)
-        if self.reference is None:
-            with without_adapter(model):
-                base = self._log_probs(model, tokenizer, self.policy, prompts, texts)
-        else:
-            other, _ = self.reference.load(load_policy)
-            base = self._log_probs(other, tokenizer, self.reference, prompts, texts)
+        found = self.reader([pool.prompts[i] for i in wanted], [pool.texts[i] for i in wanted])
         rewards, truncated = np.full(len(pool.texts), np.nan), np.zeros(len(pool.texts), bool)
-        scored = (found.n_scored > 0).numpy()
-        rewards[wanted] = np.where(scored, (found.sums - base.sums).numpy(), np.nan)
-        truncated[wanted] = found.truncated.numpy()
+        rewards[wanted], truncated[wanted] = found.values.numpy(), found.truncated.numpy()
         margins = rewards[pool.ends[:, 0]] - rewards[pool.ends[:, 1]]
-        settings = {"max_length": self.max_length, "dtype": self.policy.dtype or self.policy.precision}
-        settings["reference"] = self.reference.label if self.reference else "the policy without its adapter"
-        cost = found.n_tokens + base.n_tokens, found.seconds + base.seconds
+        policy, reference = self.reader.policy, self.reader.reference
+        settings = {"max_length": self.reader.max_length, "dtype": policy.dtype or policy.precision}
+        settings["reference"] = reference.label if reference else "the policy without its adapter"
+        cost = found.n_tokens, found.seconds
         return Reading(~np.isfinite(margins), truncated, *cost, settings=settings, values=margins)
-
-    def _log_probs(self, model: Any, tokenizer: Any, late: LateModel, prompts: list, texts: list) -> LogProbs:
-        return ResponseLogProbs(model, tokenizer, self.max_length, self.batch_tokens, late.cast_to)(prompts, texts)
 
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         free = np.flatnonzero(pool.free)
@@ -122,21 +99,5 @@ class MarginPairSelector(ActiveSelector):
         return Picks(free[picked], -gaps[picked], told) if picked else Picks(np.zeros(0, int), np.zeros(0), told)
 
     def _identity(self) -> dict[str, Any]:
-        known = self.policy.identity
+        known = self.reader.policy.identity
         return {"model": known["model"], "revision": known["revision"]}
-
-
-@contextmanager
-def without_adapter(model: PeftModel):
-    """The model that the adapter was put on; what may be trained is the same afterwards (PEFT alone resets it)."""
-    with measured(model, []), model.disable_adapter():
-        yield
-
-
-def _check_own_reference(policy: Any) -> None:
-    if not isinstance(policy, PeftModel):
-        raise TrlRealError(
-            f"The policy is a {type(policy).__name__} without an adapter to leave off. Give reference=…, the model "
-            "that it was trained from."
-        )
-    active_adapter(policy)

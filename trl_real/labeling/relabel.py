@@ -1,0 +1,119 @@
+"""The least confident self-annotations go to another judge: mixed label sources in one set."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from trl_real.data.conversation import text_of
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.labeling.annotate import LabelReport, annotate
+from trl_real.labeling.implicit_reward import UNFINISHED
+from trl_real.labeling.verdicts import Judge
+from trl_real.labeling.votes import pair_key
+
+
+NEEDED = ("prompt", "chosen", "rejected", "label_confidence", "label_source")
+
+# Columns that tell of one side, and change places with it.
+SIDES = (("chosen", "rejected"), ("score_chosen", "score_rejected"), ("chosen_finished", "rejected_finished"))
+
+
+def relabel(
+    labels: Dataset,
+    judge: Judge,
+    budget: float | int,
+    *,
+    source: str = "implicit_reward",
+    undecided: str = "keep",
+    batch_size: int = 256,
+    journal: str | Path | None = None,
+    report: LabelReport | None = None,
+) -> Dataset:
+    """
+    Ask a judge, such as people (`PageJudge`, `VotesJudge`), for the least confident labels of a source.
+
+    Where it has a verdict, this is the label: `chosen`, `rejected`, `label_confidence` and `label_source` are the
+    judge's, and the scores of the two responses stay theirs. The judge sees the two responses by ascending text, so
+    that nothing tells it the label so far.
+
+    Args:
+        labels: What `self_annotate` returned, alone or beside rows of other sources.
+        judge: Any judge that reads texts.
+        budget: Share in (0, 1] of the source's rows, or a number of rows. Of equally confident ones the first count.
+        source: What `label_source` begins with in the rows that may be asked about.
+        undecided: Pairs that the judge calls a tie or fails on: `"keep"` leaves the label as it was, `"drop"` leaves
+            the row out. The report counts both.
+        batch_size: Rows the judge is given at a time.
+        journal: File that every verdict goes to as soon as it is known; a second run asks for the others only.
+        report: Is filled in.
+
+    Returns:
+        The same columns and, but for dropped rows, the same rows in the same order.
+
+    Raises:
+        MissingColumnError: If they are no labels.
+        TrlRealError: If a setting is out of range.
+    """
+    for name in NEEDED:
+        if name not in labels.column_names:
+            raise MissingColumnError(name, labels.column_names, "Give what self_annotate returned.")
+    if undecided not in ("keep", "drop"):
+        raise TrlRealError(f"undecided={undecided!r} is not one of keep, drop.")
+    plain = labels.with_format(None)
+    rows = _least_confident(plain, budget, source)
+    pairs = _as_pairs(plain.select(rows))
+    asked = annotate(pairs, judge, batch_size=batch_size, journal=journal, report=report)
+    said = {_key(row): row for row in asked}
+    found = {row: said.get(_key(pair)) for row, pair in zip(rows, pairs, strict=True)}
+    relabeled = plain.map(
+        lambda row, number: _with_verdict(row, found.get(number)),
+        with_indices=True,
+        features=labels.features,
+        load_from_cache_file=False,
+        desc="Writing labels",
+    )
+    if undecided == "drop":
+        relabeled = relabeled.select([i for i in range(len(plain)) if i not in found or found[i]])
+    return relabeled
+
+
+def _least_confident(labels: Dataset, budget: float | int, source: str) -> list[int]:
+    """Rows of the source, the least confident first."""
+    sources = labels["label_source"][:]
+    rows = [i for i, name in enumerate(sources) if (name or "").startswith(source)]
+    whole = isinstance(budget, int) and not isinstance(budget, bool)
+    if not (whole and budget >= 0 or isinstance(budget, float) and 0 < budget <= 1):
+        raise TrlRealError(f"budget={budget!r}: give a share in (0, 1] as a float, or a number of rows.")
+    confidences = np.array(labels["label_confidence"][:], dtype=float)[rows]
+    n = budget if whole else round(budget * len(rows))
+    return [rows[i] for i in np.argsort(confidences, kind="stable")[:n]]
+
+
+def _as_pairs(labels: Dataset) -> Dataset:
+    """What a judge is asked, the responses by ascending text."""
+
+    def pair(row: dict[str, Any]) -> dict[str, Any]:
+        sides = sorted(SIDES[0], key=lambda side: text_of(row[side]))
+        a, b = (text_of(row[side]) for side in sides)
+        ended = [row.get(f"{side}_finished") is not False for side in sides]
+        reasons = ["stop" if whether else UNFINISHED for whether in ended]
+        both = [row[side] for side in sides]
+        return {"responses": both, "response_a": a, "response_b": b, "pair": [0, 1], "finish_reasons": reasons}
+
+    left_out = [name for name in labels.column_names if name != "prompt"]
+    return labels.map(pair, remove_columns=left_out, load_from_cache_file=False)
+
+
+def _key(pair: dict[str, Any]) -> str:
+    return pair_key(pair["prompt"], pair["response_a"], pair["response_b"])
+
+
+def _with_verdict(row: dict[str, Any], verdict: dict[str, Any] | None) -> dict[str, Any]:
+    """The row with the verdict as its label; as it was where there is none."""
+    if verdict is None:
+        return row
+    swapped = text_of(verdict["chosen"]) != text_of(row["chosen"])
+    swaps = {name: row[other] for pair in SIDES for name, other in (pair, pair[::-1]) if swapped and other in row}
+    return {**row, **swaps, **{name: verdict[name] for name in ("label_confidence", "label_source")}}

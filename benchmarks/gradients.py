@@ -5,8 +5,9 @@ Seconds a response of gradient features beside what people do, interleaved (A B 
 
 The adapter is LoRA of rank 8 on all linear layers, with a small random B. `--dataset` holds `prompt`, `chosen` and
 `rejected`, or full dialogues. Errors are against PEFT's gradients in float64, one backward pass a response, projected
-where the method projects; peak memory is beyond the loaded model, each method in a process of its own. Seconds are
-those of the processor, so that a busy machine matters less.
+where the method projects; speed-ups are against PEFT with one backward pass a response, and with one a pair; peak
+memory is beyond the loaded model, each method in a process of its own. Seconds are those of the processor, so that a
+busy machine matters less.
 """
 
 import argparse
@@ -119,7 +120,9 @@ class Bench:
         with measured(model, []), packed(features.causal_lm):
             handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_())
             for step in packed_passes(self.rows(pairs), features.batch_tokens):
-                features._objective(step).backward()
+                if step.context and not step.context.extra["kept"]:
+                    features._logits(step.context)
+                features._objective(step).backward(retain_graph=not step.last)
             handle.remove()
 
     def _responses(self, pairs: Pairs, dim: int | None, dtype: torch.dtype | None = None) -> Tensor:
@@ -143,7 +146,7 @@ def read_pairs(path: str, n_pairs: int, seed: int) -> Pairs:
 
 
 def measure(bench: Bench, pairs: Pairs, rounds: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """CPU-independent wall seconds by method, median of the rounds, and the vectors."""
+    """Seconds of the processor by method, median of the rounds, and the vectors."""
     seconds, vectors = {name: [] for name in bench.methods()}, {}
     few = {name: values[:1] for name, values in pairs.items()}
     for function, _ in bench.methods().values():
@@ -179,13 +182,21 @@ def projected(bench: Bench, whole: Tensor, kind: str = "count_sketch", dim: int 
     return projection.finish(buffer)
 
 
-def dense_seconds(bench: Bench, n_rows: int, share: int = 64) -> float:
-    """Seconds that a dense projection of `n_rows` gradients to 8192 would take, from one part in `share` of it."""
-    whole = torch.randn(n_rows, sum(m * n for m, n in bench.ours(8192).projection.shapes.values()) // share)
-    projection = make_projection("rademacher", {"part": (1, whole.shape[1])})
-    start = time.process_time()
-    projection.add(projection.buffer(n_rows), "part", whole[:, None])
-    return share * (time.process_time() - start)
+def less_seconds(bench: Bench, n_rows: int = 16, block: int = 128, n_timed: int = 2) -> float:
+    """
+    Seconds a vector that the projector of LESS and TRAK (`BasicProjector`, Rademacher, 8192 numbers in blocks of 128,
+    flushed every 16 gradients) takes: each block draws a matrix of signs and multiplies. `n_timed` of the 64 blocks
+    are timed, after one that is not, and the rest taken to be alike.
+    """
+    whole = torch.randn(n_rows, sum(m * n for m, n in bench.ours(8192).projection.shapes.values()))
+    signs = torch.empty(whole.shape[1], block)
+    generator = torch.Generator()
+    for number in range(n_timed + 1):
+        if number == 1:
+            start = time.process_time()
+        signs.bernoulli_(0.5, generator=generator.manual_seed(number)).mul_(2).sub_(1)
+        whole @ signs
+    return (time.process_time() - start) / n_timed * (8192 // block) / n_rows
 
 
 def cosines(vectors: Tensor) -> np.ndarray:
@@ -230,18 +241,22 @@ def main() -> None:
     n_responses = 2 * args.n_pairs
     seconds, vectors = measure(bench, pairs, args.rounds)
     exact = bench.exact(pairs)
-    baseline = {of_pairs: seconds[f"PEFT, one backward a {'pair' if of_pairs else 'response'}"] for of_pairs in (0, 1)}
-    for name, (_, of_pairs) in bench.methods().items():
-        ratio = baseline[of_pairs] / seconds[name]
+    baseline = [seconds[f"PEFT, one backward a {what}"] for what in ("response", "pair")]
+    for name in bench.methods():
+        ratios = " ".join(f"{peft / seconds[name]:5.2f}x" for peft in baseline)
         memory = f"{peak_megabytes(args.model, pairs, name):6.0f} MB" if args.memory else ""
-        line = f"{seconds[name] / n_responses:7.3f} s a response {ratio:5.2f}x {memory}"
+        line = f"{seconds[name] / n_responses:7.3f} s a response {ratios} {memory}"
         print(f"{name:36}{line}  {compare(bench, name, vectors[name], exact)}", flush=True)
     whole, sketch = cosines(exact[False]), cosines(projected(bench, exact[False]))
     print(f"cosines, sketch and exact: correlation {np.corrcoef(whole, sketch)[0, 1]:.3f}, n = {len(whole)}")
-    dense = dense_seconds(bench, 16) / 16
-    ours = seconds["pairs, sketch to 8192"] / args.n_pairs
-    chain = baseline[1] / args.n_pairs + dense
-    print(f"dense projection {dense:.2f} s a vector (16 at a time); PEFT with it {chain / ours:.1f}x our time a pair")
+    less = less_seconds(bench)
+    print(f"LESS's projector: {less:.2f} s a vector, from 2 of its 64 blocks")
+    for name in ("pairs, sketch to 8192", "pairs, sketch, bf16 products"):
+        chain = seconds["PEFT, one backward a pair"] / args.n_pairs + less
+        print(f"PEFT and LESS's projector take {chain * args.n_pairs / seconds[name]:.1f} times as long as {name}")
+    for name in ("responses, sketch to 8192", "responses, sketch, bf16 products"):
+        chain = seconds["PEFT, one backward a response"] / n_responses + less
+        print(f"PEFT and LESS's projector take {chain * n_responses / seconds[name]:.1f} times as long as {name}")
 
 
 if __name__ == "__main__":

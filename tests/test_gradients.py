@@ -1,6 +1,10 @@
-"""Gradient features against ordinary autograd, one response at a time (T1-T5, T12 of ActiveDPO's list)."""
+"""Gradient features against ordinary autograd, one response at a time (T1-T5, T10, T12 of ActiveDPO's list)."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from transformers import (
 )
 
 from trl_real.errors import TrlRealError
+from trl_real.functional.design import greedy_design, pair_features
 from trl_real.models.adapters import adapter_parameters, hidden_from_taps
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.sequences import tokenize_pairs
@@ -140,6 +145,76 @@ def test_t3_the_reference_and_beta_drop_out():
     alone = naive(model, PROMPTS[:2], FIRST[:2])
     assert torch.equal(naive(model, PROMPTS[:2], FIRST[:2], beta=1.0), alone)
     assert error(naive(model, PROMPTS[:2], FIRST[:2], beta=0.1), 0.1 * alone) < 1e-6
+
+
+@pytest.mark.parametrize("normalize", ["response", "pair"])
+def test_t10_beta_does_not_change_what_is_picked(normalize):
+    model = adapted()
+
+    def picks(beta, normalize, ridge):
+        first, second = (naive(model, PROMPTS, side, beta) for side in (FIRST, SECOND))
+        return greedy_design(pair_features(first, second, normalize), 4, ridge=ridge).indices.tolist()
+
+    assert picks(0.1, normalize, 0.5) == picks(3.0, normalize, 0.5) == picks(None, normalize, 0.5)
+    assert picks(0.1, None, 0.5) == picks(None, None, 0.5 / 0.1**2)  # and without, beta is a factor of the ridge
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_responses_to_one_prompt_share_its_pass_and_get_gradients_of_their_own(checkpointing):
+    model = adapted()
+    made = features(model, "packed")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    prompts = [PROMPTS[i] for i in (3, 0, 3, 3, 1, 0)]
+    found = made(prompts, FIRST)
+    assert error(found.vectors, naive(model, prompts, FIRST)) < 1e-10
+    n_whole = sum(len(s.prompt) + len(s.response) for s in tokenize_pairs(tiny_tokenizer(), prompts, FIRST, 512))
+    assert (found.n_tokens == n_whole) == checkpointing
+    small = features(model, "packed", GradientOptions(projection_dim=None, batch_tokens=20))
+    assert error(small(prompts, FIRST).vectors, found.vectors) < 1e-10
+    both = made.differences(prompts, FIRST, SECOND).vectors
+    assert error(both, naive(model, prompts, FIRST) - naive(model, prompts, SECOND)) < 1e-5
+
+
+WORKER = """
+import sys
+import torch
+from test_gradients import FIRST, PROMPTS, SECOND, adapted, features
+from trl_real.models.gradients import GradientOptions
+
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+made = features(adapted(), "packed", GradientOptions(projection_dim=64, all_processes=True))
+found = [made(PROMPTS * 2, FIRST + SECOND), made.differences(PROMPTS, FIRST, SECOND), made(PROMPTS[:1], FIRST[:1])]
+rank = torch.distributed.get_rank()
+torch.save([(f.vectors, f.norms, f.n_tokens) for f in found], f"{sys.argv[1]}/rank{rank}.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_the_pool_and_give_what_one_gives(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [*launch, str(tmp_path / "worker.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = features(adapted(), "packed", GradientOptions(projection_dim=64))
+    expected = [
+        made(PROMPTS * 2, FIRST + SECOND),
+        made.differences(PROMPTS, FIRST, SECOND),
+        made(PROMPTS[:1], FIRST[:1]),
+    ]
+    for rank in (0, 1):
+        for (vectors, norms, n_tokens), alone in zip(torch.load(tmp_path / f"rank{rank}.pt"), expected, strict=True):
+            assert error(vectors, alone.vectors) < 1e-10 and n_tokens == alone.n_tokens
+            assert torch.allclose(norms, alone.norms)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)

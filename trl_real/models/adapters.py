@@ -136,31 +136,33 @@ class _Adapted(torch.autograd.Function):
 
 
 @contextmanager
-def taps(model: PeftModel, sink: Sink, cast_to: torch.dtype | None = None) -> Iterator[None]:
+def taps(model: PeftModel, sink_now: Callable[[], Sink], cast_to: torch.dtype | None = None) -> Iterator[None]:
     """
-    While entered, a backward pass calls `sink(name, x, gradient)` once for each of the adapter's linear layers and
-    each time it ran: the gradient in its weight is `sum_t gradient_t x_t^T`, which is not formed.
+    While entered, a backward pass calls its sink with `(name, x, gradient)` once for each of the adapter's linear
+    layers and each time it ran: the gradient in its weight is `sum_t gradient_t x_t^T`, which is not formed.
 
     Args:
         model: With one LoRA adapter.
-        sink: What to do with them.
+        sink_now: Gives what to do with them; asked in the forward pass.
         cast_to: Precision of the products, by default that of the weights.
     """
 
     def tap(name: str, _layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _Tap.apply(output, inputs[0].detach(), partial(sink, name))
+        return _Tap.apply(output, inputs[0].detach(), partial(sink_now(), name))
 
     adapter, layers = active_adapter(model), tapped_layers(model)
     with ExitStack() as stack:
         for name, module in model.get_base_model().named_modules():
             names = [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
             if names[0] in layers and _is_plain(module):
-                sinks = tuple(partial(sink, full) for full in names)
-                module.forward = partial(_adapted, _matrices(module, adapter, cast_to), sinks)
+                module.forward = partial(_adapted, _matrices(module, adapter, cast_to), names, sink_now)
                 stack.callback(delattr, module, "forward")
             elif names[0] in layers:
                 for full in names:
                     stack.callback(layers[full].register_forward_hook(partial(tap, full)).remove)
+            elif cast_to and type(module) is nn.Linear and "forward" not in vars(module) and ".lora_" not in name:
+                module.forward = partial(_cast, *_to(cast_to, module.weight, module.bias))
+                stack.callback(delattr, module, "forward")
         # No parameter takes a gradient (it would be a sum over the batch): the graph begins at the embeddings.
         embeddings = model.get_input_embeddings()
         stack.callback(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()).remove)
@@ -175,15 +177,31 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _matrices(module: Linear, adapter: str, cast_to: torch.dtype | None) -> _Matrices:
     dtype = cast_to or module.base_layer.weight.dtype
-    bias = module.base_layer.bias
-    tensors = (module.base_layer.weight, bias, module.lora_A[adapter].weight, module.lora_B[adapter].weight)
-    cast = [tensor if tensor is None else tensor.detach().to(dtype) for tensor in tensors]
-    return _Matrices(*cast, module.scaling[adapter])
+    base, a, b = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
+    return _Matrices(*_to(dtype, base.weight, base.bias, a.weight, b.weight), module.scaling[adapter])
 
 
-def _adapted(layer: _Matrices, sinks: tuple[Callable, Callable], x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+def _to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [tensor if tensor is None else tensor.detach().to(dtype) for tensor in tensors]
+
+
+def _cast(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """A layer whose weights autocast would cast again in every pass, since none of them takes a gradient."""
+    return nn.functional.linear(x.to(weight.dtype), weight, bias)
+
+
+def _adapted(
+    layer: _Matrices, names: list[str], sink_now: Callable[[], Sink], x: Tensor, *_args: Any, **_kwargs: Any
+) -> Tensor:
+    sinks = tuple(partial(sink_now(), name) for name in names)
     with torch.autocast(x.device.type, enabled=False):
         return _Adapted.apply(x, layer, sinks)
+
+
+def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that keep no activations and run again on the way back."""
+    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    return [layer for layer in layers if layer.gradient_checkpointing]
 
 
 @contextmanager
@@ -200,12 +218,10 @@ def measured(model: PeftModel, trainable: list[nn.Parameter], checkpointing: boo
     training = [module for module in model.modules() if module.training]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     model.eval()
-    checkpointed = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and checkpointing
-    ]
+    checkpointed = checkpointed_layers(model) if checkpointing else []
     try:
         for module in checkpointed:
-            module.training = module.gradient_checkpointing
+            module.training = True
         for parameter, _, _ in parameters:
             parameter.requires_grad_(False)
         for parameter in trainable:

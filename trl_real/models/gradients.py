@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.projection import Projection, make_projection
-from trl_real.models.adapters import adapter_parameters, hidden_from_taps, measured, taps
-from trl_real.models.packing import packed
+from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
+from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
+from trl_real.models.processes import my_share, sum_over_processes
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
 
 
@@ -35,6 +36,8 @@ class GradientOptions:
         max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
         batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
         seed: Of the projection.
+        all_processes: Whether all processes of the group (`torchrun`, `accelerate launch`) ask together for the same
+            responses: each then runs its share of the prompts, and all get all the vectors.
 
     Raises:
         TrlRealError: If a value is out of range.
@@ -45,6 +48,7 @@ class GradientOptions:
     max_length: int = 512
     batch_tokens: int | None = None
     seed: int = 42
+    all_processes: bool = False
 
     def __post_init__(self) -> None:
         make_projection(self.projection, {}, self.projection_dim, self.seed)
@@ -64,7 +68,7 @@ class Gradients:
         n_scored: Tokens whose log-probabilities were summed. Shape `(n,)`.
         truncated: Responses that were cut. Shape `(n,)`, bool.
         fingerprint: Of the projection: vectors may be compared where it is the same.
-        n_tokens: Tokens that went through the model for them.
+        n_tokens: Tokens that went through the model for them, in all processes.
         seconds: Time it took.
     """
 
@@ -88,12 +92,13 @@ class GradientFeatures:
     `(phi, lambda / beta^2)` choose alike. Both are left out. The log-probabilities are summed, not averaged: that is
     what the reward is.
 
-    Many responses share a pass. Taps on A and B of every adapted layer see the layer's inputs `x_t` and the gradients
-    `gamma_t` of its outputs, and form `sum_t gamma_t x_t^T` a response at a time, in float32, to be projected at once:
-    no gradient is ever held whole, and the adapter's own `.grad` stays empty. Sequences run packed, without padding,
-    where a check on this very model shows that this gives what one response at a time gives; else padded; and one by
-    one, with a line in the log, where taps cannot see (DoRA, modules that are trained whole, shared adapters).
-    Vectors do not depend on what else is in the batch beyond rounding (1e-5, relative, in float32).
+    Many responses share a pass, and those to one prompt the forward pass over it. Taps on A and B of every adapted
+    layer see the layer's inputs `x_t` and the gradients `gamma_t` of its outputs, and form `sum_t gamma_t x_t^T` a
+    response at a time, in float32, to be projected at once: no gradient is ever held whole, and the adapter's own
+    `.grad` stays empty. Sequences run packed, without padding, where a check on this very model shows that this gives
+    what one response at a time gives; else padded; and one by one, with a line in the log, where taps cannot see
+    (DoRA, modules that are trained whole, shared adapters). Vectors do not depend on what else is in the batch beyond
+    rounding (1e-5, relative, in float32).
 
     A fresh adapter has `B = 0`, and the gradients in A are then exactly 0: the scores of a first round are valid, but
     half the coordinates are not used.
@@ -158,9 +163,8 @@ class GradientFeatures:
         started = time.perf_counter()
         both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
         rows = [_pair_row(*pair) for pair in zip(*both, strict=True)]
-        return self._gradients(
-            rows, [a.truncated or b.truncated for a, b in zip(*both, strict=True)], started, progress
-        )
+        truncated = [a.truncated or b.truncated for a, b in zip(*both, strict=True)]
+        return self._gradients(rows, truncated, started, progress)
 
     @property
     def method(self) -> str:
@@ -177,16 +181,23 @@ class GradientFeatures:
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self._check_length(distinct)
         vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # the last one for blanks
-        n_tokens = 0
-        run = closing(self._run(self.method, list(distinct))) if distinct else nullcontext(())
-        with _bar(sum(row.n_tokens for row in distinct), progress) as bar, run as batches:
+        prompts = sorted({row.prompt for row in distinct}, key=lambda prompt: (len(prompt), prompt))
+        prompts = my_share(prompts, self.options.all_processes)
+        mine = [row for row in distinct if row.prompt in prompts]
+        places = torch.tensor([distinct[row] for row in mine], dtype=torch.long)
+        n_tokens = torch.zeros(1, 1, dtype=torch.long)
+        run = closing(self._run(self.method, mine)) if mine else nullcontext(())
+        with _bar(mine, progress) as bar, run as batches:
             for ids, found, n_done in batches:
-                vectors.index_add_(0, torch.tensor(ids), found.cpu())
+                vectors.index_add_(0, places[ids], found.cpu())
                 n_tokens += n_done
                 bar.update(n_done)
+        if self.options.all_processes:
+            sum_over_processes(vectors, self.device)
+            sum_over_processes(n_tokens, self.device)
         vectors = vectors[[distinct.get(row, -1) for row in rows]]
         n_scored = torch.tensor([row.n_scored for row in rows], dtype=torch.long)
-        cost = {"n_tokens": n_tokens, "seconds": time.perf_counter() - started}
+        cost = {"n_tokens": int(n_tokens), "seconds": time.perf_counter() - started}
         cut = torch.tensor(truncated, dtype=torch.bool)
         return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
 
@@ -194,31 +205,18 @@ class GradientFeatures:
         limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         longest = max((len(row.prompt) + max(map(len, row.responses)) for row in rows), default=0)
         if limit and longest > limit:
-            raise TrlRealError(
-                f"A text has {longest} tokens, but the model reads {limit}. Type max_length={limit // 2}."
-            )
+            fix = f"Type max_length={limit // 2}."
+            raise TrlRealError(f"A text has {longest} tokens, but the model reads {limit}. {fix}")
 
     def _first_exact(self) -> str:
         """The fastest method that gives on made-up sequences what one at a time gives; silently wrong ones exist."""
         config = self.causal_lm.config.get_text_config()
-        ids = [tuple((7919 * i + 13 * n) % config.vocab_size for i in range(n)) for n in (7, 4, 4, 3, 9)]
-        rows = [
-            Row(ids[0], (ids[1],)),
-            Row((), (ids[4],)),
-            Row(ids[3], (ids[2],)),
-            Row(ids[0], (ids[4], ids[2][::-1])),
-        ]
-        expected = self._collect("one by one", rows)
+        a, b, c, d, e = made_up(config.vocab_size, (7, 4, 5, 3, 9))
+        rows = [Row(a, (b,)), Row((), (e,)), Row(d, (c,)), Row(a, (e, c[::-1]))]
+        alone = self._collect("one by one", rows)
         exact = self.cast_to is None and self.sum_in == next(self.causal_lm.parameters()).dtype
-        window = getattr(config, "sliding_window", None)
-        fits = not window or window >= 2 * self.options.max_length
-        for method in ("packed", "padded") if fits else ("padded",):
-            try:
-                found = self._collect(method, rows)
-            except (TypeError, ValueError, RuntimeError, IndexError) as error:
-                logger.debug("%s passes do not work on this model: %s", method, error)
-                continue
-            if (found - expected).norm() <= (1e-3 if exact else 1e-1) * expected.norm():
+        for method in ("packed", "padded") if fits_window(config, 2 * self.options.max_length) else ("padded",):
+            if gives_the_same(partial(self._collect, method, rows), lambda: alone, exact, rough=1e-1):
                 return method
         return "one by one"
 
@@ -237,23 +235,31 @@ class GradientFeatures:
                     yield step.ids, self._one(step, parameters), step.n_tokens
             return
         passes, attention = {
-            "packed": (packed_passes, packed(self.causal_lm)),
+            "packed": (
+                partial(packed_passes, share=not checkpointed_layers(self.model)),
+                packed(self.causal_lm),
+            ),
             "padded": (padded_passes, nullcontext()),
             "padded left": (partial(padded_passes, left=True), nullcontext()),
         }[method]
-        current: dict[str, Any] = {}
+        now: dict[str, Any] = {}
 
-        def project(name: str, x: Tensor, gradient: Tensor) -> None:
-            products = current["pass"].products(gradient.to(self.sum_in), x.to(self.sum_in))
-            self.projection.add(current["buffer"], name, products.to(self.device))
+        def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:
+            products = now["pass"].products(gradient.to(self.sum_in), x.to(self.sum_in), of_context)
+            self.projection.add(now["buffer"], name, products.to(self.device))
 
-        with measured(self.model, []), taps(self.model, project, self.cast_to), attention:
+        def sink() -> Sink:
+            return partial(project, now["of context"])
+
+        with measured(self.model, []), taps(self.model, sink, self.cast_to), attention:
             for step in passes(rows, self.batch_tokens):
-                current.update(
-                    {"pass": step, "buffer": self.projection.buffer(len(step.ids), self.sum_in, self.device)}
-                )
-                self._objective(step).backward()
-                yield step.ids, self.projection.finish(current["buffer"]), step.n_tokens
+                now["pass"], now["buffer"] = step, self.projection.buffer(len(step.ids), self.sum_in, self.device)
+                if step.context and not step.context.extra["kept"]:
+                    now["of context"] = True
+                    self._logits(step.context)  # of no token: its keys and values are what is kept
+                now["of context"] = False
+                self._objective(step).backward(retain_graph=not step.last)
+                yield step.ids, self.projection.finish(now["buffer"]), step.n_tokens
 
     def _one(self, step: Pass, parameters: dict[str, nn.Parameter]) -> Tensor:
         """The same by ordinary gradients, for a batch of one row. Shape `(1, d)`."""
@@ -266,10 +272,13 @@ class GradientFeatures:
 
     def _objective(self, step: Pass) -> Tensor:
         """Signed sum of the log-probabilities of all scored tokens, over no number divided."""
-        with torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext():
-            logits = self.causal_lm(**step.inputs(self.device), use_cache=False).logits
+        logits = self._logits(step)
         labels, signs = (torch.tensor(values, device=self.device) for values in (step.labels, step.signs))
         return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
+
+    def _logits(self, step: Pass) -> Tensor:
+        with torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext():
+            return self.causal_lm(**step.inputs(self.device), use_cache=False).logits
 
 
 def _pair_row(first: Sequence, second: Sequence) -> Row:
@@ -285,5 +294,7 @@ def _as_rows(gradients: Tensor) -> Tensor:
     return gradients.flatten(2) if gradients.ndim > 2 else gradients[:, None]
 
 
-def _bar(n_tokens: int, progress: bool) -> tqdm:
-    return tqdm(total=n_tokens, unit="tok", desc="Gradients", leave=False, delay=2, disable=not progress)
+def _bar(rows: list[Row], progress: bool) -> tqdm:
+    """Counts tokens, those of a prompt once."""
+    total = sum(map(len, {row.prompt for row in rows})) + sum(row.n_tokens - len(row.prompt) for row in rows)
+    return tqdm(total=total, unit="tok", desc="Gradients", leave=False, delay=2, disable=not progress)

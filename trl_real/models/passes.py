@@ -1,14 +1,14 @@
 """Which rows run through a model together, which of their tokens are scored, and whose gradient a token's part is."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trl_real.models.packing import Pack, Tree, make_packs
+from trl_real.models.packing import Segment
 
 
 # Logits that are looked at together: they should stay in a core's cache.
@@ -44,7 +44,8 @@ class LabelLogProbs(torch.autograd.Function):
         found = torch.empty_like(logits)
         parts = (x.split(ctx.size) for x in (found, logits, labels, totals[:, None], gradient[:, None]))
         for out, chunk, label, total, factor in zip(*parts, strict=True):
-            shares = (chunk.to(total.dtype) - total).exp_().mul_(-factor)
+            # In place: two buffers of this size at a time are more than malloc keeps, and page faults triple the time.
+            shares = chunk.to(total.dtype, copy=True).sub_(total).exp_().mul_(-factor)
             out.copy_(shares.scatter_add_(1, label[:, None], factor))
         return found, None, None
 
@@ -87,6 +88,10 @@ class Pass:
         spans: Packed: first and last token of each row, so that `b` is 1. `B` of them.
         rows: Padded: the row of each scored token. `T` of them.
         extra: Further inputs of the model.
+        context: Packed: the prompts that the rows go on from. Its forward pass is run once, and gone back through
+            with each of the passes that share it.
+        context_spans: Packed: where in it each row's prompt is. `B` of them.
+        last: Whether no other pass goes on from the context.
     """
 
     ids: list[int]
@@ -98,13 +103,16 @@ class Pass:
     spans: list[tuple[int, int]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    context: "Pass | None" = None
+    context_spans: list[tuple[int, int]] = field(default_factory=list)
+    last: bool = True
 
     def inputs(self, device: Any) -> dict[str, Any]:
         """What the model is called with; logits are asked for only where a token is scored."""
         moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.extra.items()}
         return {
             "input_ids": self.tokens.to(device),
-            "logits_to_keep": torch.tensor(self._kept(), device=device),
+            "logits_to_keep": torch.tensor(self._kept(), dtype=torch.long, device=device),
             **moved,
         }
 
@@ -121,14 +129,15 @@ class Pass:
     def _kept(self) -> list[int]:
         return self.before if self.spans else sorted(set(self.before))
 
-    def products(self, left: Tensor, right: Tensor) -> Tensor:
+    def products(self, left: Tensor, right: Tensor, of_context: bool = False) -> Tensor:
         """Each row's own `sum_t left_t right_t^T`. Shapes `(b, L, m)`, `(b, L, n)` to `(B, m, n)`."""
-        if left.shape[:2] != self.tokens.shape or right.shape[:2] != self.tokens.shape:
-            raise RuntimeError(f"a layer sees {tuple(left.shape[:2])} tokens, not {tuple(self.tokens.shape)}")
-        if not self.spans:
+        seen, spans = (self.context, self.context_spans) if of_context else (self, self.spans)
+        if left.shape[:2] != seen.tokens.shape or right.shape[:2] != seen.tokens.shape:
+            raise RuntimeError(f"a layer sees {tuple(left.shape[:2])} tokens, not {tuple(seen.tokens.shape)}")
+        if not spans:
             return left.mT @ right
-        products = left.new_empty(len(self.spans), left.shape[2], right.shape[2])
-        for product, (start, end) in zip(products, self.spans, strict=True):
+        products = left.new_empty(len(spans), left.shape[2], right.shape[2])
+        for product, (start, end) in zip(products, spans, strict=True):
             torch.mm(left[0, start:end].T, right[0, start:end], out=product)
         return products
 
@@ -142,41 +151,103 @@ class Pass:
         self.rows += [row] * (len(response) - skip)
 
 
-def packed_passes(rows: list[Row], batch_tokens: int) -> Iterator[Pass]:
-    """Rows end to end in one sequence, longest first. A pair reads its prompt once, so the two share its gradient."""
-    trees = []
-    for i, (prompt, responses) in enumerate(rows):
-        shared = prompt if len(responses) > 1 else ()
-        texts = responses if shared or len(responses) > 1 else (prompt + responses[0],)
-        trees.append(Tree(shared, list(texts), [2 * i + k for k in range(len(texts))]))
-    for pack in make_packs(trees, batch_tokens):
-        yield _packed(pack, rows)
+class Group(NamedTuple):
+    """Rows that go on from the same tokens (none, where a row is read alone), and how many tokens it takes."""
+
+    shared: tuple[int, ...]
+    ids: tuple[int, ...]
+    n_tokens: int
 
 
-def _packed(pack: Pack, rows: list[Row]) -> Pass:
-    owners = _owners(pack)  # of each token, as ids of responses
-    step = Pass([], torch.tensor([pack.tokens]), n_tokens=len(pack.tokens))
-    step.extra = {"position_ids": torch.tensor([pack.positions]), "segments": pack.segments}
-    end = 0
-    for i, run in groupby(owners, key=lambda owner: owner // 2):
-        start, end = end, end + len(list(run))
-        prompt, responses = rows[i]
-        step.ids.append(i)
-        step.spans.append((start, end))
-        place = start + len(prompt)
-        for response, sign in zip(responses, (1.0, -1.0), strict=False):
-            step.score(start + len(prompt) if prompt else 0, place, response, sign, 0)
-            place += len(response)
-    return step
+def packed_passes(rows: list[Row], batch_tokens: int, share: bool = True) -> Iterator[Pass]:
+    """
+    Rows end to end in one sequence. What responses to the same prompt share, all of it but its last token, is read
+    once, in a pass before theirs. It gets a gradient for each of them, in one backward pass after the other: that is
+    what the gradients of single responses take. The two responses of a row share a gradient, and a backward pass.
+
+    Args:
+        rows: Of one or two responses.
+        batch_tokens: Tokens of a pass and of the one before it, unless a row alone has more.
+        share: Read prompts once. Gradient checkpointing cannot go back through a pass twice.
+    """
+    groups = sorted(_groups(rows, share), key=lambda group: (-len(group.ids), -group.n_tokens, group.shared))
+    for _, alike in groupby(groups, key=lambda group: len(group.ids)):
+        pack, room = [], batch_tokens
+        for group in alike:
+            if pack and group.n_tokens > room:
+                yield from _turns(pack, rows)
+                pack, room = [], batch_tokens
+            pack.append(group)
+            room -= group.n_tokens
+        yield from _turns(pack, rows)
 
 
-def _owners(pack: Pack) -> list[int]:
-    """The response of each token, the following one for a prompt's."""
-    owners, last = [], 0
-    for owner in reversed(pack.owners):
-        last = pack.ids[owner] if owner >= 0 else last
-        owners.append(last)
-    return owners[::-1]
+def _groups(rows: list[Row], share: bool) -> Iterator[Group]:
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(row.prompt, []).append(i)
+    for prompt, ids in by_prompt.items():
+        if share and len(prompt) > 1 and sum(len(rows[i].responses) for i in ids) > 1:
+            longest = max(sum(len(response) + 1 for response in rows[i].responses) for i in ids)
+            yield Group(prompt[:-1], tuple(ids), len(prompt) - 1 + longest)
+        else:
+            for i in ids:
+                yield Group((), (i,), sum(len(prompt + response) for response in rows[i].responses))
+
+
+def _turns(groups: list[Group], rows: list[Row]) -> Iterator[Pass]:
+    """A pass for the first row of each group, one for the second, and so on."""
+    context = _Line()
+    places = [context.add(group.shared) for group in groups]
+    before = context.finish(kept={}) if context.tokens else None
+    for turn in range(len(groups[0].ids)):
+        line, own = _Line(), Pass([], torch.empty(0))
+        for group, place in zip(groups, places, strict=True):
+            i = group.ids[turn]
+            prompt, responses = rows[i]
+            own.ids.append(i)
+            start = len(line.tokens)
+            for response, sign in zip(responses, (1.0, -1.0), strict=False):
+                rest = prompt[len(group.shared) :]
+                end = line.add(rest + response, place if group.shared else slice(0, 0)).start + len(rest)
+                own.score(end if rest else 0, end, response, sign, 0)
+            own.spans.append((start, len(line.tokens)))
+            own.context_spans.append((place.start, place.stop))
+        made = line.finish(**({"kept": before.extra["kept"]} if before else {}))
+        yield replace(
+            own,
+            tokens=made.tokens,
+            n_tokens=made.n_tokens + (before.n_tokens if before and not turn else 0),
+            extra=made.extra,
+            context=before,
+            last=turn + 1 == len(groups[0].ids),
+        )
+
+
+@dataclass
+class _Line:
+    """Sequences end to end, each after a prefix that lies elsewhere."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def add(self, tokens: tuple[int, ...], prefix: slice | None = None) -> slice:
+        """Append a sequence; where it is."""
+        n_before, start, n = prefix.stop - prefix.start if prefix else 0, len(self.tokens), len(tokens)
+        last = self.segments[-1] if self.segments else None
+        if prefix and not n_before and last and not last.prefix and last.length == n:
+            last.count += 1
+        elif n:
+            self.segments.append(Segment.after(start, n, (prefix,) if n_before else ()))
+        self.tokens += tokens
+        self.positions += range(n_before, n_before + n)
+        return slice(start, start + n)
+
+    def finish(self, **extra: Any) -> Pass:
+        """The forward pass over them."""
+        extra.update(position_ids=torch.tensor([self.positions]), segments=self.segments)
+        return Pass([], torch.tensor([self.tokens]), n_tokens=len(self.tokens), extra=extra)
 
 
 def padded_passes(rows: list[Row], batch_tokens: int, left: bool = False) -> Iterator[Pass]:

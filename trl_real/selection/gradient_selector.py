@@ -86,6 +86,9 @@ class GradientPairSelector(ActiveSelector):
         max_per_prompt (`int`, *optional*): Pairs of one prompt that a selection may pick.
         max_length (`int`, *optional*, defaults to `512`): Tokens of a response that are scored, and of a prompt read.
         batch_tokens (`int`, *optional*): Tokens in a pass; by default 1024 on a CPU and 16384 elsewhere.
+        all_processes (`bool`, *optional*, defaults to `False`):
+            Under `torchrun` or `accelerate launch`, whether all processes call `select` together: each computes its
+            share of the vectors, and all of them pick the same pairs.
         dtype (`str`, *optional*): Precision of the matrix products.
         device (`str`, *optional*): For a model given by name; a loaded one stays where it is.
         responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
@@ -111,13 +114,14 @@ class GradientPairSelector(ActiveSelector):
         max_per_prompt: int | None = None,
         max_length: int = 512,
         batch_tokens: int | None = None,
+        all_processes: bool = False,
         dtype: Any = None,
         device: str | None = None,
         responses: str = "responses",
         seed: int = 42,
     ):
         super().__init__(responses, seed)
-        self.options = GradientOptions(projection, projection_dim, max_length, batch_tokens, seed)
+        self.options = GradientOptions(projection, projection_dim, max_length, batch_tokens, seed, all_processes)
         self.normalize, self.ridge, self.max_per_prompt = normalize, ridge, checked_cap(max_per_prompt)
         nothing = torch.zeros(0, 1)
         pair_features(nothing, nothing, normalize)  # raises if there is no such normalisation

@@ -1,6 +1,7 @@
 """ActiveDPO end to end: choose, label, train, and again with what was learned (arXiv 2505.19241, Algorithm 1)."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -12,10 +13,10 @@ from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.verdicts import TIE, Judge, name_of
 from trl_real.labeling.votes import pair_key
 from trl_real.training.adapters import fresh_adapter, save_adapter
-from trl_real.training.round_folder import Round
+from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
-from trl_real.training.rounds import UNTRAINED, Rounds, Run, draw, phases_of, told
+from trl_real.training.rounds import UNTRAINED, Rounds, Run, drawn, phases_of, told
 
 
 HISTORY = ("prompt", "chosen", "rejected", "label_confidence")
@@ -116,16 +117,14 @@ class ActiveRounds(Rounds):
 
     def _generate(self, this: Round, last: Round) -> dict[str, Any]:
         """New responses to the round's prompts, by the policy of the round before."""
-        from trl_real.models.generate import generate_responses
+        from trl_real.models.generate import generate
 
         rows = self._prompts(this.number)
         policy, tokenizer = self.policy(last)
-        settings = {"n": 3, **self.generation, "seed": self.seed + this.number}
-        texts = generate_responses(policy, tokenizer, rows["prompt"][:], **settings)
-        kept = [name for name in ("prompt",) if name in rows.column_names]
-        save(rows.select_columns(kept).add_column(self.responses, texts), this / "pool")
-        n_tokens = sum(len(ids) for row in texts for ids in tokenizer(row, add_special_tokens=False)["input_ids"])
-        return {"n_tokens": n_tokens, "n_prompts": len(rows)}
+        settings = {"n": 3, **self.generation, "seed": self.seed + this.number, "journal": this / "responses.jsonl"}
+        found = generate(policy, tokenizer, rows["prompt"][:], **settings)
+        save(rows.select_columns(["prompt"]).add_column(self.responses, found.texts), this / "pool")
+        return {"n_tokens": found.n_tokens, "n_prompts": len(rows)}
 
     def _select(self, this: Round, last: Round) -> dict[str, Any]:
         pool = load(str(this / "pool")) if self.generation is not None else self._prompts(this.number)
@@ -159,14 +158,14 @@ class ActiveRounds(Rounds):
         config = round_config(self.args, this / "trainer", self.seed)
         trained = train_adapter(base, tokenizer, new, start, config, self.peft_config)
         save_adapter(trained.policy, this / "adapter")
-        return {"n_tokens": trained.n_tokens, "n_steps": trained.n_steps, "loss": trained.loss}
+        return trained.told
 
     def _prompts(self, number: int) -> Dataset:
         """The pool's rows that a round may choose from: all, or those that a draw of its own puts first."""
         if self.n_prompts is None or self.n_prompts >= len(self.pool):
             return self.pool
-        drawn = [draw(prompt, self.seed, number) for prompt in self.pool.with_format(None)["prompt"]]
-        return self.pool.select(sorted(sorted(range(len(drawn)), key=drawn.__getitem__)[: self.n_prompts]))
+        rows = drawn(self.pool.with_format(None)["prompt"], self.seed, number)
+        return self.pool.select(sorted(i for of_prompt in rows[: self.n_prompts] for i in of_prompt))
 
     def _labels(self, number: int) -> Dataset:
         """The labels of all rounds so far."""
@@ -200,3 +199,14 @@ def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: A
         **settings: Of `ActiveRounds`.
     """
     return ActiveRounds(pool=pool, judge=judge, **settings).run(rounds)
+
+
+def labels_of_run(folder: str | Path) -> Dataset | None:
+    """
+    All labels of an active run, such as the seed of self-annotation; None if the folder holds no such run.
+
+    Args:
+        folder: Of the run: the selector's and seed's, not the one of all arms.
+    """
+    folders = sorted(Path(folder).glob("round-*/labels")) if (Path(folder) / SETTINGS_FILE).exists() else []
+    return concatenate_datasets([load(str(labels)) for labels in folders]) if folders else None

@@ -30,19 +30,34 @@ class Trained(NamedTuple):
     """
     Args:
         policy: The base with its adapter.
-        loss: Of the last step that was logged.
         n_steps: Optimizer steps.
-        n_tokens: Tokens that were trained on, the reference's passes apart.
-        flagged: Mean share of the pairs that were found doubtful, over the logged steps; None without smoothing.
+        log: What the trainer logged.
         reference: `adapter_digest` of the reference; "" for the base.
     """
 
     policy: PeftModel
-    loss: float | None
     n_steps: int
-    n_tokens: int
-    flagged: float | None = None
+    log: list[dict[str, float]]
     reference: str = ""
+
+    def logged(self, name: str) -> list[float]:
+        """The values of a name, in the order of the steps."""
+        return [row[name] for row in self.log if name in row]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """
+        In short: steps, the last loss, tokens (the reference's passes apart), the mean share of pairs that were found
+        doubtful (None without smoothing), and the reference.
+        """
+        losses, tokens, flagged = map(self.logged, ("loss", "num_tokens", "noise/flagged"))
+        return {
+            "n_steps": self.n_steps,
+            "loss": losses[-1] if losses else None,
+            "n_tokens": int(tokens[-1]) if tokens else 0,
+            "flagged": sum(flagged) / len(flagged) if flagged else None,
+            "reference": self.reference,
+        }
 
 
 def round_config(args: REALDPOConfig, folder: Path, seed: int, **changes: Any) -> REALDPOConfig:
@@ -98,16 +113,9 @@ def train_adapter(
     if not own_reference:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)))
     train_from(trainer, last_checkpoint(config.output_dir))
-    policy, logged = trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history
-    losses, tokens, flagged = ([row[x] for row in logged if x in row] for x in ("loss", "num_tokens", "noise/flagged"))
-    return Trained(
-        policy=policy,
-        loss=losses[-1] if losses else None,
-        n_steps=trainer.state.global_step,
-        n_tokens=int(tokens[-1]) if tokens else 0,
-        flagged=sum(flagged) / len(flagged) if flagged else None,
-        reference=adapter_digest(get_peft_model_state_dict(policy, adapter_name=REFERENCE)) if own_reference else "",
-    )
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    reference = adapter_digest(get_peft_model_state_dict(policy, adapter_name=REFERENCE)) if own_reference else ""
+    return Trained(policy, trainer.state.global_step, trainer.state.log_history, reference)
 
 
 def adapter_digest(weights: dict[str, Tensor]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ class Run:
         folder: Its folder.
         name: Of the arm.
         seed: Of the run.
-        rounds: A mapping a round, after what there was before the first: its counts, its metrics, and under `phases` the seconds and tokens of each
-            step.
+        rounds: A mapping a round, after what there was before the first: its counts, its metrics, and under `phases`
+            the seconds and tokens of each step.
     """
 
     folder: Path
@@ -149,7 +149,16 @@ def told(dataset: Dataset) -> str:
     return f"{len(dataset)} rows, {dataset._fingerprint}"
 
 
-def draw(prompt: Any, *seeds: int) -> bytes:
-    """A prompt's place in a draw without replacement: those with the smallest come first, whatever their order."""
-    said = "\0".join([*map(str, seeds), dialogue(prompt)])
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
+    """
+    The rows of each prompt, in an order that its text and the seeds draw, whatever order they come in.
+
+    Args:
+        prompts: Texts, messages or None.
+        seeds: Of the draw.
+    """
+    found: dict[bytes, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        said = "\0".join([*map(str, seeds), dialogue(prompt)])
+        found.setdefault(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest(), []).append(i)
+    return [found[key] for key in sorted(found)]

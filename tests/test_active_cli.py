@@ -11,7 +11,7 @@ from test_trainer import pairs
 from tiny import save_tiny
 
 from trl_real.cli.main import main
-from trl_real.evaluation.active_report import Arms, write_active_report
+from trl_real.evaluation.rounds_report import Arms, write_rounds_report
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,12 +30,12 @@ def test_curves_differences_and_costs_are_means_over_seeds(tmp_path):
     runs = {"gradient": [rounds(0.05, s) for s in range(3)], "random": [rounds(0.02, s) for s in range(3)]}
     arms = Arms(runs)
     assert arms.metrics == ["accuracy"]
-    assert [p.n_asked for p in arms.curve("gradient", "accuracy")] == [0, 10, 20, 30]
+    assert [p.x for p in arms.curve("gradient", "accuracy")] == [0, 10, 20, 30]
     difference = arms.difference("gradient", "accuracy")
     assert difference.mean == pytest.approx(0.09) and difference.low == pytest.approx(0.09)
     assert arms.difference("random", "accuracy") is None
     assert arms.costs("gradient")["select"] == pytest.approx((6.0, 300))
-    page = write_active_report(tmp_path, runs).read_text()
+    page = write_rounds_report(tmp_path, runs).read_text()
     assert cells(page, "gradient")[0][-1].startswith("+0.090")
     urls = Loads(page).urls
     assert len(urls) == 1 and not re.search(r"https?://|<script|<link", page)
@@ -44,7 +44,7 @@ def test_curves_differences_and_costs_are_means_over_seeds(tmp_path):
 def test_runs_of_unequal_length_and_one_seed_still_make_a_page(tmp_path):
     runs = {"easy": [rounds(0.1, 0)[:2]], "random": [rounds(0.1, 0)]}
     assert len(Arms(runs).curve("easy", "accuracy")) == 2
-    assert write_active_report(tmp_path, runs).exists()
+    assert write_rounds_report(tmp_path, runs).exists()
 
 
 def test_arms_and_seeds_run_side_by_side_and_go_on(tmp_path, capsys):

@@ -101,7 +101,34 @@ def test_the_pages_code_runs_and_prints_what_it_shows(page, tmp_path, monkeypatc
     assert capsys.readouterr().out == "".join(page_blocks(page, "text"))
 
 
-@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md"])
+def test_self_annotation_runs_as_the_page_says(tmp_path, monkeypatch):
+    from datasets import Dataset
+    from test_self_annotation_rounds import prompts
+    from test_trainer import pairs
+
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "sft")
+    Dataset.from_list(pairs(6)).to_parquet("labels.parquet")
+    prompts().to_parquet("prompts.parquet")
+    small = {
+        "[400, 800]": "[4, 4]",
+        "5e-5)": "1e-2, max_steps=1, use_cpu=True, bf16=False, report_to='none')",
+        'output_dir="spa"': 'output_dir="spa", generation={"max_new_tokens": 6, "temperature": 1.0}',
+        "run/adapter": "spa/round-01/adapter",
+    }
+    code = "\n".join(page_blocks("self_annotation.md", "python")).replace(
+        "judge = ", "pool = load_from_disk(POOL)\njudge = "
+    )
+    for shown, quick in small.items():
+        assert shown in code
+        code = code.replace(shown, quick)
+    found = {"__name__": "page", "POOL": "spa/round-01/pool"}
+    exec(compile("from datasets import load_from_disk\n" + code, "self_annotation.md", "exec"), found)
+    assert [row["stage"] for row in found["run"].rounds] == ["initial", "seed", "round 1", "round 2"]
+    assert set(found["labels"]["label_source"][:]) <= {"implicit_reward:adapter"}
+
+
+@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md", "self_annotation.md"])
 def test_every_flag_on_the_pages_exists(page, capsys):
     from trl_real.cli.main import main
 
@@ -110,6 +137,10 @@ def test_every_flag_on_the_pages_exists(page, capsys):
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         text = capsys.readouterr().out
-        passed_on = ("--use_peft", "--lora_r", "--learning_rate", "--num_train_epochs") if verb == "active" else ()
+        passed_on = (
+            ("--use_peft", "--lora_r", "--learning_rate", "--num_train_epochs")
+            if verb in ("active", "self-annotate")
+            else ()
+        )
         for flag in re.findall(r"--\w+", command):
             assert flag in text or flag in passed_on, f"{verb} {flag}"

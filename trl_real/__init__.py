@@ -20,6 +20,7 @@ _HOME = {
     "GradientPairSelector": "trl_real.selection.gradient_selector",
     "HeadPairSelector": "trl_real.selection.head_selector",
     "JUDGES": "trl_real.labeling.judges",
+    "ImplicitRewardJudge": "trl_real.labeling.implicit_reward",
     "JudgePanel": "trl_real.labeling.panel",
     "JudgeTemplate": "trl_real.labeling.templates",
     "LabelReport": "trl_real.labeling.annotate",
@@ -33,6 +34,7 @@ _HOME = {
     "STRATEGIES": "trl_real.selection.strategies",
     "ScoreJudge": "trl_real.labeling.judges",
     "SelectionRecord": "trl_real.selection.record",
+    "SelfAnnotationRounds": "trl_real.training.self_annotation_rounds",
     "TrlRealError": "trl_real.errors",
     "VotesJudge": "trl_real.labeling.votes",
     "WinRateCallback": "trl_real.evaluation.callback",
@@ -43,7 +45,10 @@ _HOME = {
     "compare_columns": "trl_real.evaluation.compare",
     "load_study": "trl_real.evaluation.run_study",
     "push_subset": "trl_real.hub.push",
+    "relabel": "trl_real.labeling.relabel",
     "run_study": "trl_real.evaluation.run_study",
+    "self_annotate": "trl_real.labeling.self_annotate",
+    "self_annotation_rounds": "trl_real.training.self_annotation_rounds",
     "warm_start": "trl_real.training.warm_start",
 }
 

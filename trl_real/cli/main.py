@@ -17,6 +17,7 @@ VERBS = {
     "train": "train with REALDPOTrainer (all flags of TRL's DPO)",
     "win-rate": "win rate of a model against a baseline, with its interval",
     "active": "choose, label and train in rounds, beside baselines",
+    "self-annotate": "learn from a few labels, then from what the policy labels itself, in rounds",
     "study": "measure what choosing saves: strategies, budgets and seeds against random",
     "report": "write the report of a study again",
     "push": "push a subset to the Hub, with its recipe",

@@ -1,4 +1,4 @@
-"""One page that tells what each way of choosing made of its labels, round by round."""
+"""One page that tells what each arm made of its labels, round by round."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,59 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-REPORT_FILE, TEMPLATE = "report.html", "active.html.j2"
-BASELINE = "random"
-NOT_METRICS = ("round", "n_asked", "n_labels", "phases")
+REPORT_FILE, TEMPLATE = "report.html", "rounds.html.j2"
+NOT_METRICS = ("stage", "round", "n_asked", "n_labels", "n_pairs", "annotation", "phases")
+
+
+class Kind(NamedTuple):
+    """
+    What the arms of a page are.
+
+    Args:
+        title: Headline.
+        intro: What an arm is, and what its rounds do.
+        x: Name of the count that curves are drawn against.
+        x_label: The same in words.
+        baseline: The arm that the others are compared with.
+    """
+
+    title: str
+    intro: str
+    x: str
+    x_label: str
+    baseline: str
+
+
+ACTIVE = Kind(
+    "Choosing, labelling and training in rounds",
+    "An arm is a way to choose which pairs are labelled, in rounds: choose, label, train, choose again with what was "
+    "learned.",
+    "n_asked",
+    "labels asked for",
+    "random",
+)
+SELF_ANNOTATION = Kind(
+    "Self-annotation in rounds",
+    "An arm is how much of the method takes part: first the model before alignment, then DPO on the seed labels, then "
+    "rounds in which the policy labels what it writes and learns from it.",
+    "n_pairs",
+    "pairs learned from",
+    "expansion",
+)
 
 
 class Point(NamedTuple):
     """
-    A metric after some labels, over seeds.
+    A metric after some pairs, over seeds.
 
     Args:
-        n_asked: Pairs that were judged by then.
+        x: Of the page's kind: labels asked for, or pairs learned from.
         mean: Over the seeds.
         low, high: Student's t interval at 95 % over the seeds; NaN of a single one.
         n_seeds: Seeds.
     """
 
-    n_asked: float
+    x: float
     mean: float
     low: float
     high: float
@@ -42,13 +78,15 @@ class Point(NamedTuple):
 @dataclass
 class Arms:
     """
-    Runs by selector.
+    Runs by arm.
 
     Args:
-        runs: Selector to a list of runs (one a seed), each a list of rounds as `Run.rounds` has them.
+        runs: Arm to a list of runs (one a seed), each a list of rounds as `Run.rounds` has them.
+        kind: What they are.
     """
 
     runs: dict[str, list[list[dict[str, Any]]]]
+    kind: Kind = ACTIVE
 
     @property
     def metrics(self) -> list[str]:
@@ -56,41 +94,53 @@ class Arms:
         rounds = [row for runs in self.runs.values() for run in runs for row in run]
         return list(dict.fromkeys(name for row in rounds for name in row if name not in NOT_METRICS))
 
-    def curve(self, selector: str, metric: str) -> list[Point]:
+    def curve(self, arm: str, metric: str) -> list[Point]:
         """The metric's points, as many as every seed has."""
-        runs = self.runs[selector]
+        runs = self.runs[arm]
         return [
-            _point(rows, metric)
+            _point(rows, metric, self.kind.x)
             for rows in zip(*runs, strict=False)
             if all(row.get(metric) is not None for row in rows)
         ]
 
-    def difference(self, selector: str, metric: str) -> Point | None:
-        """Against random in the last common round, seed by seed; None without random, or of it."""
-        if selector == BASELINE or BASELINE not in self.runs:
+    def difference(self, arm: str, metric: str) -> Point | None:
+        """Against the baseline in the last common round, seed by seed; None without a baseline, or of it."""
+        if arm == self.kind.baseline or self.kind.baseline not in self.runs:
             return None
-        pairs = list(zip(self.runs[selector], self.runs[BASELINE], strict=False))
+        pairs = list(zip(self.runs[arm], self.runs[self.kind.baseline], strict=False))
         last = min(min(len(a), len(b)) for a, b in pairs) - 1
         if last < 1 or any(run[last].get(metric) is None for pair in pairs for run in pair):
             return None
-        rows = [{"n_asked": a[last]["n_asked"], metric: a[last][metric] - b[last][metric]} for a, b in pairs]
-        return _point(rows, metric)
+        x = self.kind.x
+        rows = [{x: a[last][x], metric: a[last][metric] - b[last][metric]} for a, b in pairs]
+        return _point(rows, metric, x)
 
-    def costs(self, selector: str) -> dict[str, tuple[float, float]]:
+    @property
+    def annotations(self) -> list[dict[str, Any]]:
+        """What self-annotation came to in each round of each arm, a mean over seeds of what is a number."""
+        found = []
+        for arm, runs in self.runs.items():
+            for rows in zip(*runs, strict=False):
+                told = [row["annotation"] for row in rows if row.get("annotation")]
+                if told:
+                    found.append({"arm": arm, "stage": rows[0]["stage"], **_means(told)})
+        return found
+
+    def costs(self, arm: str) -> dict[str, tuple[float, float]]:
         """Seconds and tokens of each phase, summed over rounds, a mean over seeds."""
         found: dict[str, tuple[float, float]] = {}
-        for run in self.runs[selector]:
+        for run in self.runs[arm]:
             for row in run:
                 for phase, cost in row["phases"].items():
                     seconds, tokens = found.get(phase, (0.0, 0.0))
-                    share = 1 / len(self.runs[selector])
+                    share = 1 / len(self.runs[arm])
                     found[phase] = seconds + share * cost["seconds"], tokens + share * cost["n_tokens"]
         return found
 
 
-def active_figure(arms: Arms, metric: str) -> "Figure":
+def rounds_figure(arms: Arms, metric: str) -> "Figure":
     """
-    A metric against labels, a line an arm, with intervals over the seeds.
+    A metric against what was learned from, a line an arm, with intervals over the seeds.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -98,24 +148,24 @@ def active_figure(arms: Arms, metric: str) -> "Figure":
     figure, axes = new_axes(height=3.8, title=metric)
     for name in arms.runs:
         points = arms.curve(name, metric)
-        x, y = [p.n_asked for p in points], [p.mean for p in points]
-        color, style = color_of(name), "--" if name == BASELINE else "-"
+        x, y = [p.x for p in points], [p.mean for p in points]
+        color, style = color_of(name), "--" if name == arms.kind.baseline else "-"
         axes.plot(x, y, style, marker="o", markersize=5, color=color, linewidth=2, label=name)
         if points and not math.isnan(points[-1].low):
             low, high = ([getattr(p, end) for p in points] for end in ("low", "high"))
             axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0)
-    axes.set_xlabel("labels", fontsize=FONT)
+    axes.set_xlabel(arms.kind.x_label, fontsize=FONT)
     axes.set_ylabel(metric, fontsize=FONT)
     tidy(axes)
     legend(figure, axes)
     return figure
 
 
-def write_active_report(
+def write_rounds_report(
     folder: str | Path,
     runs: Mapping[str, Sequence[Sequence[dict[str, Any]]]],
     *,
-    title: str = "Choosing, labelling and training in rounds",
+    kind: Kind = ACTIVE,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """
@@ -123,8 +173,8 @@ def write_active_report(
 
     Args:
         folder: Made if need be.
-        runs: Selector to its runs, a seed each, as `Run.rounds` has them.
-        title: Headline.
+        runs: Arm to its runs, a seed each, as `Run.rounds` has them.
+        kind: What the arms are.
         facts: About the run; never a secret.
 
     Raises:
@@ -132,15 +182,23 @@ def write_active_report(
     """
     check_extras()
     folder = Path(folder)
-    arms = Arms({name: [list(run) for run in found] for name, found in runs.items()})
-    pictures = [saved(folder / f"{metric}.png", active_figure(arms, metric)) for metric in arms.metrics]
-    page = render(TEMPLATE, title=title, arms=arms, pictures=pictures, facts=facts or {})
+    arms = Arms({name: [list(run) for run in found] for name, found in runs.items()}, kind)
+    pictures = [saved(folder / f"{metric}.png", rounds_figure(arms, metric)) for metric in arms.metrics]
+    page = render(TEMPLATE, arms=arms, pictures=pictures, facts=facts or {})
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _point(rows: Sequence[Mapping[str, Any]], metric: str) -> Point:
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The means of what is a number in all rows."""
+    names = [name for name in rows[0] if all(isinstance(row.get(name), int | float) for row in rows)]
+    found = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    medians = [row["confidence"]["median"] for row in rows if (row.get("confidence") or {}).get("median") is not None]
+    return found | ({"confidence": float(np.mean(medians))} if medians else {})
+
+
+def _point(rows: Sequence[Mapping[str, Any]], metric: str, x: str) -> Point:
     values = np.array([row[metric] for row in rows], dtype=float)
     n, mean = len(values), float(values.mean())
     half = math.nan
@@ -148,4 +206,4 @@ def _point(rows: Sequence[Mapping[str, Any]], metric: str) -> Point:
         from scipy.stats import t
 
         half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return Point(float(np.mean([row["n_asked"] for row in rows])), mean, mean - half, mean + half, n)
+    return Point(float(np.mean([row[x] for row in rows])), mean, mean - half, mean + half, n)

@@ -1,0 +1,127 @@
+"""Claims about `trl-real self-annotate`, win rates against the start, and the page of both."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from test_report import Loads, cells
+from test_rounds import active
+from test_self_annotation_rounds import prompts
+from test_trainer import pairs
+from tiny import save_tiny
+
+from trl_real.cli.main import main
+from trl_real.evaluation.against_start import WinRateAgainstStart
+from trl_real.evaluation.rounds_report import SELF_ANNOTATION, Arms, write_rounds_report
+from trl_real.training.active_rounds import labels_of_run
+from trl_real.training.adapters import fresh_adapter, load_base
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Shorter:
+    name = "shorter"
+
+    def __call__(self, batch):
+        sides = zip(batch["response_a"], batch["response_b"], strict=True)
+        return [0.5 + 0.5 * ((len(a) < len(b)) - (len(a) > len(b))) for a, b in sides]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def run(model, folder, capsys, *flags: object) -> dict:
+    if not (folder / "seed.parquet").exists():  # a file that is written again is another one
+        Dataset.from_list(pairs(6)).to_parquet(str(folder / "seed.parquet"))
+        prompts().to_parquet(str(folder / "prompts.parquet"))
+    fixed = [
+        "--bf16",
+        "False",
+        "--max_steps",
+        "1",
+        "--learning_rate",
+        "1e-2",
+        "--warmup_steps",
+        "0",
+        "--per_device_train_batch_size",
+        "2",
+        "--report_to",
+        "none",
+    ]
+    argv = ["self-annotate", "--seed_labels", folder / "seed.parquet", "--prompts", folder / "prompts.parquet",
+            "--n_prompts", 5, "--max_new_tokens", 6, "--temperature", 1.0, "--model", model,
+            "--output_dir", folder / "out", *fixed, "--json", *flags]  # fmt: skip
+    assert main([*map(str, argv)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_arms_run_side_by_side_and_their_page_tells_what_was_annotated(model, tmp_path, capsys):
+    test = tmp_path / "test.parquet"
+    Dataset.from_list(pairs(5)).to_parquet(str(test))
+    flags = ["--arms", "expansion", "detection", "--seeds", 0, 1, "--eval_dataset", test]
+    first = run(model, tmp_path, capsys, *flags, "--rounds", 1)
+    second = run(model, tmp_path, capsys, *flags, "--rounds", 2)
+    assert second["runs"]["detection"][0][:3] == first["runs"]["detection"][0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert len(Loads(page).urls) == 3 and "What was self-annotated" in page
+    told = [row["annotation"]["n_labeled"] for row in second["runs"]["expansion"][0][2:]]
+    found = [float(cell[2]) for cell in cells(page, "expansion") if cell[0].startswith("round")]
+    assert len(found) == len(told) == 2 and found[0] == pytest.approx(
+        round(sum(runs[2]["annotation"]["n_labeled"] for runs in second["runs"]["expansion"]) / 2), abs=0.51
+    )
+
+
+def test_the_judge_labels_the_least_confident_and_tells_the_win_rate(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trl_real.cli.rounds.judge_from", lambda args: Shorter())
+    prompts(4).to_parquet(str(tmp_path / "held_out.parquet"))
+    flags = ["--relabel", 2, "--eval_prompts", tmp_path / "held_out.parquet", "--eval_tokens", 4, "--rounds", 1]
+    rows = run(model, tmp_path, capsys, *flags)["runs"]["detection"][0]
+    assert rows[0]["win_rate"] == 0.5 and all(0 <= row["win_rate"] <= 1 for row in rows)
+    assert rows[-1]["n_labels"] > rows[1]["n_labels"] == 6
+
+
+def test_the_start_writes_once_and_ties_with_itself(model, tmp_path):
+    base, tokenizer = load_base(model, None, cpu=True)
+    policy = _adapted(base)
+    against = WinRateAgainstStart(prompts(3)["prompt"][:], Shorter(), tmp_path / "start", max_new_tokens=4)
+    assert against(policy, tokenizer)["win_rate"] == 0.5
+    (file,) = (tmp_path / "start").iterdir()
+    written = file.stat().st_mtime_ns
+    against(policy, tokenizer)
+    assert file.stat().st_mtime_ns == written
+
+
+def _adapted(base):
+    from peft import LoraConfig
+
+    return fresh_adapter(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"), 0)
+
+
+def test_the_seed_can_be_what_an_active_run_had_labelled(model, tmp_path, capsys):
+    active(model, tmp_path, rounds=2)
+    labels = labels_of_run(tmp_path / "run")
+    assert len(labels) == 8 and labels_of_run(tmp_path) is None
+    rows = run(model, tmp_path, capsys, "--seed_labels", tmp_path / "run", "--rounds", 1)["runs"]["detection"][0]
+    assert rows[1]["n_labels"] == 8
+
+
+def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
+    def rows(add: float) -> list[dict]:
+        told = {"n_prompts": 4, "n_labeled": 3 + add, "confidence": {"median": 0.6}, "flagged": None}
+        own = {"stage": "round 1", "n_pairs": 9, "accuracy": 0.5 + add / 10, "annotation": told, "phases": {}}
+        return [{"stage": "seed", "n_pairs": 6, "accuracy": 0.5, "phases": {}}, own]
+
+    arms = Arms({"expansion": [rows(0), rows(0)], "detection": [rows(0), rows(1)]}, SELF_ANNOTATION)
+    assert [p.x for p in arms.curve("detection", "accuracy")] == [6, 9]
+    assert arms.difference("detection", "accuracy").mean == pytest.approx(0.05)
+    assert arms.annotations[1] == {
+        "arm": "detection", "stage": "round 1", "n_prompts": 4, "n_labeled": 3.5, "confidence": 0.6
+    }  # fmt: skip
+
+
+def test_a_page_of_one_seed_and_no_metric_is_written(tmp_path):
+    rows = [{"stage": "seed", "round": 0, "n_labels": 3, "n_pairs": 3, "phases": {}}]
+    assert write_rounds_report(tmp_path, {"detection": [rows]}, kind=SELF_ANNOTATION).exists()

@@ -1,0 +1,118 @@
+"""What the verbs that run in rounds share: flags, the trainer's settings, win rates, and the report."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_real.cli.judges import add_judge_flags, judge_from
+from trl_real.cli.options import result, say
+from trl_real.cli.train import on_cpu
+
+
+def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """
+    Flags of any run in rounds, the judge's among them.
+
+    Args:
+        parser: Of the verb.
+        rounds: By default.
+    """
+    add = parser.add_argument
+    add("--model", help="Hub id or local path of the model before alignment")
+    add("--seeds", nargs="+", type=int, help="a run each (default: 0)")
+    add("--rounds", type=int, default=rounds, help=f"rounds in all (default {rounds}); more of them go on with a run")
+    add("--eval_dataset", help="labelled pairs that every round is tested on")
+    add("--eval_prompts", help="prompts on which the judge compares every round's policy with the model before it all")
+    add("--eval_tokens", type=int, default=128, help="with --eval_prompts: longest response (default 128)")
+    add("--human", action="store_true", help="people label: each round serves a page until its pairs have votes")
+    add("--guidelines", metavar="FILE.md", help="with --human: shown on the page")
+    add("--port", type=int, help="with --human: of the page")
+    add_judge_flags(parser, model="judge_model")
+    parser.epilog = "Further flags are those of `trl-real train`: --use_peft --lora_r 16 --learning_rate 1e-4 …"
+
+
+def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> dict[str, Any]:
+    """
+    What every run takes of the flags: model, trainer, adapter and tests.
+
+    Args:
+        args: Of the verb.
+        defaults: Flags of the trainer that stand before the user's.
+    """
+    from trl import ModelConfig, TrlParser, get_peft_config
+
+    from trl_real.data.files import load
+    from trl_real.training.config import REALDPOConfig
+
+    argv = on_cpu([*defaults, *args.rest, "--output_dir", args.output_dir])
+    config, model = TrlParser((REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
+    config.disable_tqdm = True
+    return {
+        "model": args.model,
+        "args": config,
+        "peft_config": get_peft_config(model),
+        "eval_dataset": load(args.eval_dataset) if args.eval_dataset else None,
+        "evaluate": _win_rate(args) if args.eval_prompts else None,
+    }
+
+
+def judge_or_page(args: argparse.Namespace) -> Any:
+    """People, where they are asked for, or else the judge that the flags describe."""
+    if not args.human:
+        return judge_from(args)
+    from trl_real.labeling.page_judge import PageJudge
+
+    votes = Path(args.votes or Path(args.output_dir) / "votes.jsonl")
+    ready = {"on_ready": lambda url: say(f"Label at {url}; the run goes on when all pairs have votes")}
+    return PageJudge(votes, guidelines=args.guidelines or "", port=args.port, **ready)
+
+
+def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., Any], kind: Any, facts: dict) -> None:
+    """
+    A run an arm and seed, each in its folder, and a report on all of them.
+
+    Args:
+        args: Of the verb.
+        arms: Their names.
+        one: Makes the run: takes the arm, the seed and the folder; has `run(rounds)`.
+        kind: Of the report.
+        facts: For the report.
+    """
+    from trl_real.evaluation.report import check_extras
+    from trl_real.evaluation.rounds_report import Arms, write_rounds_report
+
+    check_extras()
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    for seed in args.seeds or (0,):
+        for arm in arms:
+            say(f"{arm}, seed {seed}")
+            run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds)
+            found.setdefault(arm, []).append(run.rounds)
+    report = write_rounds_report(args.output_dir, found, kind=kind, facts={"model": args.model, **facts})
+    say(f"Report: {report}")
+    result(args, {"report": str(report), "runs": found}, _table(Arms(found, kind)))
+
+
+def _win_rate(args: argparse.Namespace) -> Any:
+    from trl_real.data.files import load
+    from trl_real.errors import MissingColumnError
+    from trl_real.evaluation.against_start import WinRateAgainstStart
+
+    rows = load(args.eval_prompts)
+    if "prompt" not in rows.column_names:
+        raise MissingColumnError("prompt", rows.column_names, "Give --eval_prompts a file with prompts.")
+    settings = {"max_new_tokens": args.eval_tokens}
+    return WinRateAgainstStart(rows["prompt"][:], judge_from(args), Path(args.output_dir) / "start", **settings)
+
+
+def _table(arms: Any) -> str:
+    """The last round of each arm."""
+    names = arms.metrics
+    lines = [f"{'arm':<12} {'pairs':>6} " + " ".join(f"{name:>10}" for name in names)]
+    for name in arms.runs:
+        points = [arms.curve(name, metric) for metric in names]
+        pairs = next((f"{curve[-1].x:.0f}" for curve in points if curve), "–")
+        values = " ".join(f"{curve[-1].mean:>10.3f}" if curve else f"{'–':>10}" for curve in points)
+        lines.append(f"{name:<12} {pairs:>6} {values}")
+    return "\n".join(lines)

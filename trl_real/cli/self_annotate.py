@@ -1,0 +1,87 @@
+"""Learn from a few labels, then from what the policy labels itself (SPA): one run an ablation and seed, one report."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from trl_real.cli.options import add_config, require
+from trl_real.cli.rounds import add_rounds_flags, judge_or_page, run_arms, shared_settings
+
+
+# Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
+PASSES_FLAGS_ON = True
+# The paper's schedule. Its learning rate, 5e-7, is for all weights: a new adapter learns nothing at it.
+DEFAULTS = ("--beta", "0.1", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--learning_rate", "5e-5")
+
+
+def register(parser: argparse.ArgumentParser) -> None:
+    """Flags bear the names of `SelfAnnotationRounds`' arguments."""
+    add_config(parser)
+    add = parser.add_argument
+    add("--output_dir", help="folder to write; run again, it goes on there")
+    add("--seed_labels", help="labelled pairs to begin with: Hub id, folder or file, or the folder of an active run")
+    add("--prompts", help="prompts to write responses to: Hub id, folder or file with a column 'prompt'")
+    add("--n_prompts", nargs="+", type=int, help="prompts a round, all alike or one number a round")
+    add("--arms", nargs="+", default=["detection"], help="expansion, refinement, detection (default: the last)")
+    add("--noise_schedule", nargs="+", type=float, metavar="LAMBDA", help="a round (default 0.5 0.25 0.125)")
+    add("--seed_epochs", type=float, default=3, help="epochs over the seed labels (default 3)")
+    add("--epochs", type=float, default=1, help="epochs over a round's labels (default 1)")
+    add("--n", type=int, default=2, help="responses a prompt (default 2)")
+    add("--temperature", type=float, default=0.7, help="of the sampling (default 0.7)")
+    add("--max_new_tokens", type=int, default=300, help="longest response (default 300)")
+    add("--batch_size", type=int, default=64, help="responses that are written at a time (default 64)")
+    add("--pick", default="best_worst", help="of more than two responses: best_worst (default) or best_random")
+    add("--drop_unfinished", action="store_true", help="leave out responses that were cut")
+    add("--soft_labels", action="store_true", help="learn from the probabilities, not the verdicts")
+    add(
+        "--relabel",
+        type=float,
+        metavar="SHARE",
+        help="the judge, or people, label the least confident; above 1: so many",
+    )
+    add_rounds_flags(parser, rounds=3)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the rounds that are missing, write the report, print the last round of each arm."""
+    from trl_real.data.files import load
+    from trl_real.evaluation.rounds_report import SELF_ANNOTATION
+    from trl_real.training.active_rounds import labels_of_run
+
+    require(args, "seed_labels", "prompts", "n_prompts", "model", "output_dir")
+    seed_labels = labels_of_run(args.seed_labels) or load(args.seed_labels)
+    prompts = load(args.prompts)
+
+    def one(arm: str, seed: int, folder: Path) -> Any:
+        return _rounds(args, seed_labels, prompts, arm, seed, folder)
+
+    facts = {"seed labels": len(seed_labels), "prompts a round": ", ".join(map(str, args.n_prompts))}
+    run_arms(args, args.arms, one, SELF_ANNOTATION, facts)
+
+
+def _rounds(args: argparse.Namespace, seed_labels: Any, prompts: Any, arm: str, seed: int, folder: Path) -> Any:
+    from trl_real.training.self_annotation_rounds import SelfAnnotationRounds
+
+    named = ("seed_epochs", "epochs", "pick", "drop_unfinished", "soft_labels")
+    settings = {name: getattr(args, name) for name in named}
+    if args.noise_schedule:
+        settings["noise_extrapolation"] = args.noise_schedule
+    if args.relabel is not None:
+        settings |= {"relabel_judge": judge_or_page(args), "relabel_budget": _budget(args.relabel)}
+    generation = ("n", "temperature", "max_new_tokens", "batch_size")
+    return SelfAnnotationRounds(
+        seed_labels=seed_labels,
+        prompts=prompts,
+        n_prompts=args.n_prompts[0] if len(args.n_prompts) == 1 else args.n_prompts,
+        ablation=arm,
+        generation={name: getattr(args, name) for name in generation},
+        output_dir=folder,
+        seed=seed,
+        **settings,
+        **shared_settings(args, DEFAULTS),
+    )
+
+
+def _budget(value: float) -> float | int:
+    """A share up to 1, a number of rows above it."""
+    return value if value <= 1 else int(value)

@@ -35,13 +35,17 @@ def prompts(n: int = 30) -> Dataset:
     return Dataset.from_dict({"prompt": [f"Tell me about {i}:\n" for i in range(n)]})
 
 
-def rounds(model, folder, number: int = 2, **changes):
+def made(model, folder, **changes) -> SelfAnnotationRounds:
     settings = {
         "seed_labels": Dataset.from_list(pairs(6)), "prompts": prompts(), "n_prompts": 6, "model": model,
         "args": config(folder / "unused", max_steps=2), "output_dir": folder / "run", "seed": 1,
         "peft_config": LoraConfig(**PEFT), "generation": {"max_new_tokens": 6, "batch_size": 8, "temperature": 1.0},
     }  # fmt: skip
-    return SelfAnnotationRounds(**{**settings, **changes}).run(number)
+    return SelfAnnotationRounds(**{**settings, **changes})
+
+
+def rounds(model, folder, number: int = 2, **changes):
+    return made(model, folder, **changes).run(number)
 
 
 def state(folder, number):
@@ -140,6 +144,25 @@ def test_ablations_write_and_label_alike_in_the_first_round(done, model, tmp_pat
     assert state(folder, 1)["train"]["flagged"] is not None
     # Too few steps for a threshold: nothing is doubtful yet, and the two learn the same.
     assert equal(adapter(tmp_path, 1), adapter(folder, 1))
+
+
+def test_an_ablation_can_begin_with_what_another_one_did_and_comes_to_the_same(done, model, tmp_path):
+    folder, _ = done
+    whole = rounds(model, tmp_path / "alone", ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
+    like = made(model, tmp_path / "like", ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
+    like.begin_like(folder / "run")
+    assert (
+        state(tmp_path / "like", 1).keys() == {"generate", "label"} and not (like.runs.round(1) / "adapter").exists()
+    )
+    again = like.run(2)
+    drop = {"phases", "annotation"}  # these have seconds
+    for a, b in zip(whole.rounds, again.rounds, strict=True):
+        assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
+    for number in (0, 1, 2):
+        assert equal(adapter(tmp_path / "like", number), adapter(tmp_path / "alone", number))
+    other = made(model, tmp_path / "other", seed=2)
+    with pytest.raises(TrlRealError, match="seed=1, not 2"):
+        other.begin_like(folder / "run")
 
 
 def test_doubtful_labels_are_smoothed_in_the_rounds_alone(model, tmp_path):

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,27 @@ class Round:
     def clear(self, name: str) -> None:
         """Remove a folder that no later step needs."""
         shutil.rmtree(self / name, ignore_errors=True)
+
+    def take(self, run: Path, steps: Sequence[str]) -> None:
+        """
+        Copy steps that are done in another run, unless this round has begun.
+
+        Args:
+            run: Its folder.
+            steps: Those to copy, if they are done, with the round's files.
+        """
+        other = Round(run / self.folder.name, self.number)
+        if self.state or not other.state:
+            return
+        kept = {name: value for name, value in other.state.items() if name in steps}
+        left = {STATE_FILE} | ({"adapter", "trainer"} if kept != other.state else set())
+        for path in other.folder.iterdir():
+            if path.is_dir() and path.name not in left:
+                shutil.copytree(path, self / path.name, ignore=shutil.ignore_patterns("cache-*"), dirs_exist_ok=True)
+            elif path.name not in left:
+                shutil.copy2(path, self / path.name)
+        self.state = kept
+        write_json(self.folder / STATE_FILE, kept)
 
     def step(self, name: str, run: Step) -> dict[str, Any]:
         """

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft import load_peft_weights
 
 from trl_real.data.conversation import dialogue
 from trl_real.data.files import load, save
+from trl_real.data.whole import check_settings, read_json
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge
@@ -21,7 +23,7 @@ from trl_real.models.generate import generate
 from trl_real.training.ablations import ABLATIONS, doubting, trusting
 from trl_real.training.adapters import fresh_adapter, save_adapter
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.round_folder import Round
+from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_training import Trained, adapter_digest, round_config, train_adapter
 from trl_real.training.rounds import UNTRAINED, Rounds, Run, drawn, phases_of, told
 
@@ -144,6 +146,19 @@ class SelfAnnotationRounds(Rounds):
             )
         return super().run(rounds)
 
+    def begin_like(self, other: str | Path) -> None:
+        """
+        Take over, from a run with the same settings but the ablation, what does not hang on it: round 0, and what was
+        written and labelled in round 1.
+
+        Raises:
+            TrlRealError: If there are other differences.
+        """
+        settings = {**read_json(self.runs.folder / SETTINGS_FILE), "ablation": None}
+        check_settings({**read_json(Path(other) / SETTINGS_FILE), "ablation": None}, settings, other, "run")
+        for number, steps in ((0, ("start", "train", "test")), (1, ("generate", "label", "relabel"))):
+            self.runs.round(number).take(Path(other), steps)
+
     def start(self) -> list[dict[str, Any]]:
         """The model before alignment, and round 0: what it makes of the seed labels."""
         zero = self.runs.round(0)
@@ -159,10 +174,11 @@ class SelfAnnotationRounds(Rounds):
         initial = {"stage": "initial", "round": 0, "n_labels": 0, "n_pairs": 0, **found, "phases": {}}
         trained = zero.step("train", lambda: self._train_on_seed(zero))
         zero.clear("trainer")
-        metrics = zero.step("test", lambda: self.test(zero))["metrics"]
-        n = trained["n_pairs"]
-        seed = {"stage": "seed", "round": 0, "n_labels": n, "n_pairs": n, **metrics, "phases": phases_of(zero)}
-        return [initial, seed]
+        tested, n = zero.step("test", lambda: self.test(zero))["metrics"], trained["n_pairs"]
+        return [
+            initial,
+            {**initial, "stage": "seed", "n_labels": n, "n_pairs": n, **tested, "phases": phases_of(zero)},
+        ]
 
     def round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
         """Write, label, learn, test."""
@@ -211,8 +227,8 @@ class SelfAnnotationRounds(Rounds):
 
     def _relabel(self, this: Round) -> dict[str, Any]:
         report = LabelReport()
-        labels, journal = load(str(this / "self_labels")), self.runs.folder / "verdicts.jsonl"
-        budget = self.relabel_budget
+        labels, budget = load(str(this / "self_labels")), self.relabel_budget
+        journal = self.runs.folder / "verdicts.jsonl"
         save(relabel(labels, self.relabel_judge, budget, journal=journal, report=report), this / "labels")
         verdicts = report.verdicts
         return {"n_asked": verdicts.n, **report.counts, "n_tokens": verdicts.input_tokens + verdicts.output_tokens}

@@ -7,8 +7,8 @@ from claims import random_embeddings
 from trl_real.errors import TrlRealError
 from trl_real.functional import greedy
 from trl_real.functional.design import NORMALIZATIONS, greedy_design, pair_features, uncertainty
-from trl_real.functional.similarity import pair_similarity
-from trl_real.selection.strategies import STRATEGIES
+from trl_real.functional.similarity import candidate_pairs, pair_similarity
+from trl_real.selection.strategies import STRATEGIES, lowest
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,11 +38,12 @@ def brute_force(features, k, ridge=1.0, history=None, allowed=None, prompts=None
     return picks, torch.tensor(scores, dtype=torch.float64), float(torch.linalg.slogdet(v / ridge).logabsdet)
 
 
-@pytest.fixture(params=["one pool", "a small pool"])
+@pytest.fixture(params=[("one pool", None), ("a small pool", 0.3), ("a small pool", 1.0)], ids=str)
 def pool_size(request, monkeypatch):
-    """So small that picks leave the pool, blocks are many and drift is checked often."""
-    if request.param == "a small pool":
-        for name, value in (("POOL", 16), ("BLOCK", 24), ("AHEAD", 4), ("CHECK_EVERY", 7)):
+    """So small that picks leave the pool, blocks are many, drift is checked often, and all are swept or never."""
+    if request.param[0] == "a small pool":
+        small = {"POOL": 16, "BLOCK": 24, "PART": 7, "AHEAD": 4, "CHECK_EVERY": 7, "SWEEP": request.param[1]}
+        for name, value in small.items():
             monkeypatch.setattr(greedy, name, value)
 
 
@@ -149,6 +150,16 @@ def test_the_first_round_on_embeddings_is_reals_easy():
     assert torch.equal(uncertainty(phi).argsort(descending=True, stable=True), easy)
     assert greedy_design(phi, 1).indices[0] == easy[0]
     torch.testing.assert_close(uncertainty(phi), 2 - 2 * pair_similarity(embeddings[:, 0], embeddings[:, 1]))
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_one_pick_a_prompt_is_reals_easy(k):
+    """REAL's choice within a prompt, and each prompt's first round with no label yet."""
+    embeddings = random_embeddings(1, 30, k).double()
+    first, second = candidate_pairs(k)
+    easy = lowest(STRATEGIES["easy"](embeddings, torch.zeros(30, first.shape[0])))
+    for row, pair in zip(embeddings, easy, strict=True):
+        assert greedy_design(pair_features(row[first], row[second]), 1).indices.tolist() == [int(pair)]
 
 
 def test_ties_go_to_the_first_and_order_does_not_matter():

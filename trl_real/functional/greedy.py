@@ -1,5 +1,7 @@
 """Greedy design from the inside: `V^-1` without a `d x d` matrix, and a search that looks at few candidates a pick."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,10 @@ from torch import Tensor
 # Candidates whose scores differ by less, relatively, are ties, and the first of them is picked.
 TIE_TOLERANCE = 1e-6
 POOL = 1024  # candidates that are always fresh: they stay in a core's cache
-BLOCK = 4096  # candidates that are refreshed together
+BLOCK = 4096  # candidates that are refreshed before another look at the bounds
+PART = 1024  # of them in a product
 AHEAD = 128  # true scores above every bound that is left, before a refresh ends
+SWEEP = 0.05  # share of stale candidates in question from which on all are refreshed, where they lie: no row is copied
 CHECK_EVERY = 256  # picks
 MAX_DRIFT = 1e-4
 
@@ -49,7 +53,7 @@ class Inverse:
     def scores(self, block: Tensor) -> Tensor:
         """From scratch. Shape `(n, d)` to `(n,)`."""
         if self.factor is None:
-            base = block.square().sum(1) / self.ridge
+            base = torch.linalg.vecdot(block, block) / self.ridge
         else:
             base = torch.linalg.solve_triangular(self.factor.to(block), block.T, upper=False).square().sum(0)
         return (base - (block @ self._columns(block.dtype, 0).T).square().sum(1)).clamp_min(0)
@@ -57,10 +61,10 @@ class Inverse:
     def falls(self, block: Tensor, since: Tensor) -> Tensor:
         """By how much each score fell when `V` grew from `since` rows on. Shapes `(n, d)`, `(n,)` to `(n,)`."""
         first = int(since.min())
-        parts = (block @ self._columns(block.dtype, self.q_first + first - self.n_base).T).square_()  # (n, picks)
+        parts = (self._columns(block.dtype, self.q_first + first - self.n_base) @ block.T).square_()  # (picks, n)
         if first < int(since.max()):
-            parts *= torch.arange(first, first + parts.shape[1]) >= since[:, None]
-        return parts.sum(1)
+            parts *= torch.arange(first, first + len(parts))[:, None] >= since
+        return parts.sum(0)
 
     @property
     def n_picks(self) -> int:
@@ -153,29 +157,44 @@ class Search:
 
     def _refresh(self) -> None:
         """Bring the highest bounds up to date, a block at a time, until those left are below enough true scores."""
-        self.bounds[self.ids] = self.scores
+        self.bounds[self.ids] = best = self.scores
         self.seen[self.ids] = self.inverse.n_picks
-        order = self.bounds.argsort(descending=True)
-        best = torch.zeros(0, dtype=self.bounds.dtype)
-        for ids in order.split(BLOCK):
-            if len(best) == AHEAD and self._below(best.min()) > float(self.bounds[ids[0]]):
-                break
-            self._update(ids[self.bounds[ids] > -torch.inf])
-            best = torch.cat([best, self.bounds[ids]])
+        for n_blocks in itertools.count():
+            stale = self.bounds.where(self.seen < self.inverse.n_picks, -torch.inf)
             best = best.topk(min(AHEAD, len(best))).values
+            bar = max(self._below(best.min()), 0.0) if len(best) == AHEAD else 0.0
+            left = int((stale >= bar).sum())
+            if not left:
+                break
+            if n_blocks and left > SWEEP * len(stale):
+                self._sweep()
+                break
+            ids = stale.topk(min(BLOCK, left)).indices
+            self._update(ids)
+            best = torch.cat([best, self.bounds[ids]])
         self._fill()
 
+    def _sweep(self) -> None:
+        """Make all bounds true."""
+        for start in range(0, len(self.bounds), PART):
+            self._renew(slice(start, start + PART))
+
     def _update(self, ids: Tensor) -> None:
-        """Make bounds true."""
-        ids = ids[self.seen[ids] < self.inverse.n_picks]
+        """Make some bounds true."""
+        ids = ids.sort().values
         # Those last seen together miss the same columns: one matrix product, and hardly any of it in vain.
-        for some in ids[self.seen[ids].argsort()].split(max(1, BLOCK // 8)) if len(ids) else ():
-            block, since = self.features[some], self.seen[some]
-            if int(since.min()) < self.inverse.n_base:
-                self.bounds[some] = self.inverse.scores(block)
-            else:
-                self.bounds[some] = (self.bounds[some] - self.inverse.falls(block, since)).clamp_min(0)
-        self.seen[ids] = self.inverse.n_picks
+        for some in ids[self.seen[ids].argsort(stable=True)].split(PART):
+            self._renew(some)
+
+    def _renew(self, rows: Tensor | slice) -> None:
+        """Make the bounds of these rows true; minus infinity stays."""
+        block, since, bounds = self.features[rows], self.seen[rows], self.bounds[rows]
+        if int(since.min()) < self.inverse.n_base:
+            fresh = self.inverse.scores(block)
+        else:
+            fresh = (bounds - self.inverse.falls(block, since)).clamp_min(0)
+        self.bounds[rows] = fresh.where(bounds > -torch.inf, bounds)
+        self.seen[rows] = self.inverse.n_picks
 
     def take(self, best: int) -> None:
         """Pick a candidate: it leaves, and `V` grows."""

@@ -83,7 +83,9 @@ class Endpoint:
         self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
         self.model, self.concurrency, self.max_tokens = model, concurrency, max_tokens
         self.price, self.max_cost = Price(*price) if price else None, max_cost
-        self.requests = Requests(base_url, _key(api_key, base_url), served_as or model, timeout, deadline, max_retries)
+        self.requests = Requests(
+            base_url, key_for(api_key, base_url), served_as or model, timeout, deadline, max_retries
+        )
         self.fields = {"temperature": 0, "max_tokens": max_tokens, "seed": seed, **(options or {})}
         self.identity = {"model": model, "base_url": url, **self.fields}
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache())
@@ -265,7 +267,7 @@ def _input_tokens(question: Question) -> int:
     return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_A_TOKEN)
 
 
-def _key(api_key: str | None, base_url: str) -> str | None:
+def key_for(api_key: str | None, base_url: str) -> str | None:
     """A key is sent where its owner said, and OpenAI's to OpenAI alone."""
     if api_key is None and urlsplit(base_url).hostname == OPENAI:
         api_key = os.environ.get("OPENAI_API_KEY")

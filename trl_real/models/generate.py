@@ -1,6 +1,12 @@
-"""Responses sampled from a policy, the same for a prompt and a seed whatever the batch."""
+"""Responses written by a policy, the same for a prompt and a seed whatever the batch, and none written twice."""
 
 import hashlib
+import json
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,36 +14,50 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from trl_real.data.journal import Journal
+from trl_real.errors import TrlRealError
+from trl_real.models.decoding import Decoder, Response, decodes_well
+from trl_real.models.embed import evaluating
+from trl_real.models.load import object_digest
+from trl_real.models.sampling import Sampler, random_state
+from trl_real.models.sequences import Ids
 
-class SeededSampling(LogitsProcessor):
+
+@dataclass
+class Generations:
     """
-    Sampling as an argmax: each row adds Gumbel noise of its own generator to its logits (the Gumbel-max trick), so
-    that what a row draws does not depend on which rows are beside it.
+    Responses to `N` prompts, `K` each.
 
     Args:
-        seeds: One a row of the batch.
-        temperature: Divides the logits; 0 for greedy decoding.
-        top_p: Smallest set of tokens with at least this probability.
+        texts: `N` lists of `K` texts.
+        finish_reasons: Why each ended: `"stop"` where the policy ended it, `"length"` where it was cut.
+        n_tokens: Tokens that were written for this call, those in the journal before not among them.
+        seconds: Time it took.
     """
 
-    def __init__(self, seeds: list[int], temperature: float = 1.0, top_p: float = 1.0):
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.temperature, self.top_p = temperature, top_p
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Noisy logits. Shapes `(B, T)` and `(B, V)` to `(B, V)`."""
-        if not self.temperature:
-            return scores
-        scores = scores.float() / self.temperature
-        if self.top_p < 1:
-            ranked, order = scores.softmax(-1).sort(descending=True)
-            beyond = ranked.cumsum(-1) - ranked >= self.top_p
-            scores = scores.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), -torch.inf)
-        noise = torch.stack([torch.empty(scores.shape[-1]).exponential_(generator=g) for g in self.generators])
-        return scores - noise.log().to(scores.device)
+    texts: list[list[str]]
+    finish_reasons: list[list[str]]
+    n_tokens: int
+    seconds: float
 
 
-def generate_responses(
+def generate_responses(model: nn.Module, tokenizer: Any, prompts: list[Any], **settings: Any) -> list[list[str]]:
+    """
+    The texts of `generate`, which has the same arguments.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        prompts: `N` texts or message lists.
+        settings: `n`, `max_new_tokens`, `temperature`, `top_p`, `batch_size`, `seed`, `desc`, `journal`.
+
+    Returns:
+        `N` lists of `K` texts.
+    """
+    return generate(model, tokenizer, prompts, **settings).texts
+
+
+def generate(
     model: nn.Module,
     tokenizer: Any,
     prompts: list[Any],
@@ -49,66 +69,230 @@ def generate_responses(
     batch_size: int = 64,
     seed: int = 42,
     desc: str = "Generating",
-) -> list[list[str]]:
+    journal: str | Path | None = None,
+) -> Generations:
     """
     Sample responses with a causal LM.
 
+    Prompts are sorted by length, responses to one prompt read it once, and a response that is finished makes room for
+    the next one, where a check on this very model shows that this gives what one text at a time gives; else the
+    batches are those of `model.generate`. Which texts come out does not hang on the batch but for rounding: where the
+    two best tokens are as close as that, another one may win. In float32 that is rare; bfloat16 rounds so coarsely
+    that sampled texts do change with the batch.
+
     Args:
-        model: The policy; a PEFT model samples with its adapter.
-        tokenizer: Its tokenizer. Message lists go through its chat template, texts as they are.
+        model: The policy; a PEFT model samples with its adapter. Of its generation config only the ends count.
+        tokenizer: Its tokenizer. Message lists go through its chat template, with the generation prompt; texts as
+            they are, after the BOS token if the tokenizer adds one.
         prompts: `N` texts or message lists.
         n: Responses a prompt, `K`.
-        max_new_tokens: Tokens after which a response is cut.
+        max_new_tokens: Tokens after which a response is cut; earlier, where the model reads no more.
         temperature: 0 for greedy decoding.
-        top_p: Nucleus.
-        batch_size: Sequences at a time.
+        top_p: Draw from the smallest set of tokens with at least this probability.
+        batch_size: Responses at a time.
         seed: Of the draws, with the prompt's text and the number of the response.
         desc: Of the progress bar.
+        journal: File that each response is in as soon as it is finished. Run again, with the same policy and
+            settings, only those are written that are not in there.
 
-    Returns:
-        `N` lists of `K` texts, special tokens left out.
+    Raises:
+        TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
     """
-    texts = [prompt if isinstance(prompt, str) else _templated(tokenizer, prompt) for prompt in prompts]
-    jobs = [(row, k, text) for row, text in enumerate(texts) for k in range(n)]
-    jobs.sort(key=lambda job: -len(job[2]))
-    responses = [[""] * n for _ in prompts]
-    was_training, side = model.training, tokenizer.padding_side
-    model.eval()
-    tokenizer.padding_side = "left"
-    try:
-        for start in tqdm(range(0, len(jobs), batch_size), desc=desc, unit="batch", delay=2):
-            batch = jobs[start : start + batch_size]
-            seeds = [_seed(seed, text, k) for _, k, text in batch]
-            sampling = SeededSampling(seeds, temperature, top_p)
-            words = _continue(model, tokenizer, [text for _, _, text in batch], max_new_tokens, sampling)
-            for (row, k, _), response in zip(batch, words, strict=True):
-                responses[row][k] = response
-    finally:
-        model.train(was_training)
-        tokenizer.padding_side = side
-    return responses
+    started = time.perf_counter()
+    check_settings(n, max_new_tokens, temperature, top_p, batch_size)
+    texts = [_text(tokenizer, prompt) for prompt in prompts]
+    asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
+    settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    found = Kept(journal, lambda: {"policy": object_digest(model), **settings})
+    missing = [response for key, response in {_key(each): each for each in asked}.items() if not found.has(*key)]
+    missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
+    sampler, ends, n_tokens = Sampler(temperature, top_p), _ends(model, tokenizer), 0
+    bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="response", delay=2)
+    with found, evaluating(model), bar, closing(_write(model, sampler, ends, batch_size, missing)) as written:
+        for response in written:
+            ended = response.ended(ends)
+            text = tokenizer.decode(response.tokens[: -1 if ended else None], skip_special_tokens=True)
+            found.add(*_key(response), [Written(text, "stop" if ended else "length")])
+            n_tokens += len(response.tokens)
+            bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
+            bar.update()
+    rows = [[found.get(*_key(response))[0] for response in asked[i : i + n]] for i in range(0, len(asked), n)]
+    return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
 
 
-def _continue(model: nn.Module, tokenizer: Any, texts: list[str], max_new_tokens: int, sampling) -> list[str]:
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([sampling]),
-            pad_token_id=tokenizer.pad_token_id,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+@dataclass
+class Written:
+    """A text and why it ended."""
+
+    text: str
+    finish_reason: str
+
+
+class Kept:
+    """
+    Texts by what they hang on, in a journal where there is one.
+
+    Args:
+        journal: Path of the file, None for no file.
+        settings: Gives what all of the texts hang on; asked for if there is a file.
+    """
+
+    def __init__(self, journal: str | Path | None, settings: Any):
+        self.journal = None if journal is None else Journal(journal)
+        self.known: dict[str, list[Written]] = {}
+        self.settings = ""
+        if self.journal is not None:
+            self.settings = json.dumps(settings(), sort_keys=True)
+            for line in self.journal.read():
+                self.known[line.get("key", "")] = [Written(**each) for each in line.get("written", [])]
+
+    def has(self, *parts: Any) -> bool:
+        """Whether the texts are there."""
+        return self._key(parts) in self.known
+
+    def get(self, *parts: Any) -> list[Written]:
+        """The texts."""
+        return self.known[self._key(parts)]
+
+    def add(self, *parts_and_written: Any) -> None:
+        """Keep texts; when this returns, they are on disk if there is a file."""
+        *parts, written = parts_and_written
+        key = self._key(parts)
+        if self.journal is not None:
+            self.journal.append({"key": key, "written": [asdict(each) for each in written]})
+        self.known[key] = written
+
+    def __enter__(self) -> "Kept":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
+    def _key(self, parts: Sequence[Any]) -> str:
+        return hashlib.sha256(f"{self.settings}{json.dumps(parts)}".encode()).hexdigest()[:40]
+
+
+def columns(rows: list[list[Written]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Texts and finish reasons of responses."""
+    return [[each.text for each in row] for row in rows], [[each.finish_reason for each in row] for row in rows]
+
+
+def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int = 1) -> None:
+    """
+    Refuse settings that write nothing, or no text.
+
+    Raises:
+        TrlRealError: If one is out of range.
+    """
+    for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise TrlRealError(f"{name}={value} writes nothing. Give 1 or more.")
+    if not 0 <= temperature < float("inf"):
+        raise TrlRealError(
+            f"temperature={temperature} is out of range. Give 0 (greedy) or more; 1 is the policy's own."
         )
-    return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    if not 0 < top_p <= 1:
+        raise TrlRealError(f"top_p={top_p} is out of range. Give a probability in (0, 1]; 1 leaves no token out.")
 
 
-def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def _seed(seed: int, text: str, k: int) -> int:
+def seed_of(seed: int, text: str, k: int) -> int:
+    """A seed for the `k`-th response to a prompt. In `[0, 2 ** 56)`."""
     digest = hashlib.blake2b(f"{seed}|{k}|{text}".encode("utf-8", "surrogatepass"), digest_size=7).digest()
     return int.from_bytes(digest, "little")
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves `model.generate` the token that was drawn and no other."""
+
+    def __init__(self, sampler: Sampler, seeds: list[int]):
+        self.sampler, self.states = sampler, [random_state(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        tokens = torch.tensor(self.sampler(scores, self.states), device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+def _write(
+    model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
+) -> Iterator[Response]:
+    if not responses:
+        return
+    if decodes_well(model):
+        yield from Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
+        return
+    for start in range(0, len(responses), batch_size):
+        yield from _by_library(model, sampler, ends, responses[start : start + batch_size])
+
+
+def _by_library(
+    model: nn.Module, sampler: Sampler, ends: Collection[int], batch: list[Response]
+) -> Iterator[Response]:
+    """A batch by `model.generate`."""
+    width = max(len(response.prompt) for response in batch)
+    padding = [width - len(response.prompt) for response in batch]
+    ids = torch.tensor([[0] * pad + list(response.prompt) for pad, response in zip(padding, batch, strict=True)])
+    mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long()
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        logits_processor=LogitsProcessorList([_Drawn(sampler, [response.seed for response in batch])]),
+        max_new_tokens=max(response.limit for response in batch),
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=0,
+        **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
+    )
+    for response, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+        tokens = tokens[: response.limit]
+        end = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))
+        response.tokens = tokens[:end]
+        yield response
+
+
+def _asked(
+    model: nn.Module, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
+) -> list[Response]:
+    """All responses, in order. Their labels are the row and the number of the response."""
+    reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    asked = []
+    for row, (text, prompt) in enumerate(zip(texts, ids, strict=True)):
+        if not prompt:
+            raise TrlRealError(f"Prompt {row} is empty. Leave it out, or give it a text.")
+        room = max_new_tokens if reads is None else min(max_new_tokens, reads - len(prompt))
+        if room < 1:
+            raise TrlRealError(f"Prompt {row} has {len(prompt)} tokens, but the model reads {reads}. Shorten it.")
+        asked += [Response(prompt, room, seed_of(seed, text, k), label=(row, k)) for k in range(n)]
+    return asked
+
+
+def _key(response: Response) -> tuple[Ids, int]:
+    return response.prompt, response.seed
+
+
+def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a response: those of the generation config, and the tokenizer's."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    ids = ids if isinstance(ids, list | tuple) else [ids]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _text(tokenizer: Any, prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def _ids(tokenizer: Any, prompts: list[Any], texts: list[str]) -> list[Ids]:
+    """
+    Ids of the prompts. A template writes its own BOS token; a text gets what the tokenizer adds, but no second BOS
+    token and no end.
+    """
+    found = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        is_text = isinstance(prompt, str) and bool(prompt)
+        has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+        ids = tokenizer(text, add_special_tokens=is_text and not has_bos)["input_ids"]
+        ends_itself = is_text and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+        found.append(tuple(ids[:-1] if ends_itself else ids))
+    return found

@@ -47,7 +47,7 @@ class SelfAnnotationRounds(Rounds):
         prompts: A column `prompt`. A round takes the next ones of a draw, so that no prompt comes twice; equal ones,
             and those of the seed labels, are left out.
         n_prompts: Prompts a round; a list gives each round its own number.
-        model: Hub id or path of the model before alignment, after fine-tuning: the paper's initial model.
+        model: Hub id or path of the model before alignment: the paper's initial model.
         args: Of the trainer; `beta` and `noise_share` are its own, `noise_smoothing` is 0.1 where it is not set.
         output_dir: Folder of the run; a run that was killed goes on from there.
         ablation: A name in `ABLATIONS`: the expansion alone, with self-refinement, or also with de-coupled noise
@@ -57,8 +57,7 @@ class SelfAnnotationRounds(Rounds):
         generation: Settings of `generate` other than the paper's two responses at temperature 0.7 of 300 tokens.
         pick: A name in `PICKS`: which two of more than two responses.
         length_normalize: Judge by the mean log-ratio of a token, not the sum.
-        drop_unfinished: Leave out responses that were cut. TRL's trainer ends every text, and so teaches that a cut
-            one is complete.
+        drop_unfinished: Leave out responses that were cut: TRL's trainer would teach that they are complete.
         soft_labels: Learn from the judge's probabilities; the paper learns from its verdicts.
         relabel_judge: Another judge, such as people, for the least confident labels of each round.
         relabel_budget: Share in (0, 1], or number, of a round's labels that it is asked about.
@@ -226,10 +225,9 @@ class SelfAnnotationRounds(Rounds):
         return {"n_tokens": report.n_tokens, "reference": judge.reference_digest, "report": found}
 
     def _relabel(self, this: Round) -> dict[str, Any]:
-        report = LabelReport()
-        labels, budget = load(str(this / "self_labels")), self.relabel_budget
-        journal = self.runs.folder / "verdicts.jsonl"
-        save(relabel(labels, self.relabel_judge, budget, journal=journal, report=report), this / "labels")
+        report, own = LabelReport(), load(str(this / "self_labels"))
+        settings = {"journal": self.runs.folder / "verdicts.jsonl", "report": report}
+        save(relabel(own, self.relabel_judge, self.relabel_budget, **settings), this / "labels")
         verdicts = report.verdicts
         return {"n_asked": verdicts.n, **report.counts, "n_tokens": verdicts.input_tokens + verdicts.output_tokens}
 

@@ -1,0 +1,204 @@
+"""Continuous batching on a causal LM of transformers: a response that is finished makes room for the next prompt."""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trl_real.models.packing import gives_the_same, made_up
+from trl_real.models.sampling import Sampler, random_state
+from trl_real.models.sequences import Ids
+from trl_real.models.slots import Slots
+
+
+REFILL = 8  # new prompts are read when a row in so many is free: reading few costs as much as reading some
+STEPS = 128  # columns of memory that are made at a time
+PREFILL_TOKENS = {"cpu": 2048, "elsewhere": 16384}  # in a forward pass over prompts
+
+
+@dataclass(eq=False)
+class Response:
+    """
+    A response that is to be written, or being so.
+
+    Args:
+        prompt: Ids that it goes on from.
+        limit: Tokens after which it is cut.
+        seed: Of its draws.
+        label: Whatever tells it from others.
+        tokens: Ids of what is there, with the one that ended it.
+        start: Column of the prompt's first token.
+    """
+
+    prompt: Ids
+    limit: int
+    seed: int
+    label: Any = None
+    tokens: list[int] = field(default_factory=list)
+    start: int = 0
+    state: np.random.Generator | None = None
+
+    def ended(self, ends: Collection[int]) -> bool:
+        """Whether it came to an end of its own."""
+        return bool(self.tokens) and self.tokens[-1] in ends
+
+
+class Decoder:
+    """
+    Writes responses, at most `batch_size` at a time.
+
+    Args:
+        model: A causal LM, or a PEFT model of one.
+        sampler: Draws the tokens.
+        ends: Ids that end a response.
+        batch_size: Responses at a time.
+    """
+
+    def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):
+        self.model, self.sampler, self.ends, self.batch_size = model, sampler, frozenset(ends), batch_size
+        self.device = next(model.parameters()).device
+        self.slots = Slots(model.config.get_text_config(), batch_size)
+        self.prefill_tokens = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "elsewhere"]
+        self.rows: list[Response] = []
+        self.next = 0  # the column that the next token goes into
+
+    def __call__(self, responses: Sequence[Response]) -> Iterator[Response]:
+        """
+        The responses as they are finished.
+
+        Args:
+            responses: In the order in which they are begun; those to one prompt, next to each other, share it.
+        """
+        waiting = deque(responses)
+        while waiting or self.rows:
+            n_free = self.batch_size - len(self.rows)
+            if waiting and (not self.rows or n_free >= min(len(waiting), max(1, self.batch_size // REFILL))):
+                yield from self.begin(self._group(waiting, n_free))
+            else:
+                yield from self.step()
+
+    def begin(self, group: list[Response]) -> list[Response]:
+        """Read the prompts of responses that follow, each once, and write the first tokens; what that finished."""
+        logits, which = self.read(group)
+        return self._accept(group, logits[which])
+
+    def step(self) -> list[Response]:
+        """Write a token of every response; what that finished."""
+        return self._accept(self.rows, self.go_on())
+
+    def read(self, group: list[Response]) -> tuple[Tensor, list[int]]:
+        """Take responses in: logits after each of their `P` different prompts, `(P, V)`, and whose are whose."""
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(response.prompt for response in group))}
+        which = [prompts[response.prompt] for response in group]
+        width = max(map(len, prompts))
+        if self.next < width:
+            self._make_room(width)
+        first, columns = len(self.rows), slice(self.next - width, self.next)
+        ids, mask = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(2))
+        for prompt, i in prompts.items():
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self.slots.show(slice(first, first + len(prompts)), columns.start, columns.stop, width)
+        logits = self._forward(ids, mask, positions)
+        self.slots.spread(first, which, columns)
+        for response in group:
+            response.start = self.next - len(response.prompt)
+            response.state = random_state(response.seed)
+        self.rows += group
+        return logits, which
+
+    def go_on(self) -> Tensor:
+        """Logits after the last token of each row. Shape `(B, V)`."""
+        if self.next == self.slots.n_columns:
+            self._make_room(0)
+        starts = torch.tensor([row.start for row in self.rows])[:, None]
+        begin = int(starts.min())
+        mask = (torch.arange(begin, self.next + 1) >= starts).long()
+        ids = torch.tensor([row.tokens[-1:] for row in self.rows])
+        self.slots.show(slice(0, len(self.rows)), begin, self.next + 1, 1)
+        logits = self._forward(ids, mask, self.next - starts)
+        self.next += 1
+        return logits
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        output = self.model(
+            **{name: value.to(self.device) for name, value in inputs.items()},
+            past_key_values=self.slots.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _group(self, waiting: deque[Response], n_free: int) -> list[Response]:
+        """The next responses, as many as there are rows for and as a forward pass over their prompts takes."""
+        group, prompts, width = [], set(), 0
+        while waiting and len(group) < n_free:
+            prompt = waiting[0].prompt
+            width = max(width, len(prompt))
+            if group and len(prompts | {prompt}) * width > self.prefill_tokens:
+                break
+            prompts.add(prompt)
+            group.append(waiting.popleft())
+        return group
+
+    def _accept(self, group: list[Response], logits: Tensor) -> list[Response]:
+        """A token more for each of a group of rows; the rows that it finished leave."""
+        for row, token in zip(group, self.sampler(logits, [row.state for row in group]), strict=True):
+            row.tokens.append(token)
+        done = [row for row in group if row.ended(self.ends) or len(row.tokens) >= row.limit]
+        if done:
+            leaving = set(map(id, done))
+            stay = [i for i, row in enumerate(self.rows) if id(row) not in leaving]
+            holes = sorted(set(range(len(stay))) - set(stay))
+            last = stay[len(stay) - len(holes) :]
+            rows = [self.rows[i] for i in range(len(stay))]
+            for hole, source in zip(holes, last, strict=True):
+                rows[hole] = self.rows[source]
+            begin = min((row.start for row in rows), default=self.next)
+            self.slots.move(last, holes, slice(begin, self.next))
+            self.rows = rows
+        return done
+
+    def _make_room(self, width: int) -> None:
+        """Memory for further steps, after the columns in use, of which there shall be `width` at least."""
+        begin = min((row.start for row in self.rows), default=self.next)
+        n_used = self.next - begin
+        width = max(width, n_used)
+        self.slots.make_room(len(self.rows), slice(begin, self.next), width - n_used, width + STEPS)
+        for row in self.rows:
+            row.start += width - self.next
+        self.next = width
+
+
+def decodes_well(model: nn.Module) -> bool:
+    """Whether rows that come and go are exact on this model: not so where layers have a state of another kind."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+        return False
+    a, b, c = (ids + (1,) for ids in made_up(config.vocab_size, (5, 2, 9)))
+
+    def together() -> Tensor:
+        decoder = Decoder(model, Sampler(0.0), (), 2)
+        rows = [Response(ids[:-1], 9, 0, tokens=[ids[-1]]) for ids in (a, b, c)]
+        decoder.read(rows[:2])
+        first = decoder.go_on()
+        decoder.rows.pop()
+        decoder.rows[0].tokens.append(3)
+        decoder.read(rows[2:])
+        return torch.cat([first, decoder.go_on()])
+
+    def alone() -> Tensor:
+        texts = (a, b, (*a, 3), c)
+        ids = [torch.tensor([text], device=next(model.parameters()).device) for text in texts]
+        return torch.cat([model(input_ids=one, use_cache=False).logits[:, -1] for one in ids])
+
+    try:
+        return gives_the_same(together, alone, next(model.parameters()).dtype == torch.float32)
+    except (AttributeError, IndexError):  # layers that look for a state of their own in the cache
+        return False

@@ -16,7 +16,7 @@ from trl_real.training.adapters import fresh_adapter, save_adapter
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
-from trl_real.training.rounds import UNTRAINED, Rounds, Run, drawn, phases_of, told
+from trl_real.training.rounds import UNTRAINED, NothingLeft, Rounds, Run, drawn, phases_of, told
 
 
 HISTORY = ("prompt", "chosen", "rejected", "label_confidence")
@@ -134,6 +134,8 @@ class ActiveRounds(Rounds):
         )
         selector = ROUND_SELECTORS[self.selector](self.selector, chooser)
         chosen = selector.select(pool, self.budget, history=self._history(this.number))
+        if not len(chosen):
+            raise NothingLeft
         save(chosen, this / "selected")
         record = selector.record.to_dict()
         return {"n_tokens": record.get("tokens", 0), "n_selected": len(chosen), "record": record}

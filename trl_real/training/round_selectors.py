@@ -7,10 +7,12 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from trl_real.data.conversation import text_of
-from trl_real.data.rows import iterate
+from trl_real.data.pairs import pool_candidates
+from trl_real.data.rows import from_rows, iterate
 from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.strategies import STRATEGIES
+from trl_real.training.rounds import NothingLeft
 
 
 class RoundSelector(Protocol):
@@ -50,7 +52,8 @@ Maker = Callable[[str, Chooser], RoundSelector]
 
 class Memoryless:
     """
-    A selector that takes one pair a row and knows no history: rows with a pair that was labelled are left out.
+    A selector that takes one pair a row and knows no history: responses that stood in a labelled pair are left out,
+    and so are rows with fewer than two others.
 
     Args:
         selector: With `select(dataset, budget)` and `record`.
@@ -66,21 +69,36 @@ class Memoryless:
         return self.selector.record
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
-        """Choose among the rows of which no pair was labelled."""
-        labeled: dict[str, list[set[str]]] = {}
+        """
+        Choose among the responses that were in no labelled pair: as many pairs as there are, at most.
+
+        Raises:
+            NothingLeft: If there is none.
+        """
+        labeled: dict[str, set[str]] = {}
         for row in iterate(history) if history is not None else ():
             pair = {text_of(row["chosen"]), text_of(row["rejected"])}
-            labeled.setdefault(repr(row["prompt"]), []).append(pair)
-        fresh = [
-            number
-            for number, row in enumerate(iterate(dataset))
-            if not any(pair <= _texts(row[self.responses]) for pair in labeled.get(repr(row["prompt"]), ()))
-        ]
-        return self.selector.select(dataset.select(fresh) if len(fresh) < len(dataset) else dataset, budget)
+            labeled.setdefault(repr(row["prompt"]), set()).update(pair)
+        rows = []
+        for row in iterate(dataset):
+            known = labeled.get(repr(row["prompt"]), set())
+            places = [i for i, response in enumerate(row[self.responses] or []) if not _stood(response, known)]
+            of_responses = {name: values for name, values in row.items() if _one_each(values, row[self.responses])}
+            rows.append({**row, **{name: [values[i] for i in places] for name, values in of_responses.items()}})
+        fresh = from_rows(rows, dataset.features) if labeled else dataset
+        n_open = sum(not pool_candidates(row.get("prompt"), row[self.responses]).skipped for row in rows)
+        if not n_open:
+            raise NothingLeft
+        return self.selector.select(fresh, min(budget, n_open) if isinstance(budget, int) else budget)
 
 
-def _texts(responses: list | None) -> set[str]:
-    return {text_of(response) for response in responses or [] if response is not None}
+def _stood(response: Any, known: set[str]) -> bool:
+    return response is not None and text_of(response) in known
+
+
+def _one_each(values: Any, responses: list | None) -> bool:
+    """Whether a column has one value a response, as scores do."""
+    return isinstance(values, list) and responses is not None and len(values) == len(responses)
 
 
 def _gradient(name: str, chooser: Chooser) -> RoundSelector:

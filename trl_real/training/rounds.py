@@ -1,6 +1,7 @@
 """What runs in rounds share: a folder, a base model with an adapter a round, and tests between the rounds."""
 
 import hashlib
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -12,11 +13,14 @@ from datasets import Dataset
 from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
+from trl_real.errors import TrlRealError
 from trl_real.training.adapters import default_lora, load_base, with_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
 from trl_real.training.round_testing import keep_test_pairs, metrics_on_test_pairs
 
+
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
@@ -25,6 +29,10 @@ COST = ("seconds", "n_tokens")
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
 # No part of what a run hangs on: folders, logging, and what the rounds set themselves.
 NOT_SETTINGS = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "report_to", "run_name", "seed")
+
+
+class NothingLeft(TrlRealError):
+    """A round has nothing to choose from: the run ends with the one before."""
 
 
 @dataclass
@@ -78,7 +86,11 @@ class Rounds(ABC):
         """Do the rounds that are not done yet, of so many in all."""
         found = Run(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
-            found.rounds.append(self.round(number, found.rounds[-1]))
+            try:
+                found.rounds.append(self.round(number, found.rounds[-1]))
+            except NothingLeft:
+                logger.warning("Round %d has no pair to choose that was not judged before; the run ends here.", number)
+                break
         return found
 
     @property

@@ -4,8 +4,8 @@ SPA where the true reward is known: the controlled-sentiment task of the demo, w
     python benchmarks/spa_sentiment.py --model SmolLM2-135M-Instruct --output_dir spa --seeds 0 1 2
 
 Prints, for each arm and stage, the mean true reward and length of what the policy writes to prompts that no round
-sees, and how often its own labels agree with the true reward. Arms of a seed share the seed stage and the first round's
-text.
+sees, and how often its own labels agree with the true reward. Arms of a seed share the seed stage and what round 1
+wrote.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from torch import Tensor
 from trl_real.data.pairs import Candidates
 from trl_real.functional.similarity import candidate_pairs
 from trl_real.selection.annotation import Choice, choose
-from trl_real.selection.budget import lowest_rows
+from trl_real.selection.budget import budget_rows
 
 
 def random_embeddings(seed: int, n: int, k: int, d: int = 16) -> Tensor:
@@ -29,9 +29,14 @@ def chosen(strategy, embeddings: Tensor, rows: list[Candidates] | None = None, s
     return choose(rows or candidates(embeddings), list(embeddings), strategy, seed)
 
 
+def kept(strategy, choice: Choice, budget: int) -> np.ndarray:
+    """The rows that a budget takes, ascending."""
+    return budget_rows(strategy, choice.scores, choice.differences, budget)
+
+
 def subset(strategy, embeddings: Tensor, budget: int, **kwargs) -> set[int]:
     """The rows that a budget takes."""
-    return set(lowest_rows(chosen(strategy, embeddings, **kwargs).scores, budget).tolist())
+    return set(kept(strategy, chosen(strategy, embeddings, **kwargs), budget).tolist())
 
 
 def assert_row_permutation_equivariant(strategy, n_responses: int) -> None:
@@ -43,8 +48,8 @@ def assert_row_permutation_equivariant(strategy, n_responses: int) -> None:
     np.testing.assert_array_equal(before.pairs[order], after.pairs)
     np.testing.assert_allclose(before.similarity[order], after.similarity, atol=1e-6)
     for budget in (1, 15, 30, 60):
-        kept = lowest_rows(after.scores, budget)
-        assert {int(order[i]) for i in kept} == set(lowest_rows(before.scores, budget).tolist())
+        rows_after = {int(order[i]) for i in kept(strategy, after, budget)}
+        assert rows_after == set(kept(strategy, before, budget).tolist())
 
 
 def assert_response_permutation_equivariant(strategy, n_responses: int) -> None:
@@ -57,7 +62,7 @@ def assert_response_permutation_equivariant(strategy, n_responses: int) -> None:
         shuffled = [Candidates(r.prompt, [r.texts[j] for j in order], list(range(n_responses))) for r in rows]
         after = chosen(strategy, embeddings[:, order], shuffled)
         np.testing.assert_array_equal(np.sort(order[after.pairs], axis=1), before.pairs)
-        np.testing.assert_array_equal(lowest_rows(after.scores, 10), lowest_rows(before.scores, 10))
+        np.testing.assert_array_equal(kept(strategy, after, 10), kept(strategy, before, 10))
 
 
 def assert_scale_invariant(strategy, n_responses: int) -> None:
@@ -66,7 +71,7 @@ def assert_scale_invariant(strategy, n_responses: int) -> None:
     factors = 10 ** torch.empty(40, n_responses, 1).uniform_(-3, 3, generator=torch.Generator().manual_seed(0))
     before, after = chosen(strategy, embeddings), chosen(strategy, embeddings * factors)
     np.testing.assert_array_equal(before.pairs, after.pairs)
-    np.testing.assert_array_equal(lowest_rows(before.scores, 13), lowest_rows(after.scores, 13))
+    np.testing.assert_array_equal(kept(strategy, before, 13), kept(strategy, after, 13))
 
 
 def assert_batch_independent(strategy, n_responses: int) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.bayesian_head import ACQUISITIONS, fit_head
 from trl_real.functional.design import greedy_design, pair_features
+from trl_real.hub.card import render_section
 from trl_real.labeling.annotate import annotate
 from trl_real.labeling.judges import ScoreJudge
 from trl_real.models.adapters import adapter_parameters
@@ -300,6 +301,9 @@ def test_long_responses_have_long_gradients_and_the_record_shows_it():
     raw, normalised = (s.record.settings["lengths"] for s in (meter, fair))
     assert raw["picked"]["mean"] > 1.2 * raw["pool"]["mean"] and raw["pool"] == normalised["pool"]
     assert normalised["picked"]["mean"] < raw["picked"]["mean"]
+    told = f"median {raw['picked']['median']:.0f} picked, {raw['pool']['median']:.0f} pool"
+    assert told in meter.record.summary() and "pairs: 6 of 30 picked" in meter.record.summary()
+    assert "pairs picked in the kept rows" in render_section(meter.record, "raw", "user/subset", {"train": 6})
 
 
 SCRIPT = """

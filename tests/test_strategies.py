@@ -15,7 +15,7 @@ from trl_real import EmbeddingPairSelector, TrlRealError
 from trl_real.data.pairs import Candidates
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import _draws, choose
-from trl_real.selection.strategies import STRATEGIES, centroid, easy, hard, uniform
+from trl_real.selection.strategies import STRATEGIES, centroid, d_optimal, easy, hard, uniform
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -163,6 +163,32 @@ class TestPaper:
             assert subset(strategy, pool, 5) == {0, 1, 2, 3, 4}
 
 
+class TestDOptimal:
+    def test_its_pairs_and_its_first_row_are_those_of_easy(self):
+        pool = random_embeddings(6, 50, 4)
+        np.testing.assert_array_equal(chosen(d_optimal, pool).pairs, chosen(easy, pool).pairs)
+        assert subset(d_optimal, pool, 1) == subset(easy, pool, 1)
+
+    @pytest.mark.parametrize("k", [2, 4])
+    def test_a_budget_takes_rows_one_after_the_other_as_adpo_does(self, k):
+        pool, d = random_embeddings(7, 60, k, 12).double(), 12
+        unit = (pool / pool.norm(dim=-1, keepdim=True)).numpy()
+        pairs = chosen(d_optimal, pool).pairs
+        phi = np.stack([row[i] - row[j] for row, (i, j) in zip(unit, pairs, strict=True)])
+        v, left = np.eye(d), list(range(60))
+        for size in range(1, 20):
+            best = max(left, key=lambda i: phi[i] @ np.linalg.solve(v, phi[i]))
+            left.remove(best)
+            v += np.outer(phi[best], phi[best])
+            assert subset(d_optimal, pool, size) == set(range(60)) - set(left)
+
+    def test_what_resembles_a_row_that_was_taken_is_worth_less(self):
+        same = torch.tensor([[[1.0, 0, 0], [-1, 0, 0]]]).repeat(5, 1, 1)
+        other = torch.tensor([[[0.0, 1, 0], [0, 0, 1]]])
+        pool = torch.cat([same, other])
+        assert subset(d_optimal, pool, 2) == {0, 5} and subset(easy, pool, 2) == {0, 1}
+
+
 class TestUniform:
     @pytest.mark.parametrize("k", [3, 4, 7])
     def test_every_pair_is_as_likely_as_any_other(self, k):
@@ -228,5 +254,7 @@ class TestOwnFunction:
             EmbeddingPairSelector(strategy=per_row).select(Dataset.from_list(self.ROWS), 2)
 
     def test_a_name_that_does_not_exist(self):
-        with pytest.raises(TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, random"):
+        with pytest.raises(
+            TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"
+        ):
             EmbeddingPairSelector(strategy="eazy")

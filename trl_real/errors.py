@@ -18,6 +18,17 @@ class MissingColumnError(TrlRealError):
         super().__init__(f"No column {column!r} in the dataset; it has {sorted(found)}. {fix}")
 
 
+class TooFewPairsError(TrlRealError):
+    """A budget asks for more pairs than there are; `room` says how many there are."""
+
+    def __init__(self, message: str, room: int):
+        super().__init__(message)
+        self.room = room
+
+    def __reduce__(self):
+        return type(self), (*self.args, self.room)
+
+
 class MissingExtraError(ImportError, TrlRealError):
     """An optional dependency is not installed."""
 

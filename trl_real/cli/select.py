@@ -12,7 +12,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--source", help="convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval"
     )
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
-    parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid or random")
+    parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid, d_optimal or random")
     parser.add_argument(
         "--budget", type=number, help="share of the rows (0.25) or number of rows (500); all by default"
     )

@@ -13,7 +13,7 @@ from trl_real.evaluation.study_pool import StudyPool, decided_pairs, verdicts
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.annotation import choose
-from trl_real.selection.budget import budget_size, lowest_rows
+from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.strategies import STRATEGIES, Strategy
 
 
@@ -32,13 +32,21 @@ class Ranking(NamedTuple):
         places: The rows, in the study's pool. Shape `(n,)`.
         pairs: Two candidates of each, in the row's order. Shape `(n, 2)`.
         similarity: Of the two, in the raw geometry. Shape `(n,)`.
-        scores: The arm's, lowest first. Shape `(n,)`.
+        strategy: The arm's.
+        scores: Its scores, lowest first. Shape `(n,)`.
+        differences: Of the pair's unit vectors in the arm's geometry, where its budget looks at them. `n` of them.
     """
 
     places: np.ndarray
     pairs: np.ndarray
     similarity: np.ndarray
+    strategy: Strategy
     scores: np.ndarray
+    differences: list[np.ndarray]
+
+    def kept(self, budget: float | int) -> np.ndarray:
+        """What the budget buys, as indices into the arrays, ascending."""
+        return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))
 
 
 class Labeled(NamedTuple):
@@ -93,7 +101,7 @@ class Chooser:
     def labeled(self, cell: Cell) -> Labeled:
         """The pairs that the cell's budget buys, labelled; ties and missing scores are paid for and left out."""
         ranking = self.ranking(cell.arm, cell.seed)
-        kept = lowest_rows(ranking.scores, budget_size(cell.budget, len(ranking.scores)))
+        kept = ranking.kept(cell.budget)
         places, pairs = ranking.places[kept], ranking.pairs[kept]
         said = verdicts(self.pool, places, pairs, self.min_gap)
         better_first = np.where((said == 0)[:, None], pairs[:, ::-1], pairs)
@@ -126,4 +134,5 @@ class Chooser:
         both = zip(rows, choice.pairs.tolist(), strict=True)
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         first, second = (torch.stack([v[k] for v, k in zip(vectors, side, strict=True)]) for side in pairs.T)
-        return Ranking(places, pairs, pair_similarity(first, second).numpy(), choice.scores)
+        similarity = pair_similarity(first, second).numpy()
+        return Ranking(places, pairs, similarity, strategy, choice.scores, choice.differences)

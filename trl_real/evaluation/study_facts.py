@@ -15,7 +15,6 @@ from trl_real.evaluation.study_pool import StudyPool
 from trl_real.functional.agreement import agreement_by_similarity
 from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
 from trl_real.functional.similarity import pair_similarity
-from trl_real.selection.budget import budget_size, lowest_rows
 from trl_real.selection.record import describe_similarity, library_versions
 
 
@@ -58,15 +57,14 @@ def describe(
 
 
 def _histogram(ranking: Ranking, budget: float | int) -> dict[str, list]:
-    kept = lowest_rows(ranking.scores, budget_size(budget, len(ranking.scores)))
-    return describe_similarity(ranking.similarity, ranking.similarity[kept])["histogram"]
+    return describe_similarity(ranking.similarity, ranking.similarity[ranking.kept(budget)])["histogram"]
 
 
 def _examples(pool: StudyPool, ranking: Ranking, budget: float | int) -> list[dict[str, Any]]:
-    """The last pairs that the budget buys, and the first that it does not."""
+    """Of the pairs that the budget buys those with the highest scores, of the others those with the lowest."""
     order = np.argsort(ranking.scores, kind="stable")
-    size = budget_size(budget, len(order))
-    ends = {"just kept": order[max(0, size - N_EXAMPLES) : size], "just left out": order[size : size + N_EXAMPLES]}
+    bought = np.isin(order, ranking.kept(budget))
+    ends = {"just kept": order[bought][-N_EXAMPLES:], "just left out": order[~bought][:N_EXAMPLES]}
     return [_example(pool, ranking, int(i), where) for where, places in ends.items() for i in places]
 
 

@@ -15,11 +15,8 @@ from torch import Tensor
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import (
-    MAX_NEWTON_STEPS,
-    TOLERANCE,
     bradley_terry_path,
     hessian_factor,
-    pair_loss,
     tune_bradley_terry,
 )
 from trl_real.functional.similarity import candidate_pairs
@@ -96,39 +93,18 @@ def fit_head(
         raise TrlRealError("The features of labelled pairs hold NaN or infinity. Leave such pairs out of the history.")
     if ridge is not None and not ridge > 0:
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0, or None to tune it.")
+    if confidences is not None and not bool(((confidences >= 0) & (confidences <= 1)).all()):
+        raise TrlRealError("A confidence is none: probabilities in [0, 1] are. Check column 'label_confidence'.")
     basis = None
     if len(x) < x.shape[1]:
         q, r = torch.linalg.qr(x.T)
         basis, x = q.T, r.T  # (n, d), (n, n)
-    fit = tune_bradley_terry(x)[0] if ridge is None else next(bradley_terry_path(x, [ridge]))
-    weights = fit.weights
-    if confidences is not None:
-        if not bool(((confidences >= 0) & (confidences <= 1)).all()):
-            raise TrlRealError("A confidence is none: probabilities in [0, 1] are. Check column 'label_confidence'.")
-        weights = _soften(x, confidences.double(), fit.ridge, weights)
-    factor = hessian_factor(x, torch.sigmoid(-(x @ weights)), fit.ridge)
-    return Posterior(weights if basis is None else weights @ basis, factor, basis, fit.ridge)
-
-
-def _soften(x: Tensor, confidences: Tensor, ridge: float, weights: Tensor) -> Tensor:
-    """The mode for soft labels, by Newton's method from the mode for hard ones on; the Hessian knows no label."""
-
-    def objective(w: Tensor) -> Tensor:
-        margins = x @ w
-        return (pair_loss(margins) + (1 - confidences) * margins).sum() + ridge / 2 * w @ w
-
-    single = x.float()  # the Hessian only steers
-    for _ in range(MAX_NEWTON_STEPS):
-        right = torch.sigmoid(x @ weights)  # (n,)
-        gradient = ridge * weights - (confidences - right) @ x
-        step = torch.cholesky_solve(gradient[:, None], hessian_factor(single, (1 - right).float(), ridge))[:, 0]
-        share = 1.0
-        while share > 1e-3 and objective(weights - share * step) > objective(weights):
-            share /= 2
-        weights = weights - share * step
-        if gradient @ step <= 2 * TOLERANCE * len(x):
-            break
-    return weights
+    fit = tune_bradley_terry(x)[0] if ridge is None else None  # soft labels would count as weaker evidence
+    if fit is None or (confidences is not None and bool((confidences != 1).any())):
+        fit = next(bradley_terry_path(x, [ridge if fit is None else fit.ridge], confidences))
+    wrong = torch.sigmoid(-(x @ fit.weights))
+    factor = hessian_factor(x.float(), wrong.float(), fit.ridge)  # products in float32
+    return Posterior(fit.weights if basis is None else fit.weights @ basis, factor, basis, fit.ridge)
 
 
 def normal_draws(n_prompts: int, n_responses: int, generator: torch.Generator, n_draws: int = 16) -> Tensor:

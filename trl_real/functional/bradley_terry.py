@@ -14,7 +14,8 @@ RIDGES = tuple(10 ** (k / 4) for k in range(19, -1, -1))
 
 MAX_NEWTON_STEPS = 30
 # Newton's decrement, in nats a pair, below which a further step changes no printed figure.
-TOLERANCE = 1e-9
+TOLERANCE = 1e-12
+SHRINK = 0.25  # of the decrement from step to step, up to which a Hessian is used again
 
 
 class Fit(NamedTuple):
@@ -37,11 +38,13 @@ def pair_loss(margins: Tensor) -> Tensor:
     return -logsigmoid(margins)
 
 
-def bradley_terry_path(differences: Tensor, ridges: Sequence[float] = RIDGES) -> Iterator[Fit]:
+def bradley_terry_path(
+    differences: Tensor, ridges: Sequence[float] = RIDGES, confidences: Tensor | None = None
+) -> Iterator[Fit]:
     r"""
     `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))` (Bradley and Terry 1952) with a Gaussian prior on `w`: minimises
 
-    `sum_i -log sigmoid(w^T x_i) + ridge / 2 ||w||^2`
+    `sum_i -c_i log sigmoid(w^T x_i) - (1 - c_i) log sigmoid(-w^T x_i) + ridge / 2 ||w||^2`
 
     by Newton's method, one ridge after the other, each started from the last. There is no intercept: swapping the two
     responses of a pair and its label changes nothing. With fewer pairs than features the work is done in the space
@@ -50,16 +53,19 @@ def bradley_terry_path(differences: Tensor, ridges: Sequence[float] = RIDGES) ->
     Args:
         differences: `x_i`, chosen minus rejected. Shape `(n, d)`.
         ridges: Strengths of the prior, largest first so that each start is near.
+        confidences: `c_i`, probabilities that the labels are right; None for certain ones. Shape `(n,)`.
 
     Yields:
         One fit a ridge, in their order; without a pair, weights of 0.
     """
-    basis, reduced = _span(differences.double())
-    weights = reduced.new_zeros(reduced.shape[1])
+    basis, x = _span(differences.double())
+    confidences = x.new_ones(len(x)) if confidences is None else confidences.double()
+    weights = x.new_zeros(x.shape[1])
+    information = _information(x, weights)
     for ridge in ridges:
-        weights, factor = _newton(reduced, ridge, weights)
-        full = weights @ basis if basis is not None else weights
-        yield Fit(full, ridge, _evidence(reduced, weights, factor, ridge))
+        weights, information = _newton(x, confidences, ridge, weights, information)
+        evidence = _evidence(x, confidences, weights, _factor(information, ridge), ridge)
+        yield Fit(weights if basis is None else weights @ basis, ridge, evidence)
 
 
 def tune_bradley_terry(differences: Tensor, ridges: Sequence[float] = RIDGES) -> tuple[Fit, list[Fit]]:
@@ -113,19 +119,40 @@ def _span(x: Tensor) -> tuple[Tensor | None, Tensor]:
     return q.mT, r.mT
 
 
-def _newton(x: Tensor, ridge: float, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimiser from `weights` on, and the Cholesky factor of the Hessian there. Shapes `(d,)`, `(d, d)`."""
-    single = x.float()  # the Hessian only steers: rounding in it costs a step, not a digit
+def _newton(
+    x: Tensor, confidences: Tensor, ridge: float, weights: Tensor, information: Tensor
+) -> tuple[Tensor, Tensor]:
+    """
+    Minimiser from `weights` on, and the information of the labels there. A Hessian serves for as long as each step
+    shrinks the decrement well: it costs `n d^2`, a step `n d`. Shapes `(d,)`, `(d, d)`.
+    """
+    factor, before = _factor(information, ridge), math.inf
     for _ in range(MAX_NEWTON_STEPS):
-        wrong = torch.sigmoid(-(x @ weights))  # (n,): -l'
-        factor = hessian_factor(single, wrong.float(), ridge)
-        gradient = ridge * weights - wrong @ x
+        gradient = ridge * weights - (confidences - torch.sigmoid(x @ weights)) @ x
         step = torch.cholesky_solve(gradient[:, None], factor)[:, 0]
-        decrement = gradient @ step
-        weights = weights - _damping(x, weights, step, ridge) * step
+        decrement = float(gradient @ step)
+        weights = weights - _damping(x, confidences, weights, step, ridge) * step
         if decrement <= 2 * TOLERANCE * len(x):
             break
-    return weights, factor
+        if decrement > SHRINK * before:
+            factor, before = _factor(_information(x, weights), ridge), math.inf
+        else:
+            before = decrement
+    return weights, _information(x, weights)
+
+
+def _information(x: Tensor, weights: Tensor) -> Tensor:
+    """`sum_i p_i (1 - p_i) x_i x_i^T`, with products in float32: it only steers, and says how sure the fit is."""
+    right = torch.sigmoid(x @ weights)  # (n,)
+    scaled = x.float() * (right * (1 - right)).sqrt().float()[:, None]
+    return (scaled.mT @ scaled).double()
+
+
+def _factor(information: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor of the objective's Hessian."""
+    hessian = information.clone()
+    hessian.diagonal().add_(ridge)
+    return torch.linalg.cholesky(hessian)
 
 
 def hessian_factor(x: Tensor, wrong: Tensor, ridge: float) -> Tensor:
@@ -146,13 +173,12 @@ def hessian_factor(x: Tensor, wrong: Tensor, ridge: float) -> Tensor:
     return torch.linalg.cholesky(hessian)
 
 
-def _damping(x: Tensor, weights: Tensor, step: Tensor, ridge: float) -> float:
+def _damping(x: Tensor, confidences: Tensor, weights: Tensor, step: Tensor, ridge: float) -> float:
     """The longest of 1, 1/2, 1/4, … of a step that does not raise the objective."""
     margins, moved = x @ weights, x @ step
 
     def objective(share: float) -> Tensor:
-        new = weights - share * step
-        return pair_loss(margins - share * moved).sum() + ridge / 2 * new @ new
+        return _objective(margins - share * moved, confidences, weights - share * step, ridge)
 
     before, share = objective(0.0), 1.0
     while share > 1e-3 and objective(share) > before + 1e-12 * before.abs():
@@ -160,7 +186,12 @@ def _damping(x: Tensor, weights: Tensor, step: Tensor, ridge: float) -> float:
     return share
 
 
-def _evidence(x: Tensor, weights: Tensor, factor: Tensor, ridge: float) -> float:
-    """`-sum l - ridge / 2 ||w||^2 + d / 2 log ridge - 1 / 2 log det H`; unused dimensions cancel."""
-    fit = pair_loss(x @ weights).sum() + ridge / 2 * weights @ weights
+def _objective(margins: Tensor, confidences: Tensor, weights: Tensor, ridge: float) -> Tensor:
+    """`sum -c log sigmoid(m) - (1 - c) log sigmoid(-m) + ridge / 2 ||w||^2`, in nats."""
+    return pair_loss(margins).sum() + (1 - confidences) @ margins + ridge / 2 * weights @ weights
+
+
+def _evidence(x: Tensor, confidences: Tensor, weights: Tensor, factor: Tensor, ridge: float) -> float:
+    """`-objective + d / 2 log ridge - 1 / 2 log det H`; unused dimensions cancel."""
+    fit = _objective(x @ weights, confidences, weights, ridge)
     return float(len(weights) / 2 * math.log(ridge) - fit - factor.diagonal().log().sum())

@@ -19,6 +19,7 @@ TASK_CATEGORIES = ["text-generation"]
 TAGS = ["trl", "trl-real", "preference"]
 LABELLED_TAGS = ["dpo"]
 LABELLED_COLUMNS = {"chosen", "rejected"}
+TOLD_APART = ("n_picked", "lengths")  # settings of a record that the table of counts shows
 HISTOGRAM_ROWS = 20
 BAR_WIDTH = 24
 
@@ -203,7 +204,7 @@ def _table(header: list[str], rows: list[tuple]) -> str:
 def _recipe(record: SelectionRecord) -> list[tuple]:
     rows = [("strategy", record.strategy), ("budget", _budget(record.budget)), ("seed", record.seed)]
     rows += [("model", record.model or "none"), ("revision", record.revision or "none")]
-    rows += sorted((str(name), value) for name, value in record.settings.items())
+    rows += sorted((str(name), value) for name, value in record.settings.items() if name not in TOLD_APART)
     rows += [
         (
             "responses cut to the context",
@@ -226,6 +227,11 @@ def _budget(budget: float | int | None) -> str:
 def _counts(record: SelectionRecord, n_rows: dict[str, int]) -> list[tuple]:
     rows = [("in the pool", record.n_rows), ("kept", record.n_kept), ("not chosen", record.n_not_chosen)]
     rows += [(f"skipped: {reason}", count) for reason, count in sorted(record.skipped.items())]
+    if "n_picked" in record.settings:  # several pairs can come from one row
+        rows.append(("pairs picked in the kept rows", record.settings["n_picked"]))
+    lengths = record.settings.get("lengths") or {}
+    for where, told in lengths.items():
+        rows.append((f"characters of a response, median ({where})", f"{told['median']:.0f}" if told else "–"))
     return rows + [(f"in this repository, split {split}", count) for split, count in n_rows.items()]
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
 
 from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, check_own_columns
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import MissingColumnError, TooFewPairsError, TrlRealError
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.active_pool import ActivePool, read_history, read_pool
 from trl_real.selection.budget import budget_size, check_budget
@@ -104,6 +104,7 @@ class ActiveSelector(ABC):
 
         Raises:
             MissingColumnError: If a column is not there.
+            TooFewPairsError: If there are fewer pairs.
             TrlRealError: If the budget is out of range, or the dataset is no pool.
         """
         plain = self._checked(dataset)
@@ -165,11 +166,12 @@ class ActiveSelector(ABC):
         room = self._room(pool)
         if isinstance(budget, Integral) and not room:
             reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(pool.skipped.items())) or "the pool is empty"
-            raise TrlRealError(f"budget={budget}, but no row has a pair to pick: {reasons}.")
+            raise TooFewPairsError(f"budget={budget}, but no row has a pair to pick: {reasons}.", 0)
         size = int(budget) if isinstance(budget, Integral) else budget_size(budget, pool.n_open)
         if size > room:
             limit = "" if self.limit is None else f" with {self.limit} at most"
-            raise TrlRealError(f"{size} pairs are asked for, but {room} can be picked{limit}. Type budget={room}.")
+            wrong = f"{size} pairs are asked for, but {room} can be picked{limit}. Type budget={room}."
+            raise TooFewPairsError(wrong, room)
         return size
 
     @property

@@ -13,8 +13,9 @@ from torch import Tensor
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.functional.design import by_response
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
-from trl_real.selection.strategies import Strategy, centroid, easy, hard, lowest
+from trl_real.selection.strategies import Strategy, centroid, d_optimal, easy, hard, lowest, set_budget
 
 
 _NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
@@ -32,12 +33,15 @@ class Choice:
         scores: Of the pair; NaN without one. Shape `(N,)`, float64.
         gaps: How much worse the next pair scores; infinite if there is none, 0 if that cannot be told from scores.
             Shape `(N,)`, float64.
+        differences: Of the pair's unit vectors, float32, shape `(d,)`; empty unless the strategy's budget looks at
+            them. `N` of them.
     """
 
     pairs: np.ndarray
     similarity: np.ndarray
     scores: np.ndarray
     gaps: np.ndarray
+    differences: list[np.ndarray]
 
 
 def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> list[Candidates]:
@@ -61,7 +65,11 @@ def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed
     """
     n = len(rows)
     choice = Choice(
-        np.full((n, 2), -1, np.int32), np.full(n, np.nan, np.float32), np.full(n, np.nan), np.full(n, np.inf)
+        np.full((n, 2), -1, np.int32),
+        np.full(n, np.nan, np.float32),
+        np.full(n, np.nan),
+        np.full(n, np.inf),
+        [np.zeros(0, np.float32)] * n,
     )
     groups = defaultdict(list)
     for index, row in enumerate(rows):
@@ -79,7 +87,11 @@ def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed
         choice.scores[members] = scores[each, picked].numpy()
         choice.gaps[members] = _gaps(scores, scorer)
         if embeddings.shape[-1]:
-            choice.similarity[members] = pair_similarity(embeddings[each, first], embeddings[each, second]).numpy()
+            ends = embeddings[each, first], embeddings[each, second]
+            choice.similarity[members] = pair_similarity(*ends).numpy()
+            if set_budget(scorer):
+                for i, difference in zip(members, by_response(*map(Tensor.double, ends)).float(), strict=True):
+                    choice.differences[i] = difference.numpy()
     return choice
 
 
@@ -133,7 +145,7 @@ def content_key(seed: int, prompt: Any, texts: list[str]) -> bytes:
 def _draws(rows: list[Candidates], scorer: Strategy, seed: int) -> Tensor:
     """Uniform numbers in [0, 1), one a candidate pair, from the seed and the content. Shape `(N, P)`."""
     n_pairs = len(rows[0].texts) * (len(rows[0].texts) - 1) // 2
-    if scorer in (easy, hard, centroid):
+    if scorer in (easy, hard, centroid, d_optimal):
         return torch.zeros(len(rows), n_pairs, dtype=torch.float64)
     pairs = candidate_pairs(len(rows[0].texts)).T.tolist()
     keys = [content_key(seed, row.prompt, [row.texts[i], row.texts[j]]) for row in rows for i, j in pairs]

@@ -1,12 +1,14 @@
 """How many rows a budget buys, and which."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
+import torch
 
-from trl_real.errors import TrlRealError
-from trl_real.selection.strategies import TIE_TOLERANCE
+from trl_real.errors import TooFewPairsError, TrlRealError
+from trl_real.selection.strategies import TIE_TOLERANCE, Strategy, set_budget
 
 
 # bfloat16 moved similarities by at most 0.012 (SmolLM2-135M, HH-RLHF); rows nearer to a decision than this are redone.
@@ -38,16 +40,21 @@ def budget_size(budget: float | int | None, n_pairs: int) -> int:
     Number of rows to keep, of `n_pairs` rows that have a pair: `round(budget * n_pairs)` for a share.
 
     Raises:
-        TrlRealError: If the budget is out of range, or asks for more rows than there are, or for none.
+        TooFewPairsError: If it asks for more rows than there are.
+        TrlRealError: If the budget is out of range, or asks for no row.
     """
     check_budget(budget)
     if budget is None:
         return n_pairs
     if isinstance(budget, Integral):
         if not n_pairs:
-            raise TrlRealError(f"budget={budget}, but no row has a pair. `record.skipped` of budget=None says why.")
+            raise TooFewPairsError(
+                f"budget={budget}, but no row has a pair. `record.skipped` of budget=None says why.", 0
+            )
         if budget > n_pairs:
-            raise TrlRealError(f"budget={budget}, but only {n_pairs} rows have a pair. Type budget={n_pairs} or None.")
+            raise TooFewPairsError(
+                f"budget={budget}, but only {n_pairs} rows have a pair. Type budget={n_pairs} or None.", n_pairs
+            )
         return int(budget)
     size = round(budget * n_pairs)
     if n_pairs and not size:
@@ -76,6 +83,27 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     sure = np.flatnonzero(scores < cut - tolerance)
     tied = np.flatnonzero(np.abs(scores - cut) <= tolerance)
     return np.sort(np.concatenate([sure, tied[: size - len(sure)]]))
+
+
+def budget_rows(strategy: Strategy, scores: np.ndarray, differences: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """
+    The rows that a budget takes: those with the lowest scores, unless the strategy has a budget of its own.
+
+    Args:
+        strategy: Whose scores they are.
+        scores: As in `lowest_rows`. Shape `(N,)`.
+        differences: Of the unit vectors of each row's pair, shape `(d,)`; looked at by a budget of its own alone.
+        size: How many to take.
+
+    Returns:
+        Row indices, ascending. Shape `(size,)`.
+    """
+    own = set_budget(strategy)
+    rows = np.flatnonzero(np.isfinite(scores))
+    if own is None or not len(rows):
+        return lowest_rows(scores, size)
+    vectors = torch.from_numpy(np.stack([differences[row] for row in rows]))
+    return np.sort(rows[own(vectors, size).numpy()])
 
 
 def rows_in_doubt(scores: np.ndarray, gaps: np.ndarray, size: int, band: float) -> np.ndarray:

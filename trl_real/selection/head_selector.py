@@ -39,7 +39,7 @@ class HeadPairSelector(ActiveSelector):
     r"""
     Pick pairs by what a Bayesian Bradley-Terry head on frozen embeddings knows of them: `u(x, y) = w^T f(x, y)` with
     `w` normal, fitted to the labelled pairs (`trl_real.functional.bayesian_head`). The model runs once over the pool,
-    and a round takes milliseconds.
+    and a round takes milliseconds at 50 labels, a third of a second at 1,000.
 
     One pair a row and a call: the acquisition's favourite among the pairs that are not labelled, then the rows by
     their scores. Within a call the posterior stays as it is, so that small budgets and many rounds suit it best.

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS, PREFERENCE_COLUMNS, check_own_columns, is_pool, to_columns
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.selection.annotation import content_key, gather_candidates, to_own_columns
-from trl_real.selection.budget import HALF_PRECISION_BAND, budget_size, lowest_rows, rows_in_doubt
+from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_size, rows_in_doubt
 from trl_real.selection.record import SelectionRecord, describe_similarity
+from trl_real.selection.strategies import set_budget
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ GEOMETRY_SAMPLE = 1000
 SCORING_FEATURES = {
     "_score": Value("float64"),
     "_gap": Value("float64"),
+    "_difference": List(Value("float32")),
     "_n_responses": Value("int32"),
     "_n_truncated": Value("int32"),
     "_n_tokens": Value("int64"),
@@ -46,6 +48,7 @@ class ScoringPass:
             **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},
             "_score": choice.scores,
             "_gap": choice.gaps,
+            "_difference": choice.differences,
             "_n_responses": [len(row.texts) for row in rows_],
             "_n_truncated": cost["truncated"],
             "_n_tokens": [cost["n_tokens"] * first for first in once],
@@ -80,7 +83,9 @@ def select_from(
     scored = _score(selector, plain, pool, num_proc, batch_size)
     scored, rescored = _settle_doubts(selector, plain, scored, pool, budget, num_proc, batch_size)
     scores = _numbers(scored, "_score")
-    kept = lowest_rows(scores, budget_size(budget, int(np.isfinite(scores).sum())))
+    size = budget_size(budget, int(np.isfinite(scores).sum()))
+    differences = _vectors(scored, "_difference") if set_budget(selector.scorer) else []
+    kept = budget_rows(selector.scorer, scores, differences, size)
     record = _record(selector, budget, scored, kept, len(rescored))
     added = scored.remove_columns(list(SCORING_FEATURES))
     if len(plain):
@@ -215,6 +220,18 @@ def _numbers(dataset: Dataset, column: str) -> np.ndarray:
     if not len(dataset):
         return np.zeros(0)
     return dataset.select_columns(column).with_format("arrow")[:][column].to_numpy()
+
+
+def _vectors(dataset: Dataset, column: str) -> list[np.ndarray]:
+    """A column of lists, as views of what lies in the file."""
+    if not len(dataset):
+        return []
+    chunks = dataset.select_columns(column).with_format("arrow")[:][column].chunks
+    return [
+        vector
+        for lists in chunks
+        for vector in np.split(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()).cumsum()[:-1])
+    ]
 
 
 def _name_of(function) -> str:

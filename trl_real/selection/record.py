@@ -103,7 +103,7 @@ class SelectionRecord:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def summary(self) -> str:
-        """Two lines for a person: the counts, and how similar the kept responses are."""
+        """A few lines for a person: the counts, how similar the kept responses are, and how long picked pairs are."""
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         lines = [
             f"{self.n_rows} rows in: {self.n_kept} kept, {self.n_not_chosen} not chosen, "
@@ -113,6 +113,13 @@ class SelectionRecord:
             lines.append(
                 f"similarity: median {self.similarity_kept['median']:.3f} kept, {self.similarity['median']:.3f} pool; "
                 f"{self.tokens} tokens at {self.tokens_per_second:.0f} tokens/s"
+            )
+        lengths = self.settings.get("lengths")
+        if lengths and lengths.get("picked"):
+            lines.append(
+                f"pairs: {self.settings['n_picked']} of {self.settings['n_candidates']} picked; characters of a response: "
+                f"median {lengths['picked']['median']:.0f} picked, "
+                f"{lengths['pool']['median']:.0f} pool"
             )
         return "\n".join(lines)
 

@@ -8,6 +8,8 @@ and a budget takes the rows with the lowest scores. A function of your own is ac
         return candidate_similarity(embeddings).abs()  # (N, P)
 
     EmbeddingPairSelector(model, strategy=most_orthogonal)
+
+Where rows are worth more or less beside each other, a strategy has a budget of its own, too: see `SET_BUDGETS`.
 """
 
 from collections.abc import Callable
@@ -17,10 +19,12 @@ import torch
 from torch import Tensor
 
 from trl_real.functional.clustering import two_means
+from trl_real.functional.design import greedy_design
 from trl_real.functional.similarity import candidate_pairs, candidate_similarity, normalize
 
 
 Strategy = Callable[[Tensor, Tensor], Tensor]
+SetBudget = Callable[[Tensor, int], Tensor]
 
 TIE_TOLERANCE = 1e-6
 
@@ -83,7 +87,50 @@ def centroid(embeddings: Tensor, draws: Tensor, tie: Literal["first", "farthest"
     return similarity.scatter_add(1, picked[:, None], torch.full((len(picked), 1), -4.0, dtype=similarity.dtype))
 
 
-STRATEGIES: dict[str, Strategy] = {"easy": easy, "hard": hard, "centroid": centroid, "random": uniform}
+def d_optimal(embeddings: Tensor, draws: Tensor) -> Tensor:
+    r"""
+    ADPO's D-optimal design (Kveton et al., arXiv 2503.01076) on `phi = f(y_1) - f(y_2)`, differences of unit vectors.
+
+    A row's pair is the one with the longest `phi`, which is `easy`'s; so is the first row. A budget then takes one row
+    after the other, each with the largest `phi^T V^-1 phi`, `V = I + sum phi phi^T` over the rows before (`design`):
+    what resembles a row that was taken is worth less. Shapes as in `easy`; the scores are `-|phi|^2`.
+    """
+    first, second = candidate_pairs(embeddings.shape[1])
+    unit = normalize(embeddings)
+    length = unit.square().sum(-1)  # (N, K): 1, or 0 for a zero vector
+    return 2 * (unit @ unit.mT)[:, first, second] - length[:, first] - length[:, second]
+
+
+def design(differences: Tensor, size: int) -> Tensor:
+    """
+    The rows of a greedy D-optimal design.
+
+    Args:
+        differences: `phi` of each row's pair. Shape `(N, d)`.
+        size: How many to take.
+
+    Returns:
+        Rows, in the order of the picks. Shape `(size,)`.
+    """
+    return greedy_design(differences, size).indices
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "easy": easy,
+    "hard": hard,
+    "centroid": centroid,
+    "d_optimal": d_optimal,
+    "random": uniform,
+}
+
+# Which rows a budget takes, where these are not simply those with the lowest scores. The rows' differences are held in
+# memory for it: `N d` numbers in float32.
+SET_BUDGETS: dict[Strategy, SetBudget] = {d_optimal: design}
+
+
+def set_budget(strategy: Strategy) -> SetBudget | None:
+    """The strategy's own budget, if it has one."""
+    return next((budget for known, budget in SET_BUDGETS.items() if known is strategy), None)
 
 
 def lowest(scores: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """ActiveDPO end to end: choose, label, train, and again with what was learned (arXiv 2505.19241, Algorithm 1)."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_real.data.files import load, save
 from trl_real.data.rows import from_rows, iterate
-from trl_real.errors import TrlRealError
+from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.verdicts import TIE, Judge, name_of
 from trl_real.labeling.votes import pair_key
@@ -18,6 +19,8 @@ from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
 from trl_real.training.rounds import UNTRAINED, NothingLeft, Rounds, Run, drawn, phases_of, told
 
+
+logger = logging.getLogger(__name__)
 
 HISTORY = ("prompt", "chosen", "rejected", "label_confidence")
 
@@ -133,9 +136,14 @@ class ActiveRounds(Rounds):
             self.model, policy, tokenizer, self.responses, self.seed + this.number, dict(self.selector_settings)
         )
         selector = ROUND_SELECTORS[self.selector](self.selector, chooser)
-        chosen = selector.select(pool, self.budget, history=self._history(this.number))
-        if not len(chosen):
-            raise NothingLeft
+        history = self._history(this.number)
+        try:
+            chosen = selector.select(pool, self.budget, history=history)
+        except TooFewPairsError as error:
+            if not error.room:
+                raise NothingLeft from error
+            logger.warning("Round %d has %d pairs to choose from, not %d.", this.number, error.room, self.budget)
+            chosen = selector.select(pool, error.room, history=history)
         save(chosen, this / "selected")
         record = selector.record.to_dict()
         return {"n_tokens": record.get("tokens", 0), "n_selected": len(chosen), "record": record}

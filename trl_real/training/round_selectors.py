@@ -7,12 +7,10 @@ from typing import Any, Protocol
 from datasets import Dataset
 
 from trl_real.data.conversation import text_of
-from trl_real.data.pairs import pool_candidates
 from trl_real.data.rows import from_rows, iterate
 from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.strategies import STRATEGIES
-from trl_real.training.rounds import NothingLeft
 
 
 class RoundSelector(Protocol):
@@ -69,12 +67,7 @@ class Memoryless:
         return self.selector.record
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
-        """
-        Choose among the responses that were in no labelled pair: as many pairs as there are, at most.
-
-        Raises:
-            NothingLeft: If there is none.
-        """
+        """Choose among the responses that were in no labelled pair."""
         labeled: dict[str, set[str]] = {}
         for row in iterate(history) if history is not None else ():
             pair = {text_of(row["chosen"]), text_of(row["rejected"])}
@@ -85,11 +78,7 @@ class Memoryless:
             places = [i for i, response in enumerate(row[self.responses] or []) if not _stood(response, known)]
             of_responses = {name: values for name, values in row.items() if _one_each(values, row[self.responses])}
             rows.append({**row, **{name: [values[i] for i in places] for name, values in of_responses.items()}})
-        fresh = from_rows(rows, dataset.features) if labeled else dataset
-        n_open = sum(not pool_candidates(row.get("prompt"), row[self.responses]).skipped for row in rows)
-        if not n_open:
-            raise NothingLeft
-        return self.selector.select(fresh, min(budget, n_open) if isinstance(budget, int) else budget)
+        return self.selector.select(from_rows(rows, dataset.features) if labeled else dataset, budget)
 
 
 def _stood(response: Any, known: set[str]) -> bool:

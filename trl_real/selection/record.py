@@ -116,10 +116,10 @@ class SelectionRecord:
             )
         lengths = self.settings.get("lengths")
         if lengths and lengths.get("picked"):
+            picked, pool = (lengths[name]["median"] for name in ("picked", "pool"))
             lines.append(
-                f"pairs: {self.settings['n_picked']} of {self.settings['n_candidates']} picked; characters of a response: "
-                f"median {lengths['picked']['median']:.0f} picked, "
-                f"{lengths['pool']['median']:.0f} pool"
+                f"pairs: {self.settings['n_picked']} of {self.settings['n_candidates']} picked; characters of a "
+                f"response: median {picked:.0f} picked, {pool:.0f} pool"
             )
         return "\n".join(lines)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from trl_real.evaluation.plots import FONT, color_of, legend, new_axes, tidy
+from trl_real.evaluation.plots import FONT, legend, new_axes, tidy
 from trl_real.evaluation.report import check_extras, render, saved
+from trl_real.evaluation.study_plots import arm_styles
 
 
 if TYPE_CHECKING:
@@ -146,10 +147,11 @@ def rounds_figure(arms: Arms, metric: str) -> "Figure":
         MissingExtraError: If matplotlib is not installed.
     """
     figure, axes = new_axes(height=3.8, title=metric)
+    styles = arm_styles(list(arms.runs))
     for name in arms.runs:
         points = arms.curve(name, metric)
         x, y = [p.x for p in points], [p.mean for p in points]
-        color, style = color_of(name), "--" if name == arms.kind.baseline else "-"
+        color, style = styles[name].color, "--" if name == arms.kind.baseline else "-"
         axes.plot(x, y, style, marker="o", markersize=5, color=color, linewidth=2, label=name)
         if points and not math.isnan(points[-1].low):
             low, high = ([getattr(p, end) for p in points] for end in ("low", "high"))

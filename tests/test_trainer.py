@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer, TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from trl_real import EmbeddingPairSelector, REALDPOConfig, REALDPOTrainer, SelectionRecord, TrlRealError
+from trl_real.models.sequences import tokenize_pairs
 
 
 WORDS = "tea rain poem lock Paris water number larger minutes roof sum say open".split()
@@ -565,3 +566,22 @@ def test_what_is_overridden_is_there_with_the_signature_that_we_know(method, par
 def test_what_the_card_is_made_from_is_there():
     assert DPOTrainer._name == "DPO" and set(DPOTrainer._paper) == {"title", "id", "citation"}
     assert REALDPOTrainer._tag_names == ["trl", "dpo", "trl-real"]
+
+
+@pytest.mark.parametrize("as_what", [dict, as_messages])
+def test_responses_that_were_cut_get_no_end(as_what, model, tmp_path):
+    rows = [{**as_what(row), "chosen_finished": i != 1, "rejected_finished": i != 2} for i, row in enumerate(pairs(4))]
+    plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
+    sets = [Dataset.from_list(given) for given in (rows, plain)]
+    told, untold = (
+        REALDPOTrainer(model, args=config(tmp_path), train_dataset=given, eval_dataset=given) for given in sets
+    )
+    for found, expected in ((told.train_dataset, untold.train_dataset), (told.eval_dataset, untold.eval_dataset)):
+        for i, (row, whole) in enumerate(zip(found, expected, strict=True)):
+            assert [row[x] != whole[x] for x in ("chosen_ids", "rejected_ids")] == [i == 1, i == 2]
+    tokenizer = told.processing_class
+    for i, side in ((1, "chosen"), (2, "rejected")):
+        ids = told.train_dataset[i][f"{side}_ids"]
+        (open_end,) = tokenize_pairs(tokenizer, [plain[i]["prompt"]], [plain[i][side]], 512, ended=[False])
+        assert tuple(ids[-len(open_end.response) :]) == open_end.response and tokenizer.eos_token_id not in ids
+    told.train()

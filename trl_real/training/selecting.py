@@ -19,6 +19,7 @@ from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.subset import KeptRows, check_selectable, check_whole, complete_record, selection_section
+from trl_real.training.unfinished import without_ends
 
 
 # Numbers the rows while TRL tokenizes, which drops some and changes the texts of others.
@@ -96,10 +97,10 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         first = self._pool is None and self._kept is None  # An evaluation set may be named "train", too.
-        if not (dataset_name == "train" and first and selects(args)):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        self._pool = dataset.add_column(ROW, np.arange(len(dataset)))
-        return super()._prepare_dataset(self._pool, processing_class, args, dataset_name)
+        if dataset_name == "train" and first and selects(args):
+            self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        return without_ends(prepared, processing_class)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if name == "train":

@@ -26,10 +26,11 @@ from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_training import Trained, adapter_digest, round_config, train_adapter
 from trl_real.training.rounds import UNTRAINED, Rounds, Run, drawn, phases_of, told
+from trl_real.training.unfinished import FINISHED
 
 
 GENERATION = {"n": 2, "temperature": 0.7, "max_new_tokens": 300}
-PREFERENCE = ("prompt", "chosen", "rejected", "label_confidence")
+PREFERENCE = ("prompt", "chosen", "rejected", "label_confidence", *FINISHED.values())
 
 
 @dataclass(kw_only=True)
@@ -57,7 +58,7 @@ class SelfAnnotationRounds(Rounds):
         generation: Settings of `generate` other than the paper's two responses at temperature 0.7 of 300 tokens.
         pick: A name in `PICKS`: which two of more than two responses.
         length_normalize: Judge by the mean log-ratio of a token, not the sum.
-        drop_unfinished: Leave out responses that were cut: TRL's trainer would teach that they are complete.
+        drop_unfinished: Leave out responses that were cut; else they are learned from without an end.
         soft_labels: Learn from the judge's probabilities; the paper learns from its verdicts.
         relabel_judge: Another judge, such as people, for the least confident labels of each round.
         relabel_budget: Share in (0, 1], or number, of a round's labels that it is asked about.
@@ -146,13 +147,7 @@ class SelfAnnotationRounds(Rounds):
         return super().run(rounds)
 
     def begin_like(self, other: str | Path) -> None:
-        """
-        Take over, from a run with the same settings but the ablation, what does not hang on it: round 0, and what was
-        written and labelled in round 1.
-
-        Raises:
-            TrlRealError: If there are other differences.
-        """
+        """Take round 0, and what round 1 wrote and labelled, from a run that differs in its ablation alone."""
         settings = {**read_json(self.runs.folder / SETTINGS_FILE), "ablation": None}
         check_settings({**read_json(Path(other) / SETTINGS_FILE), "ablation": None}, settings, other, "run")
         for number, steps in ((0, ("start", "train", "test")), (1, ("generate", "label", "relabel"))):

@@ -46,6 +46,9 @@ class REALDPOTrainer(SelectingDPOTrainer):
     whose margin is among the lowest of late are smoothed, too (SPA, arXiv 2406.04412). Both belong to the loss
     "sigmoid".
 
+    **Responses that were cut** are told by columns `chosen_finished` and `rejected_finished` (False): they are trained
+    on without an end, which TRL would write behind them.
+
     **Evaluation** counts every row once, whatever the batch size and the number of processes, and adds quantiles of
     the margin and `margin_logratio`, the margin without `beta`, to TRL's metrics; several evaluation sets keep their
     names. A loss other than "sigmoid" is TRL's mean over batches, weighted by their rows.

@@ -13,11 +13,11 @@ from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.verdicts import TIE, Judge, name_of
 from trl_real.labeling.votes import pair_key
-from trl_real.training.adapters import fresh_adapter, save_adapter
+from trl_real.training.adapters import save_adapter
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
-from trl_real.training.rounds import UNTRAINED, NothingLeft, Rounds, Run, drawn, phases_of, told
+from trl_real.training.rounds import NothingLeft, Rounds, Run, drawn, phases_of, told
 
 
 logger = logging.getLogger(__name__)
@@ -91,18 +91,7 @@ class ActiveRounds(Rounds):
 
     def start(self) -> list[dict[str, Any]]:
         """Round 0: the fresh adapter, and what it scores."""
-        zero = self.runs.round(0)
-
-        def begin() -> dict[str, Any]:
-            base, tokenizer = self.base()
-            policy = fresh_adapter(base, self.peft_config, self.seed)
-            self.keep_test(policy, tokenizer)
-            save_adapter(policy, zero / "adapter")
-            return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
-
-        state = zero.step("start", begin)
-        untrained = UNTRAINED if self.eval_dataset is not None else {}
-        return [{"round": 0, "n_asked": 0, "n_labels": 0, **state["metrics"], **untrained, "phases": {}}]
+        return [{"round": 0, "n_asked": 0, "n_labels": 0, **self.begin("adapter"), "phases": {}}]
 
     def round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
         """Generate if need be, choose, label, train and test."""

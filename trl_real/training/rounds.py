@@ -14,7 +14,7 @@ from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
 from trl_real.errors import TrlRealError
-from trl_real.training.adapters import default_lora, load_base, with_adapter
+from trl_real.training.adapters import default_lora, fresh_adapter, load_base, save_adapter, with_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
 from trl_real.training.round_testing import keep_test_pairs, metrics_on_test_pairs
@@ -133,10 +133,28 @@ class Rounds(ABC):
         base, tokenizer = self.base()
         return with_adapter(base, of / "adapter", trainable=True), tokenizer
 
-    def keep_test(self, untrained: Any, tokenizer: Any) -> None:
-        """Keep the test pairs in round 0, with what a policy that is still the base says of them."""
-        if self.eval_dataset is not None:
-            keep_test_pairs(self.eval_dataset, untrained, tokenizer, self.args, self.runs.round(0) / "test")
+    def begin(self, adapter: str) -> dict[str, float]:
+        """
+        Make a fresh adapter, which is still the base, and keep the test pairs with what the base says of them.
+
+        Args:
+            adapter: Its folder in round 0.
+
+        Returns:
+            What it scores.
+        """
+        zero = self.runs.round(0)
+
+        def make() -> dict[str, Any]:
+            base, tokenizer = self.base()
+            policy = fresh_adapter(base, self.peft_config, self.seed)
+            if self.eval_dataset is not None:
+                keep_test_pairs(self.eval_dataset, policy, tokenizer, self.args, zero / "test")
+            save_adapter(policy, zero / adapter)
+            return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
+
+        untrained = UNTRAINED if self.eval_dataset is not None else {}
+        return {**zero.step("start", make)["metrics"], **untrained}
 
     def test(self, this: Round) -> dict[str, Any]:
         """What a round's policy scores."""

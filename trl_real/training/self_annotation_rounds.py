@@ -21,11 +21,11 @@ from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import Judge, name_of
 from trl_real.models.generate import generate
 from trl_real.training.ablations import ABLATIONS, doubting, trusting
-from trl_real.training.adapters import fresh_adapter, save_adapter
+from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_training import Trained, adapter_digest, round_config, train_adapter
-from trl_real.training.rounds import UNTRAINED, Rounds, Run, drawn, phases_of, told
+from trl_real.training.rounds import Rounds, Run, drawn, phases_of, told
 from trl_real.training.unfinished import FINISHED
 
 
@@ -155,17 +155,8 @@ class SelfAnnotationRounds(Rounds):
 
     def start(self) -> list[dict[str, Any]]:
         """The model before alignment, and round 0: what it makes of the seed labels."""
-        zero = self.runs.round(0)
-
-        def begin() -> dict[str, Any]:
-            base, tokenizer = self.base()
-            policy = fresh_adapter(base, self.peft_config, self.seed)
-            self.keep_test(policy, tokenizer)
-            save_adapter(policy, zero / "start")
-            return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
-
-        found = {**zero.step("start", begin)["metrics"], **(UNTRAINED if self.eval_dataset is not None else {})}
-        initial = {"stage": "initial", "round": 0, "n_labels": 0, "n_pairs": 0, **found, "phases": {}}
+        zero, untrained = self.runs.round(0), self.begin("start")
+        initial = {"stage": "initial", "round": 0, "n_labels": 0, "n_pairs": 0, **untrained, "phases": {}}
         trained = zero.step("train", lambda: self._train_on_seed(zero))
         zero.clear("trainer")
         tested, n = zero.step("test", lambda: self.test(zero))["metrics"], trained["n_pairs"]

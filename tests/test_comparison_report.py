@@ -139,7 +139,7 @@ def test_verdicts_with_lengths_are_checked_too(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--judge", "chat"], "The judge 'chat' needs --judge_model"),
-        (["--judge", "chta"], "No judge 'chta'; there are score, reward, chat, votes, panel"),
+        (["--judge", "chta"], "No judge 'chta'; there are score, reward, chat, votes, implicit_reward, panel"),
         (
             ["--judge", "chat", "--judge_model", "m", "--price", "1", "1"],
             "--price is no setting of the judge 'chat' in",

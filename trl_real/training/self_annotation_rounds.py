@@ -155,7 +155,8 @@ class SelfAnnotationRounds(Rounds):
 
     def start(self) -> list[dict[str, Any]]:
         """The model before alignment, and round 0: what it makes of the seed labels."""
-        zero, untrained = self.runs.round(0), self.begin("start")
+        untrained = self.begin("start")  # before the round is read: its state is on disk then
+        zero = self.runs.round(0)
         initial = {"stage": "initial", "round": 0, "n_labels": 0, "n_pairs": 0, **untrained, "phases": {}}
         trained = zero.step("train", lambda: self._train_on_seed(zero))
         zero.clear("trainer")

@@ -87,10 +87,8 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
     for seed in args.seeds or (0,):
         for arm in arms:
             say(f"{arm}, seed {seed}")
-            rounds = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}")
-            if arm != arms[0] and hasattr(rounds, "begin_like"):
-                rounds.begin_like(Path(args.output_dir) / f"{arms[0]}-{seed}")
-            found.setdefault(arm, []).append(rounds.run(args.rounds).rounds)
+            run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds)
+            found.setdefault(arm, []).append(run.rounds)
     report = write_rounds_report(args.output_dir, found, kind=kind, facts={"model": args.model, **facts})
     say(f"Report: {report}")
     result(args, {"report": str(report), "runs": found}, _table(Arms(found, kind)))

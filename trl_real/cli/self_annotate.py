@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> None:
     prompts = load(args.prompts)
 
     def one(arm: str, seed: int, folder: Path) -> Any:
-        return _rounds(args, seed_labels, prompts, arm, seed, folder)
+        rounds = _rounds(args, seed_labels, prompts, arm, seed, folder)
+        if arm != args.arms[0]:
+            rounds.begin_like(folder.with_name(f"{args.arms[0]}-{seed}"))
+        return rounds
 
     facts = {"seed labels": len(seed_labels), "prompts a round": ", ".join(map(str, args.n_prompts))}
     run_arms(args, args.arms, one, SELF_ANNOTATION, facts)

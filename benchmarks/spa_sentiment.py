@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
+    parser.add_argument("--bf16", action="store_true", help="for a CPU that computes in bfloat16")
     args = parser.parse_args()
     found: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in ABLATIONS}
     for seed in args.seeds:
@@ -70,9 +71,17 @@ def seed_labels(args: argparse.Namespace, seed: int) -> Dataset:
 
 def run_of(args: argparse.Namespace, labels: Dataset, arm: str, seed: int) -> SelfAnnotationRounds:
     """The run of an arm and seed, ready to go on."""
-    trainer = {"learning_rate": args.learning_rate, "per_device_train_batch_size": 8, "logging_steps": 1}
+    trainer = {"learning_rate": args.learning_rate, "per_device_train_batch_size": 4, "logging_steps": 1}
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
-    config = REALDPOConfig("unused", bf16=True, gradient_checkpointing=False, noise_window=50, **trainer, **quiet)
+    config = REALDPOConfig(
+        "unused",
+        bf16=args.bf16,
+        gradient_checkpointing=False,
+        noise_smoothing=0.1,
+        noise_window=16,
+        **trainer,
+        **quiet,
+    )
     unseen = Dataset.from_dict({"prompt": prompts(TRAIN_TOPICS[N_SEED_TOPICS:])})
     return SelfAnnotationRounds(
         seed_labels=labels,

@@ -11,7 +11,7 @@ from trl_real.cli.rounds import add_rounds_flags, judge_or_page, run_arms, share
 # Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
 PASSES_FLAGS_ON = True
 # The paper's schedule. Its learning rate, 5e-7, is for all weights: a new adapter learns nothing at it.
-DEFAULTS = ("--beta", "0.1", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--learning_rate", "5e-5")
+SCHEDULE = "--beta 0.1 --lr_scheduler_type cosine --warmup_steps 0.1 --learning_rate 5e-5 --noise_smoothing 0.1"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def _rounds(args: argparse.Namespace, seed_labels: Any, prompts: Any, arm: str, 
         output_dir=folder,
         seed=seed,
         **settings,
-        **shared_settings(args, DEFAULTS),
+        **shared_settings(args, SCHEDULE.split()),
     )
 
 

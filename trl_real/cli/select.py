@@ -3,6 +3,7 @@
 import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
+from trl_real.cli.plan import add_plan, run_plan
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +30,17 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--num_proc", type=int, help="worker processes")
+    parser.add_argument("--num_proc", type=int, help="worker processes of one map, instead of shards")
+    parser.add_argument("--shard_rows", type=int, default=2048, help="rows that are kept at a time (default 2048)")
+    add_plan(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record."""
-    from trl_real.data.files import load, save
+    if args.plan:
+        return run_plan(args)
+    from trl_real.data.files import check_target, load, save
+    from trl_real.data.processes import join, rank
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
     from trl_real.selection.budget import check_budget
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     require(args, "dataset", "output_dir")
     check_budget(args.budget)
+    join()
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
@@ -50,7 +57,12 @@ def run(args: argparse.Namespace) -> None:
     dataset = load(args.dataset, args.split)
     if args.source:
         dataset = SOURCES[args.source](dataset)
-    kept = selector.select(dataset, args.budget, num_proc=args.num_proc)
+    check_target(dataset, args.output_dir)
+    shards = None if args.num_proc else f"{str(args.output_dir).rstrip('/')}.shards"
+    settings = {"num_proc": args.num_proc, "shards": shards, "shard_rows": args.shard_rows}
+    kept = selector.select(dataset, args.budget, **settings)
+    if rank():
+        return
     folder = save(kept, args.output_dir)
     selector.record.save(folder)
     say(selector.record.summary())

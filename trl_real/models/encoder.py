@@ -58,6 +58,7 @@ class Encoder:
         self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
         self.options = options or EmbedderOptions()
         self._identity: str | None = None
+        self.memoize = bool(self.name)  # a loaded model's weights may change
         self._embedders: dict[str, Embedder] = {}
         self._check()
         if self.model is not None:
@@ -145,6 +146,14 @@ class Encoder:
             return Encoder(self.name, None, self.revision, "float32", self.device, self.options)
         return Encoder(self.model, self.tokenizer, None, "float32", self.device, self.options)
 
+    def forgetful(self) -> "Encoder":
+        """The same model without a memory: what a batch gives, to the last bit, hangs on no batch before it."""
+        if not self.memoize:
+            return self
+        other = Encoder(self.name, None, self.revision, self.dtype, self.device, self.options)
+        other.memoize, other._identity = False, self._identity
+        return other
+
     def _embedder(self, rank: int | None) -> Embedder:
         device = pick_device(self.device, rank)
         if self.name:
@@ -154,7 +163,7 @@ class Encoder:
         known = self._embedders.get(device)
         if known is None or known.model is not model:
             dtype = getattr(torch, self.dtype) if self.dtype else None
-            known = Embedder(model, tokenizer, dtype=dtype, options=self.options, memoize=bool(self.name))
+            known = Embedder(model, tokenizer, dtype=dtype, options=self.options, memoize=self.memoize)
             self._embedders = {device: known}
         return known
 
@@ -164,4 +173,4 @@ class Encoder:
         return {"_identity": identity, **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=None, tokenizer=None, _embedders={})
+        self.__dict__.update(state, model=None, tokenizer=None, memoize=bool(state["name"]), _embedders={})

@@ -1,17 +1,23 @@
 """A selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
 
 import copy
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import safetensors.torch
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.fingerprint import Hasher
 
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS, PREFERENCE_COLUMNS, check_own_columns, is_pool, to_columns
+from trl_real.data.whole import write_whole
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.selection.annotation import content_key, gather_candidates, to_own_columns
 from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_size, rows_in_doubt
+from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.record import SelectionRecord, describe_similarity
 from trl_real.selection.strategies import set_budget
 
@@ -57,11 +63,7 @@ class ScoringPass:
 
 
 def select_from(
-    selector: "EmbeddingPairSelector",
-    dataset: Dataset,
-    budget: float | int | None,
-    num_proc: int | None,
-    batch_size: int,
+    selector: "EmbeddingPairSelector", dataset: Dataset, budget: float | int | None, engine: Engine
 ) -> tuple[Dataset, SelectionRecord]:
     """
     Score every row, keep those that the budget buys.
@@ -70,8 +72,7 @@ def select_from(
         selector: Strategy, model and settings.
         dataset: A pool or labelled pairs, in any format.
         budget: As in `EmbeddingPairSelector.select`.
-        num_proc: Worker processes.
-        batch_size: Rows a worker takes at a time.
+        engine: How the rows are scored.
 
     Returns:
         The kept rows, in the dataset's format, and the record.
@@ -80,13 +81,9 @@ def select_from(
     own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
     check_own_columns(dataset.column_names, own)
     plain = dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names])
-    scored = _score(selector, plain, pool, num_proc, batch_size)
-    scored, rescored = _settle_doubts(selector, plain, scored, pool, budget, num_proc, batch_size)
-    scores = _numbers(scored, "_score")
-    size = budget_size(budget, int(np.isfinite(scores).sum()))
-    differences = _vectors(scored, "_difference") if set_budget(selector.scorer) else []
-    kept = budget_rows(selector.scorer, scores, differences, size)
-    record = _record(selector, budget, scored, kept, len(rescored))
+    scored = _score(selector, plain, pool, engine, "scores")
+    scored, rescored = _settle_doubts(selector, plain, scored, pool, budget, engine)
+    kept, record = engine.once(lambda: _cut(selector, scored, budget, len(rescored)))
     added = scored.remove_columns(list(SCORING_FEATURES))
     if len(plain):
         chosen = concatenate_datasets([plain, added], axis=1).select(kept)
@@ -98,10 +95,24 @@ def select_from(
     return chosen, record
 
 
-def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset) -> Geometry:
+def _cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray, SelectionRecord]:
+    """Numbers of the rows that the budget buys, ascending, and the record."""
+    scores = _numbers(scored, "_score")
+    size = budget_size(budget, int(np.isfinite(scores).sum()))
+    differences = _vectors(scored, "_difference") if set_budget(selector.scorer) else []
+    kept = budget_rows(selector.scorer, scores, differences, size)
+    return kept, _record(selector, budget, scored, kept, n_rescored)
+
+
+def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset, folder: Path | None = None) -> Geometry:
     """
     The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
     content.
+
+    Args:
+        selector: With a geometry other than raw.
+        dataset: A pool or labelled pairs.
+        folder: Where it is kept, so that a run that goes on has the same to the last bit.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -119,9 +130,21 @@ def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset) -> Geom
         ]
     if not keys:
         raise TrlRealError(f"geometry={selector.geometry!r}, but no row has two responses to fit it to.")
-    sample = plain.select([row for _, row in sorted(keys)[:GEOMETRY_SAMPLE]])
+    keys = sorted(keys)[:GEOMETRY_SAMPLE]
+    sample = plain.select([row for _, row in keys])
     plain_selector = copy.copy(selector)
-    plain_selector.geometry = "raw"
+    plain_selector.geometry, plain_selector.fitted = "raw", None
+    if folder is None:
+        return _fit(selector, plain_selector, sample, pool)
+    digest = hashlib.blake2b(repr([selector.geometry, Hasher.hash(plain_selector), keys]).encode(), digest_size=8)
+    file = folder / f"geometry-{digest.hexdigest()}.safetensors"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
+    return Geometry(**safetensors.torch.load(file.read_bytes()))
+
+
+def _fit(selector, plain_selector, sample: Dataset, pool: bool) -> Geometry:
     batch = to_columns(sample[:])
     vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
     vectors = [v for v in vectors if torch.isfinite(v).all()]
@@ -131,29 +154,25 @@ def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset) -> Geom
     return Geometry(fitted.shift.float(), fitted.matrix.float())
 
 
-def _score(selector, plain: Dataset, pool: bool, num_proc: int | None, batch_size: int) -> Dataset:
+def _score(selector, plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
     own = selector.features(plain.features)
     names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
-    if EMBEDDINGS in plain.column_names and selector.encoder is None and selector.embeds:
+    read = [selector.responses] if pool else ["chosen", "rejected"]
+    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in plain.column_names]
+    plain = plain.select_columns(read)
+    if EMBEDDINGS in read and selector.encoder is None and selector.embeds:
         plain = plain.with_format("numpy", columns=[EMBEDDINGS], output_all_columns=True)
     features = Features({**{name: own[name] for name in names}, **SCORING_FEATURES})
     if not len(plain):
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    return plain.map(
-        ScoringPass(selector, pool),
-        with_indices=True,
-        with_rank=bool(num_proc),
-        batched=True,
-        batch_size=batch_size,
-        num_proc=num_proc,
-        remove_columns=plain.column_names,
-        features=features,
-        desc="Selecting pairs",
-    ).with_format(None)
+    if selector.encoder is not None and isinstance(engine, Sharded):
+        selector = copy.copy(selector)
+        selector.encoder = selector.encoder.forgetful()
+    return engine(ScoringPass(selector, pool), plain, features, name)
 
 
 def _settle_doubts(
-    selector, plain: Dataset, scored: Dataset, pool: bool, budget, num_proc: int | None, batch_size: int
+    selector, plain: Dataset, scored: Dataset, pool: bool, budget, engine: Engine
 ) -> tuple[Dataset, np.ndarray]:
     """Embed rows near a decision again in float32, until no decision hangs on half precision."""
     exact = copy.copy(selector)
@@ -164,19 +183,23 @@ def _settle_doubts(
     band = HALF_PRECISION_BAND
     while True:
         scores = _numbers(scored, "_score")
-        size = budget_size(budget, int(np.isfinite(scores).sum()))
-        doubtful = np.setdiff1d(rows_in_doubt(scores, _numbers(scored, "_gap"), size, band), settled)
+        doubtful = engine.once(lambda: np.setdiff1d(_doubtful(scored, budget, band), settled))  # noqa: B023
         if not len(doubtful):
             return scored, settled
-        again = _with_cost_of(
-            scored.select(doubtful), _score(exact, plain.select(doubtful), pool, num_proc, batch_size)
-        )
+        again = _score(exact, plain.select(doubtful), pool, engine, f"again-{len(settled)}")
+        again = _with_cost_of(scored.select(doubtful), again)
         worst = float(np.abs(_numbers(again, "_score") - scores[doubtful]).max())
         band = max(band, 1.5 * worst) if worst < 1 else band
         order = np.arange(len(scored))
         order[doubtful] = len(scored) + np.arange(len(doubtful))
         scored = concatenate_datasets([scored, again]).select(order).flatten_indices()
         settled = np.union1d(settled, doubtful)
+
+
+def _doubtful(scored: Dataset, budget, band: float) -> np.ndarray:
+    scores = _numbers(scored, "_score")
+    size = budget_size(budget, int(np.isfinite(scores).sum()))
+    return rows_in_doubt(scores, _numbers(scored, "_gap"), size, band)
 
 
 def _with_cost_of(first: Dataset, again: Dataset) -> Dataset:

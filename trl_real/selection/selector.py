@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from trl_real.data.columns import (
     to_columns,
 )
 from trl_real.data.pairs import Candidates
+from trl_real.data.shards import SHARD_ROWS
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.models.embed import Context, EmbedderOptions
@@ -34,6 +36,7 @@ from trl_real.selection.annotation import (
     to_own_columns,
 )
 from trl_real.selection.budget import check_budget
+from trl_real.selection.engines import Mapped, Sharded
 from trl_real.selection.pool import fitted_geometry, select_from
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
@@ -201,6 +204,8 @@ class EmbeddingPairSelector:
         *,
         num_proc: int | None = None,
         batch_size: int = 512,
+        shards: str | Path | None = None,
+        shard_rows: int = SHARD_ROWS,
     ) -> Dataset | DatasetDict:
         """
         The rows most worth a label, ranked over the whole pool; `record` then tells how they were chosen.
@@ -210,6 +215,9 @@ class EmbeddingPairSelector:
             budget: None for every row with a pair, a float in (0, 1] for a share of these, an int for so many rows.
             num_proc: Worker processes, as in `Dataset.map`.
             batch_size: Rows a worker takes at a time.
+            shards: Folder for the scores, which are then found and kept in parts: a selection that was killed goes on
+                there, and processes under `accelerate launch` or `torchrun` do it together. See docs/scale.md.
+            shard_rows: Rows of such a part.
 
         Returns:
             The kept rows in their old order, with the columns that `map` adds.
@@ -221,7 +229,10 @@ class EmbeddingPairSelector:
         if isinstance(dataset, DatasetDict):
             kept, records = DatasetDict(), {}
             for name, split in dataset.items():
-                kept[name] = self.select(split, budget, num_proc=num_proc, batch_size=batch_size)
+                part = None if shards is None else Path(shards) / name
+                kept[name] = self.select(
+                    split, budget, num_proc=num_proc, batch_size=batch_size, shards=part, shard_rows=shard_rows
+                )
                 records[name] = self.record
             self.record = records
             return kept
@@ -232,9 +243,12 @@ class EmbeddingPairSelector:
                 "A budget ranks the whole pool, which a stream does not show. Load it without streaming=True, or use "
                 "stream.map(selector) and keep rows by their 'similarity'."
             )
+        if shards is not None and num_proc:
+            raise TrlRealError("num_proc forks workers of one map; with shards start processes: torchrun, accelerate.")
+        engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         if self.geometry != "raw" and self.embeds:
-            self.fit(dataset)
-        kept, self.record = select_from(self, dataset, budget, num_proc, batch_size)
+            self.fitted = engine.once(lambda: fitted_geometry(self, dataset, shards and Path(shards)))
+        kept, self.record = select_from(self, dataset, budget, engine)
         return kept
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":

@@ -1,0 +1,9 @@
+"""`python -m trl_real.cli`, which launchers start: `accelerate launch -m trl_real.cli select …`."""
+
+import sys
+
+from trl_real.cli.main import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

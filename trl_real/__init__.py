@@ -50,6 +50,7 @@ _HOME = {
     "push_subset": "trl_real.hub.push",
     "relabel": "trl_real.labeling.relabel",
     "run_study": "trl_real.evaluation.run_study",
+    "select_on_ray": "trl_real.selection.on_ray",
     "self_annotate": "trl_real.labeling.self_annotate",
     "self_annotation_rounds": "trl_real.training.self_annotation_rounds",
     "warm_start": "trl_real.training.warm_start",

@@ -169,8 +169,8 @@ class Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         identity = self.identity() if self.name or self.model is not None else self._identity
-        names = ("name", "revision", "dtype", "device", "options")
+        names = ("name", "revision", "dtype", "device", "options", "memoize")
         return {"_identity": identity, **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=None, tokenizer=None, memoize=bool(state["name"]), _embedders={})
+        self.__dict__.update(state, model=None, tokenizer=None, _embedders={})

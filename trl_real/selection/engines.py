@@ -64,8 +64,12 @@ class Sharded:
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
         """What `scoring` finds, a row a row."""
+        return self.work(scoring, plain, features, name).run(DESCRIPTION)
+
+    def work(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> ShardedMap:
+        """The pass, not yet done."""
         sizes = {"shard_rows": self.shard_rows, "batch_size": self.batch_size}
-        return ShardedMap(scoring, plain, features, self.folder / name, **sizes).run(DESCRIPTION)
+        return ShardedMap(scoring, plain, features, self.folder / name, **sizes)
 
     def once(self, function: Callable[[], T]) -> T:
         """What `function` returns in the first process, in all of them."""

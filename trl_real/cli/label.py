@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
+    from trl_real.data.processes import join, rank
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
+    join()
     report = LabelReport()
     preferences = annotate(
         dataset,
@@ -70,7 +72,10 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
         journal=f"{str(args.output_dir).rstrip('/')}.verdicts.jsonl",
         gold=ScoreJudge(args.gold) if args.gold else None,
         report=report,
+        all_processes=True,
     )
+    if rank():
+        return
     folder = save(preferences, args.output_dir)
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)

@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import glob
 import json
 import os
 from pathlib import Path
 from typing import Any, Self
 
+from trl_real.data.processes import rank
 from trl_real.errors import TrlRealError
 
 
@@ -14,7 +16,8 @@ class Journal:
     """
     Lines appended one by one, each synced; a line that a crash tore is dropped when the file is opened again.
 
-    One writer at a time: a second one, in this process or another, is told so. Reading needs no lock.
+    One writer at a time: a second one, in this process or another, is told so. Processes that a launcher started have
+    a file each, `PATH`, `PATH.1`, …, and read all of them. Reading needs no lock.
 
     Args:
         path: Of the file; made, with its folder, at the first line.
@@ -24,31 +27,24 @@ class Journal:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.first = self.path = Path(path)
         if self.path.is_dir():
             raise TrlRealError(f"{str(path)!r} is a folder. Give a file, such as {str(self.path / 'votes.jsonl')!r}.")
+        if rank():
+            self.path = self.path.with_name(f"{self.path.name}.{rank()}")
         self._file: Any = None
 
     def read(self) -> list[dict[str, Any]]:
         """
-        All whole lines, in the order in which they were written.
+        All whole lines, in the order in which they were written, those of the first process first.
 
         Raises:
             TrlRealError: If a line other than the last is no JSON object.
         """
-        if not self.path.exists():
-            return []
-        *whole, torn = self.path.read_bytes().split(b"\n")
-        lines = []
-        for number, line in enumerate(whole, 1):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if not isinstance(value, dict):
-                raise TrlRealError(f"Line {number} of {str(self.path)!r} is no JSON object. Mend it, or remove it.")
-            lines.append(value)
-        return lines
+        others = self.first.parent.glob(f"{glob.escape(self.first.name)}.*")
+        numbered = {int(file.suffix[1:]): file for file in others if file.suffix[1:].isdecimal()}
+        files = [self.first, *(numbered[number] for number in sorted(numbered))]
+        return [line for file in files if file.exists() for line in _lines(file)]
 
     def append(self, line: dict[str, Any]) -> None:
         """
@@ -105,3 +101,17 @@ class Journal:
             self._file.truncate(start)
         except OSError:
             self.close()  # the next opening drops it
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    *whole, torn = file.read_bytes().split(b"\n")
+    lines = []
+    for number, line in enumerate(whole, 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise TrlRealError(f"Line {number} of {str(file)!r} is no JSON object. Mend it, or remove it.")
+        lines.append(value)
+    return lines

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from trl_real.errors import TrlRealError
 
 
-T = TypeVar("T")
+K, T = TypeVar("K"), TypeVar("T")
 
 # Numbers that are sent at a time: 64 MB in float32.
 BLOCK = 2**24
@@ -35,6 +35,17 @@ def rank() -> int:
 def share(items: Sequence[T]) -> Sequence[T]:
     """The part of `items`, the same in all processes, that is this process's: every `world_size`-th."""
     return items[rank() :: distributed.get_world_size()] if distributed.is_initialized() else items
+
+
+def is_mine(number: int) -> bool:
+    """Whether the job of that number is this process's: `share` where it is not known how many there will be."""
+    return not distributed.is_initialized() or number % distributed.get_world_size() == rank()
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def my_share(keys: list[Hashable], divided: bool) -> set[Hashable]:
@@ -67,6 +78,15 @@ def once(function: Callable[[], T]) -> T:
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+def gather(mine: dict[K, T]) -> dict[K, T]:
+    """The entries of all processes, in all of them; all wait for the last one."""
+    if not distributed.is_initialized():
+        return mine
+    parts: list = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, mine)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def sum_over_processes(rows: Tensor, device: torch.device) -> None:

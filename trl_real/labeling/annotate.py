@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import as_messages
 from trl_real.data.journal import Journal
+from trl_real.data.processes import gather, once, share
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, name_of, summarize
@@ -88,6 +89,7 @@ def annotate(
     journal: str | Path | None = None,
     gold: Judge | None = None,
     report: LabelReport | None = None,
+    all_processes: bool = False,
 ) -> Dataset:
     """
     Ask a judge which response of each selected pair is better, and bring the answers into TRL's preference format.
@@ -104,6 +106,8 @@ def annotate(
             from there and asks for the others; failures are asked again.
         gold: A second judge that knows the truth, such as `ScoreJudge("scores")`: the report tells the agreement.
         report: Is filled in.
+        all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
+            asks about its share of the pairs, and all of them get all the preferences.
 
     Returns:
         Columns `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and what the
@@ -120,25 +124,33 @@ def annotate(
     paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
     plain = plain if len(paired) == len(plain) else plain.select(paired)
     report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
-    verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal)
+    verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal, all_processes)
     report.verdicts, report.panel = summarize(verdicts), panel_agreement(verdicts)
     if gold is not None:
-        report.gold = gold_agreement(verdicts, _verdicts(plain, gold, batch_size, None)[0])
+        report.gold = gold_agreement(verdicts, _verdicts(plain, gold, batch_size, None, False)[0])
     report.seconds = time.perf_counter() - started
     logger.info("%s", report.words())
     kept = [i for i, verdict in enumerate(verdicts) if verdict.outcome in ("a", "b")]
     return _preferences(plain.select(kept), [verdicts[i] for i in kept], name_of(judge), responses)
 
 
-def _verdicts(pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None) -> tuple[list[Verdict], int]:
+def _verdicts(
+    pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, divided: bool
+) -> tuple[list[Verdict], int]:
     """A verdict a row, and how many of them the journal knew."""
     if journal is None:
         starts = range(0, len(pairs), batch_size)
-        rows = [range(start, min(start + batch_size, len(pairs))) for start in starts]
-        return [verdict for some in rows for verdict in ask(judge, pairs[some], some)], 0
+        batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
+        batches = share(batches) if divided else batches
+        found = {}
+        for rows in batches:
+            found |= zip(rows, ask(judge, pairs[rows], rows), strict=True)
+        found = gather(found) if divided else found
+        return [found[row] for row in range(len(pairs))], 0
     with Journal(journal) as lines:
         identity = _identity(judge)
-        known = {line["key"]: _from_line(line) for line in lines.read() if line.get("judge") == identity}
+        read = once(lines.read) if divided else lines.read()
+        known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
         columns = (pairs["prompt"], pairs["response_a"], pairs["response_b"])
         keys = [pair_key(*row) for row in zip(*columns, strict=True)]
         first_rows: dict[str, int] = {}
@@ -146,12 +158,15 @@ def _verdicts(pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path
             first_rows.setdefault(key, i)
         missing = [i for key, i in first_rows.items() if key not in known]
         n_resumed = sum(key in known for key in keys)
+        asked: dict[str, Verdict] = {}
+        missing = share(missing) if divided else missing
         for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
             rows = missing[start : start + batch_size]
             for row, verdict in zip(rows, ask(judge, pairs[rows], rows), strict=True):
                 if not verdict.failure and verdict.outcome != "failed":
                     lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
-                known[keys[row]] = verdict
+                asked[keys[row]] = verdict
+        known |= gather(asked) if divided else asked
     return [known[key] for key in keys], n_resumed
 
 

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from trl_real.errors import TrlRealError
 from trl_real.labeling.endpoint import key_for
 from trl_real.labeling.request import NotAnswered, Requests, without_password
-from trl_real.models.generate import Generations, Kept, Written, check_settings, columns, seed_of
+from trl_real.models.generate import Generations, check_settings, seed_of
+from trl_real.models.kept import Kept, Written, columns
 
 
 CHARACTERS_A_TOKEN = 3.0  # where a server does not tell how many tokens it wrote

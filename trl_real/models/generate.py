@@ -1,11 +1,10 @@
 """Responses written by a policy, the same for a prompt and a seed whatever the batch, and none written twice."""
 
 import hashlib
-import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from trl_real.data.journal import Journal
+from trl_real.data.processes import gather, rank, share
 from trl_real.errors import TrlRealError
 from trl_real.models.decoding import Decoder, Response, decodes_well
 from trl_real.models.embed import evaluating
+from trl_real.models.kept import Kept, Written, columns
 from trl_real.models.load import object_digest
 from trl_real.models.sampling import Sampler, random_state
 from trl_real.models.sequences import Ids
@@ -70,6 +70,7 @@ def generate(
     seed: int = 42,
     desc: str = "Generating",
     journal: str | Path | None = None,
+    all_processes: bool = False,
 ) -> Generations:
     """
     Sample responses with a causal LM.
@@ -94,6 +95,8 @@ def generate(
         desc: Of the progress bar.
         journal: File that each response is in as soon as it is finished. Run again, with the same policy and
             settings, only those are written that are not in there.
+        all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
+            writes to its share of the prompts, and all of them get all the texts.
 
     Raises:
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
@@ -103,9 +106,12 @@ def generate(
     texts = [_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    found = Kept(journal, lambda: {"policy": object_digest(model), **settings})
+    found = Kept(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
     missing = [response for key, response in {_key(each): each for each in asked}.items() if not found.has(*key)]
     missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
+    if all_processes:
+        mine = set(share(list(dict.fromkeys(response.prompt for response in missing))))
+        missing = [response for response in missing if response.prompt in mine]
     sampler, ends, n_tokens = Sampler(temperature, top_p), _ends(model, tokenizer), 0
     bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="response", delay=2)
     with found, evaluating(model), bar, closing(_write(model, sampler, ends, batch_size, missing)) as written:
@@ -116,66 +122,11 @@ def generate(
             n_tokens += len(response.tokens)
             bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
             bar.update()
+    if all_processes:
+        found.known |= gather(found.known)
+        n_tokens = sum(gather({rank(): n_tokens}).values())
     rows = [[found.get(*_key(response))[0] for response in asked[i : i + n]] for i in range(0, len(asked), n)]
     return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
-
-
-@dataclass
-class Written:
-    """A text and why it ended."""
-
-    text: str
-    finish_reason: str
-
-
-class Kept:
-    """
-    Texts by what they hang on, in a journal where there is one.
-
-    Args:
-        journal: Path of the file, None for no file.
-        settings: Gives what all of the texts hang on; asked for if there is a file.
-    """
-
-    def __init__(self, journal: str | Path | None, settings: Any):
-        self.journal = None if journal is None else Journal(journal)
-        self.known: dict[str, list[Written]] = {}
-        self.settings = ""
-        if self.journal is not None:
-            self.settings = json.dumps(settings(), sort_keys=True)
-            for line in self.journal.read():
-                self.known[line.get("key", "")] = [Written(**each) for each in line.get("written", [])]
-
-    def has(self, *parts: Any) -> bool:
-        """Whether the texts are there."""
-        return self._key(parts) in self.known
-
-    def get(self, *parts: Any) -> list[Written]:
-        """The texts."""
-        return self.known[self._key(parts)]
-
-    def add(self, *parts_and_written: Any) -> None:
-        """Keep texts; when this returns, they are on disk if there is a file."""
-        *parts, written = parts_and_written
-        key = self._key(parts)
-        if self.journal is not None:
-            self.journal.append({"key": key, "written": [asdict(each) for each in written]})
-        self.known[key] = written
-
-    def __enter__(self) -> "Kept":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.journal is not None:
-            self.journal.close()
-
-    def _key(self, parts: Sequence[Any]) -> str:
-        return hashlib.sha256(f"{self.settings}{json.dumps(parts)}".encode()).hexdigest()[:40]
-
-
-def columns(rows: list[list[Written]]) -> tuple[list[list[str]], list[list[str]]]:
-    """Texts and finish reasons of responses."""
-    return [[each.text for each in row] for row in rows], [[each.finish_reason for each in row] for row in rows]
 
 
 def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int = 1) -> None:

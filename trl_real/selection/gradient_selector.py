@@ -8,13 +8,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from trl_real.errors import TrlRealError
 from trl_real.functional.design import greedy_design, pair_features
 from trl_real.models.adapters import active_adapter
-from trl_real.models.gradients import GradientFeatures, GradientOptions
+from trl_real.models.gradients import GradientFeatures, GradientOptions, Gradients
 from trl_real.models.late import LateModel
 from trl_real.models.log_probs import load_policy
 from trl_real.selection.active_pool import ActivePool
 from trl_real.selection.active_selector import ActiveSelector, Picks, Reading, checked_cap, cosines
+from trl_real.selection.gradient_shards import gradients_in_shards
 
 
 class PairRows:
@@ -89,6 +91,9 @@ class GradientPairSelector(ActiveSelector):
         all_processes (`bool`, *optional*, defaults to `False`):
             Under `torchrun` or `accelerate launch`, whether all processes call `select` together: each computes its
             share of the vectors, and all of them pick the same pairs.
+        shards (`str`, *optional*):
+            Folder in which the vectors are kept in parts, so that a selection that was killed goes on there, shared
+            out among the processes of a launcher. Vectors of responses only: whole pairs are not computed then.
         dtype (`str`, *optional*): Precision of the matrix products.
         device (`str`, *optional*): For a model given by name; a loaded one stays where it is.
         responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
@@ -115,13 +120,17 @@ class GradientPairSelector(ActiveSelector):
         max_length: int = 512,
         batch_tokens: int | None = None,
         all_processes: bool = False,
+        shards: str | os.PathLike | None = None,
         dtype: Any = None,
         device: str | None = None,
         responses: str = "responses",
         seed: int = 42,
     ):
         super().__init__(responses, seed)
+        if all_processes and shards is not None:
+            raise TrlRealError("With shards all processes share the work already. Leave all_processes out.")
         self.options = GradientOptions(projection, projection_dim, max_length, batch_tokens, seed, all_processes)
+        self.shards = shards
         self.normalize, self.ridge, self.max_per_prompt = normalize, ridge, checked_cap(max_per_prompt)
         nothing = torch.zeros(0, 1)
         pair_features(nothing, nothing, normalize)  # raises if there is no such normalisation
@@ -147,10 +156,14 @@ class GradientPairSelector(ActiveSelector):
 
     def _pairs_are_cheaper(self, pool: ActivePool) -> bool:
         """Whether a backward pass a pair, which reads its prompt once, is less work than one a response."""
-        return self.normalize != "response" and 2 * (len(pool.row) + len(pool.labelled)) <= len(pool.texts)
+        return (
+            self.shards is None
+            and self.normalize != "response"
+            and 2 * (len(pool.row) + len(pool.labelled)) <= len(pool.texts)
+        )
 
     def _read_responses(self, pool: ActivePool, features: GradientFeatures) -> Reading:
-        found = features(pool.prompts, pool.texts)
+        found = self._found(pool, features)
         usable = (found.n_scored > 0) & (found.norms > 0) & found.norms.isfinite()
         if self.normalize == "response":  # once, in place, and not a pair at a time
             found.vectors.div_(found.norms[:, None].clamp_min(torch.finfo(found.vectors.dtype).tiny))
@@ -165,6 +178,13 @@ class GradientPairSelector(ActiveSelector):
             cosines(found.vectors, pool.ends),
             values=(PairRows(found.vectors, torch.from_numpy(pool.ends), normalize), history),
         )
+
+    def _found(self, pool: ActivePool, features: GradientFeatures) -> Gradients:
+        if self.shards is None:
+            return features(pool.prompts, pool.texts)
+        names = ("projection", "projection_dim", "max_length", "seed")
+        settings = {name: getattr(self.options, name) for name in names}
+        return gradients_in_shards(features, {**self._identity(), **settings}, pool.prompts, pool.texts, self.shards)
 
     def _read_pairs(self, pool: ActivePool, features: GradientFeatures) -> Reading:
         ends = np.concatenate([pool.ends, pool.labelled])

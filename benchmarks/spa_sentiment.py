@@ -105,12 +105,12 @@ def true_reward(policy: Any, tokenizer: Any, tokens: int) -> dict[str, float]:
     return {"reward": float(np.mean(sentiment(texts))), "length": float(np.mean([len(text) for text in texts]))}
 
 
-def agreement(folder: Path) -> float:
-    """How often a round's own labels agree with the true reward, where it tells the two apart."""
+def agreements(folder: Path) -> np.ndarray:
+    """Whether each of a round's own labels agrees with the true reward, where that tells the two apart. Booleans."""
     rows = load_from_disk(str(folder / "self_labels"))
     better, worse = (sentiment([text_of(row[side]) for row in rows]) for side in ("chosen", "rejected"))
     gaps = np.array(better) - np.array(worse)
-    return float((gaps[gaps != 0] > 0).mean())
+    return gaps[gaps != 0] > 0
 
 
 def text_of(side: list[dict[str, str]]) -> str:
@@ -125,7 +125,7 @@ def table(args: argparse.Namespace, arms: Arms) -> None:
         for stage, rows in enumerate(zip(*runs, strict=True)):
             told = [f"{np.mean([row[name] for row in rows]):.3f}" for name in ("n_pairs", "reward", "length")]
             folders = [args.output_dir / f"{arm}-{seed}" / f"round-{stage - 1:02d}" for seed in args.seeds]
-            agrees = f"{np.mean([agreement(folder) for folder in folders]):.2f}" if stage > 1 else ""
+            agrees = f"{np.mean([agreements(folder).mean() for folder in folders]):.2f}" if stage > 1 else ""
             print(f"| {arm} | {rows[0]['stage']} | {' | '.join(told)} | {agrees} |")
 
 

@@ -128,7 +128,7 @@ def test_self_annotation_runs_as_the_page_says(tmp_path, monkeypatch):
     assert set(found["labels"]["label_source"][:]) <= {"implicit_reward:adapter"}
 
 
-@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md", "self_annotation.md"])
+@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md", "self_annotation.md", "scale.md"])
 def test_every_flag_on_the_pages_exists(page, capsys):
     from trl_real.cli.main import main
 

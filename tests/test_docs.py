@@ -128,11 +128,24 @@ def test_self_annotation_runs_as_the_page_says(tmp_path, monkeypatch):
     assert set(found["labels"]["label_source"][:]) <= {"implicit_reward:adapter"}
 
 
+def test_streams_run_as_the_page_on_scale_says(tmp_path, monkeypatch, capsys):
+    from test_shards import pool_of
+
+    monkeypatch.chdir(tmp_path)
+    pool_of(40, 2).to_parquet("pool.parquet")
+    code = "\n".join(page_blocks("scale.md", "python")).replace(MODEL, save_tiny(tmp_path / "model"))
+    found = {"__name__": "page"}
+    exec(compile(code, "scale.md", "exec"), found)
+    assert "40 rows in: 8 kept, 26 not chosen, 6 skipped" in capsys.readouterr().out
+    assert len(list(found["kept"])) == 8
+
+
 @pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md", "self_annotation.md", "scale.md"])
 def test_every_flag_on_the_pages_exists(page, capsys):
     from trl_real.cli.main import main
 
-    for command in "\n".join(page_blocks(page, "bash")).replace("\\\n", " ").split("trl-real ")[1:]:
+    lines = "\n".join(page_blocks(page, "bash")).replace("\\\n", " ")
+    for command in re.findall(r"^ *(?:trl-real|.* -m trl_real\.cli) (.*)", lines, re.MULTILINE):
         verb = command.split()[0]
         with pytest.raises(SystemExit):
             main([verb, "--help"])

@@ -26,7 +26,7 @@ class TestWhatFits:
     @pytest.mark.parametrize(
         ("num_actors", "asked", "words"),
         [
-            (9, {"CPU": 1, "GPU": 0}, "9 actors of 1 CPU do not fit.*would wait for ever. Type num_actors=8."),
+            (9, {"CPU": 1, "GPU": 0}, "9 actors of 1 CPU do not fit.*would wait for the rest. Type num_actors=8."),
             (3, {"CPU": 1, "GPU": 1}, "3 actors of 1 CPU, 1 GPU do not fit.*Type num_actors=2."),
             (1, {"CPU": 5, "GPU": 0}, "1 actors of 5 CPU do not fit: the nodes have 4 CPU.*Ask for less an actor"),
             (0, {"CPU": 1, "GPU": 0}, "num_actors=0 does nothing. Type num_actors=1."),

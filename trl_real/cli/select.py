@@ -1,9 +1,11 @@
 """Choose the pairs of a pool that are worth a label."""
 
 import argparse
+from typing import Any
 
 from trl_real.cli.options import add_common, number, require, result, say
 from trl_real.cli.plan import add_plan, run_plan
+from trl_real.cli.streaming import add_streaming, run_streaming
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +32,16 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--num_proc", type=int, help="worker processes of one map, instead of shards")
-    parser.add_argument("--shard_rows", type=int, default=2048, help="rows that are kept at a time (default 2048)")
+    work = parser.add_argument_group(
+        "who works", "finished parts lie in OUTPUT_DIR.shards; run again, it goes on there"
+    )
+    work.add_argument("--shard_rows", type=int, default=2048, help="rows of a part (default 2048)")
+    work.add_argument("--num_proc", type=int, help="worker processes of one map, instead of parts")
+    work.add_argument("--num_actors", type=int, help="on Ray, with so many actors at once")
+    work.add_argument("--num_cpus", type=float, default=1, help="of a Ray actor (default 1)")
+    work.add_argument("--num_gpus", type=float, default=0, help="of a Ray actor (default 0)")
+    work.add_argument("--ray_address", help="of the Ray cluster, such as auto (default: one on this machine)")
+    add_streaming(parser)
     add_plan(parser)
 
 
@@ -54,13 +64,13 @@ def run(args: argparse.Namespace) -> None:
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
     settings = {name: getattr(args, name) for name in (*names, "geometry", "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
+    if args.streaming or args.sample is not None:
+        return run_streaming(args, selector)
     dataset = load(args.dataset, args.split)
     if args.source:
         dataset = SOURCES[args.source](dataset)
     check_target(dataset, args.output_dir)
-    shards = None if args.num_proc else f"{str(args.output_dir).rstrip('/')}.shards"
-    settings = {"num_proc": args.num_proc, "shards": shards, "shard_rows": args.shard_rows}
-    kept = selector.select(dataset, args.budget, **settings)
+    kept = _kept(args, selector, dataset)
     if rank():
         return
     folder = save(kept, args.output_dir)
@@ -69,3 +79,16 @@ def run(args: argparse.Namespace) -> None:
     verb = "label" if "pair" in kept.column_names else "train"
     say(f"Next: trl-real {verb} --dataset {folder} --output_dir …")
     result(args, {"output_dir": str(folder), **selector.record.to_dict()}, str(folder))
+
+
+def _kept(args: argparse.Namespace, selector: Any, dataset: Any) -> Any:
+    """The kept rows, found by one map, by the processes of a launcher, or by Ray's actors."""
+    if args.num_proc:
+        return selector.select(dataset, args.budget, num_proc=args.num_proc)
+    settings = {"shards": f"{str(args.output_dir).rstrip('/')}.shards", "shard_rows": args.shard_rows}
+    if args.num_actors is None:
+        return selector.select(dataset, args.budget, **settings)
+    from trl_real.selection.on_ray import select_on_ray
+
+    asked = {name: getattr(args, name) for name in ("num_actors", "num_cpus", "num_gpus")}
+    return select_on_ray(selector, dataset, args.budget, **settings, **asked, address=args.ray_address)

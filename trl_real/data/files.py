@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import (
     Dataset,
+    IterableDataset,
     ReadInstruction,
     concatenate_datasets,
     load_dataset,
@@ -56,6 +57,33 @@ def load(path_or_id: str | Path, split: str | None = None, **options: Any) -> Da
             f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
         ) from error
     return _choose(splits, split, name)
+
+
+def load_stream(path_or_id: str | Path, split: str | None = None) -> IterableDataset:
+    """
+    One split of a dataset that is read row by row, and never as a whole.
+
+    Args:
+        path_or_id: As in `load`.
+        split: Which split; needed where there are several.
+
+    Raises:
+        TrlRealError: As in `load`, or if a part of a split is asked for.
+    """
+    name, path = str(path_or_id), Path(path_or_id).expanduser()
+    try:
+        splits = _read_path(path, streaming=True) if path.exists() else _read_hub(name, {"streaming": True})
+    except TrlRealError:
+        raise
+    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
+        raise TrlRealError(
+            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
+        ) from error
+    names = list(splits)
+    if split not in (None, *names) or (split is None and len(names) > 1):
+        raise TrlRealError(f"A stream of {name!r} is one whole split of {names}; found {split!r}. Type: {names[0]!r}")
+    stream = splits[split or names[0]]
+    return stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream
 
 
 def save(dataset: Dataset, folder: str | Path) -> Path:
@@ -120,18 +148,18 @@ def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
         )
 
 
-def _read_path(path: Path) -> dict[str, Dataset]:
+def _read_path(path: Path, **options: bool) -> dict[str, Any]:
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, **options)
     file_format = _format(path)
     if file_format is None:
         raise TrlRealError(
             f"{str(path)!r} does not end in one of {sorted(FORMATS)}. Rename it after its format, or convert it."
         )
-    return load_dataset(file_format, data_files=str(path.resolve()))
+    return load_dataset(file_format, data_files=str(path.resolve()), **options)
 
 
-def _read_folder(folder: Path) -> dict[str, Dataset]:
+def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     if (folder / ONE_SPLIT).exists() or (folder / SEVERAL_SPLITS).exists():
         saved = load_from_disk(str(folder))
         return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
@@ -147,10 +175,10 @@ def _read_folder(folder: Path) -> dict[str, Dataset]:
     left_out = sorted(str(file.relative_to(folder)) for file in found if file.resolve() not in read)
     if left_out:
         logger.warning("%s: not read, since their names or formats fit no split: %s", folder, ", ".join(left_out))
-    return load_dataset(str(folder))
+    return load_dataset(str(folder), **options)
 
 
-def _read_hub(name: str, options: dict) -> dict[str, Dataset]:
+def _read_hub(name: str, options: dict) -> dict[str, Any]:
     if not HUB_ID.fullmatch(name) or _format(Path(name)):
         raise TrlRealError(f"No file or folder {name!r}. Check the path; it was looked for from {str(Path.cwd())!r}.")
     try:

@@ -61,7 +61,7 @@ def connect(address: str | None) -> Any:
 
 def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[str, float]) -> None:
     """
-    Ray waits for ever for what a cluster cannot give.
+    Ray waits for what a cluster cannot give, without a word.
 
     Args:
         nodes: Resources of each node that is alive.
@@ -82,7 +82,7 @@ def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[
         have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes)
         advice = f"Type num_actors={fit}." if fit else "Ask for less an actor: num_cpus=1, num_gpus=0."
         raise TrlRealError(
-            f"{num_actors} actors of {each} do not fit: the nodes have {have}, and Ray would wait for ever. {advice}"
+            f"{num_actors} actors of {each} do not fit: the nodes have {have}, and Ray would wait for the rest. {advice}"
         )
 
 

@@ -225,7 +225,8 @@ def _budget(budget: float | int | None) -> str:
 
 
 def _counts(record: SelectionRecord, n_rows: dict[str, int]) -> list[tuple]:
-    rows = [("in the pool", record.n_rows), ("kept", record.n_kept), ("not chosen", record.n_not_chosen)]
+    where = "in the sample" if record.sampled else "in the pool"
+    rows = [(where, record.n_rows), ("kept", record.n_kept), ("not chosen", record.n_not_chosen)]
     rows += [(f"skipped: {reason}", count) for reason, count in sorted(record.skipped.items())]
     if "n_picked" in record.settings:  # several pairs can come from one row
         rows.append(("pairs picked in the kept rows", record.settings["n_picked"]))

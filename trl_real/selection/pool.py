@@ -1,21 +1,33 @@
 """A selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
 
 import copy
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import safetensors.torch
-import torch
-from datasets import Dataset, Features, List, Value, concatenate_datasets
-from datasets.fingerprint import Hasher
+import pyarrow.compute as pc
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    concatenate_datasets,
+)
 
-from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS, PREFERENCE_COLUMNS, check_own_columns, is_pool, to_columns
-from trl_real.data.whole import write_whole
-from trl_real.errors import TrlRealError
-from trl_real.functional.geometry import GEOMETRIES, Geometry
-from trl_real.selection.annotation import content_key, gather_candidates, to_own_columns
+from trl_real.data.columns import (
+    EMBEDDINGS,
+    OWN_FEATURES,
+    POOL_COLUMNS,
+    PREFERENCE_COLUMNS,
+    check_own_columns,
+    is_pool,
+    to_columns,
+)
+from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_size, rows_in_doubt
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.record import SelectionRecord, describe_similarity
@@ -25,7 +37,9 @@ from trl_real.selection.strategies import set_budget
 if TYPE_CHECKING:
     from trl_real.selection.selector import EmbeddingPairSelector
 
-GEOMETRY_SAMPLE = 1000
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+Splits = TypeVar("Splits", DatasetDict, IterableDatasetDict)
+Score = Callable[["EmbeddingPairSelector", "np.ndarray | None", str], Dataset]
 
 # Columns of the scoring pass that do not outlive it; the cost of a batch stands in its first row.
 SCORING_FEATURES = {
@@ -77,14 +91,12 @@ def select_from(
     Returns:
         The kept rows, in the dataset's format, and the record.
     """
-    pool = is_pool(dataset.column_names, selector.responses)
-    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
-    check_own_columns(dataset.column_names, own)
-    plain = dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names])
-    scored = _score(selector, plain, pool, engine, "scores")
-    scored, rescored = _settle_doubts(selector, plain, scored, pool, budget, engine)
-    kept, record = engine.once(lambda: _cut(selector, scored, budget, len(rescored)))
-    added = scored.remove_columns(list(SCORING_FEATURES))
+    plain, pool = plain_rows(selector, dataset)
+
+    def score(scorer: "EmbeddingPairSelector", rows: np.ndarray | None, name: str) -> Dataset:
+        return score_rows(scorer, plain if rows is None else plain.select(rows), pool, engine, name)
+
+    added, kept, record = ranked(selector, budget, score, engine.once)
     if len(plain):
         chosen = concatenate_datasets([plain, added], axis=1).select(kept)
     else:  # concatenate_datasets forgets the columns of what is empty
@@ -95,85 +107,96 @@ def select_from(
     return chosen, record
 
 
-def _cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray, SelectionRecord]:
+def plain_rows(selector: "EmbeddingPairSelector", dataset: Rows) -> tuple[Rows, bool]:
+    """The rows as Python values, less the selector's columns of an earlier run, and whether they are a pool."""
+    pool = is_pool(dataset.column_names, selector.responses)
+    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    check_own_columns(dataset.column_names, own)
+    return dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names]), pool
+
+
+def ranked(
+    selector: "EmbeddingPairSelector", budget: float | int | None, score: Score, once: Callable
+) -> tuple[Dataset, np.ndarray, SelectionRecord]:
+    """
+    Score every row and cut, wherever the rows are.
+
+    Args:
+        selector: Strategy, model and settings.
+        budget: As in `EmbeddingPairSelector.select`.
+        score: Scores all rows, or those of the numbers it is given.
+        once: Makes all processes have what the first one found.
+
+    Returns:
+        The selector's columns, a row a row of the pool; the numbers of the kept rows, ascending; and the record.
+    """
+    scored = score(selector, None, "scores")
+    scored, rescored = _settle_doubts(selector, scored, budget, score, once)
+    kept, record = once(lambda: cut(selector, scored, budget, len(rescored)))
+    return scored.remove_columns(list(SCORING_FEATURES)), kept, record
+
+
+def select_splits(
+    selector: "EmbeddingPairSelector",
+    splits: Splits,
+    budget: float | int | None,
+    shards: str | Path | None,
+    **settings,
+) -> tuple[Splits, dict[str, SelectionRecord]]:
+    """Each split by itself, in a folder of its own for its shards; and the records by split."""
+    kept, records = type(splits)(), {}
+    for name, split in splits.items():
+        part = None if shards is None else Path(shards) / name
+        kept[name] = selector.select(split, budget, shards=part, **settings)
+        records[name] = selector.record
+    return kept, records
+
+
+def cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray, SelectionRecord]:
     """Numbers of the rows that the budget buys, ascending, and the record."""
-    scores = _numbers(scored, "_score")
+    scores = numbers(scored, "_score")
     size = budget_size(budget, int(np.isfinite(scores).sum()))
     differences = _vectors(scored, "_difference") if set_budget(selector.scorer) else []
     kept = budget_rows(selector.scorer, scores, differences, size)
     return kept, _record(selector, budget, scored, kept, n_rescored)
 
 
-def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset, folder: Path | None = None) -> Geometry:
-    """
-    The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
-    content.
-
-    Args:
-        selector: With a geometry other than raw.
-        dataset: A pool or labelled pairs.
-        folder: Where it is kept, so that a run that goes on has the same to the last bit.
-
-    Raises:
-        TrlRealError: If no row has a pair.
-    """
-    pool = is_pool(dataset.column_names, selector.responses)
-    keys: list[tuple[bytes, int]] = []
-    plain = dataset.with_format(None)
-    wanted = [name for name in ("prompt", selector.responses, "chosen", "rejected") if name in plain.column_names]
-    for start, batch in enumerate(plain.select_columns(wanted).iter(1000)):
-        rows = gather_candidates(batch, pool, selector.responses)
-        keys += [
-            (content_key(selector.seed, row.prompt, row.texts), 1000 * start + i)
-            for i, row in enumerate(rows)
-            if not row.skipped
-        ]
-    if not keys:
-        raise TrlRealError(f"geometry={selector.geometry!r}, but no row has two responses to fit it to.")
-    keys = sorted(keys)[:GEOMETRY_SAMPLE]
-    sample = plain.select([row for _, row in keys])
-    plain_selector = copy.copy(selector)
-    plain_selector.geometry, plain_selector.fitted = "raw", None
-    if folder is None:
-        return _fit(selector, plain_selector, sample, pool)
-    digest = hashlib.blake2b(repr([selector.geometry, Hasher.hash(plain_selector), keys]).encode(), digest_size=8)
-    file = folder / f"geometry-{digest.hexdigest()}.safetensors"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
-    return Geometry(**safetensors.torch.load(file.read_bytes()))
-
-
-def _fit(selector, plain_selector, sample: Dataset, pool: bool) -> Geometry:
-    batch = to_columns(sample[:])
-    vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
-    vectors = [v for v in vectors if torch.isfinite(v).all()]
-    if not vectors:
-        raise TrlRealError(f"geometry={selector.geometry!r}, but every embedding of the sample holds NaN or infinity.")
-    fitted = GEOMETRIES[selector.geometry](torch.cat(vectors).double())
-    return Geometry(fitted.shift.float(), fitted.matrix.float())
-
-
-def _score(selector, plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
-    own = selector.features(plain.features)
-    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+def columns_read(selector: "EmbeddingPairSelector", columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
+    """Those of a pool's columns that a selector reads, and those of them that it reads as arrays."""
     read = [selector.responses] if pool else ["chosen", "rejected"]
-    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in plain.column_names]
+    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in columns]
+    given = EMBEDDINGS in read and selector.encoder is None and selector.embeds
+    return read, [EMBEDDINGS] if given else []
+
+
+def scoring_features(pool: bool) -> Features:
+    """Of what a `ScoringPass` gives."""
+    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    return Features({**{name: OWN_FEATURES[name] for name in names}, **SCORING_FEATURES})
+
+
+def forgetful(selector: "EmbeddingPairSelector") -> "EmbeddingPairSelector":
+    """The selector, such that what a batch gives hangs on no batch before it: for scores that are kept in parts."""
+    selector = copy.copy(selector)
+    selector.encoder = selector.encoder and selector.encoder.forgetful()
+    return selector
+
+
+def score_rows(selector: "EmbeddingPairSelector", plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
+    """A `ScoringPass` over all rows of a dataset, by an engine that calls it `name`."""
+    read, arrays = columns_read(selector, plain.column_names, pool)
     plain = plain.select_columns(read)
-    if EMBEDDINGS in read and selector.encoder is None and selector.embeds:
-        plain = plain.with_format("numpy", columns=[EMBEDDINGS], output_all_columns=True)
-    features = Features({**{name: own[name] for name in names}, **SCORING_FEATURES})
+    if arrays:
+        plain = plain.with_format("numpy", columns=arrays, output_all_columns=True)
+    features = scoring_features(pool)
     if not len(plain):
         return Dataset.from_dict({name: [] for name in features}, features=features)
-    if selector.encoder is not None and isinstance(engine, Sharded):
-        selector = copy.copy(selector)
-        selector.encoder = selector.encoder.forgetful()
+    if isinstance(engine, Sharded):
+        selector = forgetful(selector)
     return engine(ScoringPass(selector, pool), plain, features, name)
 
 
-def _settle_doubts(
-    selector, plain: Dataset, scored: Dataset, pool: bool, budget, engine: Engine
-) -> tuple[Dataset, np.ndarray]:
+def _settle_doubts(selector, scored: Dataset, budget, score: Score, once: Callable) -> tuple[Dataset, np.ndarray]:
     """Embed rows near a decision again in float32, until no decision hangs on half precision."""
     exact = copy.copy(selector)
     exact.encoder = selector.encoder and selector.encoder.in_float32()
@@ -182,13 +205,13 @@ def _settle_doubts(
         return scored, settled
     band = HALF_PRECISION_BAND
     while True:
-        scores = _numbers(scored, "_score")
-        doubtful = engine.once(lambda: np.setdiff1d(_doubtful(scored, budget, band), settled))  # noqa: B023
+        scores = numbers(scored, "_score")
+        doubtful = once(lambda: np.setdiff1d(_doubtful(scored, budget, band), settled))  # noqa: B023
         if not len(doubtful):
             return scored, settled
-        again = _score(exact, plain.select(doubtful), pool, engine, f"again-{len(settled)}")
+        again = score(exact, doubtful, f"again-{len(settled)}")
         again = _with_cost_of(scored.select(doubtful), again)
-        worst = float(np.abs(_numbers(again, "_score") - scores[doubtful]).max())
+        worst = float(np.abs(numbers(again, "_score") - scores[doubtful]).max())
         band = max(band, 1.5 * worst) if worst < 1 else band
         order = np.arange(len(scored))
         order[doubtful] = len(scored) + np.arange(len(doubtful))
@@ -197,23 +220,23 @@ def _settle_doubts(
 
 
 def _doubtful(scored: Dataset, budget, band: float) -> np.ndarray:
-    scores = _numbers(scored, "_score")
+    scores = numbers(scored, "_score")
     size = budget_size(budget, int(np.isfinite(scores).sum()))
-    return rows_in_doubt(scores, _numbers(scored, "_gap"), size, band)
+    return rows_in_doubt(scores, numbers(scored, "_gap"), size, band)
 
 
 def _with_cost_of(first: Dataset, again: Dataset) -> Dataset:
     """Rows scored again, with the tokens and seconds of both passes."""
     for name in ("_n_tokens", "_seconds"):
-        both = _numbers(first, name) + _numbers(again, name)
+        both = numbers(first, name) + numbers(again, name)
         again = again.remove_columns(name).add_column(name, both, feature=SCORING_FEATURES[name])
     return again.select_columns(first.column_names)
 
 
 def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int) -> SelectionRecord:
-    reasons, counts = np.unique(np.asarray(scored.with_format("arrow")["skipped"]), return_counts=True)
-    skipped = {reason: int(n) for reason, n in zip(reasons.tolist(), counts, strict=True) if reason}
-    similarity = _numbers(scored, "similarity")
+    counts = pc.value_counts(scored.select_columns("skipped").with_format("arrow")[:]["skipped"]).to_pylist()
+    skipped = {count["values"]: count["counts"] for count in sorted(counts, key=str) if count["values"]}
+    similarity = numbers(scored, "similarity")
     encoder = selector.encoder
     options = vars(encoder.options) if encoder else {}
     settings = {**options, "dtype": encoder.precision} if encoder else {}
@@ -229,16 +252,16 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         n_kept=len(kept),
         n_not_chosen=len(scored) - len(kept) - sum(skipped.values()),
         skipped=skipped,
-        n_responses=int(_numbers(scored, "_n_responses").sum()),
-        n_truncated=int(_numbers(scored, "_n_truncated").sum()),
+        n_responses=int(numbers(scored, "_n_responses").sum()),
+        n_truncated=int(numbers(scored, "_n_truncated").sum()),
         n_rescored=n_rescored,
-        tokens=int(_numbers(scored, "_n_tokens").sum()),
-        seconds=round(float(_numbers(scored, "_seconds").sum()), 3),
+        tokens=int(numbers(scored, "_n_tokens").sum()),
+        seconds=round(float(numbers(scored, "_seconds").sum()), 3),
         **describe_similarity(similarity, similarity[kept]),
     )
 
 
-def _numbers(dataset: Dataset, column: str) -> np.ndarray:
+def numbers(dataset: Dataset, column: str) -> np.ndarray:
     """A numeric column as one array, without a pass through Python."""
     if not len(dataset):
         return np.zeros(0)

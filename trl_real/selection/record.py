@@ -27,7 +27,7 @@ class SelectionRecord:
         model (`str`, *optional*): Hub id, path or class of the embedding model.
         revision (`str`, *optional*): Commit on the Hub, or `sha256:` and the digest of the weights.
         settings (`dict`): dtype, layer, context, max_length, geometry, special tokens.
-        n_rows (`int`): Rows that went in.
+        n_rows (`int`): Rows that went in; in a record with `sampled`, those of the sample, and so in all counts below.
         n_kept (`int`): Rows that came out.
         n_not_chosen (`int`): Rows that had a pair and were left out by the budget.
         skipped (`dict[str, int]`): Rows without a pair, by reason.
@@ -68,6 +68,12 @@ class SelectionRecord:
         return self.n_truncated / self.n_responses if self.n_responses else 0.0
 
     @property
+    def sampled(self) -> bool:
+        """Whether a sample stands for a stream: `settings` then has `threshold` and `share_error`, and no row of the
+        stream was counted."""
+        return "share_error" in self.settings
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens embedded in a second of embedding time."""
         return self.tokens / self.seconds if self.seconds else 0.0
@@ -105,8 +111,9 @@ class SelectionRecord:
     def summary(self) -> str:
         """A few lines for a person: the counts, how similar the kept responses are, and how long picked pairs are."""
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+        where = "in the sample" if self.sampled else "in"
         lines = [
-            f"{self.n_rows} rows in: {self.n_kept} kept, {self.n_not_chosen} not chosen, "
+            f"{self.n_rows} rows {where}: {self.n_kept} kept, {self.n_not_chosen} not chosen, "
             f"{sum(self.skipped.values())} skipped" + (f" ({skipped})" if skipped else "")
         ]
         if self.similarity_kept:
@@ -114,6 +121,9 @@ class SelectionRecord:
                 f"similarity: median {self.similarity_kept['median']:.3f} kept, {self.similarity['median']:.3f} pool; "
                 f"{self.tokens} tokens at {self.tokens_per_second:.0f} tokens/s"
             )
+        if self.sampled:
+            share = "all" if self.budget is None else f"{self.budget:g} ± {self.settings['share_error']:.3f}"
+            lines.append(f"of the stream's rows with a pair are kept: {share} (one standard deviation)")
         lengths = self.settings.get("lengths")
         if lengths and lengths.get("picked"):
             picked, pool = (lengths[name]["median"] for name in ("picked", "pool"))

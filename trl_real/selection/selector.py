@@ -23,7 +23,7 @@ from trl_real.data.columns import (
 from trl_real.data.pairs import Candidates
 from trl_real.data.shards import SHARD_ROWS
 from trl_real.errors import TrlRealError
-from trl_real.functional.geometry import GEOMETRIES, Geometry
+from trl_real.functional.geometry import Geometry
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
@@ -37,9 +37,11 @@ from trl_real.selection.annotation import (
 )
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import Mapped, Sharded
-from trl_real.selection.pool import fitted_geometry, select_from
+from trl_real.selection.fitting import checked_geometry, fitted_geometry
+from trl_real.selection.pool import select_from, select_splits
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
+from trl_real.selection.streaming import select_stream
 
 
 # Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
@@ -119,7 +121,7 @@ class EmbeddingPairSelector:
         on_nonfinite: Literal["error", "skip"] = "error",
     ):
         self.strategy, self.responses, self.seed = strategy, responses, seed
-        self.geometry, self.on_nonfinite = _checked_geometry(geometry, center), on_nonfinite
+        self.geometry, self.on_nonfinite = checked_geometry(geometry, center), on_nonfinite
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
         self.scorer  # noqa: B018  (raises if there is no such strategy)
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
@@ -199,52 +201,53 @@ class EmbeddingPairSelector:
 
     def select(
         self,
-        dataset: Dataset | DatasetDict,
+        dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
         budget: float | int | None = None,
         *,
         num_proc: int | None = None,
         batch_size: int = 512,
         shards: str | Path | None = None,
         shard_rows: int = SHARD_ROWS,
-    ) -> Dataset | DatasetDict:
+        sample: int | None = None,
+    ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
         """
         The rows most worth a label, ranked over the whole pool; `record` then tells how they were chosen.
 
         Args:
-            dataset: A pool or labelled pairs; each split of a `DatasetDict` by itself.
+            dataset: A pool or labelled pairs; each split of a `DatasetDict` by itself. A stream needs `shards` or
+                `sample`.
             budget: None for every row with a pair, a float in (0, 1] for a share of these, an int for so many rows.
             num_proc: Worker processes, as in `Dataset.map`.
             batch_size: Rows a worker takes at a time.
             shards: Folder for the scores, which are then found and kept in parts: a selection that was killed goes on
                 there, and processes under `accelerate launch` or `torchrun` do it together. See docs/scale.md.
             shard_rows: Rows of such a part.
+            sample: For a stream: rows from which a threshold is taken, instead of the exact cut
+                (`trl_real.selection.streaming.select_by_sample`).
 
         Returns:
-            The kept rows in their old order, with the columns that `map` adds.
+            The kept rows in their old order, with the columns that `map` adds; of a stream a stream.
 
         Raises:
-            TrlRealError: If the budget is out of range, or the dataset is a stream, which cannot be ranked.
+            TrlRealError: If the budget is out of range, or a stream comes without `shards` or `sample`.
         """
         check_budget(budget)
-        if isinstance(dataset, DatasetDict):
-            kept, records = DatasetDict(), {}
-            for name, split in dataset.items():
-                part = None if shards is None else Path(shards) / name
-                kept[name] = self.select(
-                    split, budget, num_proc=num_proc, batch_size=batch_size, shards=part, shard_rows=shard_rows
-                )
-                records[name] = self.record
-            self.record = records
+        settings = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
+        if isinstance(dataset, DatasetDict | IterableDatasetDict):
+            kept, self.record = select_splits(self, dataset, budget, shards, num_proc=num_proc, **settings)
             return kept
-        if not isinstance(dataset, Dataset | IterableDataset | IterableDatasetDict):
+        if not isinstance(dataset, Dataset | IterableDataset):
             raise TrlRealError(f"select takes a Dataset or DatasetDict, not a {type(dataset).__name__}.")
-        if isinstance(dataset, IterableDataset | IterableDatasetDict):
+        if num_proc and (shards is not None or isinstance(dataset, IterableDataset)):
             raise TrlRealError(
-                "A budget ranks the whole pool, which a stream does not show. Load it without streaming=True, or use "
-                "stream.map(selector) and keep rows by their 'similarity'."
+                "num_proc forks workers of one map; with shards start processes: torchrun, accelerate. "
+                "Leave num_proc out."
             )
-        if shards is not None and num_proc:
-            raise TrlRealError("num_proc forks workers of one map; with shards start processes: torchrun, accelerate.")
+        if isinstance(dataset, IterableDataset):
+            kept, self.record = select_stream(self, dataset, budget, shards=shards, **settings)
+            return kept
+        if sample is not None:
+            raise TrlRealError(f"sample={sample} is for streams; a Dataset is ranked as a whole. Leave it out.")
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         if self.geometry != "raw" and self.embeds:
             self.fitted = engine.once(lambda: fitted_geometry(self, dataset, shards and Path(shards)))
@@ -295,11 +298,3 @@ class EmbeddingPairSelector:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({name: value for name, value in state.items() if name != "version"})
-
-
-def _checked_geometry(geometry: str, center: bool) -> str:
-    if geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
-    if center and geometry not in ("raw", "centered"):
-        raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
-    return "centered" if center else geometry

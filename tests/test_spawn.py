@@ -1,0 +1,64 @@
+"""Workers of a map that are spawned, as GPUs need it: the same columns, each on the device of its rank."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from test_shards import pool_of
+from tiny import save_tiny
+
+from trl_real import EmbeddingPairSelector
+from trl_real.models.load import pick_device
+
+
+SCRIPT = """
+import sys
+
+import multiprocess
+from datasets import Dataset
+
+from trl_real import EmbeddingPairSelector
+
+if __name__ == "__main__":
+    multiprocess.set_start_method("spawn")
+    model, pool, output = sys.argv[1:]
+    selector = EmbeddingPairSelector(model)
+    found = Dataset.from_parquet(pool).map(selector, batched=True, batch_size=6, num_proc=2, with_rank=True)
+    assert not selector.encoder._embedders, "the model was loaded in the parent"
+    found.to_parquet(output)
+"""
+
+
+def test_spawned_workers_add_the_same_columns(tmp_path, one_thread):
+    model, pool = save_tiny(tmp_path / "model"), pool_of(24, 3)
+    script, source, output = (tmp_path / name for name in ("script.py", "pool.parquet", "found.parquet"))
+    script.write_text(SCRIPT)
+    pool.to_parquet(source)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, script, model, source, output]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = pool.map(EmbeddingPairSelector(model), batched=True, batch_size=6)
+    found = Dataset.from_parquet(str(output), cache_dir=str(tmp_path / "cache"))
+    assert found.features == expected.features
+    np.testing.assert_allclose(found["similarity"], expected["similarity"], atol=2e-6)
+    assert found.remove_columns("similarity")[:] == expected.remove_columns("similarity")[:]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rank", "device"),
+    [(None, None, "cuda"), (None, 0, "cuda:0"), (None, 3, "cuda:3"), (None, 5, "cuda:1"), ("cpu", 2, "cpu")],
+)
+def test_the_device_is_that_of_the_rank(asked, rank, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert pick_device(asked, rank) == device
+
+
+def test_without_an_accelerator_every_rank_is_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(None, 3) == "cpu"

@@ -1,0 +1,120 @@
+"""Fitting a selector's geometry to a few rows of the pool, drawn by seed and content."""
+
+import copy
+import hashlib
+import heapq
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+
+from trl_real.data.columns import is_pool, to_columns
+from trl_real.data.stream import Chunks
+from trl_real.data.whole import write_whole
+from trl_real.errors import TrlRealError
+from trl_real.functional.geometry import GEOMETRIES, Geometry
+from trl_real.selection.annotation import content_key, gather_candidates
+
+
+if TYPE_CHECKING:
+    from trl_real.selection.selector import EmbeddingPairSelector
+
+GEOMETRY_SAMPLE = 1000
+
+Keys = list[tuple[bytes, int]]
+
+
+def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset, folder: Path | None = None) -> Geometry:
+    """
+    The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
+    content.
+
+    Args:
+        selector: With a geometry other than raw.
+        dataset: A pool or labelled pairs.
+        folder: Where it is kept, so that a run that goes on has the same to the last bit.
+
+    Raises:
+        TrlRealError: If no row has a pair.
+    """
+    pool = is_pool(dataset.column_names, selector.responses)
+    plain = dataset.with_format(None)
+    wanted = [name for name in ("prompt", selector.responses, "chosen", "rejected") if name in plain.column_names]
+    keys: Keys = []
+    for number, batch in enumerate(plain.select_columns(wanted).iter(1000)):
+        keys = _lowest_keys(selector, pool, keys, batch, 1000 * number)
+    return _geometry(selector, pool, keys, plain.select([row for _, row in keys]), folder)
+
+
+def geometry_of_stream(selector: "EmbeddingPairSelector", chunks: Chunks, pool: bool, folder: Path) -> Geometry:
+    """
+    What `fitted_geometry` gives for the same rows, from one pass that holds a chunk and 1,000 rows.
+
+    Args:
+        selector, folder: As there.
+        chunks: Of a pool or labelled pairs, with the columns that the selector reads.
+        pool: Whether it is a pool.
+
+    Raises:
+        TrlRealError: If no row has a pair.
+    """
+    keys: Keys = []
+    held: dict[int, dict] = {}
+    for start, rows in chunks:
+        keys = _lowest_keys(selector, pool, keys, rows.with_format(None)[:], start)
+        held = {row: held[row] if row in held else rows[row - start] for _, row in keys}
+    columns = {name: [held[row][name] for _, row in keys] for name in chunks.features}
+    sample = Dataset.from_dict(columns, features=chunks.features)
+    return _geometry(selector, pool, keys, sample, folder)
+
+
+def checked_geometry(geometry: str, center: bool) -> str:
+    """
+    The name of a geometry, from the two ways to ask for one.
+
+    Raises:
+        TrlRealError: If there is no such geometry, or the two differ.
+    """
+    if geometry not in GEOMETRIES:
+        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
+    if center and geometry not in ("raw", "centered"):
+        raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
+    return "centered" if center else geometry
+
+
+def _lowest_keys(selector, pool: bool, keys: Keys, batch: dict[str, list], start: int) -> Keys:
+    """The lowest keys of the rows seen so far, with the rows' numbers, ascending."""
+    found = [
+        (content_key(selector.seed, row.prompt, row.texts), start + i)
+        for i, row in enumerate(gather_candidates(batch, pool, selector.responses))
+        if not row.skipped
+    ]
+    return heapq.nsmallest(GEOMETRY_SAMPLE, keys + found)
+
+
+def _geometry(selector, pool: bool, keys: Keys, sample: Dataset, folder: Path | None) -> Geometry:
+    if not keys:
+        raise TrlRealError(f"geometry={selector.geometry!r}, but no row has two responses to fit it to.")
+    plain_selector = copy.copy(selector)
+    plain_selector.geometry, plain_selector.fitted = "raw", None
+    if folder is None:
+        return _fit(selector, plain_selector, sample, pool)
+    digest = hashlib.blake2b(repr([selector.geometry, Hasher.hash(plain_selector), keys]).encode(), digest_size=8)
+    file = folder / f"geometry-{digest.hexdigest()}.safetensors"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
+    return Geometry(**safetensors.torch.load(file.read_bytes()))
+
+
+def _fit(selector, plain_selector, sample: Dataset, pool: bool) -> Geometry:
+    batch = to_columns(sample[:])
+    vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
+    vectors = [v for v in vectors if torch.isfinite(v).all()]
+    if not vectors:
+        raise TrlRealError(f"geometry={selector.geometry!r}, but every embedding of the sample holds NaN or infinity.")
+    fitted = GEOMETRIES[selector.geometry](torch.cat(vectors).double())
+    return Geometry(fitted.shift.float(), fitted.matrix.float())

@@ -33,6 +33,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_spawned_workers_add_the_same_columns(tmp_path, one_thread):
     model, pool = save_tiny(tmp_path / "model"), pool_of(24, 3)
     script, source, output = (tmp_path / name for name in ("script.py", "pool.parquet", "found.parquet"))

@@ -75,6 +75,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
 
 
+@pytest.mark.slow
 def test_two_nodes_select_what_one_process_selects(cluster, model, pool, tmp_path):
     alone, spread = (EmbeddingPairSelector(model, geometry="centered") for _ in range(2))
     expected = alone.select(read(pool), 0.25, shards=tmp_path / "one", shard_rows=8)
@@ -85,6 +86,7 @@ def test_two_nodes_select_what_one_process_selects(cluster, model, pool, tmp_pat
     assert stamps(tmp_path / "ray") == before
 
 
+@pytest.mark.slow
 def test_mistakes_come_back_in_one_line(cluster, model, pool, tmp_path):
     selector = EmbeddingPairSelector(model)
     with pytest.raises(TrlRealError, match="5 actors of 1 CPU do not fit"):

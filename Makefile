@@ -40,11 +40,13 @@ style: $(STAMP)  ## Mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## Check that every link in the documentation leads somewhere
-	$(BIN)/python -m pytest tests/test_docs.py
+docs: $(STAMP)  ## Build the site into site/, and check every link and page
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_site.py -k "lead or TestMenus or public_name"
+	@echo "Open site/index.html"
 
 bench: $(STAMP)  ## Tokens a second of the embedder beside plain batches, sentence-transformers and REAL's script
 	$(BIN)/python benchmarks/embedding.py
 
 clean:  ## Remove what was built
-	rm -rf $(VENV) build dist *.egg-info demo_output
+	rm -rf $(VENV) build dist site *.egg-info demo_output

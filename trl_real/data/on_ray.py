@@ -82,7 +82,7 @@ def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[
         have = "; ".join(", ".join(f"{node.get(name, 0):g} {name}" for name in asked) for node in nodes)
         advice = f"Type num_actors={fit}." if fit else "Ask for less an actor: num_cpus=1, num_gpus=0."
         raise TrlRealError(
-            f"{num_actors} actors of {each} do not fit: the nodes have {have}, and Ray would wait for the rest. {advice}"
+            f"{num_actors} actors of {each} do not fit: the nodes have {have}. Ray would wait for the rest. {advice}"
         )
 
 

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", required=True)
     parser.add_argument("--sentiment", action="store_true")
     args = parser.parse_args()
-    states = {arm: [states_of(run) for run in sorted(args.folder.glob(f"{arm}-*"))] for arm in ABLATIONS}
+    runs = {arm: [states_of(run) for run in sorted(args.folder.glob(f"{arm}-*"))] for arm in ABLATIONS}
+    states = {arm: [run for run in some if run] for arm, some in runs.items()}
     for metric in args.metrics:
         print(metric_table(states, metric))
     print(label_table(states, args.folder if args.sentiment else None))

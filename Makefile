@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= false
@@ -24,9 +25,9 @@ install: $(STAMP)  ## Make .venv with everything in it
 demo: $(STAMP)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 10 minutes on 2 cores)
 	$(BIN)/trl-real demo --output_dir demo_output
 
-# Threads that spin while they wait make a busy machine ten times slower.
+# A process a core, each with one thread. Threads that spin while they wait make a busy machine ten times slower.
 test: $(STAMP)  ## The tests that need no network and no real model
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(STAMP)  ## Tests with a real model
 	$(BIN)/python -m pytest -m slow

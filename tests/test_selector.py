@@ -395,7 +395,7 @@ class TestFingerprint:
             {"responses": "answers"}, {"seed": 1}, {"dtype": "bfloat16"}, {"include_bos": True},
             {"include_eos": True}, {"on_nonfinite": "skip"}, {"strategy": lambda e, d: d},
         ],
-        ids=str,
+        ids=lambda change: str(change).partition(" at 0x")[0],
     )  # fmt: skip
     def test_changes_with_every_setting_that_matters(self, settings):
         assert Hasher.hash(selector(**settings)) != Hasher.hash(selector())

@@ -16,6 +16,7 @@ from datasets import Dataset, load_from_disk
 from judge_server import MODEL as JUDGE
 from judge_server import JudgeServer
 from test_page import browser  # noqa: F401  (a fixture)
+from test_page_judge import arrive
 from tiny import save_tiny
 
 from trl_real.cli.demo_model import demo_model
@@ -195,11 +196,7 @@ def test_a_person_votes_on_the_page_of_each_round(real, checkout, browser):  # n
     try:
         for _ in range(2):
             address = next(found[1] for line in process.stdout if (found := re.search(r"Label at (http\S+)", line)))
-            browser.driver.get(address)
-            asks = "document.querySelector('#annotator input, #annotator textarea')"
-            browser.wait(f"{asks} || document.querySelector('#pair')")
-            if browser.run(f"return !!{asks}"):  # the second page, in the same tab, knows the name
-                browser.enter("ann")
+            arrive(browser, address)
             assert "cheerful" in browser.run("return document.body.textContent")
             while browser.shown():
                 browser.vote("1")

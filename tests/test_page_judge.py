@@ -33,6 +33,15 @@ def test_votes_that_are_there_are_not_asked_for_again(tmp_path):
     assert sorted(verdict.outcome for verdict in verdicts) == ["a", "failed", "tie"]
 
 
+def arrive(browser, address: str) -> None:  # noqa: F811
+    """Open a page and give a name; the second page, in the same tab, knows it."""
+    browser.driver.get(address)
+    asks = "document.querySelector('#annotator input, #annotator textarea')"
+    browser.wait(f"{asks} || document.querySelector('#pair')")
+    if browser.run(f"return !!{asks}"):
+        browser.enter("ann")
+
+
 @pytest.mark.slow
 def test_a_run_in_rounds_waits_for_people_and_goes_on(tmp_path, browser):  # noqa: F811
     model = save_tiny(tmp_path / "model")
@@ -46,11 +55,7 @@ def test_a_run_in_rounds_waits_for_people_and_goes_on(tmp_path, browser):  # noq
     try:
         for _ in range(2):
             address = next(found[1] for line in run.stderr if (found := re.search(r"Label at (http\S+);", line)))
-            browser.driver.get(address)
-            asks = "document.querySelector('#annotator input, #annotator textarea')"
-            browser.wait(f"{asks} || document.querySelector('#pair')")
-            if browser.run(f"return !!{asks}"):  # the second page, in the same tab, knows the name
-                browser.enter("ann")
+            arrive(browser, address)
             while browser.shown():
                 browser.vote("1")
         assert run.wait(timeout=120) == 0

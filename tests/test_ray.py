@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from test_shards import pool_of, told
+from test_shards import pool_of, stamps, told
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from trl_real import EmbeddingPairSelector, select_on_ray
@@ -68,11 +68,6 @@ def pool(tmp_path_factory):
 
 def read(file: Path) -> Dataset:
     return Dataset.from_parquet(str(file))
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    """When each finished shard was written."""
-    return {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
 
 
 @pytest.mark.slow

@@ -197,13 +197,12 @@ def assert_same(found: Path, expected: Path) -> None:
     """The same set and, times aside, the same record, from the same shards."""
     assert load_from_disk(str(found))[:] == load_from_disk(str(expected))[:]
     assert told(SelectionRecord.load(found)) == told(SelectionRecord.load(expected))
-    names = [{file.name for file in Path(f"{folder}.shards").rglob("*.parquet")} for folder in (found, expected)]
-    assert names[0] == names[1]
+    assert stamps(of(found)).keys() == stamps(of(expected)).keys()
 
 
 def kill_one(process: subprocess.Popen, output: Path, n_shards: int, victim: random.Random) -> None:
     """kill -9 of one of the workers, once so many shards are there."""
-    while len(list(Path(f"{output}.shards").rglob("*.parquet"))) < n_shards and process.poll() is None:
+    while len(stamps(of(output))) < n_shards and process.poll() is None:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     if children:
@@ -211,9 +210,14 @@ def kill_one(process: subprocess.Popen, output: Path, n_shards: int, victim: ran
     process.communicate(timeout=120)
 
 
-def stamps(output: Path) -> dict[str, int]:
-    """When each finished shard was written."""
-    return {file.name: file.stat().st_mtime_ns for file in Path(f"{output}.shards").rglob("*.parquet")}
+def stamps(folder: Path) -> dict[str, int]:
+    """When each finished shard in a folder was written."""
+    return {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+
+
+def of(output: Path) -> Path:
+    """Where the command line keeps the shards of an output."""
+    return Path(f"{output}.shards")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
@@ -221,11 +225,11 @@ def test_two_processes_of_which_one_is_killed_then_one_alone(written, tmp_path):
     flags, expected = written
     output = tmp_path / "two"
     kill_one(launched(2, [*flags, "--output_dir", str(output)]), output, 3, random.Random(0))
-    before = stamps(output)
+    before = stamps(of(output))
     assert before and not (output / RECORD_FILE).exists()
     finished(launched(1, [*flags, "--output_dir", str(output)]))
     assert_same(output, expected)
-    assert before.items() <= stamps(output).items()
+    assert before.items() <= stamps(of(output)).items()
 
 
 @pytest.mark.slow
@@ -244,8 +248,8 @@ def test_killed_at_ten_moments(written, tmp_path):
         output = tmp_path / str(trial)
         process = launched(2, [*flags, "--output_dir", str(output)])
         kill_one(process, output, moments.randint(0, 14), moments)
-        before = stamps(output)
+        before = stamps(of(output))
         finished(launched(moments.choice((1, 2)), [*flags, "--output_dir", str(output)]))
         assert_same(output, expected)
-        assert before.items() <= stamps(output).items()
+        assert before.items() <= stamps(of(output)).items()
         shutil.rmtree(output)

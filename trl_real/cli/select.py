@@ -1,11 +1,12 @@
 """Choose the pairs of a pool that are worth a label."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.plan import add_plan, run_plan
-from trl_real.cli.streaming import add_streaming, run_streaming
+from trl_real.cli.plan import add_plan, print_plan
+from trl_real.cli.streaming import add_streaming, write_stream
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +48,6 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record."""
-    if args.plan:
-        return run_plan(args)
     from trl_real.data.files import check_target, load, save
     from trl_real.data.processes import join, rank
     from trl_real.data.sources import SOURCES
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.selection.budget import check_budget
     from trl_real.selection.selector import EmbeddingPairSelector
 
-    require(args, "dataset", "output_dir")
+    require(args, "dataset", *(() if args.plan else ("output_dir",)))
     check_budget(args.budget)
     join()
     if args.source is not None and args.source not in SOURCES:
@@ -64,21 +63,31 @@ def run(args: argparse.Namespace) -> None:
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
     settings = {name: getattr(args, name) for name in (*names, "geometry", "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
-    if args.streaming or args.sample is not None:
-        return run_streaming(args, selector)
+    if (args.streaming or args.sample is not None) and not args.plan:
+        written = write_stream(args, selector)
+        return None if rank() else _tell(args, selector.record, written.column_names, n_written=len(written))
     dataset = load(args.dataset, args.split)
     if args.source:
         dataset = SOURCES[args.source](dataset)
+    if args.plan:
+        return print_plan(args, selector, dataset)
     check_target(dataset, args.output_dir)
     kept = _kept(args, selector, dataset)
-    if rank():
-        return
-    folder = save(kept, args.output_dir)
-    selector.record.save(folder)
-    say(selector.record.summary())
-    verb = "label" if "pair" in kept.column_names else "train"
+    if not rank():
+        save(kept, args.output_dir)
+        _tell(args, selector.record, kept.column_names)
+
+
+def _tell(args: argparse.Namespace, record: Any, columns: list[str], **more: int) -> None:
+    """Put the record beside the rows that are written, and say what was done and what comes next."""
+    folder = str(Path(args.output_dir))
+    record.save(folder)
+    say(record.summary())
+    if record.sampled:
+        say(f"{more['n_written']} rows of the stream were kept.")
+    verb = "label" if "pair" in columns else "train"
     say(f"Next: trl-real {verb} --dataset {folder} --output_dir …")
-    result(args, {"output_dir": str(folder), **selector.record.to_dict()}, str(folder))
+    result(args, {"output_dir": folder, **more, **record.to_dict()}, folder)
 
 
 def _kept(args: argparse.Namespace, selector: Any, dataset: Any) -> Any:

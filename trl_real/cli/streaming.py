@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_real.cli.options import result, say
-
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
+    from datasets import Dataset, IterableDataset
 
     from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -23,9 +21,12 @@ def add_streaming(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_streaming(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> None:
+def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> "Dataset | None":
     """
-    Select from a stream, and write the kept rows, as they come, with their record.
+    Select from a stream, and write the kept rows as they come.
+
+    Returns:
+        The rows that are written; None in all processes but the first.
 
     Raises:
         TrlRealError: If a flag does not go with streams.
@@ -42,19 +43,12 @@ def run_streaming(args: argparse.Namespace, selector: "EmbeddingPairSelector") -
     stream = load_stream(args.dataset, args.split)
     kept = selector.select(stream, args.budget, shard_rows=args.shard_rows, **way)
     if rank():
-        return
+        return None
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
         written = Dataset.from_generator(Again(kept), features=kept.features, cache_dir=folder)
         save(written, args.output_dir)
-    selector.record.save(args.output_dir)
-    say(selector.record.summary())
-    if selector.record.sampled:
-        say(f"{len(written)} rows of the stream were kept.")
-    verb = "label" if "pair" in kept.column_names else "train"
-    say(f"Next: trl-real {verb} --dataset {args.output_dir} --output_dir …")
-    values = {"output_dir": args.output_dir, "n_written": len(written), **selector.record.to_dict()}
-    result(args, values, args.output_dir)
+    return written
 
 
 class Again:

@@ -47,15 +47,7 @@ def load(path_or_id: str | Path, split: str | None = None, **options: Any) -> Da
     Raises:
         TrlRealError: If there is no such path or split, several splits and none was named, or it cannot be read.
     """
-    name, path = str(path_or_id), Path(path_or_id).expanduser()
-    try:
-        splits = _read_path(path) if path.exists() else _read_hub(name, options)
-    except TrlRealError:
-        raise
-    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
-        raise TrlRealError(
-            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
-        ) from error
+    name, splits = _splits(path_or_id, {}, options)
     return _choose(splits, split, name)
 
 
@@ -70,15 +62,7 @@ def load_stream(path_or_id: str | Path, split: str | None = None) -> IterableDat
     Raises:
         TrlRealError: As in `load`, or if a part of a split is asked for.
     """
-    name, path = str(path_or_id), Path(path_or_id).expanduser()
-    try:
-        splits = _read_path(path, streaming=True) if path.exists() else _read_hub(name, {"streaming": True})
-    except TrlRealError:
-        raise
-    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
-        raise TrlRealError(
-            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
-        ) from error
+    name, splits = _splits(path_or_id, {"streaming": True}, {"streaming": True})
     names = list(splits)
     if split not in (None, *names) or (split is None and len(names) > 1):
         raise TrlRealError(f"A stream of {name!r} is one whole split of {names}; found {split!r}. Type: {names[0]!r}")
@@ -146,6 +130,19 @@ def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
         raise TrlRealError(
             f"The folder {str(folder)!r} holds something that trl_real did not write. Give a new or an empty folder."
         )
+
+
+def _splits(path_or_id: str | Path, on_disk: dict, on_hub: dict) -> tuple[str, dict[str, Any]]:
+    """The name for errors, and all splits of what lies on the disk or, if nothing does, on the Hub."""
+    name, path = str(path_or_id), Path(path_or_id).expanduser()
+    try:
+        return name, _read_path(path, **on_disk) if path.exists() else _read_hub(name, on_hub)
+    except TrlRealError:
+        raise
+    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
+        raise TrlRealError(
+            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
+        ) from error
 
 
 def _read_path(path: Path, **options: bool) -> dict[str, Any]:

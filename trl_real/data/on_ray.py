@@ -86,7 +86,9 @@ def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[
         )
 
 
-def run_on_ray(work: ShardedMap, num_actors: int, num_cpus: float, num_gpus: float, address: str | None) -> None:
+def run_on_ray(
+    work: ShardedMap, desc: str, num_actors: int, num_cpus: float, num_gpus: float, address: str | None
+) -> None:
     """
     Do the shards that are missing.
 
@@ -94,6 +96,7 @@ def run_on_ray(work: ShardedMap, num_actors: int, num_cpus: float, num_gpus: flo
 
     Args:
         work: Its dataset, model and folder must be seen by all nodes.
+        desc: For the progress bar.
         num_actors: Actors that run at once.
         num_cpus, num_gpus: That one takes.
         address: As in `connect`.
@@ -116,6 +119,6 @@ def run_on_ray(work: ShardedMap, num_actors: int, num_cpus: float, num_gpus: flo
         num_cpus=num_cpus,
         num_gpus=num_gpus,
     )
-    for row in tqdm(done.iter_rows(), total=len(numbers), desc="Selecting pairs on Ray", unit="shard"):
+    for row in tqdm(done.iter_rows(), total=len(numbers), desc=desc, unit="shard"):
         if row["mistake"]:
             raise TrlRealError(row["mistake"])

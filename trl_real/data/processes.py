@@ -1,15 +1,16 @@
 """Several processes at one job: joining them, sharing the work out, and telling all of them what one found."""
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-from torch import Tensor, distributed
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trl_real.errors import TrlRealError
 
+
+if TYPE_CHECKING:
+    import torch
 
 K, T = TypeVar("K"), TypeVar("T")
 
@@ -21,7 +22,8 @@ PATIENCE = timedelta(days=7)
 
 def join() -> None:
     """Become one of the processes that `accelerate launch` or `torchrun` started, where one of them did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _group() is None:
+        import torch
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
@@ -29,67 +31,78 @@ def join() -> None:
 
 def rank() -> int:
     """Number of this process, from 0; 0 for one that is alone."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    group = _group()
+    return group.get_rank() if group else 0
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
-    """The part of `items`, the same in all processes, that is this process's: every `world_size`-th."""
-    return items[rank() :: distributed.get_world_size()] if distributed.is_initialized() else items
+def share(items: Sequence[T], together: bool = True) -> Sequence[T]:
+    """
+    The part of some items that is this process's: every `world_size`-th.
+
+    Args:
+        items: The same, in the same order, in all processes.
+        together: False where this process works alone, whatever others there are.
+    """
+    group = _group(together)
+    return items[group.get_rank() :: group.get_world_size()] if group else items
 
 
 def is_mine(number: int) -> bool:
     """Whether the job of that number is this process's: `share` where it is not known how many there will be."""
-    return not distributed.is_initialized() or number % distributed.get_world_size() == rank()
+    group = _group()
+    return group is None or number % group.get_world_size() == group.get_rank()
 
 
 def wait() -> None:
     """Until all processes have come here."""
-    if distributed.is_initialized():
-        distributed.barrier()
+    group = _group()
+    if group:
+        group.barrier()
 
 
-def my_share(keys: list[Hashable], divided: bool) -> set[Hashable]:
-    """
-    The part of different keys that is this process's.
-
-    Args:
-        keys: The same, in the same order, in all processes.
-        divided: False where this process works alone, whatever others there are.
-    """
-    return set(share(keys) if divided else keys)
-
-
-def once(function: Callable[[], T]) -> T:
+def once(function: Callable[[], T], together: bool = True) -> T:
     """
     What `function` returns in the first process, in all of them; all wait for it.
+
+    Args:
+        function: Called in the first process alone.
+        together: As in `share`.
 
     Raises:
         TrlRealError: In all of them, if it does so in the first.
     """
-    if not distributed.is_initialized():
+    group = _group(together)
+    if group is None:
         return function()
     told: list = [None, None]
-    if rank() == 0:
+    if group.get_rank() == 0:
         try:
             told[0] = function()
         except TrlRealError as error:
             told[1] = error
-    distributed.broadcast_object_list(told, src=0)
+    group.broadcast_object_list(told, src=0)
     if told[1] is not None:
         raise told[1]
     return told[0]
 
 
-def gather(mine: dict[K, T]) -> dict[K, T]:
-    """The entries of all processes, in all of them; all wait for the last one."""
-    if not distributed.is_initialized():
+def gather(mine: dict[K, T], together: bool = True) -> dict[K, T]:
+    """
+    The entries of all processes, in all of them; all wait for the last one.
+
+    Args:
+        mine: Of this process.
+        together: As in `share`.
+    """
+    group = _group(together)
+    if group is None:
         return mine
-    parts: list = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, mine)
+    parts: list = [None] * group.get_world_size()
+    group.all_gather_object(parts, mine)
     return {key: value for part in parts for key, value in part.items()}
 
 
-def sum_over_processes(rows: Tensor, device: torch.device) -> None:
+def sum_over_processes(rows: "torch.Tensor", device: "torch.device") -> None:
     """
     Add up, in place, what all processes hold: exact where all but one of them hold zeros. One alone keeps its own.
 
@@ -97,7 +110,14 @@ def sum_over_processes(rows: Tensor, device: torch.device) -> None:
         rows: Of the same shape in all processes. Shape `(n, d)`.
         device: One that the group's backend sends from.
     """
-    for block in rows.split(max(1, BLOCK // rows.shape[1])) if distributed.is_initialized() else ():
+    group = _group()
+    for block in rows.split(max(1, BLOCK // rows.shape[1])) if group else ():
         moved = block.to(device)
-        distributed.all_reduce(moved)
+        group.all_reduce(moved)
         block.copy_(moved)
+
+
+def _group(together: bool = True) -> Any:
+    """`torch.distributed` where processes are joined, else None; torch is not loaded to find that out."""
+    distributed = sys.modules.get("torch.distributed") if together else None
+    return distributed if distributed and distributed.is_initialized() else None

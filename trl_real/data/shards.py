@@ -50,8 +50,7 @@ class Shards:
         self.key = hashlib.blake2b(key).digest()
 
     def known(self) -> set[int]:
-        """Numbers of the shards that are there; the folder is made if it is not."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Numbers of the shards that are there."""
         return {int(file.name.partition("-")[0]) for file in self.folder.glob("*-*.parquet")}
 
     def file(self, number: int, digest: bytes) -> Path:
@@ -75,6 +74,7 @@ class Shards:
             buffer = io.BytesIO()
             pq.write_table(self._table(rows, numbers), buffer)
             try:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 write_whole(file, buffer.getvalue())
             except OSError as error:
                 raise TrlRealError(

@@ -118,7 +118,6 @@ def map_chunks(
         TrlRealError: If the disk is full, or the stream is not the same in all passes and processes.
     """
     shards = Shards(function, features, folder, batch_size)
-    once(shards.known)
     files: list[Path] = []
     for start, rows in tqdm(chunks, desc=desc, unit="chunk", disable=rank() > 0):
         number = start // chunks.size

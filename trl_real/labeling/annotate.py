@@ -135,38 +135,36 @@ def annotate(
 
 
 def _verdicts(
-    pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, divided: bool
+    pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, together: bool
 ) -> tuple[list[Verdict], int]:
     """A verdict a row, and how many of them the journal knew."""
     if journal is None:
         starts = range(0, len(pairs), batch_size)
         batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
-        batches = share(batches) if divided else batches
-        found = {}
-        for rows in batches:
+        found: dict[int, Verdict] = {}
+        for rows in share(batches, together):
             found |= zip(rows, ask(judge, pairs[rows], rows), strict=True)
-        found = gather(found) if divided else found
+        found = gather(found, together)
         return [found[row] for row in range(len(pairs))], 0
     with Journal(journal) as lines:
         identity = _identity(judge)
-        read = once(lines.read) if divided else lines.read()
+        read = once(lines.read, together)
         known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
         columns = (pairs["prompt"], pairs["response_a"], pairs["response_b"])
         keys = [pair_key(*row) for row in zip(*columns, strict=True)]
         first_rows: dict[str, int] = {}
         for i, key in enumerate(keys):
             first_rows.setdefault(key, i)
-        missing = [i for key, i in first_rows.items() if key not in known]
+        missing = share([i for key, i in first_rows.items() if key not in known], together)
         n_resumed = sum(key in known for key in keys)
         asked: dict[str, Verdict] = {}
-        missing = share(missing) if divided else missing
         for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
             rows = missing[start : start + batch_size]
             for row, verdict in zip(rows, ask(judge, pairs[rows], rows), strict=True):
                 if not verdict.failure and verdict.outcome != "failed":
                     lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
                 asked[keys[row]] = verdict
-        known |= gather(asked) if divided else asked
+        known |= gather(asked, together)
     return [known[key] for key in keys], n_resumed
 
 

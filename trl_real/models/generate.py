@@ -109,9 +109,8 @@ def generate(
     found = Kept(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
     missing = [response for key, response in {_key(each): each for each in asked}.items() if not found.has(*key)]
     missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
-    if all_processes:
-        mine = set(share(list(dict.fromkeys(response.prompt for response in missing))))
-        missing = [response for response in missing if response.prompt in mine]
+    mine = set(share(list(dict.fromkeys(response.prompt for response in missing)), all_processes))
+    missing = [response for response in missing if response.prompt in mine]
     sampler, ends, n_tokens = Sampler(temperature, top_p), _ends(model, tokenizer), 0
     bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="response", delay=2)
     with found, evaluating(model), bar, closing(_write(model, sampler, ends, batch_size, missing)) as written:
@@ -122,9 +121,8 @@ def generate(
             n_tokens += len(response.tokens)
             bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
             bar.update()
-    if all_processes:
-        found.known |= gather(found.known)
-        n_tokens = sum(gather({rank(): n_tokens}).values())
+    found.known |= gather(found.known, all_processes)
+    n_tokens = sum(gather({rank(): n_tokens}, all_processes).values())
     rows = [[found.get(*_key(response))[0] for response in asked[i : i + n]] for i in range(0, len(asked), n)]
     return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
 

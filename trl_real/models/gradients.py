@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from trl_real.data.processes import my_share, sum_over_processes
+from trl_real.data.processes import share, sum_over_processes
 from trl_real.errors import TrlRealError
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
@@ -182,7 +182,7 @@ class GradientFeatures:
         self._check_length(distinct)
         vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # the last one for blanks
         prompts = sorted({row.prompt for row in distinct}, key=lambda prompt: (len(prompt), prompt))
-        prompts = my_share(prompts, self.options.all_processes)
+        prompts = set(share(prompts, self.options.all_processes))
         mine = [row for row in distinct if row.prompt in prompts]
         places = torch.tensor([distinct[row] for row in mine], dtype=torch.long)
         n_tokens = torch.zeros(1, 1, dtype=torch.long)

@@ -35,7 +35,7 @@ class Kept:
         self.settings = ""
         if self.journal is not None:
             self.settings = json.dumps(settings(), sort_keys=True)
-            for line in once(self.journal.read) if all_processes else self.journal.read():
+            for line in once(self.journal.read, all_processes):
                 self.known[line.get("key", "")] = [Written(**each) for each in line.get("written", [])]
 
     def has(self, *parts: Any) -> bool:

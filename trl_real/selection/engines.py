@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from datasets import Dataset, Features
 
@@ -27,6 +27,7 @@ class Mapped:
 
     num_proc: int | None = None
     batch_size: int = 512
+    folder: ClassVar[None] = None  # nothing is kept
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
         """What `scoring` finds, a row a row."""

@@ -1,7 +1,6 @@
 """Gradient features that are kept in shards, by all processes together."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,6 @@ def gradients_in_shards(
         texts: Responses.
         folder: Of the shards.
     """
-    started = time.perf_counter()
     rows = {"prompt": [json.dumps(prompt) for prompt in prompts], "response": texts}
     sizes = {"shard_rows": SHARD_RESPONSES, "batch_size": SHARD_RESPONSES}
     work = ShardedMap(GradientPass(features, identity), Dataset.from_dict(rows), COLUMNS, folder, **sizes)
@@ -75,7 +73,7 @@ def gradients_in_shards(
     for start in range(0, len(texts), SHARD_RESPONSES):
         block = found[start : start + SHARD_RESPONSES]["vector"]
         vectors[start : start + len(block)] = torch.from_numpy(np.stack(list(block)))
-    columns = {name: torch.as_tensor(np.asarray(found[name][:])) for name in ("n_scored", "truncated", "n_tokens")}
+    columns = {name: torch.as_tensor(np.asarray(found[name][:])) for name in COLUMNS if name != "vector"}
     return Gradients(
         vectors,
         vectors.norm(dim=1),
@@ -83,5 +81,5 @@ def gradients_in_shards(
         columns["truncated"].bool(),
         features.projection.fingerprint,
         int(columns["n_tokens"].sum()),
-        time.perf_counter() - started,
+        float(columns["seconds"].sum()),
     )

@@ -11,8 +11,7 @@ from trl_real.data.on_ray import run_on_ray
 from trl_real.data.shards import SHARD_ROWS, Batch
 from trl_real.errors import TrlRealError
 from trl_real.selection.budget import check_budget
-from trl_real.selection.engines import Sharded
-from trl_real.selection.fitting import fitted_geometry
+from trl_real.selection.engines import DESCRIPTION, Sharded
 from trl_real.selection.pool import select_from
 
 
@@ -39,7 +38,7 @@ class OnRay(Sharded):
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
         """What `scoring` finds, a row a row."""
         work = self.work(scoring, plain, features, name)
-        run_on_ray(work, self.num_actors, self.num_cpus, self.num_gpus, self.address)
+        run_on_ray(work, f"{DESCRIPTION} on Ray", self.num_actors, self.num_cpus, self.num_gpus, self.address)
         return work.read()
 
 
@@ -86,7 +85,5 @@ def select_on_ray(
         raise TrlRealError("A loaded model does not travel to Ray's actors. Give the selector a path or a Hub id.")
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     engine = OnRay(Path(shards).resolve(), shard_rows, batch_size, num_actors, num_cpus, num_gpus, address)
-    if selector.geometry != "raw" and selector.embeds:
-        selector.fitted = fitted_geometry(selector, dataset, engine.folder)
     kept, selector.record = select_from(selector, dataset, budget, engine)
     return kept

@@ -30,6 +30,7 @@ from trl_real.data.columns import (
 from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_size, rows_in_doubt
 from trl_real.selection.engines import Engine, Sharded
+from trl_real.selection.fitting import fitted_geometry
 from trl_real.selection.record import SelectionRecord, describe_similarity
 from trl_real.selection.strategies import set_budget
 
@@ -80,10 +81,10 @@ def select_from(
     selector: "EmbeddingPairSelector", dataset: Dataset, budget: float | int | None, engine: Engine
 ) -> tuple[Dataset, SelectionRecord]:
     """
-    Score every row, keep those that the budget buys.
+    Fit the geometry, score every row, keep those that the budget buys.
 
     Args:
-        selector: Strategy, model and settings.
+        selector: Strategy, model and settings; a geometry other than raw is fitted anew.
         dataset: A pool or labelled pairs, in any format.
         budget: As in `EmbeddingPairSelector.select`.
         engine: How the rows are scored.
@@ -92,6 +93,8 @@ def select_from(
         The kept rows, in the dataset's format, and the record.
     """
     plain, pool = plain_rows(selector, dataset)
+    if selector.geometry != "raw" and selector.embeds:
+        selector.fitted = engine.once(lambda: fitted_geometry(selector, dataset, engine.folder))
 
     def score(scorer: "EmbeddingPairSelector", rows: np.ndarray | None, name: str) -> Dataset:
         return score_rows(scorer, plain if rows is None else plain.select(rows), pool, engine, name)
@@ -206,7 +209,7 @@ def _settle_doubts(selector, scored: Dataset, budget, score: Score, once: Callab
     band = HALF_PRECISION_BAND
     while True:
         scores = numbers(scored, "_score")
-        doubtful = once(lambda: np.setdiff1d(_doubtful(scored, budget, band), settled))  # noqa: B023
+        doubtful = once(lambda: np.setdiff1d(_doubtful(scores, scored, budget, band), settled))  # noqa: B023
         if not len(doubtful):
             return scored, settled
         again = score(exact, doubtful, f"again-{len(settled)}")
@@ -219,8 +222,7 @@ def _settle_doubts(selector, scored: Dataset, budget, score: Score, once: Callab
         settled = np.union1d(settled, doubtful)
 
 
-def _doubtful(scored: Dataset, budget, band: float) -> np.ndarray:
-    scores = numbers(scored, "_score")
+def _doubtful(scores: np.ndarray, scored: Dataset, budget, band: float) -> np.ndarray:
     size = budget_size(budget, int(np.isfinite(scores).sum()))
     return rows_in_doubt(scores, numbers(scored, "_gap"), size, band)
 

@@ -249,8 +249,6 @@ class EmbeddingPairSelector:
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams; a Dataset is ranked as a whole. Leave it out.")
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
-        if self.geometry != "raw" and self.embeds:
-            self.fitted = engine.once(lambda: fitted_geometry(self, dataset, shards and Path(shards)))
         kept, self.record = select_from(self, dataset, budget, engine)
         return kept
 

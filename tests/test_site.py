@@ -116,14 +116,15 @@ def test_a_page_with_a_model_prints_what_it_shows_but_for_the_numbers(page, else
     assert printed and printed == [NUMBER.sub("#", line) for line in shown[-len(printed) :]]
 
 
-def test_the_first_command_prints_what_the_quickstart_shows(elsewhere, capsys):
+@pytest.mark.parametrize("page", ["quickstart.md", "../README.md"])
+def test_the_first_command_prints_what_the_page_shows(page, elsewhere, capsys):
     from trl_real.cli.main import main
 
-    command = re.search(r"^trl-real (select .*)", _shell("quickstart.md"), re.MULTILINE)[1]
+    command = re.search(r"^trl-real (select .*)", _shell(page), re.MULTILINE)[1]
     assert main(command.replace("mine.parquet", "examples/pool.jsonl").split()) == 0
     told = capsys.readouterr()
     printed = [NUMBER.sub("#", line) for line in (told.err + told.out).splitlines()]
-    assert all(line in printed for line in NUMBER.sub("#", page_blocks("quickstart.md", "text")[0]).splitlines())
+    assert all(line in printed for line in NUMBER.sub("#", page_blocks(page, "text")[0]).splitlines())
 
 
 def _is_log(line: str) -> bool:

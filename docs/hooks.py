@@ -1,4 +1,7 @@
-"""What the site needs beyond Markdown: links to files outside of docs/, and lists as GitHub reads them."""
+"""
+What the site needs beyond Markdown: links to files outside of docs/, lists as GitHub reads them, and the reference in
+Hugging Face's notation, so that its doc-builder builds the same pages.
+"""
 
 import posixpath
 import re
@@ -6,9 +9,12 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
+import trl_real
+
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)\)")
+AUTODOC = re.compile(r"^\[\[autodoc\]\] (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^ *(```|~~~)")
 
 
@@ -34,7 +40,7 @@ def on_page_markdown(markdown, page, config, files):
             return found[0]
         return f"]({posixpath.relpath(_uri(path), posixpath.dirname(page.file.src_uri) or '.')})"
 
-    return OUTSIDE.sub(linked, _deeper(markdown))
+    return AUTODOC.sub(_generated, OUTSIDE.sub(linked, _deeper(markdown)))
 
 
 def on_page_content(html, page, config, files):
@@ -48,6 +54,12 @@ def on_page_content(html, page, config, files):
 def _plain(found):
     """``str`, *optional*, defaults to `1`` is `str`: the default stands beside it."""
     return f"<code>{re.sub(r'(, )?[*]optional[*].*', '', found[1]).replace('`', '')}</code>"
+
+
+def _generated(found):
+    """`[[autodoc]] name` as mkdocstrings wants it: by the name's home."""
+    name = found[1]
+    return f"::: {trl_real._HOME[name]}.{name}" if name in trl_real._HOME else f"::: trl_real.{name}"
 
 
 def _outside(page, target):

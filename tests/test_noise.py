@@ -418,15 +418,25 @@ def test_extrapolation_costs_no_gradient_and_changes_none(model, other, tmp_path
     assert plain and all(torch.equal(plain[name], noisy[name]) for name in plain)
 
 
+def test_bfloat16_is_not_taken_for_a_head_that_is_more_than_a_product(model, tmp_path):
+    """Logits of a sure policy are large, and rounding them moves its log-probabilities by percents."""
+    sure = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        sure.get_output_embeddings().weight.mul_(100)
+    args = config(tmp_path, noise_smoothing=0.1, noise_extrapolation=0.5, bf16=True)
+    REALDPOTrainer(sure, args=args, train_dataset=Dataset.from_list(pairs(8)), peft_config=LORA).train()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("setting", ["logit_scale", "final_logit_softcapping"])
-def test_a_head_that_is_more_than_a_product_is_refused_with_extrapolation_only(setting, model, tmp_path):
+def test_a_head_that_is_more_than_a_product_is_refused_with_extrapolation_only(setting, bf16, model, tmp_path):
     scaled = AutoModelForCausalLM.from_pretrained(model)
     setattr(scaled.config, setting, 0.7)
     scaled.save_pretrained(tmp_path / "scaled")
     rows = Dataset.from_list(pairs(8))
 
     def trainer(**changes):
-        args = config(tmp_path, noise_smoothing=0.1, **changes)
+        args = config(tmp_path, noise_smoothing=0.1, bf16=bf16, **changes)
         return REALDPOTrainer(scaled, args=args, train_dataset=rows, peft_config=LORA)
 
     trainer().train()

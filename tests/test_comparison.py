@@ -76,11 +76,12 @@ def test_rates_are_those_of_the_verdicts_clustered_by_prompt(dataset):
 def test_identical_completions_are_ties_without_a_question(dataset):
     judge = LongerIsBetter()
     comparison = compare_columns(dataset, judge)
-    assert comparison.n_identical == 1
+    assert comparison.n_identical == 1 and "identical" not in [doubt.name for doubt in comparison.doubts]
     assert [topic for batch in judge.batches for topic in batch["topic"]] == ["t1", "t2", "t4", "t5"]
     alike = dataset.map(lambda row: {"response": row["baseline_response"]})
     never_asked = compare_columns(alike, lambda batch: pytest.fail("asked about identical completions"))
     assert never_asked.rates["n_ties"] == never_asked.n_identical == 5
+    assert "DO NOT TRUST: both sides give the same answer in 5 of 5 rows" in never_asked.summary()
 
 
 def test_judge_sees_the_contracts_columns_and_all_others(dataset):

@@ -13,9 +13,11 @@ import pytest
 from judge_server import FAULTS, MODEL, QUICK, JudgeServer, probability
 
 from trl_real.errors import TrlRealError
+from trl_real.labeling import request
 from trl_real.labeling.batch_file import export_batch, import_batch
 from trl_real.labeling.cache import AnswerCache
 from trl_real.labeling.chat import ChatJudge, Question
+from trl_real.labeling.request import NotAnswered, Requests
 from trl_real.labeling.verdicts import summarize
 
 
@@ -244,6 +246,20 @@ def test_what_no_retry_can_mend_stops_at_once(tmp_path):
     gone = ChatJudge(MODEL, base_url=server.url, cache=tmp_path / "c.sqlite", max_retries=1)
     with pytest.raises(TrlRealError, match="No answer from http://127.0.0.1.*Is the server up?"):
         gone(rows(3))
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_server_that_was_never_there_is_not_waited_for(answered, tmp_path, monkeypatch):
+    """One that has answered may be starting again, so that all tries are made."""
+    monkeypatch.setattr(request, "FIRST_CONTACT", 0.0)
+    monkeypatch.setattr(request, "FIRST_PAUSE", 0.01)
+    with JudgeServer() as server:
+        client = Requests(server.url, None, MODEL, timeout=5, deadline=60, max_retries=4)
+    client.ever_answered, tries, read = answered, [], client._read
+    monkeypatch.setattr(client, "_read", lambda *args: tries.append(args) or read(*args))
+    with pytest.raises(NotAnswered if answered else TrlRealError, match="no connection"):
+        client.ask({"model": MODEL, "messages": []})
+    assert len(tries) == (5 if answered else 1)
 
 
 def test_a_key_is_sent_and_written_nowhere(judge, tmp_path, monkeypatch, capfd):

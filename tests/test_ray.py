@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from test_shards import pool_of, stamps, told
+from test_shards import POOLS, pool_of, stamps, told
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from trl_real import EmbeddingPairSelector, select_on_ray
@@ -71,13 +71,16 @@ def read(file: Path) -> Dataset:
 
 
 @pytest.mark.slow
-def test_two_nodes_select_what_one_process_selects(cluster, model, pool, tmp_path):
+@pytest.mark.parametrize("name", POOLS)
+def test_two_nodes_select_what_one_process_selects(name, cluster, model, tmp_path):
+    file, shard_rows = tmp_path / "pool.parquet", POOLS[name][1]
+    POOLS[name][0]().to_parquet(file)
     alone, spread = (EmbeddingPairSelector(model, geometry="centered") for _ in range(2))
-    expected = alone.select(read(pool), 0.25, shards=tmp_path / "one", shard_rows=8)
-    kept = select_on_ray(spread, pool, 0.25, shards=tmp_path / "ray", shard_rows=8, num_actors=2)
+    expected = alone.select(read(file), 0.25, shards=tmp_path / "one", shard_rows=shard_rows)
+    kept = select_on_ray(spread, file, 0.25, shards=tmp_path / "ray", shard_rows=shard_rows, num_actors=2)
     assert kept[:] == expected[:] and told(spread.record) == told(alone.record)
     before = stamps(tmp_path / "ray")
-    select_on_ray(spread, pool, 0.5, shards=tmp_path / "ray", shard_rows=8, num_actors=1)
+    select_on_ray(spread, file, 0.5, shards=tmp_path / "ray", shard_rows=shard_rows, num_actors=1)
     assert stamps(tmp_path / "ray") == before
 
 

@@ -276,7 +276,7 @@ def test_files_of_a_study_are_plain_json(tmp_path):
         ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
         ({"budgets": [1.5]}, "out of range"),
         ({"budgets": [500]}, "but only 108 rows have a pair"),
-        ({"n_test": 1000}, "leaves nothing to choose from"),
+        ({"n_test": 1000}, "leaves nothing to choose from or to test on. Type n_folds=4."),
         ({"pool_share": 0.0}, "is no share in"),
         ({"min_gap": 5.0}, "No test pair has a label"),
     ],

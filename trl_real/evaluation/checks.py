@@ -1,4 +1,4 @@
-"""What should make one doubt a win rate: constant answers, length, an unfair judge, too little data."""
+"""What should make one doubt a win rate: constant or equal answers, length, an unfair judge, too little data."""
 
 import math
 from collections import Counter
@@ -59,6 +59,22 @@ def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list
     if n_empty:
         doubts.append(Doubt("empty", f"{side} gives an empty answer in {n_empty} of {n} rows"))
     return doubts
+
+
+def identity_doubts(same: Sequence[bool]) -> list[Doubt]:
+    """
+    Whether two sides mostly gave the same answers, as policies do that training has not moved apart.
+
+    Args:
+        same: Whether both completions of a row are one text. Shape `(N,)`.
+    """
+    if sum(same) <= 0.5 * len(same):
+        return []
+    words = (
+        f"both sides give the same answer in {sum(same)} of {len(same)} rows, which nobody judged: "
+        "look whether training has changed the model at all"
+    )
+    return [Doubt("identical", words, grave=all(same))]
 
 
 def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:

@@ -11,7 +11,7 @@ import numpy as np
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.evaluation.checks import Doubt, judge_doubts, rate_doubts, text_doubts
+from trl_real.evaluation.checks import Doubt, identity_doubts, judge_doubts, rate_doubts, text_doubts
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
 from trl_real.functional.win_rate import win_rate
@@ -194,6 +194,7 @@ class _Rows:
         found = []
         for name, texts in zip((model, baseline), self.texts, strict=True):
             found += text_doubts(name, self.prompts, texts)
+        found += identity_doubts(self.same)
         found += rate_doubts(rates, *lengths, len(set(self.prompts))) + judge_doubts(summary)
         return sorted(found, key=lambda doubt: not doubt.grave)
 

@@ -152,7 +152,10 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
     if any(not len(part) for split in splits for part in split):
         asked = f"n_test={n_test}" if n_folds == 1 else f"n_folds={n_folds}"
         raise TrlRealError(
-            f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves nothing to choose from or to test on."
+            f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves nothing to choose from or to test on. "
+            f"Type n_folds={min(4, len(order))}."
+            if len(order) > 1
+            else f"A study needs two prompts or more, to test on others than it chose from; found {len(order)}."
         )
     return splits
 

@@ -197,7 +197,8 @@ def test_a_person_votes_on_the_page_of_each_round(real, checkout, browser):  # n
         for _ in range(2):
             address = next(found[1] for line in process.stdout if (found := re.search(r"Label at (http\S+)", line)))
             arrive(browser, address)
-            assert "cheerful" in browser.run("return document.body.textContent")
+            browser.run("document.querySelector('#guidelines button').click()")  # folded, and not there until opened
+            browser.wait("document.querySelector('#guidelines').textContent.includes('cheerful')")
             while browser.shown():
                 browser.vote("1")
         assert rounds_told(process.stdout.read())[-1] == "round 2" and process.wait(timeout=120) == 0

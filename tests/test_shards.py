@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Value, load_from_disk
+from test_real_data import DATA
 from tiny import SENTENCES, save_tiny
 
 from trl_real import EmbeddingPairSelector
@@ -27,7 +28,7 @@ LENGTH = Features({"length": Value("int32")})
 NUMBERS = Dataset.from_dict({"text": [f"{i} " * (i % 7) for i in range(50)]})
 TIMES = ("seconds", "tokens_per_second")
 COUNTS = ("n_rows", "n_kept", "n_not_chosen", "skipped", "settings", "budget")
-HH = Path(__file__).parents[2] / "shared" / "data" / "hh" / "hh_harmless_test.parquet"
+HH = DATA / "hh" / "hh_harmless_test.parquet"
 
 
 class Lengths:
@@ -205,16 +206,8 @@ def written_in(folder: Path, model: str, name: str) -> tuple[list[str], Path]:
     """A pool on disk, flags for it, and what one process makes of it."""
     pool, shard_rows = POOLS[name][0](), str(POOLS[name][1])
     pool.to_parquet(folder / "pool.parquet")
-    flags = [
-        "--dataset",
-        str(folder / "pool.parquet"),
-        "--model",
-        model,
-        "--budget",
-        "0.25",
-        "--shard_rows",
-        shard_rows,
-    ]
+    flags = ["--dataset", str(folder / "pool.parquet"), "--model", model]
+    flags += ["--budget", "0.25", "--shard_rows", shard_rows]
     finished(launched(1, [*flags, "--output_dir", str(folder / "one")]))
     return flags, folder / "one"
 

@@ -142,6 +142,8 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
     """
     keys = pool.prompt_keys()
     order = sorted(set(keys), key=lambda key: _digest(f"{seed}|{key}"))
+    if len(order) < 2:
+        raise TrlRealError(f"A study tests on other prompts than it chose from, so it needs two; found {len(order)}.")
     size = n_test if n_folds == 1 else len(keys) / n_folds
     counts, total, fold_of = Counter(keys), 0, {}
     for key in order:
@@ -154,8 +156,6 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
         raise TrlRealError(
             f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves nothing to choose from or to test on. "
             f"Type n_folds={min(4, len(order))}."
-            if len(order) > 1
-            else f"A study needs two prompts or more, to test on others than it chose from; found {len(order)}."
         )
     return splits
 

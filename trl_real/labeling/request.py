@@ -12,7 +12,6 @@ from trl_real.errors import MissingExtraError, TrlRealError
 
 
 LARGEST_BODY = 2**20
-NO_CONNECTION = "no connection"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 FIRST_CONTACT = 10.0  # seconds for a server that has never answered to accept a connection
 
@@ -35,6 +34,10 @@ class _TryAgain(Exception):
     def __init__(self, reason: str, pause: float | None = None):
         super().__init__(reason)
         self.reason, self.pause = reason, pause
+
+
+class _NotReached(_TryAgain):
+    """A try that found no server."""
 
 
 class Requests:
@@ -73,31 +76,31 @@ class Requests:
             NotAnswered: If this question cannot be answered, or not in time.
             TrlRealError: If no question can be: no such server, key or model.
         """
-        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_any, stop_before_delay
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
         started = time.monotonic()
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=stop_any(
-                stop_after_attempt(self.max_retries + 1), stop_before_delay(self.deadline), self._is_not_there
-            ),
+            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_in_vain,
             sleep=self.stopped.wait,
             reraise=True,
         )
         try:
             completion = retrying(self._try, body, started)
         except _TryAgain as error:
-            if not self.ever_answered and error.reason.startswith(NO_CONNECTION):
+            if self._was_never_reached(error):
                 raise TrlRealError(f"No answer from {self.shown_url}: {error.reason}. Is the server up?") from error
             raise NotAnswered(error.reason) from error
         self.ever_answered = True
         return completion
 
-    def _is_not_there(self, state: Any) -> bool:
-        """Whether no connection was ever made: a wrong port is told soon, a server that restarts is waited for."""
-        refused = state.outcome.exception().reason.startswith(NO_CONNECTION)
-        return refused and not self.ever_answered and state.seconds_since_start > FIRST_CONTACT
+    def _is_in_vain(self, state: Any) -> bool:
+        """Whether to stop early: a wrong port is told soon, a server that starts again is waited for."""
+        return state.seconds_since_start > FIRST_CONTACT and self._was_never_reached(state.outcome.exception())
+
+    def _was_never_reached(self, error: _TryAgain) -> bool:
+        return isinstance(error, _NotReached) and not self.ever_answered
 
     def _try(self, body: dict[str, Any], started: float) -> dict[str, Any]:
         self.stopped.wait(max(0.0, self._not_before - time.monotonic()))
@@ -131,7 +134,7 @@ class Requests:
             raise _TryAgain("no answer in time") from error
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             cause = error.__cause__ or error
-            raise _TryAgain(f"{NO_CONNECTION} ({type(cause).__name__})") from error
+            raise _NotReached(f"no connection ({type(cause).__name__})") from error
 
     def _refused(self, error: Any) -> Exception:
         """What a status means: try again, give up on this question, or on all of them."""

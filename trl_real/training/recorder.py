@@ -179,8 +179,9 @@ def check_head(record: Recorder, inputs: dict[str, Any]) -> None:
     labels, (states, head), _ = _at_completions(record, inputs, mask, with_reference=False)
     labels, states, dtype = labels[:N_CHECKED, None], states[:N_CHECKED], record.policy.dtype
     theirs = aligned(record.policy.outputs.log_probs.detach(), mask)[mask.bool()][:N_CHECKED].to(states.device)
+    bias = None if head.bias is None else head.bias.to(dtype)
     with torch.autocast(states.device.type, enabled=False):
-        logits = linear(*(part if part is None else part.to(dtype) for part in (states, head.weight, head.bias)))
+        logits = linear(states.to(dtype), head.weight.to(dtype), bias)
     ours = logits.float().log_softmax(-1).gather(1, labels).squeeze(1)
     off = (ours - theirs).abs().mean() / theirs.abs().mean().clamp_min(1e-6)
     tolerance = TOLERANCE if dtype in (torch.float32, torch.float64) else HALF_TOLERANCE

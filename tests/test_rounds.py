@@ -184,6 +184,18 @@ def test_ties_are_spent_and_not_asked_for_again(model, tmp_path):
     assert len(set(asked)) == 8
 
 
+@pytest.mark.parametrize("selector", ROUND_SELECTORS)
+def test_ties_and_labels_of_a_chat_are_asked_for_once_as_those_of_texts_are(selector, model, tmp_path):
+    """Prompts are messages and responses texts: labels hold messages, and what the next round knows must fit both."""
+    texts = pool(6, 4).map(lambda row, i: {"scores": [1.0, 1.0, 0.0, 1.0] if i % 2 else [1.0] * 4}, with_indices=True)
+    chats = texts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    found = active(model, tmp_path, pool=chats, selector=selector)
+    labels, asked = found.rounds[-1]["n_labels"], found.rounds[-1]["n_asked"]
+    assert 0 < labels < asked == 8
+    keys = [line["key"] for line in Journal(tmp_path / "run" / "verdicts.jsonl").read()]
+    assert len(set(keys)) == len(keys) == asked
+
+
 def test_each_rounds_policy_writes_new_responses(model, tmp_path):
     class Longer:
         name = "longer"

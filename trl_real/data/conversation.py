@@ -3,6 +3,8 @@
 import os
 from typing import Any
 
+from datasets import Value
+
 
 ASSISTANT_TURN = "\n\nAssistant:"
 
@@ -62,6 +64,16 @@ def without_prompt(dialogue: str | Messages, prompt: str | Messages) -> str | Me
 def as_messages(response: str | Messages) -> Messages:
     """A text as one assistant message; messages as they are."""
     return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+
+
+def response_feature(prompt: Any, response: Any) -> Any:
+    """Feature of a labelled response, of those of prompts and responses: as in the pool, messages beside messages."""
+    return prompt if isinstance(response, Value) and not isinstance(prompt, Value) else response
+
+
+def in_form(feature: Any, response: str | Messages) -> str | Messages:
+    """A response as a column of `feature` holds it: a text, or messages."""
+    return response if isinstance(feature, Value) else as_messages(response)
 
 
 def _content(content: Any) -> str:

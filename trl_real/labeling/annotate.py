@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
-from trl_real.data.conversation import as_messages
+from trl_real.data.conversation import in_form, response_feature
 from trl_real.data.journal import Journal
 from trl_real.data.processes import gather, once, share
 from trl_real.errors import MissingColumnError
@@ -189,15 +189,10 @@ def _from_line(line: dict[str, Any]) -> Verdict:
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
     prompt = pairs.features["prompt"]
-    conversational = not isinstance(prompt, Value)
-    response = pairs.features[responses].feature
-    if conversational and isinstance(response, Value):
-        response = prompt
+    response = response_feature(prompt, pairs.features[responses].feature)
 
     def label(row: dict[str, Any], index: int) -> dict[str, Any]:
-        first, second = (row[responses][i] for i in row["pair"])
-        if conversational:
-            first, second = as_messages(first), as_messages(second)
+        first, second = (in_form(response, row[responses][i]) for i in row["pair"])
         verdict = verdicts[index]
         better, worse = (first, second) if verdict.outcome == "a" else (second, first)
         confidence = max(verdict.probability, 1 - verdict.probability)

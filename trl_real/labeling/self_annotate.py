@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from trl_real.data.conversation import as_messages, is_messages, text_of
+from trl_real.data.conversation import in_form, is_messages, response_feature, text_of
 from trl_real.data.pairs import pool_candidates
 from trl_real.data.rows import from_rows, iterate
 from trl_real.errors import MissingColumnError, TrlRealError
@@ -209,8 +209,7 @@ def _label(one: Annotated, source: str, responses: str, features: Features) -> d
     sides = {"chosen": one.winner, "rejected": one.loser}
     label = {"prompt": one.row["prompt"], "label_confidence": one.confidence, "label_source": source}
     for side, i in sides.items():
-        response = one.row[responses][one.places[i]]
-        label[side] = response if isinstance(features[side], Value) else as_messages(response)
+        label[side] = in_form(features[side], one.row[responses][one.places[i]])
         label[f"score_{side}"], label[f"{side}_finished"] = one.scores[i], one.ended[i]
     return label
 
@@ -230,9 +229,8 @@ def _features(dataset: Dataset, responses: str, finish_reasons: str) -> dict[str
         if name not in dataset.column_names:
             fix = f"Self-annotation needs it. Rename yours: dataset.rename_column('…', {name!r})"
             raise MissingColumnError(name, dataset.column_names, fix)
-    prompt, response = dataset.features["prompt"], getattr(dataset.features[responses], "feature", Value("string"))
-    if not isinstance(prompt, Value) and isinstance(response, Value):
-        response = prompt
+    prompt = dataset.features["prompt"]
+    response = response_feature(prompt, getattr(dataset.features[responses], "feature", Value("string")))
     told = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     told |= {"label_source": Value("string"), "score_chosen": Value("float32"), "score_rejected": Value("float32")}
     if finish_reasons in dataset.column_names:

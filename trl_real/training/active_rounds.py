@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
+from trl_real.data.conversation import in_form
 from trl_real.data.files import load, save
 from trl_real.data.rows import from_rows, iterate
 from trl_real.errors import TooFewPairsError, TrlRealError
@@ -181,7 +182,7 @@ class ActiveRounds(Rounds):
         for this in earlier:
             for row in iterate(load(str(this / "selected"))):
                 if pair_key(row["prompt"], row["response_a"], row["response_b"]) not in decided:
-                    first, second = (row[self.responses][i] for i in row["pair"])
+                    first, second = (in_form(labels.features["chosen"], row[self.responses][i]) for i in row["pair"])
                     said = {"prompt": row["prompt"], "chosen": first, "rejected": second, "label_confidence": TIE}
                     rows.append(said)
         return from_rows(rows, {name: labels.features[name] for name in HISTORY})

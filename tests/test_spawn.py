@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from test_docs import MODEL, page_blocks
 from test_shards import pool_of
 from tiny import save_tiny
 
@@ -33,21 +34,36 @@ if __name__ == "__main__":
 """
 
 
+def run_script(command: list, **settings) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 @pytest.mark.slow
 def test_spawned_workers_add_the_same_columns(tmp_path, one_thread):
     model, pool = save_tiny(tmp_path / "model"), pool_of(24, 3)
     script, source, output = (tmp_path / name for name in ("script.py", "pool.parquet", "found.parquet"))
     script.write_text(SCRIPT)
     pool.to_parquet(source)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    command = [sys.executable, script, model, source, output]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script([script, model, source, output])
     expected = pool.map(EmbeddingPairSelector(model), batched=True, batch_size=6)
     found = Dataset.from_parquet(str(output), cache_dir=str(tmp_path / "cache"))
     assert found.features == expected.features
     np.testing.assert_allclose(found["similarity"], expected["similarity"], atol=2e-6)
     assert found.remove_columns("similarity")[:] == expected.remove_columns("similarity")[:]
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_on_scale_runs(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(page_blocks("scale.md", "python")[-1])
+    save_tiny(tmp_path / MODEL)
+    pool_of(40, 2).to_parquet(tmp_path / "pool.parquet")
+    done = run_script([script], cwd=tmp_path)
+    assert done.stdout.startswith("8 40 rows in: 8 kept, 26 not chosen, 6 skipped"), done.stdout
 
 
 @pytest.mark.parametrize(

@@ -101,33 +101,6 @@ def test_the_pages_code_runs_and_prints_what_it_shows(page, tmp_path, monkeypatc
     assert capsys.readouterr().out == "".join(page_blocks(page, "text"))
 
 
-def test_self_annotation_runs_as_the_page_says(tmp_path, monkeypatch):
-    from datasets import Dataset
-    from test_self_annotation_rounds import prompts
-    from test_trainer import pairs
-
-    monkeypatch.chdir(tmp_path)
-    save_tiny(tmp_path / "sft")
-    Dataset.from_list(pairs(6)).to_parquet("labels.parquet")
-    prompts().to_parquet("prompts.parquet")
-    small = {
-        "[400, 800]": "[4, 4]",
-        "5e-5)": "1e-2, max_steps=1, use_cpu=True, bf16=False, report_to='none')",
-        'output_dir="spa"': 'output_dir="spa", generation={"max_new_tokens": 6, "temperature": 1.0}',
-        "run/adapter": "spa/round-01/adapter",
-    }
-    code = "\n".join(page_blocks("self_annotation.md", "python")).replace(
-        "judge = ", "pool = load_from_disk(POOL)\njudge = "
-    )
-    for shown, quick in small.items():
-        assert shown in code
-        code = code.replace(shown, quick)
-    found = {"__name__": "page", "POOL": "spa/round-01/pool"}
-    exec(compile("from datasets import load_from_disk\n" + code, "self_annotation.md", "exec"), found)
-    assert [row["stage"] for row in found["run"].rounds] == ["initial", "seed", "round 1", "round 2"]
-    assert set(found["labels"]["label_source"][:]) <= {"implicit_reward:adapter"}
-
-
 def test_streams_run_as_the_page_on_scale_says(tmp_path, monkeypatch, capsys):
     from test_shards import pool_of
 

@@ -111,7 +111,7 @@ def test_a_page_prints_what_it_shows(page, elsewhere, capsys):
     assert printed and printed == shown[-len(printed) :]
 
 
-@pytest.mark.parametrize("page", ["quickstart.md", "real.md"])
+@pytest.mark.parametrize("page", ["quickstart.md", "real.md", "active.md", "self_annotation.md"])
 def test_a_page_with_a_model_prints_what_it_shows_but_for_the_numbers(page, elsewhere, capsys, one_thread):
     """The numbers shown are those of the real model."""
     shown = run(page)

@@ -24,7 +24,7 @@ class WinRateAgainstStart:
         judge: Any judge that reads texts.
         folder: Keeps what the start wrote, so that it writes once for all rounds, arms and seeds.
         seed: Of the sampling.
-        **generation: Of `generate_responses`: `max_new_tokens`, `temperature`, ….
+        **generation: Of `generate`: `max_new_tokens`, `temperature`, ….
 
     Raises:
         TrlRealError: If there are no prompts.

@@ -32,13 +32,13 @@ class WinRateCallback(TrainerCallback):
     Args:
         prompts: Texts or messages.
         baseline: The baseline's completions, one a prompt; often those of the model before training
-            (`generate_responses`).
+            (`generate`).
         judge: Any judge that reads texts.
         n: Prompts that are judged at most: drawn once, from the seed and the prompts' texts.
         generate: Takes a list of prompts and returns a completion each, for models that are served elsewhere or
             sharded; by default the model in training answers, on all processes.
         seed: Of the draw and the sampling.
-        **generation: Of `generate_responses`: `max_new_tokens`, `temperature`, `batch_size`, ….
+        **generation: Of `generate`: `max_new_tokens`, `temperature`, `batch_size`, ….
 
     Raises:
         TrlRealError: If there is not one completion a prompt, or none at all.

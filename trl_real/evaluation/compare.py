@@ -50,7 +50,7 @@ def compare(
         columns: Further columns that the judge reads, such as `{"scores": …, "pair": …}` for a `ScoreJudge`.
         names: What the two are called in the results.
         tokenizer: For loaded policies.
-        generation: For policies: `max_new_tokens`, `temperature`, `seed`, … of `generate_responses`.
+        generation: For policies: `max_new_tokens`, `temperature`, `seed`, … of `generate`.
         **options: Of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`.
 
     Returns:
@@ -111,7 +111,7 @@ def compare_columns(
         confidence: Level of the interval, in (0, 1).
         method, difficulty, seed: Of `trl_real.functional.win_rate.win_rate`.
         tokenizer: For loaded policies.
-        generation: For policies: `max_new_tokens`, `temperature`, … of `generate_responses`.
+        generation: For policies: `max_new_tokens`, `temperature`, … of `generate`.
 
     Returns:
         The rates, with the verdicts, lengths and doubts.

@@ -27,7 +27,7 @@ def add_completions(
         column: Name of the new column.
         tokenizer: For a loaded policy.
         prompt: Column of the prompts.
-        generation: For `generate_responses`: `max_new_tokens`, `temperature`, `seed`, ….
+        generation: For `generate`: `max_new_tokens`, `temperature`, `seed`, ….
 
     Returns:
         The dataset with the completions as texts.

@@ -10,7 +10,7 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.verdicts import TIE, Verdict, VerdictJudge
 
 
-# The reason with which servers and `generate_responses` tell that a text was broken off.
+# The reason with which servers and `generate` tell that a text was broken off.
 UNFINISHED = "length"
 # Of differences of sums, and of means, in float32.
 ROUNDING = (1e-3, 1e-5)

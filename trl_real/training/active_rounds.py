@@ -44,7 +44,7 @@ class ActiveRounds(Rounds):
         restart: Whether each round trains a fresh adapter on all labels (what the theory fits) or goes on with the
             last one.
         eval_dataset: Labelled pairs that every round is tested on.
-        generation: Settings of `generate_responses`, `n` among them: each round's policy writes new responses.
+        generation: Settings of `generate`, `n` among them: each round's policy writes new responses.
         n_prompts: Prompts that a round may choose from, drawn by seed and text; all by default.
         evaluate: Takes the policy and its tokenizer, returns further metrics, such as a win rate.
         selector_settings: Further arguments of the selector.

@@ -57,7 +57,7 @@ def main() -> None:
         eval_dataset=load_dataset("json", data_files=args.test, split="train"),
     )
     for row in run.rounds:
-        print(f"{row['stage']}: {row['n_labels']} labels, accuracy {row['accuracy']:.2f}")
+        print(f"{row['stage']}: {row['n_pairs']} pairs learned from, accuracy {row['accuracy']:.2f}")
 
 
 def labelled(pool: Dataset, n: int) -> Dataset:

@@ -59,6 +59,8 @@ _HOME = {
     "self_annotate": "trl_real.labeling.self_annotate",
     "self_annotation_rounds": "trl_real.training.self_annotation_rounds",
     "warm_start": "trl_real.training.warm_start",
+    "write_rounds_report": "trl_real.evaluation.rounds_report",
+    "write_study_report": "trl_real.evaluation.study_report",
 }
 
 __all__ = sorted(_HOME)

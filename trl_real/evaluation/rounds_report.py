@@ -176,7 +176,7 @@ def write_rounds_report(
     Args:
         folder: Made if need be.
         runs: Arm to its runs, a seed each, as `Run.rounds` has them.
-        kind: What the arms are.
+        kind: What the arms are: `ACTIVE`, or this module's `SELF_ANNOTATION` for `self_annotation_rounds`.
         facts: About the run; never a secret.
 
     Raises:

@@ -125,3 +125,17 @@ def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
 def test_a_page_of_one_seed_and_no_metric_is_written(tmp_path):
     rows = [{"stage": "seed", "round": 0, "n_labels": 3, "n_pairs": 3, "phases": {}}]
     assert write_rounds_report(tmp_path, {"detection": [rows]}, kind=SELF_ANNOTATION).exists()
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_a_page_speaks_of_intervals_only_where_there_are_seeds_for_them(n_seeds, tmp_path):
+    def runs(last: float) -> list[list[dict]]:
+        spent = {"train": {"seconds": 1.0, "n_tokens": 12345}}
+        start = {"stage": "seed", "n_pairs": 0, "loss": 0.7, "phases": {}}
+        end = {**start, "n_pairs": 8, "phases": spent}
+        return [[start, {**end, "loss": last + seed / 100}] for seed in range(n_seeds)]
+
+    page = write_rounds_report(tmp_path, {"expansion": runs(0.6), "detection": runs(0.5)}, kind=SELF_ANNOTATION)
+    text = page.read_text(encoding="utf-8")
+    assert ("Student" in text) == ("−0.100 [" in text) == (n_seeds > 1) and "−0.100" in text
+    assert ("One seed" in text) == ("give more seeds" in text) == (n_seeds == 1) and "12,345" in text

@@ -48,6 +48,12 @@ def test_a_small_pool_s_plan_is_what_the_selection_spends(model, settings, one_t
     assert f"{record.tokens:,}" in plan.summary() and "every row read" in plan.summary()
 
 
+def test_the_work_folder_has_a_fixed_size_a_row_and_both_texts_of_each_pair(model):
+    rows = Dataset.from_list([{"prompt": "p", "responses": ["a" * i, "b" * i]} for i in range(1, 31)])
+    plan = plan_selection(EmbeddingPairSelector(model), rows, **H100)
+    assert plan.folder_bytes == 30 * 64 + sum(2 * i for i in range(1, 31))
+
+
 def test_the_standard_error_covers_the_truth():
     rng = np.random.default_rng(0)
     values = rng.lognormal(3, 1, 20_000)

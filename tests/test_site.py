@@ -130,6 +130,21 @@ def test_the_first_command_prints_what_the_page_shows(page, elsewhere, capsys):
     assert all(_masked(line) in printed for line in page_blocks(page, "text")[0].splitlines())
 
 
+def test_the_plan_prints_what_the_page_shows_but_for_the_numbers(elsewhere, capsys):
+    from datasets import Dataset
+
+    from trl_real.cli.main import main
+
+    (elsewhere / "smollm2").symlink_to(MODEL)
+    rows = [{"prompt": f"{i}?", "responses": [f"yes {i}", f"no {i}" if i % 300 else f"yes {i}"]} for i in range(1855)]
+    Dataset.from_list(rows).to_parquet("pool.parquet")
+    command = re.search(r"^trl-real (select --plan .*)", _shell("scale.md"), re.MULTILINE)[1]
+    assert main(command.split()) == 0
+    number = re.compile(r"\d[\d.,]*(e[+-]\d+)?( [kMG]?B\b)?")
+    printed, shown = (number.sub("#", text) for text in (capsys.readouterr().out, page_blocks("scale.md", "text")[0]))
+    assert printed == shown
+
+
 def _masked(line: str) -> str:
     """Without its numbers, and without what a study saved: a tiny model learns nothing, and so saves nothing."""
     return NUMBER.sub("#", re.sub(r"( +saves \S+ \[\S+ \S+\])+", "", line)).rstrip()

@@ -118,7 +118,7 @@ class SelectionPlan:
     def folder_bytes(self) -> float:
         """Of the work folder on disk, before compression."""
         vectors = feature_bytes(self.pairs.value, self.shape.width) if self.shape and self.keeps_vectors else 0.0
-        return folder_bytes(self.n_rows, self.text_bytes.value) + vectors
+        return folder_bytes(self.n_rows, self.text_bytes.value / self.n_rows) + vectors
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, what follows from them included."""

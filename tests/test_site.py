@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("**/*.md"))
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+OTHERS_FLAGS = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_endpoint", "num_processes", "cpu"}  # the launchers'
 NUMBER = re.compile(r" *[+-]?(\d+(\.\d+)?|nan|inf)")  # with its padding
 
 
@@ -169,6 +170,27 @@ def test_a_fragment_is_python(page):
 def test_every_flag_on_a_page_exists(page):
     for command in re.findall(r"(?:trl-real|trl_real\.cli) (.*)", _shell(page)):
         _parsed(command.split("#")[0].split())
+
+
+def test_every_flag_that_a_sentence_or_a_table_names_exists(capsys):
+    """What stands in backticks outside of code blocks, on all pages but the log."""
+    from dataclasses import fields
+
+    from trl import ModelConfig
+
+    from trl_real.cli.main import VERBS, main
+
+    known = {field.name for config in (trl_real.REALDPOConfig, ModelConfig) for field in fields(config)}
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        known |= set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    known |= OTHERS_FLAGS
+    for page in ["../README", *PAGES]:
+        text = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+        if page != "log":
+            named = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"--(\w+)", code)}
+            assert named <= known, (page, named - known)
 
 
 @pytest.mark.parametrize("config", page_blocks("papers.md", "yaml"))

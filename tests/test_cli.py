@@ -77,6 +77,40 @@ def test_settings_come_from_yaml_and_flags_win(tmp_path, pool, model, capsys):
     assert json.loads(capsys.readouterr().out)["strategy"] == "hard"
 
 
+@pytest.mark.parametrize(
+    ("verb", "settings", "flags"),
+    [
+        ("active", {"selectors": "random", "seeds": 1}, ["--selectors", "random", "--seeds", "1"]),
+        ("active", {"seeds": [1, 2], "judge": None}, ["--seeds", "1", "2"]),
+        ("active", {"continue": True}, ["--continue"]),
+        ("active", {"restart": False}, ["--continue"]),
+        ("active", {"continue": False}, []),
+        ("label", {"model": "m", "price": [1, 2.5]}, ["--model", "m", "--price", "1", "2.5"]),
+        ("label", {"min_gap": "1e-2"}, ["--min_gap", "0.01"]),
+        ("study", {"engine": "dpo", "budgets": [0.5, 1.0, 100]}, "--engine dpo --budgets 0.5 1.0 100".split()),
+    ],
+    ids=str,
+)
+def test_a_setting_in_yaml_is_what_the_flag_is(verb, settings, flags, tmp_path):
+    from importlib import import_module
+
+    from trl_real.cli.main import _parse
+
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    module = import_module(f"trl_real.cli.{verb}")
+    by_file = vars(_parse(verb, module, ["--config", str(config)]))
+    assert {**by_file, "config": None} == vars(_parse(verb, module, flags))
+
+
+def test_a_setting_in_yaml_is_refused_where_the_flag_is(tmp_path, capsys):
+    config = tmp_path / "settings.yaml"
+    config.write_text("engine: DPO")
+    with pytest.raises(SystemExit):
+        main(["study", "--config", str(config)])
+    assert "invalid choice: 'DPO'" in capsys.readouterr().err
+
+
 def test_train_reads_yaml_too(tmp_path, model, capsys):
     rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
     data = tmp_path / "pairs.jsonl"

@@ -75,7 +75,7 @@ def test_arms_run_side_by_side_and_their_page_tells_what_was_annotated(model, tm
 
 
 def test_the_judge_labels_the_least_confident_and_tells_the_win_rate(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trl_real.cli.rounds.judge_from", lambda args: Shorter())
+    monkeypatch.setattr("trl_real.cli.rounds.reading_judge", lambda args, why: Shorter())
     prompts(4).to_parquet(str(tmp_path / "held_out.parquet"))
     flags = ["--relabel", 2, "--eval_prompts", tmp_path / "held_out.parquet", "--eval_tokens", 4, "--rounds", 1]
     rows = run(model, tmp_path, capsys, *flags)["runs"]["detection"][0]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, require
-from trl_real.cli.rounds import add_rounds_flags, judge_or_page, run_arms, shared_settings
+from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
 
 # Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.evaluation.rounds_report import ACTIVE
 
     require(args, "dataset", "model", "output_dir")
+    refuse_flags_of_no_use(args, judged=True)
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
     pool = load(args.dataset, args.split)
@@ -56,7 +57,7 @@ def _rounds(args: argparse.Namespace, pool: Any, selector: str, seed: int, folde
 
     return ActiveRounds(
         pool=pool,
-        judge=judge_or_page(args),
+        judge=judge_or_page(args, "--generate" if args.generate else ""),
         output_dir=folder,
         selector=selector,
         budget=args.budget,

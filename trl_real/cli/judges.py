@@ -30,6 +30,7 @@ MEANS = {
     "max_length": "tokens that are read",
 }
 FIRST = {"reward": "model", "chat": "model", "implicit_reward": "model", "votes": "votes", "panel": "panel"}
+KNOWS_ROWS_ONLY = ("score", "votes")
 WHOSE = "of the judge's model"
 TABLE = "trl_real.labeling.judges.JUDGES"
 
@@ -90,10 +91,33 @@ def judge_from(args: argparse.Namespace) -> Any:
     Raises:
         TrlRealError: If there is no such judge, or a flag is of another one.
     """
+    return make_judge(args.judge, judge_settings(args), args.model_flag)
+
+
+def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The judges' settings that were given, by the names of their arguments."""
     values = {**vars(args), **{name: getattr(args, f"judge_{name}") for name in ("model", *OWN)}}
     names = dict.fromkeys(name for takes in TAKES.values() for name in takes)
-    settings = {name: values[name] for name in names if values.get(name) is not None}
-    return make_judge(args.judge, settings, args.model_flag)
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def reading_judge(args: argparse.Namespace, why: str) -> Any:
+    """
+    The judge that the flags describe, if it can judge texts that nobody has seen before.
+
+    Args:
+        args: Of the verb.
+        why: What it is for, such as a flag.
+
+    Raises:
+        TrlRealError: If it cannot, or as of `judge_from`.
+    """
+    if args.judge in KNOWS_ROWS_ONLY:
+        reading = ", ".join(name for name in TAKES if name not in KNOWS_ROWS_ONLY)
+        raise TrlRealError(
+            f"{why} needs a judge that reads new texts, and {args.judge!r} does not: give --judge {reading}."
+        )
+    return judge_from(args)
 
 
 def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -> Any:

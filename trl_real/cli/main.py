@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 
 from trl_real import __version__
-from trl_real.cli.options import apply_config, say
+from trl_real.cli.options import config_flags, say
 from trl_real.errors import TrlRealError
 
 
@@ -54,10 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(verb: str, module, argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=f"trl-real {verb}", description=module.__doc__, allow_abbrev=False)
     module.register(parser)
-    known, _ = parser.parse_known_args(argv)
-    if getattr(known, "config", None) and getattr(module, "CONFIG_BY_FLAG", True):
-        apply_config(parser, known.config)
     args, rest = parser.parse_known_args(argv)
+    if getattr(args, "config", None) and getattr(module, "CONFIG_BY_FLAG", True):
+        args, rest = parser.parse_known_args([*config_flags(parser, args.config), *argv])
     if rest and not getattr(module, "PASSES_FLAGS_ON", False):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.verb, args.rest = verb, rest

@@ -24,9 +24,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
+def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     """
-    Make the settings of a YAML file the parser's defaults.
+    The settings of a YAML file as flags, so that they are read and refused as flags are.
+
+    Args:
+        parser: Of the verb.
+        path: Of the file: a value a line, by the name of a flag or of what it sets; null leaves it out.
 
     Raises:
         TrlRealError: If the file cannot be read or names a setting that the verb does not have.
@@ -39,11 +43,24 @@ def apply_config(parser: argparse.ArgumentParser, path: str) -> None:
         raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' a line.")
-    known = {action.dest for action in parser._actions} - {"help", "config"}
-    for name in settings:
+    actions = {action.dest: action for action in parser._actions}
+    actions |= {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
+    known = {name: action for name, action in actions.items() if action.dest not in ("help", "config")}
+    flags: list[str] = []
+    for name, value in settings.items():
         if name not in known:
             raise TrlRealError(f"{path!r} sets {name!r}; there are {', '.join(sorted(known))}.")
-    parser.set_defaults(**settings)
+        flags += _as_flag(known[name], name, value)
+    return flags
+
+
+def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
+    flag = action.option_strings[-1]
+    if action.nargs == 0:  # a switch, by its own name or by what it sets
+        return [flag] if value is (True if flag == f"--{name}" else action.const) else []
+    if value is None:
+        return []
+    return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 
 def require(args: argparse.Namespace, *names: str) -> None:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.judges import add_judge_flags, judge_from
+from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
 from trl_real.cli.train import on_cpu
+from trl_real.errors import MissingColumnError, TrlRealError
 
 
 def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -57,10 +58,35 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     }
 
 
-def judge_or_page(args: argparse.Namespace) -> Any:
-    """People, where they are asked for, or else the judge that the flags describe."""
+def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
+    """
+    Refuse what the trainer or a judge would take and the rounds do not look at.
+
+    Args:
+        args: Of the verb.
+        judged: Whether there is anything for a judge or for people to do.
+
+    Raises:
+        TrlRealError: Naming the flag, and what to type.
+    """
+    settings = judge_settings(args)
+    if settings.pop("seed", None) is not None and args.judge != "chat":
+        raise TrlRealError("--seed is a chat judge's. The seeds of the runs are --seeds.")
+    if not judged and (args.human or settings or args.judge != "score"):
+        given = "--human" if args.human else f"--{next(iter(settings))}" if settings else "--judge"
+        raise TrlRealError(f"{given} has nothing to judge here: give --relabel or --eval_prompts, or leave it out.")
+
+
+def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
+    """
+    People, where they are asked for, or else the judge that the flags describe.
+
+    Args:
+        args: Of the verb.
+        new_texts: Why the texts are new, where they are: the judge must then be one that reads.
+    """
     if not args.human:
-        return judge_from(args)
+        return reading_judge(args, new_texts) if new_texts else judge_from(args)
     from trl_real.labeling.page_judge import PageJudge
 
     votes = Path(args.votes or Path(args.output_dir) / "votes.jsonl")
@@ -96,14 +122,14 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
 
 def _win_rate(args: argparse.Namespace) -> Any:
     from trl_real.data.files import load
-    from trl_real.errors import MissingColumnError
     from trl_real.evaluation.against_start import WinRateAgainstStart
 
     rows = load(args.eval_prompts)
     if "prompt" not in rows.column_names:
         raise MissingColumnError("prompt", rows.column_names, "Give --eval_prompts a file with prompts.")
     settings = {"max_new_tokens": args.eval_tokens}
-    return WinRateAgainstStart(rows["prompt"][:], judge_from(args), Path(args.output_dir) / "start", **settings)
+    judge = reading_judge(args, "--eval_prompts")
+    return WinRateAgainstStart(rows["prompt"][:], judge, Path(args.output_dir) / "start", **settings)
 
 
 def _table(arms: Any) -> str:

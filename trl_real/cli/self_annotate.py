@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_config, require
-from trl_real.cli.rounds import add_rounds_flags, judge_or_page, run_arms, shared_settings
+from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
 
 # Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
@@ -49,7 +49,12 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.training.active_rounds import labels_of_run
 
     require(args, "seed_labels", "prompts", "n_prompts", "model", "output_dir")
-    seed_labels = labels_of_run(args.seed_labels) or load(args.seed_labels)
+    # The method's own judge is the implicit reward, whoever else is asked.
+    args.own_length_normalize = bool(args.length_normalize)
+    args.length_normalize = args.length_normalize if args.judge == "implicit_reward" else None
+    refuse_flags_of_no_use(args, args.relabel is not None or bool(args.eval_prompts))
+    seed_labels = labels_of_run(args.seed_labels)
+    seed_labels = load(args.seed_labels) if seed_labels is None else seed_labels
     prompts = load(args.prompts)
 
     def one(arm: str, seed: int, folder: Path) -> Any:
@@ -67,10 +72,11 @@ def _rounds(args: argparse.Namespace, seed_labels: Any, prompts: Any, arm: str, 
 
     named = ("seed_epochs", "epochs", "pick", "drop_unfinished", "soft_labels")
     settings = {name: getattr(args, name) for name in named}
+    settings["length_normalize"] = args.own_length_normalize
     if args.noise_schedule:
         settings["noise_extrapolation"] = args.noise_schedule
     if args.relabel is not None:
-        settings |= {"relabel_judge": judge_or_page(args), "relabel_budget": _budget(args.relabel)}
+        settings |= {"relabel_judge": judge_or_page(args, "--relabel"), "relabel_budget": _budget(args.relabel)}
     generation = ("n", "temperature", "max_new_tokens", "batch_size")
     return SelfAnnotationRounds(
         seed_labels=seed_labels,

@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> None:
         raise TrlRealError(f"Unknown flags {' '.join(args.rest)}. Flags of the trainer need --engine dpo.")
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
+    for flag in ("--seed", "--learning_rate"):
+        if flag in args.rest:
+            raise TrlRealError(f"A study has several cells: type {flag}s, in place of {flag}.")
     check_extras()
     dataset = load(args.dataset, args.split)
     dataset = SOURCES[args.source](dataset) if args.source else dataset

@@ -46,7 +46,7 @@ class ScoreJudge(VerdictJudge):
             TrlRealError: If a row has fewer scores than its pair needs.
         """
         if self.column not in batch:
-            raise MissingColumnError(self.column, batch, "Name the scores: ScoreJudge(column='…') or --scores …")
+            raise MissingColumnError(self.column, batch, "Name the scores: ScoreJudge('…') or --column …")
         if "pair" not in batch:
             raise MissingColumnError("pair", batch, "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
         rows = zip(batch[self.column], batch["pair"], strict=True)

@@ -1,0 +1,54 @@
+"""Flags of the verbs that run in rounds: what is of no use is refused before anything runs, and what is, arrives."""
+
+import pytest
+
+from trl_real.cli.main import main
+
+
+ACTIVE = ["active", "--dataset", "pool.jsonl", "--model", "m", "--output_dir", "out"]
+SPA = "self-annotate --seed_labels s.jsonl --prompts p.jsonl --n_prompts 2 --model m --output_dir out".split()
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"], "scores": [0, 1]}\n')
+    (tmp_path / "s.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "d"}\n')
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*ACTIVE, "--seed", "7"], "The seeds of the runs are --seeds."),
+        ([*ACTIVE, "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts, and 'score'"),
+        ([*ACTIVE, "--human", "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts"),
+        ([*ACTIVE, "--generate", "2"], "--generate needs a judge that reads new texts, and 'score' does not"),
+        ([*SPA, "--relabel", "0.1"], "--relabel needs a judge that reads new texts"),
+        ([*SPA, "--human"], "--human has nothing to judge here"),
+        ([*SPA, "--judge", "chat"], "--judge has nothing to judge here"),
+        ([*SPA, "--min_gap", "3"], "--min_gap has nothing to judge here"),
+        (["study", "--dataset", "s.jsonl", "--output_dir", "out", "--engine", "dpo", "--seed", "5"], "type --seeds"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_flag_of_no_use_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
+    assert main(argv) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert message in told[-1] and not (tmp_path / "out" / "random-0").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--length_normalize"]])
+def test_the_rewards_of_self_annotation_are_normalized_where_it_is_said(flags, monkeypatch):
+    from trl_real.training import self_annotation_rounds
+
+    class Made(Exception):
+        pass
+
+    def stop(**settings):
+        raise Made(settings["length_normalize"])
+
+    monkeypatch.setattr(self_annotation_rounds, "SelfAnnotationRounds", stop)
+    with pytest.raises(Made) as made:
+        main([*SPA, *flags])
+    assert made.value.args == (bool(flags),)

@@ -122,6 +122,48 @@ def test_train_reads_yaml_too(tmp_path, model, capsys):
     assert "train_loss" in json.loads(capsys.readouterr().out)
 
 
+def test_the_model_is_loaded_as_trls_model_config_says():
+    from trl import ModelConfig
+
+    from trl_real import REALDPOConfig
+    from trl_real.cli.train import load_as_told
+
+    def told(given=None, **model):
+        config = REALDPOConfig("x", use_cpu=True, bf16=False, model_init_kwargs=given)
+        load_as_told(config, ModelConfig(**model))
+        return config.model_init_kwargs
+
+    assert told() is None
+    asked = {"model_revision": "v2", "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert told(**asked) == {"revision": "v2", "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert told({"dtype": "float32"}, **asked)["dtype"] == "float32"
+    assert told(load_in_4bit=True)["quantization_config"].load_in_4bit
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_a_model_that_cannot_be_loaded_as_told_is_not_loaded_otherwise(verb, tmp_path, model):
+    rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
+    Dataset.from_dict(rows).to_json(str(tmp_path / "pairs.jsonl"))
+    argv = [verb, "--dataset", tmp_path / "pairs.jsonl", "--model", model, "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="nonsense"):
+        main([*map(str, argv), "--attn_implementation", "nonsense", "--max_steps", "1", "--bf16", "False"])
+
+
+def test_evaluating_without_labels_to_evaluate_on_is_told_in_one_line(tmp_path, capsys):
+    Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}).to_json(str(tmp_path / "pairs.jsonl"))
+    argv = ["train", "--dataset", str(tmp_path / "pairs.jsonl"), "--model", "m", "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--eval_strategy", "steps", "--eval_steps", "1", "--bf16", "False"]) == 2
+    assert "--eval_strategy steps needs --eval_dataset" in capsys.readouterr().err
+
+
+def test_a_verdict_that_failed_needs_no_length(tmp_path, capsys):
+    rows = {"v": [1.0, 0.0, None, 1.0], "a": [3, 5, None, 9], "b": [4, 4, None, 7]}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    flags = ["--preferences", "v", "--lengths", "a", "--baseline_lengths", "b", "--json"]
+    assert main(["win-rate", "--dataset", str(tmp_path / "rows.parquet"), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["n_failed"] == 1
+
+
 def test_win_rate_from_verdicts_and_from_scores(tmp_path, capsys):
     rows = {
         "prompt": ["a", "b", "c", "d"],
@@ -158,6 +200,14 @@ def test_win_rate_from_verdicts_and_from_scores(tmp_path, capsys):
         (["select", "--config", "nowhere.yaml"], "Cannot read the settings"),
         (["label", "--dataset", "{pool}", "--output_dir", "x"], "No column 'pair'"),
         (["train", "--dataset", "{pool}", "--output_dir", "x"], "--model is missing"),
+        (["train", "--dataset", "{pool}", "--model", "m", "--output_dir", "x"], "No column 'chosen'"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--config", "{bad}"], "strateggy"),
+        (["sft", "--config", "{bad}"], "strateggy"),
+        (
+            ["active", "--dataset", "{pool}", "--model", "m", "--output_dir", "x", "--eval_dataset", "{pool}"],
+            "No column 'chosen'",
+        ),
         (["win-rate", "--dataset", "{pool}"], "No column 'score'"),
         (["train", "--dataset", "{none}", "--model", "m", "--output_dir", "x"], "holds no preferences"),
         (["push", "--dataset", "{pool}", "--repo_id", "u/x"], "No selection_record.json"),

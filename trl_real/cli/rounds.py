@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
-from trl_real.cli.train import on_cpu
+from trl_real.cli.train import labelled, load_as_told, on_cpu, parsed
 from trl_real.errors import MissingColumnError, TrlRealError
 
 
@@ -41,19 +41,21 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
         args: Of the verb.
         defaults: Flags of the trainer that stand before the user's.
     """
-    from trl import ModelConfig, TrlParser, get_peft_config
+    from trl import ModelConfig, get_peft_config
 
-    from trl_real.data.files import load
     from trl_real.training.config import REALDPOConfig
 
     argv = on_cpu([*defaults, *args.rest, "--output_dir", args.output_dir])
-    config, model = TrlParser((REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
+    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    if model.load_in_4bit or model.load_in_8bit:
+        raise TrlRealError("Rounds do not run on a quantized model. Leave --load_in_4bit and --load_in_8bit out.")
+    load_as_told(config, model)
     config.disable_tqdm = True
     return {
         "model": args.model,
         "args": config,
         "peft_config": get_peft_config(model),
-        "eval_dataset": load(args.eval_dataset) if args.eval_dataset else None,
+        "eval_dataset": labelled(args.eval_dataset) if args.eval_dataset else None,
         "evaluate": _win_rate(args) if args.eval_prompts else None,
     }
 

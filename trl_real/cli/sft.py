@@ -5,7 +5,7 @@ import sys
 from contextlib import redirect_stdout
 
 from trl_real.cli.options import add_common, require, result, say
-from trl_real.cli.train import PreferenceArguments, last_metrics, on_cpu, own_flags
+from trl_real.cli.train import PreferenceArguments, last_metrics, load_as_told, on_cpu, own_flags, parsed
 
 
 # Flags that are not named here are SFTConfig's and ModelConfig's, and so are the settings in the YAML file.
@@ -26,22 +26,22 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, save the whole model, say how to go on."""
     from transformers import AutoTokenizer
-    from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+    from trl import ModelConfig, SFTConfig, get_peft_config
 
     from trl_real.data.files import load
     from trl_real.training.warm_start import warm_start
 
     argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "model"))
-    parser = TrlParser((PreferenceArguments, SFTConfig, ModelConfig))
-    data, config, model = parser.parse_args_and_config(argv)
+    data, config, model = parsed((PreferenceArguments, SFTConfig, ModelConfig), argv)
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", "output_dir")
+    load_as_told(config, model)
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is for the result
         trainer = warm_start(
             args.model,
             load(data.dataset, data.split),
             config,
-            processing_class=AutoTokenizer.from_pretrained(args.model),
+            processing_class=AutoTokenizer.from_pretrained(args.model, revision=model.model_revision),
             peft_config=get_peft_config(model),
         )
     say(f"Next: trl-real train --dataset {data.dataset} --model {config.output_dir} --output_dir …")

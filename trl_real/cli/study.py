@@ -3,7 +3,7 @@
 import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.train import on_cpu
+from trl_real.cli.train import load_as_told, on_cpu, parsed
 
 
 # Flags that are not named here are REALDPOConfig's and ModelConfig's, with --engine dpo; YAML settings are by flag.
@@ -122,13 +122,14 @@ def savings_table(study) -> str:
 
 def _dpo_cells(args: argparse.Namespace):
     """The training room's part of the study."""
-    from trl import ModelConfig, TrlParser, get_peft_config
+    from trl import ModelConfig, get_peft_config
 
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.study_cells import DPOCells
 
     require(args, "model")
     argv = on_cpu([*args.rest, "--output_dir", args.output_dir])
-    config, model = TrlParser((REALDPOConfig, ModelConfig)).parse_args_and_config(argv)
+    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    load_as_told(config, model)
     rates = args.learning_rates or (1e-5, 1e-4)
     return DPOCells(args.model, config, get_peft_config(model), rates, args.n_evaluations, given=args.rest)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
 
@@ -43,24 +44,25 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, print the last metrics."""
     from transformers import AutoTokenizer
-    from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+    from trl import ModelConfig, get_peft_config
 
-    from trl_real.data.files import load
     from trl_real.errors import TrlRealError
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.resume import last_checkpoint, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
     argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "eval_dataset", "model"))
-    parser = TrlParser((PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig))
-    data, held_out, config, model = parser.parse_args_and_config(argv)
+    classes = (PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig)
+    data, held_out, config, model = parsed(classes, argv)
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", "output_dir")
-    preferences = load(data.dataset, data.split)
+    preferences = labelled(data.dataset, data.split)
     if not len(preferences):
         raise TrlRealError(f"{data.dataset!r} holds no preferences. Were all its labels ties? Select or label more.")
-    if (quantization := get_quantization_config(model)) is not None:
-        config.model_init_kwargs = {**(config.model_init_kwargs or {}), "quantization_config": quantization}
+    eval_dataset = labelled(held_out.eval_dataset) if held_out.eval_dataset else None
+    if eval_dataset is None and config.eval_strategy != "no":
+        raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
+    load_as_told(config, model)
     resume_from = config.resume_from_checkpoint or last_checkpoint(config.output_dir)
     if resume_from:
         config.resume_from_checkpoint = resume_from
@@ -69,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
         args.model,
         args=config,
         train_dataset=preferences,
-        eval_dataset=load(held_out.eval_dataset) if held_out.eval_dataset else None,
-        processing_class=AutoTokenizer.from_pretrained(args.model),
+        eval_dataset=eval_dataset,
+        processing_class=AutoTokenizer.from_pretrained(args.model, revision=model.model_revision),
         peft_config=get_peft_config(model),
     )
     if trainer.selection_record is not None:
@@ -79,6 +81,60 @@ def run(args: argparse.Namespace) -> None:
         train_from(trainer, resume_from)
     trainer.save_model()
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
+
+
+def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
+    """
+    Flags, and settings of a `--config` among them, as TRL's parser reads them.
+
+    Raises:
+        TrlRealError: If there is no such file or setting, or a value is out of range.
+    """
+    from trl import TrlParser
+
+    from trl_real.errors import TrlRealError
+
+    try:
+        return TrlParser(classes).parse_args_and_config(argv)
+    except (OSError, ValueError, TypeError) as error:
+        raise TrlRealError(" ".join(str(error).split())) from error
+
+
+def labelled(path: str, split: str | None = None) -> Any:
+    """
+    Preferences.
+
+    Raises:
+        MissingColumnError: If they are no labelled pairs.
+    """
+    from trl_real.data.files import load
+    from trl_real.errors import MissingColumnError
+
+    rows = load(path, split)
+    for name in ("chosen", "rejected"):
+        if name not in rows.column_names:
+            fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
+            raise MissingColumnError(name, rows.column_names, fix)
+    return rows
+
+
+def load_as_told(config: Any, model: Any) -> None:
+    """
+    Have TRL's trainer load the model as `trl.ModelConfig` says; the trainer's own `model_init_kwargs` go first.
+
+    Args:
+        config: Of the trainer; its `model_init_kwargs` are set.
+        model: A `trl.ModelConfig`: `model_revision`, `dtype`, `attn_implementation` and quantization.
+    """
+    from trl import ModelConfig, get_quantization_config
+
+    names = {"model_revision": "revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}
+    plain = ModelConfig()
+    told = {key: getattr(model, name) for name, key in names.items() if getattr(model, name) != getattr(plain, name)}
+    if (quantization := get_quantization_config(model)) is not None:
+        told["quantization_config"] = quantization
+    if told:
+        config.model_init_kwargs = {**told, **(config.model_init_kwargs or {})}
 
 
 def own_flags(args: argparse.Namespace, *names: str) -> list[str]:

@@ -14,7 +14,7 @@ from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.verdicts import TIE, Judge, name_of
 from trl_real.labeling.votes import pair_key
-from trl_real.training.adapters import save_adapter
+from trl_real.training.adapters import revision_of, save_adapter
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
@@ -123,7 +123,13 @@ class ActiveRounds(Rounds):
         pool = load(str(this / "pool")) if self.generation is not None else self._prompts(this.number)
         policy, tokenizer = self.policy(last)
         chooser = Chooser(
-            self.model, policy, tokenizer, self.responses, self.seed + this.number, dict(self.selector_settings)
+            self.model,
+            policy,
+            tokenizer,
+            self.responses,
+            self.seed + this.number,
+            dict(self.selector_settings),
+            revision_of(self.args.model_init_kwargs),
         )
         selector = ROUND_SELECTORS[self.selector](self.selector, chooser)
         history = self._history(this.number)

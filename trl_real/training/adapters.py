@@ -18,6 +18,11 @@ def default_lora() -> LoraConfig:
     return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
+def revision_of(init: dict[str, Any] | None) -> str | None:
+    """Branch, tag or commit among the arguments of `from_pretrained`, for what else is loaded from there."""
+    return (init or {}).get("revision")
+
+
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
     """
     The base model and its tokenizer.
@@ -29,7 +34,7 @@ def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, 
     """
     loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return loaded.to(device), tokenizer

@@ -35,6 +35,7 @@ class Chooser:
         responses: Column of the responses.
         seed: Of the round's draws.
         settings: Further arguments of the selector.
+        revision: Of the base on the Hub.
     """
 
     base: str
@@ -43,6 +44,7 @@ class Chooser:
     responses: str
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
 
 
 Maker = Callable[[str, Chooser], RoundSelector]
@@ -107,14 +109,14 @@ def _margin(name: str, chooser: Chooser) -> RoundSelector:
 def _head(name: str, chooser: Chooser) -> RoundSelector:
     from trl_real.selection.head_selector import HeadPairSelector
 
-    own = {"responses": chooser.responses, "seed": chooser.seed}
+    own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
     return HeadPairSelector(chooser.base, acquisition=name, **{**own, **chooser.settings})
 
 
 def _embedding(name: str, chooser: Chooser) -> RoundSelector:
     from trl_real.selection.selector import EmbeddingPairSelector
 
-    own = {"responses": chooser.responses, "seed": chooser.seed}
+    own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
     selector = EmbeddingPairSelector(chooser.base, strategy=name, **{**own, **chooser.settings})
     return Memoryless(selector, chooser.responses)
 

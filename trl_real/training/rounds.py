@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
-from trl_real.errors import TrlRealError
+from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.training.adapters import default_lora, fresh_adapter, load_base, save_adapter, with_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
@@ -80,6 +80,9 @@ class Rounds(ABC):
     def __post_init__(self) -> None:
         self.peft_config = self.peft_config or default_lora()
         self.check()
+        for name in ("chosen", "rejected") if self.eval_dataset is not None else ():
+            if name not in self.eval_dataset.column_names:
+                raise MissingColumnError(name, self.eval_dataset.column_names, "eval_dataset are labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
     def run(self, rounds: int) -> Run:

@@ -18,6 +18,7 @@ from trl_real.functional.drift import embedding_drift
 from trl_real.functional.efficiency import Run, RunPoint
 from trl_real.functional.preference import implicit_margin
 from trl_real.models.embed import Embedder
+from trl_real.training.adapters import revision_of
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.trainer import REALDPOTrainer
 
@@ -86,7 +87,7 @@ class DPOCells:
             args=config,
             train_dataset=train,
             eval_dataset=sets,
-            processing_class=AutoTokenizer.from_pretrained(self.model),
+            processing_class=AutoTokenizer.from_pretrained(self.model, revision=revision_of(config.model_init_kwargs)),
             peft_config=copy.deepcopy(self.peft_config),
         )
         trainer.remove_callback(PrinterCallback)  # the study has a bar of its own

@@ -97,6 +97,23 @@ def test_a_round_more_goes_on_and_other_settings_are_refused(model, tmp_path):
         active(model, tmp_path, output_dir=tmp_path / "other")
 
 
+def test_the_same_rows_from_another_file_go_on_and_other_rows_do_not(model, tmp_path):
+    active(model, tmp_path, pool=pool(), rounds=1)
+    pool().to_json(str(tmp_path / "copy.jsonl"))
+    copy = Dataset.from_json(str(tmp_path / "copy.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert len(active(model, tmp_path, pool=copy, rounds=2).rounds) == 3
+    with pytest.raises(TrlRealError, match="pool='14 rows, "):
+        active(model, tmp_path, pool=pool().map(lambda row: {"prompt": row["prompt"].upper()}), rounds=2)
+
+
+def test_other_prompts_to_write_to_are_another_run(model, tmp_path):
+    settings = {"generation": {"n": 2, "max_new_tokens": 4, "temperature": 1.0}, "n_prompts": 4, "budget": 1}
+    settings["judge"] = lambda batch: [1.0] * len(batch["prompt"])
+    active(model, tmp_path, rounds=1, **settings)
+    with pytest.raises(TrlRealError, match="pool="):
+        active(model, tmp_path, pool=pool().map(lambda row: {"prompt": row["prompt"].upper()}), rounds=2, **settings)
+
+
 def test_a_restart_trains_on_all_labels_from_the_same_weights(model, tmp_path):
     """So the last round is one training on all labels, whatever happened in between."""
     active(model, tmp_path)

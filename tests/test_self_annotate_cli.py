@@ -34,9 +34,8 @@ def model(tmp_path_factory) -> str:
 
 
 def run(model, folder, capsys, *flags: object) -> dict:
-    if not (folder / "seed.parquet").exists():  # a file that is written again is another one
-        Dataset.from_list(pairs(6)).to_parquet(str(folder / "seed.parquet"))
-        prompts().to_parquet(str(folder / "prompts.parquet"))
+    Dataset.from_list(pairs(6)).to_parquet(str(folder / "seed.parquet"))
+    prompts().to_parquet(str(folder / "prompts.parquet"))
     fixed = [
         "--bf16",
         "False",

@@ -79,6 +79,18 @@ def test_each_round_has_its_own_prompts_and_none_of_the_seeds(model, tmp_path):
     assert len(taken) == len(set(taken)) == 11 and not set(taken) & set(seed_labels["prompt"])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"n_prompts": [5, 6]}, "n_prompts=6, not 5"), ({"noise_extrapolation": [0.4, 0.25]}, "=0.5, not 0.4")],
+)
+def test_a_round_that_is_done_is_not_passed_off_as_one_of_another_schedule(changed, message, model, tmp_path):
+    rounds(model, tmp_path, 1)
+    with pytest.raises(TrlRealError, match=message):
+        rounds(model, tmp_path, 2, **changed)
+    later = {"n_prompts": [6, 7], "noise_extrapolation": [0.5, 0.3]}
+    assert len(rounds(model, tmp_path, 2, **later).rounds) == 4
+
+
 def test_the_judges_reference_is_the_initial_model_and_the_trainers_the_round_before(done, model):
     folder, _ = done
     initial = weights_digest(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))

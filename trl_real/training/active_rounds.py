@@ -87,7 +87,7 @@ class ActiveRounds(Rounds):
             "restart": self.restart,
             "generation": self.generation,
             "n_prompts": self.n_prompts,
-            "pool": told(self.pool) if self.generation is None else "generated",
+            "pool": told(self.pool if self.generation is None else self.pool.select_columns(["prompt"])),
         }
 
     def start(self) -> list[dict[str, Any]]:

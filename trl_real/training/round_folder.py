@@ -91,7 +91,7 @@ class Round:
         self.state = kept
         write_json(self.folder / STATE_FILE, kept)
 
-    def step(self, name: str, run: Step) -> dict[str, Any]:
+    def step(self, name: str, run: Step, **settings: Any) -> dict[str, Any]:
         """
         Do a step, unless it is done.
 
@@ -99,14 +99,20 @@ class Round:
             name: Of the step.
             run: Does it, and leaves its files whole; returns plain values to be kept. Its seconds are kept with them.
                 What it wrote before a kill it must be able to write again.
+            **settings: Of this round's step alone, kept with it: plain values that may differ from round to round.
 
         Returns:
             What was kept.
+
+        Raises:
+            TrlRealError: If the step was done with other settings.
         """
-        if name not in self.state:
+        if name in self.state:
+            check_settings({k: self.state[name].get(k) for k in settings}, settings, self.folder, f"step {name!r}")
+        else:
             logger.info("Round %d: %s", self.number, name)
             started = time.perf_counter()
             values = dict(run() or {})
-            self.state[name] = {**values, "seconds": round(time.perf_counter() - started, 3)}
+            self.state[name] = {**values, **settings, "seconds": round(time.perf_counter() - started, 3)}
             write_json(self.folder / STATE_FILE, self.state)
         return self.state[name]

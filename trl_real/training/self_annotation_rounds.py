@@ -169,10 +169,11 @@ class SelfAnnotationRounds(Rounds):
     def round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
         """Write, label, learn, test."""
         this, last = self.runs.round(number), self.runs.round(number - 1)
-        this.step("generate", lambda: self._generate(this, last))
+        this.step("generate", lambda: self._generate(this, last), n_prompts=self._size(number))
         labeled = this.step("label", lambda: self._label(this, last))
         asked = this.step("relabel", lambda: self._relabel(this)) if self.relabel_judge is not None else {}
-        trained = this.step("train", lambda: self._train(this, last))
+        noise = doubting(self.ablation, self.args.noise_smoothing, self.noise_extrapolation, number)
+        trained = this.step("train", lambda: self._train(this, last, noise), **noise)
         this.clear("trainer")
         metrics = this.step("test", lambda: self.test(this))["metrics"]
         return {
@@ -192,7 +193,7 @@ class SelfAnnotationRounds(Rounds):
         found = generate(policy, tokenizer, rows["prompt"][:], **settings)
         written = rows.add_column("responses", found.texts).add_column("finish_reasons", found.finish_reasons)
         save(written, this / "pool")
-        return {"n_tokens": found.n_tokens, "n_prompts": len(rows)}
+        return {"n_tokens": found.n_tokens}
 
     def _label(self, this: Round, last: Round) -> dict[str, Any]:
         policy, tokenizer = self.policy(last)
@@ -225,7 +226,7 @@ class SelfAnnotationRounds(Rounds):
         trained = train_adapter(base, tokenizer, labels, zero / "start", config, self.peft_config)
         return self._kept(trained, zero, len(labels))
 
-    def _train(self, this: Round, last: Round) -> dict[str, Any]:
+    def _train(self, this: Round, last: Round, noise: dict[str, float]) -> dict[str, Any]:
         name = "labels" if self.relabel_judge is not None else "self_labels"
         labels = self._preferences(load(str(this / name)), self.soft_labels)
         if not len(labels):
@@ -235,7 +236,6 @@ class SelfAnnotationRounds(Rounds):
                 "learning_rate; else give more prompts, or a higher temperature."
             )
         base, tokenizer = self.base()
-        noise = doubting(self.ablation, self.args.noise_smoothing, self.noise_extrapolation, this.number)
         settings = {"num_train_epochs": self.epochs, **noise}
         config = round_config(self.args, this / "trainer", self.seed + this.number, **settings)
         trained = train_adapter(base, tokenizer, labels, last / "adapter", config)

@@ -102,6 +102,14 @@ def test_a_study(dataset, trained, model, tmp_path):
     assert set(study.curves["loss"]) == {"random", "easy"}
 
 
+def test_a_study_of_chats_of_which_one_has_no_prompt(model, tmp_path):
+    rows = [{**row, "prompt": row["prompt"] if i else None} for i, row in enumerate(labels(12).to_list())]
+    args = REALDPOConfig(str(tmp_path / "unused"), use_cpu=True, bf16=False, report_to="none", num_train_epochs=1)
+    trainer = DPOCells(model, args, peft_config=PEFT, learning_rates=[1e-3], n_evaluations=1)
+    grid = {"arms": ["random"], "budgets": [1.0], "seeds": [0], "n_folds": 2, "n_validation": 0}
+    assert run_study(Dataset.from_list(rows), model, tmp_path / "s", trainer=trainer, **grid).n_test == 12
+
+
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_select_label_train_and_compare(form, model, tmp_path):
     chosen = EmbeddingPairSelector(model).select(pool(form), 0.5)

@@ -56,6 +56,18 @@ def found(model, tmp_path_factory):
     return SimpleNamespace(study=study, trained=trained, folder=folder / "s", counting=counting)
 
 
+def test_folds_of_unequal_size_are_put_together_along_their_trainings(model, tmp_path):
+    """With four evaluations asked for, 4 pairs are evaluated on 4 times and 5 pairs 3 times."""
+    grid = {"arms": ["easy"], "budgets": [0.5, 1.0], "seeds": [0], "n_folds": 2, "pool_share": 1.0, "n_validation": 0}
+    args = REALDPOConfig(
+        str(tmp_path / "unused"), use_cpu=True, bf16=False, per_device_train_batch_size=1, report_to="none",
+        num_train_epochs=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = DPOCells(model, args, learning_rates=[1e-3], n_evaluations=4)
+    study = run_study(Dataset.from_list(pairs(9)), model, tmp_path / "s", trainer=trainer, **grid)
+    assert study.n_done == study.n_cells == 4 and study.n_test == 9
+
+
 def test_every_arm_and_budget_is_trained_and_equal_sets_once(found):
     assert [(n, v, t) for n, v, t, *_ in found.trained] == [(12, 8, 8), (12, 8, 8), (24, 8, 8)] * 2
     assert found.study.arms == ["random", "easy"] and found.study.n_done == found.study.n_cells == 8

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_real.data.columns import is_pool, to_columns
-from trl_real.data.conversation import as_messages, text_of
+from trl_real.data.conversation import as_messages, is_messages, text_of
 from trl_real.data.pairs import Candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.similarity import candidate_pairs
@@ -201,14 +201,16 @@ def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Datas
         pairs: Two candidates of each, the better one first. Shape `(n, 2)`.
 
     Returns:
-        Columns `prompt`, `chosen`, `rejected`; beside a prompt of messages the responses are messages, too.
+        Columns `prompt`, `chosen`, `rejected`; beside prompts of messages the responses are messages, too. A row
+        without a prompt has an empty one: among chats a turn of the user's in which nothing is said.
     """
+    chats = any(is_messages(row.prompt) for row in pool.rows)
+    nothing = [{"role": "user", "content": ""}] if chats else ""
     rows = []
     for place, (better, worse) in zip(places.tolist(), pairs.tolist(), strict=True):
         row = pool.rows[place]
-        prompt, both = row.prompt or "", [row.texts[k] for k in (better, worse)]
-        chosen, rejected = both if isinstance(prompt, str) else map(as_messages, both)
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        chosen, rejected = (as_messages(row.texts[k]) if chats else row.texts[k] for k in (better, worse))
+        rows.append({"prompt": row.prompt or nothing, "chosen": chosen, "rejected": rejected})
     return Dataset.from_list(rows)
 
 

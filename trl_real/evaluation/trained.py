@@ -137,7 +137,7 @@ class FoldedCells:
 
     def __call__(self, cell: Cell) -> Result:
         """Numbers are means over the splits, of whatever else the first one's; arrays lie end to end."""
-        results = [fold(cell) for fold in self.folds]
+        results = _same_points([fold(cell) for fold in self.folds])
         first = results[0]
         values = {name: self._together(name, [r.values[name] for r in results]) for name in first.values}
         arrays = {name: np.concatenate([r.arrays[name] for r in results], axis=-1) for name in first.arrays}
@@ -150,6 +150,21 @@ class FoldedCells:
         if isinstance(values[0], int | float):
             return float(np.mean(values))
         return values[0]
+
+
+def _same_points(results: list[Result]) -> list[Result]:
+    """Along a training as many points in each split, the last one kept: a pair more may mean a step fewer between."""
+    n = min(len(result.values.get("along", ())) for result in results)
+
+    def shortened(points: Any) -> Any:
+        return points if len(points) <= n else np.delete(points, slice(n - 1, len(points) - 1), axis=0)
+
+    found = []
+    for result in results:
+        arrays = {name: shortened(a) if name.startswith("along_") else a for name, a in result.arrays.items()}
+        values = {name: list(map(float, shortened(v))) if name == "along" else v for name, v in result.values.items()}
+        found.append(Result(values, arrays))
+    return found
 
 
 def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:

@@ -53,13 +53,15 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
 
 def table(arms: Arms, metric: str) -> str:
     """A metric by labels, and in the last round the difference to random, seed by seed."""
-    head = [f"{point.x:.0f}" for point in arms.curve(next(iter(arms.runs)), metric)]
+    counts = arms.counts(metric)
+    head = [f"{count:.0f}" for count in counts]
     lines = [
         f"| {metric} | seeds | {' | '.join(head)} | last, less random |",
         "|---|---:|" + "---:|" * len(head) + "---|",
     ]
     for arm, runs in arms.runs.items():
-        points = [f"{point.mean:.3f}" for point in arms.curve(arm, metric)]
+        at = arms.at(arm, metric)
+        points = [f"{at[count].mean:.3f}" if count in at else "" for count in counts]
         lines.append(f"| {arm} | {len(runs)} | {' | '.join(points)} | {told(arms.difference(arm, metric))} |")
     return "\n".join(lines) + "\n"
 

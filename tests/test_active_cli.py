@@ -41,6 +41,16 @@ def test_curves_differences_and_costs_are_means_over_seeds(tmp_path):
     assert len(urls) == 1 and not re.search(r"https?://|<script|<link", page)
 
 
+def test_arms_are_compared_with_as_many_labels_and_stand_under_them(tmp_path):
+    """The baseline's third round found two labels only, so that it stands at 22, and has no fourth."""
+    short = [*rounds(0.02, 0)[:3], {**rounds(0.02, 0)[3], "n_asked": 22}]
+    page = write_rounds_report(tmp_path, {"gradient": [rounds(0.05, 0)], "random": [short]}).read_text()
+    heads = [head for head in re.findall(r"<th scope=\"col\">([^<]*)</th>", page) if head.isdigit()]
+    assert heads == ["0", "10", "20", "22", "30"]
+    assert cells(page, "gradient")[0] == ["1", "0.500", "0.550", "0.600", "", "0.650", "+0.060 at 20"]
+    assert cells(page, "random")[0] == ["1", "0.500", "0.520", "0.540", "0.560", "", "–"]
+
+
 def test_runs_of_unequal_length_and_one_seed_still_make_a_page(tmp_path):
     runs = {"easy": [rounds(0.1, 0)[:2]], "random": [rounds(0.1, 0)]}
     assert len(Arms(runs).curve("easy", "accuracy")) == 2

@@ -110,6 +110,9 @@ def test_answers_may_come_from_elsewhere_and_a_resumed_run_keeps_its_history(mod
     )
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [row["step"] for row in second.history] == [2, 4, 6]
+    third = WinRateCallback(PROMPTS, ["x"] * 12, Counted(), n=3, generate=served)
+    third.on_train_begin(trainer.args, trainer.state, None)  # step 4 was judged before the kill and after it
+    assert third.history == second.history
 
 
 def test_the_picture_stands_a_single_point_and_unknown_values():

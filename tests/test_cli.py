@@ -156,6 +156,13 @@ def test_evaluating_without_labels_to_evaluate_on_is_told_in_one_line(tmp_path, 
     assert "--eval_strategy steps needs --eval_dataset" in capsys.readouterr().err
 
 
+def test_a_plan_of_scores_asks_nobody(tmp_path, capsys):
+    rows = {"prompt": ["a"], "response": ["b"], "baseline_response": ["c"], "score": [1.0], "baseline_score": [0.0]}
+    Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    assert main(["win-rate", "--dataset", str(tmp_path / "rows.parquet"), "--plan"]) == 0
+    assert capsys.readouterr().out == "score:scores asks nobody\n"
+
+
 def test_a_verdict_that_failed_needs_no_length(tmp_path, capsys):
     rows = {"v": [1.0, 0.0, None, 1.0], "a": [3, 5, None, 9], "b": [4, 4, None, 7]}
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
@@ -199,6 +206,7 @@ def test_win_rate_from_verdicts_and_from_scores(tmp_path, capsys):
         (["select", "--config", "{bad}"], "sets 'strateggy'; there are"),
         (["select", "--config", "nowhere.yaml"], "Cannot read the settings"),
         (["label", "--dataset", "{pool}", "--output_dir", "x"], "No column 'pair'"),
+        (["label", "--dataset", "{pool}", "--plan", "--judge", "reward", "--model", "m"], "No column 'pair'"),
         (["train", "--dataset", "{pool}", "--output_dir", "x"], "--model is missing"),
         (["train", "--dataset", "{pool}", "--model", "m", "--output_dir", "x"], "No column 'chosen'"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -107,6 +107,13 @@ def test_the_seed_can_be_what_an_active_run_had_labelled(model, tmp_path, capsys
     assert rows[1]["n_labels"] == 8
 
 
+def test_the_folder_of_several_runs_is_no_seed(model, tmp_path, capsys):
+    active(model, tmp_path, rounds=1, output_dir=tmp_path / "rounds" / "easy-0")
+    argv = ["self-annotate", "--seed_labels", tmp_path / "rounds", "--prompts", "p.parquet", "--n_prompts", 2]
+    assert main([*map(str, argv), "--model", model, "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"--seed_labels {tmp_path / 'rounds' / 'easy-0'}" in capsys.readouterr().err
+
+
 def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
     def rows(add: float) -> list[dict]:
         told = {"n_prompts": 4, "n_labeled": 3 + add, "confidence": {"median": 0.6}, "flagged": None}

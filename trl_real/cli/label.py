@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
 from trl_real.cli.options import add_common, require, result, say
-from trl_real.errors import TrlRealError
+from trl_real.errors import MissingColumnError, TrlRealError
 
 
 REPORT_FILE = "labels.json"
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         return result(args, check.to_dict(), check.words())
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = load(args.dataset, args.split)
-    estimate = _tell_price(judge, dataset)
+    estimate = _tell_price(args, judge, dataset)
     if args.plan:
         return result(args, estimate or {}, "" if estimate else f"{judge.name} asks nobody")
     _label(args, dataset, judge)
@@ -84,10 +84,14 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 
 
-def _tell_price(judge: Any, dataset: Any) -> dict[str, float] | None:
-    columns = ("prompt", "response_a", "response_b", "pair")
-    if not all(name in dataset.column_names for name in columns):
-        return None  # `annotate` tells what is missing
+def _tell_price(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str, float] | None:
+    columns = ("pair", "prompt", "response_a", "response_b")
+    for name in columns:
+        if name not in dataset.column_names:
+            fix = f"Select pairs first: trl-real select --dataset {args.dataset} --output_dir …"
+            if "chosen" in dataset.column_names:
+                fix = "These rows are labelled already; train on them as they are."
+            raise MissingColumnError(name, dataset.column_names, fix)
     plain = dataset.select_columns(list(columns)).with_format(None)
     return tell_price(judge, plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])[:])
 

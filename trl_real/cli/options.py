@@ -9,10 +9,13 @@ from typing import Any
 from trl_real.errors import TrlRealError
 
 
-def add_common(parser: argparse.ArgumentParser, output: bool = True) -> None:
+PART = "split, or a part of it, such as 'train[:1000]'"
+
+
+def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str = PART) -> None:
     """`--dataset`, `--split`, `--output_dir`, `--config` and `--json`, the same for every verb."""
     parser.add_argument("--dataset", help="Hub id, saved folder, or a Parquet, JSONL or CSV file")
-    parser.add_argument("--split", help="split, or a part of it, such as 'train[:1000]'")
+    parser.add_argument("--split", help=split)
     if output:
         parser.add_argument("--output_dir", help="folder to write; the next command reads it")
     add_config(parser)

@@ -7,7 +7,7 @@ from trl_real.cli.options import add_common, require, result, say
 
 def register(parser: argparse.ArgumentParser) -> None:
     """Flags bear the names of `push_subset`'s arguments."""
-    add_common(parser, output=False)
+    add_common(parser, output=False, split="name of the split on the Hub (default: train)")
     parser.add_argument("--repo_id", help="name on the Hub, such as user/my-pairs")
     parser.add_argument("--config_name", help="config in the repository (default: strategy and budget)")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

@@ -136,11 +136,13 @@ def _win_rate(args: argparse.Namespace) -> Any:
 
 def _table(arms: Any) -> str:
     """The last round of each arm."""
+    import numpy as np
+
     names = arms.metrics
     lines = [f"{'arm':<12} {'pairs':>6} " + " ".join(f"{name:>10}" for name in names)]
     for name in arms.runs:
         points = [arms.curve(name, metric) for metric in names]
-        pairs = next((f"{curve[-1].x:.0f}" for curve in points if curve), "–")
+        pairs = f"{np.mean([run[-1][arms.kind.x] for run in arms.runs[name]]):.0f}"
         values = " ".join(f"{curve[-1].mean:>10.3f}" if curve else f"{'–':>10}" for curve in points)
         lines.append(f"{name:<12} {pairs:>6} {values}")
     return "\n".join(lines)

@@ -45,8 +45,10 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do the rounds that are missing, write the report, print the last round of each arm."""
     from trl_real.data.files import load
+    from trl_real.errors import TrlRealError
     from trl_real.evaluation.rounds_report import SELF_ANNOTATION
     from trl_real.training.active_rounds import labels_of_run
+    from trl_real.training.round_folder import SETTINGS_FILE
 
     require(args, "seed_labels", "prompts", "n_prompts", "model", "output_dir")
     # The method's own judge is the implicit reward, whoever else is asked.
@@ -54,7 +56,11 @@ def run(args: argparse.Namespace) -> None:
     args.length_normalize = args.length_normalize if args.judge == "implicit_reward" else None
     refuse_flags_of_no_use(args, args.relabel is not None or bool(args.eval_prompts))
     seed_labels = labels_of_run(args.seed_labels)
-    seed_labels = load(args.seed_labels) if seed_labels is None else seed_labels
+    if seed_labels is None:
+        arms = [folder.parent for folder in sorted(Path(args.seed_labels).glob(f"*/{SETTINGS_FILE}"))]
+        if arms:
+            raise TrlRealError(f"{args.seed_labels!r} holds {len(arms)} runs. Give one: --seed_labels {arms[0]}")
+        seed_labels = load(args.seed_labels)
     prompts = load(args.prompts)
 
     def one(arm: str, seed: int, folder: Path) -> Any:

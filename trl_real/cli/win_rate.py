@@ -141,6 +141,8 @@ def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
 def _planned(args: argparse.Namespace, judge: Any, dataset: Any, meetings: list[tuple[str, str]]) -> bool:
     """Tell the price, where the judge has one; whether that was all that was wanted."""
     if not hasattr(judge, "estimate"):
+        if args.plan:
+            result(args, {}, f"{judge.name} asks nobody")
         return args.plan
     from trl_real.data.conversation import text_of
 

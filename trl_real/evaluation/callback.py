@@ -68,9 +68,10 @@ class WinRateCallback(TrainerCallback):
         self.last_step = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **events: Any) -> None:
-        """Take up the history of a run that is resumed."""
+        """Take up the history of a run that is resumed; of a step that was done twice the last line counts."""
         file = Path(args.output_dir) / WIN_RATES_FILE
-        self.history = [row for row in Journal(file).read() if row["step"] <= state.global_step]
+        known = {row["step"]: row for row in Journal(file).read() if row["step"] <= state.global_step}
+        self.history = [known[step] for step in sorted(known)]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **events: Any) -> None:
         """Generate, judge, and add to the metrics; once a step, also where there are several evaluation sets."""
@@ -84,7 +85,7 @@ class WinRateCallback(TrainerCallback):
         row = _row(comparison, state, time.perf_counter() - started)
         with Journal(Path(args.output_dir) / WIN_RATES_FILE) as journal:
             journal.append(row)
-        self.history.append(row)
+        self.history = [known for known in self.history if known["step"] != row["step"]] + [row]
         metrics.update({f"eval_{name}": row[name] for name in _METRICS if row[name] is not None})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **events: Any) -> None:

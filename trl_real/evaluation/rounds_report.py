@@ -30,6 +30,7 @@ class Kind(NamedTuple):
         intro: What an arm is, and what its rounds do.
         x: Name of the count that curves are drawn against.
         x_label: The same in words.
+        same_x: Whether arms are compared at the same count, as of labels that are paid for; else in the same round.
         baseline: The arm that the others are compared with.
     """
 
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
     intro: str
     x: str
     x_label: str
+    same_x: bool
     baseline: str
 
 
@@ -46,6 +48,7 @@ ACTIVE = Kind(
     "learned.",
     "n_asked",
     "labels asked for",
+    True,
     "random",
 )
 SELF_ANNOTATION = Kind(
@@ -54,6 +57,7 @@ SELF_ANNOTATION = Kind(
     "rounds in which the policy labels what it writes and learns from it.",
     "n_pairs",
     "pairs learned from",
+    False,
     "expansion",
 )
 
@@ -104,17 +108,28 @@ class Arms:
             if all(row.get(metric) is not None for row in rows)
         ]
 
+    def at(self, arm: str, metric: str) -> dict[float, Point]:
+        """The curve's points by their counts."""
+        return {round(point.x, 1): point for point in self.curve(arm, metric)}
+
+    def counts(self, metric: str) -> list[float]:
+        """All counts at which some arm has a point: the columns of a table."""
+        return sorted({count for arm in self.runs for count in self.at(arm, metric)})
+
     def difference(self, arm: str, metric: str) -> Point | None:
-        """Against the baseline in the last common round, seed by seed; None without a baseline, or of it."""
+        """
+        Against the baseline, seed by seed, in the last round that both have done: with the same count, where the kind
+        asks for that. None without a baseline, or of it.
+        """
         if arm == self.kind.baseline or self.kind.baseline not in self.runs:
             return None
-        pairs = list(zip(self.runs[arm], self.runs[self.kind.baseline], strict=False))
-        last = min(min(len(a), len(b)) for a, b in pairs) - 1
-        if last < 1 or any(run[last].get(metric) is None for pair in pairs for run in pair):
-            return None
         x = self.kind.x
-        rows = [{x: a[last][x], metric: a[last][metric] - b[last][metric]} for a, b in pairs]
-        return _point(rows, metric, x)
+        pairs = list(zip(self.runs[arm], self.runs[self.kind.baseline], strict=False))
+        for both in reversed(list(zip(*(zip(*pair, strict=False) for pair in pairs), strict=False))[1:]):
+            measured = all(row.get(metric) is not None for pair in both for row in pair)
+            if measured and (not self.kind.same_x or all(a[x] == b[x] for a, b in both)):
+                return _point([{x: a[x], metric: a[metric] - b[metric]} for a, b in both], metric, x)
+        return None
 
     @property
     def annotations(self) -> list[dict[str, Any]]:

@@ -294,7 +294,37 @@ def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, 
     assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")
 
 
-def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys):
+@pytest.mark.parametrize("verb", ["train", "sft"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "4"], "num_train_epochs=1.0, not 4.0"),
+        (["--use_peft", "--lora_r", "2"], "adapter=None, not {"),
+        (["--dataset", "other.parquet"], "dataset='4 rows, "),
+        (["--per_device_train_batch_size", "4", "--logging_steps", "3", "--save_total_limit", "2"], None),
+        (["--dataset", "copy.parquet"], None),
+    ],
+    ids=str,
+)
+def test_a_folder_of_another_training_is_not_passed_off_as_this_one(
+    verb, flags, message, tmp_path, model, capsys, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"q{i}? ", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(4)]
+    for name, part in (("pairs", rows), ("copy", rows), ("other", rows[::-1])):
+        Dataset.from_list(part).to_parquet(f"{name}.parquet")
+    argv = [verb, "--dataset", "pairs.parquet", "--model", model, "--output_dir", "out", "--num_train_epochs", "1"]
+    argv += ["--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
+    assert main(argv) == 0
+    capsys.readouterr()
+    if message is None:
+        assert main([*argv, *flags]) == 0
+        assert "It had reached its last step, 2: nothing is trained again." in caplog.text
+    else:
+        assert f"'out' holds a training with {message}" in fails(capsys, *argv, *flags)
+
+
+def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys, caplog):
     rows = [{"prompt": f"q{i}? ", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(8)]
     Dataset.from_list(rows).to_parquet(str(tmp_path / "pairs.parquet"))
     flags = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
@@ -307,6 +337,6 @@ def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys):
     (tmp_path / "out" / "model.safetensors").unlink()
     for _ in range(2):  # the second time there is nothing left to do
         assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
-        out, err = capsys.readouterr()
-        assert "Going on from" in err and json.loads(out)["loss"] == whole["loss"]
+        assert "Going on from" in caplog.text and json.loads(capsys.readouterr().out)["loss"] == whole["loss"]
+        caplog.clear()
         assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     from trl_real.errors import TrlRealError
     from trl_real.training.config import REALDPOConfig
-    from trl_real.training.resume import last_checkpoint, train_from
+    from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
     argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "eval_dataset", "model"))
@@ -63,17 +63,16 @@ def run(args: argparse.Namespace) -> None:
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
     load_as_told(config, model)
-    resume_from = config.resume_from_checkpoint or last_checkpoint(config.output_dir)
-    if resume_from:
-        config.resume_from_checkpoint = resume_from
-        say(f"Going on from {resume_from}. To start afresh, give another --output_dir.")
+    peft_config = get_peft_config(model)
+    resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
+    config.resume_from_checkpoint = resume_from
     trainer = REALDPOTrainer(
         args.model,
         args=config,
         train_dataset=preferences,
         eval_dataset=eval_dataset,
         processing_class=AutoTokenizer.from_pretrained(args.model, revision=model.model_revision),
-        peft_config=get_peft_config(model),
+        peft_config=peft_config,
     )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())

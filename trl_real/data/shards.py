@@ -181,6 +181,14 @@ def rows_digest(rows: Dataset) -> bytes:
     return hashlib.blake2b(sink.getbuffer(), digest_size=16).digest()
 
 
+def told(dataset: Dataset) -> str:
+    """A dataset as a setting: by what its rows hold, wherever they lie and whenever they were written."""
+    digest = hashlib.blake2b(digest_size=8)
+    for start in range(0, len(dataset), SHARD_ROWS):
+        digest.update(rows_digest(dataset.select(range(start, min(start + SHARD_ROWS, len(dataset))))))
+    return f"{len(dataset)} rows, {digest.hexdigest()}"
+
+
 def check_rows(**sizes: int) -> None:
     """
     Numbers of rows, by the names of the arguments.

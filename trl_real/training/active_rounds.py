@@ -10,6 +10,7 @@ from datasets import Dataset, concatenate_datasets
 from trl_real.data.conversation import in_form
 from trl_real.data.files import load, save
 from trl_real.data.rows import from_rows, iterate
+from trl_real.data.shards import told
 from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.verdicts import TIE, Judge, name_of
@@ -18,7 +19,7 @@ from trl_real.training.adapters import revision_of, save_adapter
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
-from trl_real.training.rounds import NothingLeft, Rounds, Run, drawn, phases_of, told
+from trl_real.training.rounds import NothingLeft, Rounds, Run, drawn, phases_of
 
 
 logger = logging.getLogger(__name__)

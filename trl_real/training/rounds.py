@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.shards import rows_digest
+from trl_real.data.shards import told
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.training.adapters import default_lora, fresh_adapter, load_base, save_adapter, with_adapter
 from trl_real.training.config import REALDPOConfig
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
-CHUNK = 10_000  # rows
 COST = ("seconds", "n_tokens")
 # A policy that is its own reference has no margin.
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
@@ -177,14 +176,6 @@ class Rounds(ABC):
 def phases_of(this: Round) -> dict[str, dict[str, float]]:
     """Seconds and tokens of the steps of a round."""
     return {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
-
-
-def told(dataset: Dataset) -> str:
-    """A dataset as a setting: by what its rows hold, wherever they lie and whenever they were written."""
-    digest = hashlib.blake2b(digest_size=8)
-    for start in range(0, len(dataset), CHUNK):
-        digest.update(rows_digest(dataset.select(range(start, min(start + CHUNK, len(dataset))))))
-    return f"{len(dataset)} rows, {digest.hexdigest()}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:

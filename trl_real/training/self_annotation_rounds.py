@@ -11,6 +11,7 @@ from peft import load_peft_weights
 
 from trl_real.data.conversation import dialogue
 from trl_real.data.files import load, save
+from trl_real.data.shards import told
 from trl_real.data.whole import check_settings, read_json
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport
@@ -25,7 +26,7 @@ from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_training import Trained, adapter_digest, round_config, train_adapter
-from trl_real.training.rounds import Rounds, Run, drawn, phases_of, told
+from trl_real.training.rounds import Rounds, Run, drawn, phases_of
 from trl_real.training.unfinished import FINISHED
 
 

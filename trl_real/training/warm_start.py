@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.training.resume import last_checkpoint, train_from
+from trl_real.training.resume import checkpoint_of_run, train_from
 
 
 class QuietSFTTrainer(SFTTrainer):
@@ -71,16 +71,18 @@ def warm_start(
 
     Raises:
         MissingColumnError: If there are no chosen responses.
-        TrlRealError: If there are no rows.
+        TrlRealError: If there are no rows, or `output_dir` holds a training that was begun with other settings.
     """
+    rows = demonstrations(dataset)
+    checkpoint = checkpoint_of_run(args, model, rows, peft_config)
     trainer = QuietSFTTrainer(
         model,
         args=args,
-        train_dataset=demonstrations(dataset),
+        train_dataset=rows,
         processing_class=processing_class,
         peft_config=peft_config,
     )
-    train_from(trainer, last_checkpoint(args.output_dir))
+    train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
         whole = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         whole.save_pretrained(args.output_dir)

@@ -255,6 +255,11 @@ class TestUnfinished:
             naive(tiny_model(), PROMPTS[0], RESPONSES[0][0], ""), 1e-5
         )
 
+    def test_are_told_apart_by_a_journal(self):
+        rows = {**batch(), "pair": [[0, 1]] * 2, "finish_reasons": [["stop", "length"], ["stop", None]]}
+        assert judge().evidence(rows) == [[True, False], None]
+        assert judge().evidence(batch()) == [None, None]
+
 
 class TestAmongTheJudges:
     def test_annotate_panels_and_journals_take_it(self, tmp_path):

@@ -3,12 +3,13 @@
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.data.journal import Journal
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.panel import JudgePanel
+from trl_real.labeling.votes import pair_key
 
 
 def pool(**columns):
@@ -177,9 +178,24 @@ def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
     assert {line["name"] for line in Journal(tmp_path / "j.jsonl").read()} == {"one", "other"}
 
 
-def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
-    from datasets import concatenate_datasets
+@pytest.mark.parametrize("judge", [ScoreJudge(), JudgePanel([ScoreJudge(), ScoreJudge(min_gap=0.5)])])
+def test_a_journal_knows_a_row_by_its_scores_too(judge, tmp_path):
+    corrected = pool(scores=[[2.0, 1.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]])
+    for rows in (pool(), corrected, concatenate_datasets([pool(), corrected])):
+        labeled = annotate(rows, judge, journal=tmp_path / "j.jsonl")
+        assert labeled.to_list() == annotate(rows, judge).to_list()
+    report = LabelReport()
+    annotate(corrected, judge, journal=tmp_path / "j.jsonl", report=report)
+    assert report.n_resumed == 3  # all but the failure
 
+
+def test_keys_of_judges_that_read_texts_alone_are_the_pairs_own(tmp_path):
+    annotate(pool(), JudgePanel([Once(), Once()]), journal=tmp_path / "j.jsonl")
+    keys = [line["key"] for line in Journal(tmp_path / "j.jsonl").read()]
+    assert keys == [pair_key(*row) for row in (("p0", "a", "b"), ("p1", "c", "e"), ("p2", "f", "g"))]
+
+
+def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
     doubled = concatenate_datasets([pool(), pool().select([2, 1, 0])])
     judge = Once()
     labeled = annotate(doubled, judge, journal=tmp_path / "j.jsonl")

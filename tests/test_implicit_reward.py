@@ -336,6 +336,16 @@ class TestSelfAnnotation:
                 assert found[name][::-1] == expected[name][:]
             assert found["label_confidence"][::-1] == pytest.approx(expected["label_confidence"][:], abs=1e-6)
 
+    def test_a_text_prompt_beside_messages_becomes_one_and_is_not_repeated(self):
+        said = lambda text, role="assistant": [{"role": role, "content": text}]  # noqa: E731
+        expected = annotated()[0]
+        for before in ([], said(PROMPTS[0], "user")):
+            rows = [[before + said(text) for text in RESPONSES[0]]]
+            (label,) = annotated(Dataset.from_dict({"prompt": PROMPTS[:1], "responses": rows}))[0]
+            for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+                assert label[name] == said(expected[0][name], role)
+            assert label["score_chosen"] == pytest.approx(expected[0]["score_chosen"], abs=1e-5)
+
     def test_labels_do_not_change_with_beta(self):
         plain, other = (self_annotate(pool(), judge(beta=beta)) for beta in (0.1, 5.0))
         assert plain["chosen"][:] == other["chosen"][:] and plain["rejected"][:] == other["rejected"][:]
@@ -513,6 +523,9 @@ class TestRelabeling:
         labels = annotated(Dataset.from_dict({"prompt": [CHAT], "responses": [answers]}))[0]
         other, _ = self.contrary(Dataset.from_dict({"chosen": [labels[0]["chosen"][0]["content"]]}))
         assert relabel(labels, other, 1)[0]["chosen"] == labels[0]["rejected"]
+        mixture = Dataset.from_list([{**labels[0], "prompt": "Tea?"}])
+        swapped = relabel(mixture, other, 1)[0]
+        assert (swapped["prompt"], swapped["chosen"]) == ("Tea?", labels[0]["rejected"])
 
     def test_mistakes_get_one_line(self):
         for budget in (0.0, 1.5, -1, True):

@@ -87,6 +87,32 @@ def test_messages_stay_messages():
     assert labeled[1]["rejected"] == [{"role": "assistant", "content": "e"}]
 
 
+def said(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
+def test_a_text_beside_responses_of_messages_becomes_a_users_message_once(repeated):
+    rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
+    labeled = annotate(rows, ScoreJudge())[1]
+    assert labeled["prompt"] == said("p1", "user")
+    assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
+
+
+def test_whole_dialogues_beside_messages_lose_the_prompt():
+    prompts = [said(f"p{i}", "user") for i in range(4)]
+    rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
+    assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
+
+
+def test_a_text_beside_messages_of_parts_has_its_part():
+    parts = lambda text: [{"type": "text", "text": text}]  # noqa: E731
+    prompts = [said(parts(f"p{i}"), "user") for i in range(4)]
+    assert annotate(pool(prompt=prompts), ScoreJudge())[1]["chosen"] == said(parts("c"))
+    answers = [[said(parts(text)) for text in row] for row in pool()["responses"]]
+    assert annotate(pool(responses=answers), ScoreJudge())[1]["prompt"] == said(parts("p1"), "user")
+
+
 def test_a_soft_verdict_gives_its_confidence():
     class Unsure:
         name = "unsure"

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
-from trl_real.data.conversation import in_form, response_feature
+from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.data.journal import Journal
 from trl_real.data.processes import gather, once, share
 from trl_real.errors import MissingColumnError
@@ -94,8 +94,9 @@ def annotate(
     """
     Ask a judge which response of each selected pair is better, and bring the answers into TRL's preference format.
 
-    Ties and failures are left out and counted: they are never turned into a loss of either side. A response becomes
-    `chosen` in the form in which the pool has it; beside a conversational prompt a text becomes an assistant message.
+    Ties and failures are left out and counted: they are never turned into a loss of either side. Prompts and responses
+    keep the form in which the pool has them, except that beside messages a text becomes a message, too, and that
+    messages which repeat the prompt lose it.
 
     Args:
         dataset: What a selector's `select` or `map` returned: `prompt`, `responses`, `pair`, `response_a`, ….
@@ -205,16 +206,16 @@ def _from_line(line: dict[str, Any]) -> Verdict:
 
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
-    prompt = pairs.features["prompt"]
-    response = response_feature(prompt, pairs.features[responses].feature)
+    prompt, response = label_features(pairs.features["prompt"], pairs.features[responses].feature)
 
     def label(row: dict[str, Any], index: int) -> dict[str, Any]:
-        first, second = (in_form(response, row[responses][i]) for i in row["pair"])
+        first, second = (in_form(response, after_prompt(row[responses][i], row["prompt"])) for i in row["pair"])
         verdict = verdicts[index]
         better, worse = (first, second) if verdict.outcome == "a" else (second, first)
         confidence = max(verdict.probability, 1 - verdict.probability)
         said_by = verdict.source or source
-        return {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
+        told = {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
+        return {"prompt": in_form(prompt, row["prompt"], "user"), **told}
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")

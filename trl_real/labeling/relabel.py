@@ -99,8 +99,7 @@ def _as_pairs(labels: Dataset) -> Dataset:
         a, b = (text_of(row[side]) for side in sides)
         ended = [row.get(f"{side}_finished") is not False for side in sides]
         reasons = ["stop" if whether else UNFINISHED for whether in ended]
-        both = [row[side] for side in sides]
-        return {"responses": both, "response_a": a, "response_b": b, "pair": [0, 1], "finish_reasons": reasons}
+        return {"responses": [a, b], "response_a": a, "response_b": b, "pair": [0, 1], "finish_reasons": reasons}
 
     left_out = [name for name in labels.column_names if name != "prompt"]
     return labels.map(pair, remove_columns=left_out, load_from_cache_file=False)

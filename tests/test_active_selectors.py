@@ -484,6 +484,26 @@ def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
     assert len(head(context="response").select(bare, 6)) == 6
 
 
+ASKED = [{"role": "user", "content": "Tea?"}]
+
+
+@pytest.mark.parametrize("prompt", [None, "Tea?", ASKED], ids=["no prompt", "text", "messages"])
+@pytest.mark.parametrize("before", [None, [], ASKED], ids=["texts", "messages", "whole dialogues"])
+def test_a_pair_is_labelled_in_whichever_form_prompt_and_responses_come(prompt, before):
+    texts = ["The tea boils", "The tea stews", "The pot"]
+    said = texts if before is None else [[*before, {"role": "assistant", "content": text}] for text in texts]
+    pool = Dataset.from_list([{"prompt": prompt, "responses": said, "scores": [2.0, 1.0, 0.0]}])
+    selector, history, asked = head(ridge=1.0, context="response"), None, []
+    for _ in range(3):
+        kept = selector.select(pool, 1, history=history)
+        asked += picked(kept)
+        new = labels(kept)
+        history = new if history is None else Dataset.from_list([*history, *new])
+    assert len(set(asked)) == 3
+    with pytest.raises(TrlRealError, match="1 every pair is labelled already"):
+        selector.select(pool, 1, history=history)
+
+
 def test_labelled_rows_that_hold_no_pair_are_counted():
     history = Dataset.from_list([{"prompt": "x", "chosen": "same", "rejected": "same"}])
     selector = gradient()

@@ -484,6 +484,13 @@ def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
     assert len(head(context="response").select(bare, 6)) == 6
 
 
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_a_weak_prior_leaves_the_order_of_rows_without_a_say(name):
+    pool = pool_of(30)
+    once, again = (head(name, ridge=1e-6).select(rows, 5) for rows in (pool, pool.select(range(29, -1, -1))))
+    assert picked(once) == picked(again)
+
+
 ASKED = [{"role": "user", "content": "Tea?"}]
 
 

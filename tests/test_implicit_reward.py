@@ -527,6 +527,16 @@ class TestRelabeling:
         swapped = relabel(mixture, other, 1)[0]
         assert (swapped["prompt"], swapped["chosen"]) == ("Tea?", labels[0]["rejected"])
 
+    @pytest.mark.parametrize("undecided", ["keep", "drop"])
+    def test_with_nobody_to_ask_the_labels_stay(self, undecided):
+        labels = self.labels
+        for rows, settings in ((labels, {"budget": 0}), (labels, {"budget": 0.05}), (labels.select([]), {"budget": 1}),
+                               (labels, {"budget": 1, "source": "nobody"})):  # fmt: skip
+            report = LabelReport(n_rows=9)
+            same = relabel(rows, judge(), undecided=undecided, report=report, **settings)
+            assert same.to_list() == rows.to_list() and same.features == rows.features
+            assert (report.judge, report.n_rows, report.n_labeled) == (judge().name, 0, 0)
+
     def test_mistakes_get_one_line(self):
         for budget in (0.0, 1.5, -1, True):
             with pytest.raises(TrlRealError, match="give a share in"):

@@ -3,8 +3,8 @@ A Bayesian Bradley-Terry head on frozen features, and which pair to label next u
 
 Rounds with it need no gradient pass: labels sharpen a Gaussian over the head's weights, and every response has a mean
 utility and a variance. An acquisition is a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
-(N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, and a budget takes the rows
-with the lowest scores.
+(N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, a budget takes the rows with
+the lowest scores, and what differs by less than 1e-6 is a tie.
 """
 
 from collections.abc import Callable

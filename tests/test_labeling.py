@@ -8,6 +8,7 @@ from datasets import Dataset, concatenate_datasets
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.data.journal import Journal
 from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.chat import ChatJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.votes import pair_key
 
@@ -158,6 +159,14 @@ def test_each_mistake_is_one_line_that_says_what_to_type(break_it, message):
     with pytest.raises(TrlRealError, match=message) as caught:
         break_it()
     assert "\n" not in str(caught.value)
+
+
+def test_a_chat_judge_tells_of_a_row_without_a_prompt():
+    class Model:
+        name, answers = "model", None
+
+    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Leave such"):
+        annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
 
 
 def test_a_missing_column_can_be_caught_by_name():

@@ -5,6 +5,8 @@ from typing import Any
 
 from datasets import LargeList, List, Value
 
+from trl_real.errors import TrlRealError
+
 
 ASSISTANT_TURN = "\n\nAssistant:"
 
@@ -24,7 +26,17 @@ def text_of(response: str | Messages) -> str:
 
 
 def dialogue(prompt: str | Messages) -> str:
-    """A prompt as text for a reader: messages with their speakers, a single message or a text as it is."""
+    """
+    A prompt as text for a reader: messages with their speakers, a single message or a text as it is.
+
+    Raises:
+        TrlRealError: If it is neither.
+    """
+    if not isinstance(prompt, str | list):
+        raise TrlRealError(
+            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Leave such rows out: "
+            "dataset.filter(lambda row: row['prompt'] is not None)"
+        )
     if isinstance(prompt, str) or len(prompt) == 1:
         return text_of(prompt)
     return "\n\n".join(f"{message['role'].capitalize()}: {text_of([message])}" for message in prompt)

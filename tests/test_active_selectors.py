@@ -484,6 +484,14 @@ def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
     assert len(head(context="response").select(bare, 6)) == 6
 
 
+def test_texts_that_an_earlier_call_embedded_count_as_cut_too():
+    pool, selector = pool_of(4), head(ridge=1.0, max_length=4)
+    first = selector.select(pool, 1)
+    n_truncated = selector.record.n_truncated
+    selector.select(pool, 1, history=labels(first))
+    assert selector.record.n_truncated == n_truncated > 0 == selector.record.tokens
+
+
 @pytest.mark.parametrize("name", ACQUISITIONS)
 def test_a_weak_prior_leaves_the_order_of_rows_without_a_say(name):
     pool = pool_of(30)

@@ -421,6 +421,16 @@ class TestSelfAnnotation:
         check = check_judge(held_out, judge())
         assert (check.n, check.accuracy, check.n_skipped) == (4, 1.0, 1)
 
+    def test_a_report_that_is_given_again_adds_up(self):
+        scored = pool(scores=[[3.0, 2.0, 1.0]] * 5)
+        _, alone = annotated(scored, gold=ScoreJudge())
+        report = SelfAnnotationReport(seconds=100.0)
+        for settings in ({"gold": ScoreJudge()}, {"gold": ScoreJudge()}, {}):
+            self_annotate(scored, judge(), report=report, **settings)
+        assert (report.n_prompts, report.gold.n, report.gold.n_agree) == (15, 2 * alone.gold.n, 2 * alone.gold.n_agree)
+        assert report.gold.rate == alone.gold.rate and report.gold.ci_low > alone.gold.ci_low
+        assert report.seconds > 100
+
     def test_the_report_adds_up(self):
         labels, report = annotated()
         told = json.loads(json.dumps(report.to_dict()))

@@ -154,8 +154,10 @@ def self_annotate(
         if gold is not None and done:
             verdicts += [Verdict(one.confidence) for one in done]
             truths += ask(gold, _columns(done, responses), [one.number for one in done])
-    report.gold = None if gold is None else gold_agreement(verdicts, truths)
-    report.seconds = time.perf_counter() - started
+    if gold is not None:
+        found = gold_agreement(verdicts, truths)
+        report.gold = found if report.gold is None else report.gold + found
+    report.seconds += time.perf_counter() - started
     logger.info("%s", report.words())
     return from_rows(labels, features)
 

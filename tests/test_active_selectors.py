@@ -484,6 +484,41 @@ def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
     assert len(head(context="response").select(bare, 6)) == 6
 
 
+def test_texts_that_an_earlier_call_embedded_count_as_cut_too():
+    pool, selector = pool_of(4), head(ridge=1.0, max_length=4)
+    first = selector.select(pool, 1)
+    n_truncated = selector.record.n_truncated
+    selector.select(pool, 1, history=labels(first))
+    assert selector.record.n_truncated == n_truncated > 0 == selector.record.tokens
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_a_weak_prior_leaves_the_order_of_rows_without_a_say(name):
+    pool = pool_of(30)
+    once, again = (head(name, ridge=1e-6).select(rows, 5) for rows in (pool, pool.select(range(29, -1, -1))))
+    assert picked(once) == picked(again)
+
+
+ASKED = [{"role": "user", "content": "Tea?"}]
+
+
+@pytest.mark.parametrize("prompt", [None, "Tea?", ASKED], ids=["no prompt", "text", "messages"])
+@pytest.mark.parametrize("before", [None, [], ASKED], ids=["texts", "messages", "whole dialogues"])
+def test_a_pair_is_labelled_in_whichever_form_prompt_and_responses_come(prompt, before):
+    texts = ["The tea boils", "The tea stews", "The pot"]
+    said = texts if before is None else [[*before, {"role": "assistant", "content": text}] for text in texts]
+    pool = Dataset.from_list([{"prompt": prompt, "responses": said, "scores": [2.0, 1.0, 0.0]}])
+    selector, history, asked = head(ridge=1.0, context="response"), None, []
+    for _ in range(3):
+        kept = selector.select(pool, 1, history=history)
+        asked += picked(kept)
+        new = labels(kept)
+        history = new if history is None else Dataset.from_list([*history, *new])
+    assert len(set(asked)) == 3
+    with pytest.raises(TrlRealError, match="1 every pair is labelled already"):
+        selector.select(pool, 1, history=history)
+
+
 def test_labelled_rows_that_hold_no_pair_are_counted():
     history = Dataset.from_list([{"prompt": "x", "chosen": "same", "rejected": "same"}])
     selector = gradient()

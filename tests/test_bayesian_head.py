@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from trl_real.errors import TrlRealError
 from trl_real.functional.bayesian_head import ACQUISITIONS, double_reverse_thompson, fit_head, normal_draws
 from trl_real.functional.similarity import candidate_pairs
+from trl_real.selection.budget import lowest_rows
 from trl_real.selection.strategies import lowest
 
 
@@ -113,6 +114,18 @@ def test_equal_responses_and_certain_models_break_nothing(name):
     for covariances in (torch.ones(5, 3, 3).double(), torch.zeros(5, 3, 3).double()):
         pairs = pairs_of(name, torch.zeros(5, 3).double(), covariances, made_up(5, 3)[2])
         assert (pairs[:, 0] < pairs[:, 1]).all()
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e6])
+def test_no_scale_of_the_utilities_makes_ties_of_rows(name, scale):
+    draws = made_up(40, 2)[2]
+    variances = scale * torch.linspace(1, 2, 40).double()  # of u_1 - u_2
+    means = torch.zeros(40, 2).double() if name != "drts" else scale * torch.eye(2)[[0] * 40].double()
+    covariances = torch.eye(2).double() * variances[:, None, None] / 2
+    scores = ACQUISITIONS[name](means, covariances, draws)[:, 0].numpy()
+    expected = range(35, 40) if name != "drts" else range(5)  # which takes what is certain
+    assert lowest_rows(scores, 5).tolist() == list(expected)
 
 
 def test_infomax_takes_the_largest_variance_of_a_difference():

@@ -48,13 +48,13 @@ def test_accuracy_and_length_are_told_and_a_judge_cannot_tell_the_label_from_the
 
 def test_pairs_with_ties_and_a_gold_preference():
     rows = {
-        "prompt": ["p"] * 5,
-        "response_a": ["aaa", "b", "ccc", "same", "e"],
-        "response_b": ["a", "bbb", "c", "same", "eee"],
-        "preference": [1.0, 0.0, 0.5, 1.0, None],
+        "prompt": ["p"] * 7,
+        "response_a": ["aaa", "b", "ccc", "same", "e", None, "g"],
+        "response_b": ["a", "bbb", "c", "same", "eee", "f", None],
+        "preference": [1.0, 0.0, 0.5, 1.0, None, 1.0, 0.0],
     }
     found = check_judge(Dataset.from_dict(rows), longer)
-    assert (found.n, found.accuracy, found.n_label_ties, found.n_skipped) == (2, 1.0, 1, 2)
+    assert (found.n, found.accuracy, found.n_label_ties, found.n_skipped) == (2, 1.0, 1, 4)
 
 
 def test_the_calibration_temperature_is_the_one_with_the_lowest_loss():

@@ -255,6 +255,11 @@ class TestUnfinished:
             naive(tiny_model(), PROMPTS[0], RESPONSES[0][0], ""), 1e-5
         )
 
+    def test_are_told_apart_by_a_journal(self):
+        rows = {**batch(), "pair": [[0, 1]] * 2, "finish_reasons": [["stop", "length"], ["stop", None]]}
+        assert judge().evidence(rows) == [[True, False], None]
+        assert judge().evidence(batch()) == [None, None]
+
 
 class TestAmongTheJudges:
     def test_annotate_panels_and_journals_take_it(self, tmp_path):
@@ -331,6 +336,16 @@ class TestSelfAnnotation:
                 assert found[name][::-1] == expected[name][:]
             assert found["label_confidence"][::-1] == pytest.approx(expected["label_confidence"][:], abs=1e-6)
 
+    def test_a_text_prompt_beside_messages_becomes_one_and_is_not_repeated(self):
+        said = lambda text, role="assistant": [{"role": role, "content": text}]  # noqa: E731
+        expected = annotated()[0]
+        for before in ([], said(PROMPTS[0], "user")):
+            rows = [[before + said(text) for text in RESPONSES[0]]]
+            (label,) = annotated(Dataset.from_dict({"prompt": PROMPTS[:1], "responses": rows}))[0]
+            for name, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+                assert label[name] == said(expected[0][name], role)
+            assert label["score_chosen"] == pytest.approx(expected[0]["score_chosen"], abs=1e-5)
+
     def test_labels_do_not_change_with_beta(self):
         plain, other = (self_annotate(pool(), judge(beta=beta)) for beta in (0.1, 5.0))
         assert plain["chosen"][:] == other["chosen"][:] and plain["rejected"][:] == other["rejected"][:]
@@ -405,6 +420,16 @@ class TestSelfAnnotation:
         held_out = chosen.map(lambda row, i: {"rejected": None} if i == 0 else row, with_indices=True)
         check = check_judge(held_out, judge())
         assert (check.n, check.accuracy, check.n_skipped) == (4, 1.0, 1)
+
+    def test_a_report_that_is_given_again_adds_up(self):
+        scored = pool(scores=[[3.0, 2.0, 1.0]] * 5)
+        _, alone = annotated(scored, gold=ScoreJudge())
+        report = SelfAnnotationReport(seconds=100.0)
+        for settings in ({"gold": ScoreJudge()}, {"gold": ScoreJudge()}, {}):
+            self_annotate(scored, judge(), report=report, **settings)
+        assert (report.n_prompts, report.gold.n, report.gold.n_agree) == (15, 2 * alone.gold.n, 2 * alone.gold.n_agree)
+        assert report.gold.rate == alone.gold.rate and report.gold.ci_low > alone.gold.ci_low
+        assert report.seconds > 100
 
     def test_the_report_adds_up(self):
         labels, report = annotated()
@@ -508,6 +533,19 @@ class TestRelabeling:
         labels = annotated(Dataset.from_dict({"prompt": [CHAT], "responses": [answers]}))[0]
         other, _ = self.contrary(Dataset.from_dict({"chosen": [labels[0]["chosen"][0]["content"]]}))
         assert relabel(labels, other, 1)[0]["chosen"] == labels[0]["rejected"]
+        mixture = Dataset.from_list([{**labels[0], "prompt": "Tea?"}])
+        swapped = relabel(mixture, other, 1)[0]
+        assert (swapped["prompt"], swapped["chosen"]) == ("Tea?", labels[0]["rejected"])
+
+    @pytest.mark.parametrize("undecided", ["keep", "drop"])
+    def test_with_nobody_to_ask_the_labels_stay(self, undecided):
+        labels = self.labels
+        for rows, settings in ((labels, {"budget": 0}), (labels, {"budget": 0.05}), (labels.select([]), {"budget": 1}),
+                               (labels, {"budget": 1, "source": "nobody"})):  # fmt: skip
+            report = LabelReport(n_rows=9)
+            same = relabel(rows, judge(), undecided=undecided, report=report, **settings)
+            assert same.to_list() == rows.to_list() and same.features == rows.features
+            assert (report.judge, report.n_rows, report.n_labeled) == (judge().name, 0, 0)
 
     def test_mistakes_get_one_line(self):
         for budget in (0.0, 1.5, -1, True):

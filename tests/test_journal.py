@@ -32,6 +32,16 @@ def test_a_torn_line_is_dropped_and_its_place_taken(tmp_path):
     assert file.read_bytes() == b'{"n": 1}\n{"n": 3}\n'
 
 
+def test_a_whole_last_line_counts_without_its_line_break(tmp_path):
+    file = tmp_path / "j.jsonl"
+    file.write_bytes(b'{"n": 1}\n{"n": 2}')
+    with Journal(file) as journal:
+        assert journal.read() == [{"n": 1}, {"n": 2}]
+        journal.append({"n": 3})
+        journal.append({"n": 4})
+    assert file.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n{"n": 4}\n'
+
+
 def test_a_line_that_is_no_json_is_named(tmp_path):
     (tmp_path / "j.jsonl").write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
     with pytest.raises(TrlRealError, match="Line 2 of .* is no JSON object"):

@@ -17,7 +17,7 @@ from datasets import Dataset
 from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
 from trl_real.labeling.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
-from trl_real.labeling.votes import VoteBook, VotesJudge
+from trl_real.labeling.votes import VoteBook, VotesJudge, vote_matrix
 
 
 VERSION, TOKEN = "1.23.2", "a" * 40
@@ -71,6 +71,30 @@ def test_what_a_server_refuses_is_one_line_without_the_key(status, content, mess
         server.server_close()
     with pytest.raises(TrlRealError, match="No answer from .*Is Label Studio up?"):
         push_pairs(selected(), LabelStudio(f"http://127.0.0.1:{server.server_port}", TOKEN))
+
+
+def test_an_annotator_whose_address_changed_stays_one(tmp_path):
+    class Renamed(LabelStudio):
+        """A server's answers, without the server."""
+
+        def __init__(self):
+            self.address, self.pair = "ann@example.org", "one"
+
+        def ask(self, method, path, **request):
+            if path.startswith("/api/users"):
+                return [{"id": 1, "email": self.address}]
+            data = {"pair_key": self.pair, "shown_first": "a"}
+            vote = {"id": 7, "completed_by": 1, "result": [{"value": {"choices": ["left is better"]}}]}
+            return {"tasks": [{"data": data, "annotations": [vote]}], "total": 1}
+
+    studio, votes = Renamed(), tmp_path / "votes.jsonl"
+    assert pull_votes(studio, 3, votes) == 1
+    studio.address = "bea@example.org"
+    assert pull_votes(studio, 3, votes) == 2 and pull_votes(studio, 3, votes) == 0
+    assert vote_matrix(votes)[:2] == (["bea@example.org"], ["one"])
+    studio.pair = "other"
+    assert pull_votes(studio, 3, votes) == 2 and pull_votes(studio, 3, votes) == 0
+    assert vote_matrix(votes)[:2] == (["bea@example.org"], ["other"])
 
 
 def test_every_choice_means_the_opposite_when_the_sides_are_swapped():

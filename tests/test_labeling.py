@@ -3,12 +3,14 @@
 import math
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.data.journal import Journal
 from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.chat import ChatJudge
 from trl_real.labeling.panel import JudgePanel
+from trl_real.labeling.votes import pair_key
 
 
 def pool(**columns):
@@ -86,6 +88,32 @@ def test_messages_stay_messages():
     assert labeled[1]["rejected"] == [{"role": "assistant", "content": "e"}]
 
 
+def said(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
+def test_a_text_beside_responses_of_messages_becomes_a_users_message_once(repeated):
+    rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
+    labeled = annotate(rows, ScoreJudge())[1]
+    assert labeled["prompt"] == said("p1", "user")
+    assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
+
+
+def test_whole_dialogues_beside_messages_lose_the_prompt():
+    prompts = [said(f"p{i}", "user") for i in range(4)]
+    rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
+    assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
+
+
+def test_a_text_beside_messages_of_parts_has_its_part():
+    parts = lambda text: [{"type": "text", "text": text}]  # noqa: E731
+    prompts = [said(parts(f"p{i}"), "user") for i in range(4)]
+    assert annotate(pool(prompt=prompts), ScoreJudge())[1]["chosen"] == said(parts("c"))
+    answers = [[said(parts(text)) for text in row] for row in pool()["responses"]]
+    assert annotate(pool(responses=answers), ScoreJudge())[1]["prompt"] == said(parts("p1"), "user")
+
+
 def test_a_soft_verdict_gives_its_confidence():
     class Unsure:
         name = "unsure"
@@ -133,6 +161,14 @@ def test_each_mistake_is_one_line_that_says_what_to_type(break_it, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_chat_judge_tells_of_a_row_without_a_prompt():
+    class Model:
+        name, answers = "model", None
+
+    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Leave such"):
+        annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
+
+
 def test_a_missing_column_can_be_caught_by_name():
     with pytest.raises(MissingColumnError):
         annotate(pool().remove_columns("pair"), ScoreJudge())
@@ -177,9 +213,24 @@ def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
     assert {line["name"] for line in Journal(tmp_path / "j.jsonl").read()} == {"one", "other"}
 
 
-def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
-    from datasets import concatenate_datasets
+@pytest.mark.parametrize("judge", [ScoreJudge(), JudgePanel([ScoreJudge(), ScoreJudge(min_gap=0.5)])])
+def test_a_journal_knows_a_row_by_its_scores_too(judge, tmp_path):
+    corrected = pool(scores=[[2.0, 1.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]])
+    for rows in (pool(), corrected, concatenate_datasets([pool(), corrected])):
+        labeled = annotate(rows, judge, journal=tmp_path / "j.jsonl")
+        assert labeled.to_list() == annotate(rows, judge).to_list()
+    report = LabelReport()
+    annotate(corrected, judge, journal=tmp_path / "j.jsonl", report=report)
+    assert report.n_resumed == 3  # all but the failure
 
+
+def test_keys_of_judges_that_read_texts_alone_are_the_pairs_own(tmp_path):
+    annotate(pool(), JudgePanel([Once(), Once()]), journal=tmp_path / "j.jsonl")
+    keys = [line["key"] for line in Journal(tmp_path / "j.jsonl").read()]
+    assert keys == [pair_key(*row) for row in (("p0", "a", "b"), ("p1", "c", "e"), ("p2", "f", "g"))]
+
+
+def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
     doubled = concatenate_datasets([pool(), pool().select([2, 1, 0])])
     judge = Once()
     labeled = annotate(doubled, judge, journal=tmp_path / "j.jsonl")

@@ -125,6 +125,19 @@ def test_a_budget_that_looks_at_vectors_keeps_them(model):
         plan_selection(EmbeddingPairSelector(model, strategy=name), pool(14), **H100) for name in ("easy", "d_optimal")
     ]
     assert sizes[1].folder_bytes - sizes[0].folder_bytes == 12 * 32 * 4
+    given = pool(14).map(lambda row: {"embeddings": [[0.5] * 48] * len(row["responses"])})
+    sizes = [plan_selection(EmbeddingPairSelector(strategy=name), given) for name in ("easy", "d_optimal")]
+    assert sizes[1].folder_bytes - sizes[0].folder_bytes == 12 * 48 * 4
+
+
+def test_a_budget_that_the_selection_would_refuse_is_refused():
+    selector = EmbeddingPairSelector(strategy="random")
+    for budget, message in ((13, "only 12 rows have a pair. Type budget=12"), (0.01, "of 12 rows .* is none")):
+        for refuse in (plan_selection, EmbeddingPairSelector.select):
+            with pytest.raises(TrlRealError, match=message):
+                refuse(selector, pool(14), budget)
+    rows = pool(PLAN_SAMPLE + 10)  # of which a sample does not know that there are too few
+    assert plan_selection(selector, rows, len(rows)).labels == pytest.approx(len(rows) * 6 / 7, rel=0.05)
 
 
 def test_weights_that_do_not_fit_are_told(model):

@@ -133,3 +133,12 @@ def test_gradients_in_shards_are_kept_for_the_very_same_policy(tmp_path):
     assert {file.name for file in tmp_path.glob("*.parquet")}.isdisjoint(before)
     with pytest.raises(TrlRealError, match="With shards all processes share the work already"):
         picks(adapted(), shards=tmp_path, all_processes=True)
+
+
+def test_gradients_in_shards_are_kept_for_the_same_precision(tmp_path):
+    def uncertainty(**settings):
+        selector = GradientPairSelector(adapted(), tokenizer=tiny_tokenizer(), projection_dim=64, **settings)
+        return sorted(selector.select(POOL, 5)["uncertainty"][:])
+
+    uncertainty(shards=tmp_path)
+    assert uncertainty(shards=tmp_path, dtype="bfloat16") == uncertainty(dtype="bfloat16")

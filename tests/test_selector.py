@@ -22,7 +22,7 @@ from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.selection.annotation import NOT_FINITE
-from trl_real.selection.record import SelectionRecord
+from trl_real.selection.record import SelectionRecord, describe_similarity
 
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -615,6 +615,12 @@ class TestRecord:
         plain.select(pool, 15, batch_size=1)
         half.select(pool, 15, batch_size=1)
         assert half.record.n_rescored and half.record.tokens > plain.record.tokens
+
+    @pytest.mark.parametrize("values", [[0.99999994, 1.0], [1.0, 1.0], [0.5, 0.50000006, 0.5], [-1.0, 1.0]])
+    def test_a_histogram_of_values_that_float32_hardly_tells_apart_counts_each_once(self, values):
+        found = describe_similarity(np.array(values, np.float32), np.array(values[:1], np.float32))["histogram"]
+        assert sum(found["pool"]) == len(values) and sum(found["kept"]) == 1
+        assert np.all(np.diff(found["edges"]) > 0)
 
 
 class TestLabels:

@@ -15,7 +15,8 @@ from trl_real import EmbeddingPairSelector, TrlRealError
 from trl_real.data.pairs import Candidates
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import _draws, choose
-from trl_real.selection.strategies import STRATEGIES, centroid, d_optimal, easy, hard, uniform
+from trl_real.selection.budget import lowest_rows
+from trl_real.selection.strategies import STRATEGIES, centroid, d_optimal, easy, hard, lowest, uniform
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -258,3 +259,10 @@ class TestOwnFunction:
             TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"
         ):
             EmbeddingPairSelector(strategy="eazy")
+
+
+def test_what_differs_by_less_than_a_millionth_is_a_tie_relative_beyond_one():
+    for scale in (1e-9, 1.0, 1e6):
+        scores = scale * torch.tensor([[1 + 5e-7, 1.0], [1 + 5e-6, 1.0]], dtype=torch.float64)
+        assert lowest(scores).tolist() == [0, 0 if scale < 1e-6 else 1]
+        assert lowest_rows(scores[1].numpy(), 1).tolist() == [0 if scale < 1e-6 else 1]

@@ -103,6 +103,10 @@ def test_mistakes_are_told_in_one_line(tmp_path):
     (tmp_path / "bad.yaml").write_text("question: x")
     with pytest.raises(TrlRealError, match="is no template"):
         as_template(tmp_path / "bad.yaml")
+    for part, value in (("first", "1"), ("tie", "no"), ("user", "5"), ("system", "[a]")):
+        (tmp_path / "bad.yaml").write_text("".join({"user": "user: x\n", part: f"{part}: {value}\n"}.values()))
+        with pytest.raises(TrlRealError, match=f"'{part}' of a template is .*, no text. Put it in quotes: {part}: "):
+            as_template(tmp_path / "bad.yaml")
     with pytest.raises(TrlRealError, match="'answer' is undefined. It may use prompt, first, second"):
         JudgeTemplate(user="{{ answer }}").messages("p", "x", "y")
     with pytest.raises(TrlRealError, match="is no Jinja"):

@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
-from datasets import Value
+from datasets import LargeList, List, Value
+
+from trl_real.errors import TrlRealError
 
 
 ASSISTANT_TURN = "\n\nAssistant:"
@@ -24,7 +26,17 @@ def text_of(response: str | Messages) -> str:
 
 
 def dialogue(prompt: str | Messages) -> str:
-    """A prompt as text for a reader: messages with their speakers, a single message or a text as it is."""
+    """
+    A prompt as text for a reader: messages with their speakers, a single message or a text as it is.
+
+    Raises:
+        TrlRealError: If it is neither.
+    """
+    if not isinstance(prompt, str | list):
+        raise TrlRealError(
+            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Leave such rows out: "
+            "dataset.filter(lambda row: row['prompt'] is not None)"
+        )
     if isinstance(prompt, str) or len(prompt) == 1:
         return text_of(prompt)
     return "\n\n".join(f"{message['role'].capitalize()}: {text_of([message])}" for message in prompt)
@@ -66,14 +78,36 @@ def as_messages(response: str | Messages) -> Messages:
     return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
 
 
-def response_feature(prompt: Any, response: Any) -> Any:
-    """Feature of a labelled response, of those of prompts and responses: as in the pool, messages beside messages."""
-    return prompt if isinstance(response, Value) and not isinstance(prompt, Value) else response
+def after_prompt(response: Any, prompt: Any) -> Any:
+    """A response without the prompt, where its messages repeat it (the binarized UltraFeedback's layout); else as it
+    is."""
+    if not is_messages(response):
+        return response
+    if isinstance(prompt, str):
+        repeated = response[0].get("role") == "user" and text_of(response[:1]) == prompt
+        return response[1:] if repeated else response
+    rest = without_prompt(response, prompt) if isinstance(prompt, list) else None
+    return response if rest is None else rest
 
 
-def in_form(feature: Any, response: str | Messages) -> str | Messages:
-    """A response as a column of `feature` holds it: a text, or messages."""
-    return response if isinstance(feature, Value) else as_messages(response)
+def label_features(prompt: Any, response: Any) -> tuple[Any, Any]:
+    """Features of a label's prompt and of its responses, of those in the pool: where one of the two is a text and the
+    other messages, both are messages, since TRL takes no mixture."""
+    texts = isinstance(prompt, Value), isinstance(response, Value)
+    return response if texts == (True, False) else prompt, prompt if texts == (False, True) else response
+
+
+def in_form(feature: Any, said: str | Messages | None, role: str = "assistant") -> str | Messages | None:
+    """What was said as a column of `feature` holds it: where that holds messages, a text is one message of `role`."""
+    if isinstance(feature, Value) or not isinstance(said, str):
+        return said
+    return [{"role": role, "content": [{"type": "text", "text": said}] if _holds_parts(feature) else said}]
+
+
+def _holds_parts(feature: Any) -> bool:
+    """Whether the contents of a column's messages are lists of parts, and no texts."""
+    message = getattr(feature, "feature", None)
+    return isinstance(message, dict) and isinstance(message.get("content"), List | LargeList)
 
 
 def _content(content: Any) -> str:

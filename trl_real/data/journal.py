@@ -14,7 +14,8 @@ from trl_real.errors import TrlRealError
 
 class Journal:
     """
-    Lines appended one by one, each synced; a line that a crash tore is dropped when the file is opened again.
+    Lines appended one by one, each synced; a line that a crash tore is dropped when the file is opened again. A last
+    line that is whole counts without its line break, too, as an editor may leave it.
 
     One writer at a time: a second one, in this process or another, is told so. Processes that a launcher started have
     a file each, `PATH`, `PATH.1`, …, and read all of them. Reading needs no lock.
@@ -33,6 +34,7 @@ class Journal:
         if rank():
             self.path = self.path.with_name(f"{self.path.name}.{rank()}")
         self._file: Any = None
+        self._break = b""  # that the last line of the file lacks
 
     def read(self) -> list[dict[str, Any]]:
         """
@@ -57,10 +59,11 @@ class Journal:
             self._open()
         start = self._file.seek(0, os.SEEK_END)
         try:
-            data = json.dumps(line).encode() + b"\n"
+            data = self._break + json.dumps(line).encode() + b"\n"
             if self._file.write(data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
+            self._break = b""
         except OSError as error:
             self._drop(start)
             raise TrlRealError(
@@ -90,9 +93,10 @@ class Journal:
             raise TrlRealError(
                 f"Another process is writing to {str(self.path)!r}. Stop it, or give another file."
             ) from error
-        torn = self.path.read_bytes().rpartition(b"\n")[2]
-        if torn:
-            file.truncate(file.seek(0, os.SEEK_END) - len(torn))
+        tail = self.path.read_bytes().rpartition(b"\n")[2]
+        self._break = b"\n" if _object(tail) is not None else b""
+        if tail and not self._break:
+            file.truncate(file.seek(0, os.SEEK_END) - len(tail))
         self._file = file
 
     def _drop(self, start: int) -> None:
@@ -104,14 +108,18 @@ class Journal:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    *whole, torn = file.read_bytes().split(b"\n")
-    lines = []
-    for number, line in enumerate(whole, 1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise TrlRealError(f"Line {number} of {str(file)!r} is no JSON object. Mend it, or remove it.")
-        lines.append(value)
-    return lines
+    *ended, tail = file.read_bytes().split(b"\n")
+    lines = [_object(line) for line in ended]
+    if None in lines:
+        raise TrlRealError(f"Line {lines.index(None) + 1} of {str(file)!r} is no JSON object. Mend it, or remove it.")
+    last = _object(tail)
+    return lines if last is None else [*lines, last]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line; None if it is none, or not whole."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_real.data.conversation import implied_prompt, is_messages, text_of, without_prompt
+from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, text_of, without_prompt
 from trl_real.errors import TrlRealError
 
 
@@ -38,7 +38,7 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
 
     Args:
         prompt: Text, messages or None.
-        responses: Texts or message lists; None entries are missing responses.
+        responses: Texts or message lists, which may repeat the prompt; None entries are missing responses.
         column: Where they come from, for the error.
 
     Raises:
@@ -49,7 +49,7 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
             f"Column {column!r} holds one {type(responses).__name__} a row where a list of responses should be. "
             "Group the rows of a prompt first, or name the column that has the lists: responses='…'."
         )
-    texts = [_checked_text(response, column) for response in responses or []]
+    texts = [_checked_text(after_prompt(response, prompt), column) for response in responses or []]
     seen: dict[str, int] = {}
     for index, text in enumerate(texts):
         if text is not None and text.strip():
@@ -87,26 +87,9 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         if prompt != implied_prompt(rejected, chosen):  # else the label would decide whether the row has a pair
             return Candidates(skipped=PROMPT_MISMATCH)
         chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
-    elif isinstance(prompt, str) and not isinstance(chosen, str):
-        chosen, rejected = _after_user_turn(chosen, prompt), _after_user_turn(rejected, prompt)
-    elif isinstance(prompt, list):
-        chosen, rejected = (_after(value, prompt) for value in (chosen, rejected))
     if chosen is None or rejected is None:
         return Candidates(prompt, skipped=PROMPT_MISMATCH)
     return pool_candidates(prompt, [chosen, rejected])
-
-
-def _after(dialogue: Any, prompt: list) -> Any:
-    """Messages after the prompt, where the dialogue repeats it; else as they are."""
-    rest = without_prompt(dialogue, prompt) if isinstance(dialogue, list) else None
-    return dialogue if rest is None else rest
-
-
-def _after_user_turn(dialogue: list, prompt: str) -> list:
-    """Messages after the user's turn that repeats a text prompt (the binarized UltraFeedback's layout)."""
-    if dialogue and dialogue[0].get("role") == "user" and text_of(dialogue[:1]) == prompt:
-        return dialogue[1:]
-    return dialogue
 
 
 def _checked_text(response: Any, column: str) -> str | None:

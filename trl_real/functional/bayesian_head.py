@@ -3,8 +3,8 @@ A Bayesian Bradley-Terry head on frozen features, and which pair to label next u
 
 Rounds with it need no gradient pass: labels sharpen a Gaussian over the head's weights, and every response has a mean
 utility and a variance. An acquisition is a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
-(N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, and a budget takes the rows
-with the lowest scores.
+(N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, a budget takes the rows with
+the lowest scores, and what differs by less than 1e-6 is a tie.
 """
 
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     Returns:
         Scores, lowest first. Shape `(N, P)`.
     """
-    return -_squash(_gap_variance(covariances))
+    return -_gap_variance(covariances)
 
 
 def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 1.0) -> Tensor:
@@ -133,7 +133,7 @@ def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 
     The largest optimistic gap first, `|mean_i - mean_j| + width sd(u_i - u_j)` (DeltaUCB, arXiv 2603.09692, where the
     two standard deviations are added up since no covariance is known). Shapes as in `infomax`.
     """
-    return -_squash(_gap(means).abs() + width * _gap_variance(covariances).sqrt())
+    return -_gap(means).abs() - width * _gap_variance(covariances).sqrt()
 
 
 def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
@@ -201,8 +201,9 @@ def _samples(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
 
 
 def _squash(values: Tensor) -> Tensor:
-    """Any numbers to (-1, 1), in their order."""
-    return values / (1 + values.abs())
+    """Any numbers to (-1, 1), in their order; by their logarithms, so that large ones stay apart."""
+    logs = values.sign() * values.abs().log1p()
+    return logs / (1 + logs.abs())
 
 
 def _picked(first: Tensor, second: Tensor, values: Tensor) -> Tensor:

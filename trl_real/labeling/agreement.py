@@ -35,6 +35,16 @@ class GoldAgreement:
     ci_low: float
     ci_high: float
 
+    @classmethod
+    def of(cls, n: int, n_agree: int, n_undecided: int) -> "GoldAgreement":
+        """The rate and its interval, of the counts."""
+        low, high = wilson_interval(n_agree, n, 0.95) if n else (math.nan, math.nan)
+        return cls(n, n_agree, n_undecided, n_agree / n if n else math.nan, low, high)
+
+    def __add__(self, other: "GoldAgreement") -> "GoldAgreement":
+        """Of both sets of pairs together."""
+        return self.of(self.n + other.n, self.n_agree + other.n_agree, self.n_undecided + other.n_undecided)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is NaN becomes None."""
         return without_nan(asdict(self))
@@ -82,9 +92,8 @@ def gold_agreement(verdicts: Sequence[Verdict], gold: Sequence[Verdict]) -> Gold
     """Compare verdicts, row by row; ties and failures on either side are no part of the rate."""
     known = [(v.outcome, g.outcome) for v, g in zip(verdicts, gold, strict=True) if g.outcome in DECIDED]
     decided = [pair for pair in known if pair[0] in DECIDED]
-    n, n_agree = len(decided), sum(ours == theirs for ours, theirs in decided)
-    low, high = wilson_interval(n_agree, n, 0.95) if n else (math.nan, math.nan)
-    return GoldAgreement(n, n_agree, len(known) - n, n_agree / n if n else math.nan, low, high)
+    n_agree = sum(ours == theirs for ours, theirs in decided)
+    return GoldAgreement.of(len(decided), n_agree, len(known) - len(decided))
 
 
 def panel_agreement(verdicts: Sequence[Verdict]) -> PanelAgreement | None:

@@ -13,12 +13,12 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
-from trl_real.data.conversation import in_form, response_feature
+from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.data.journal import Journal
 from trl_real.data.processes import gather, once, share
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
-from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.labeling.votes import pair_key
 
 
@@ -94,8 +94,9 @@ def annotate(
     """
     Ask a judge which response of each selected pair is better, and bring the answers into TRL's preference format.
 
-    Ties and failures are left out and counted: they are never turned into a loss of either side. A response becomes
-    `chosen` in the form in which the pool has it; beside a conversational prompt a text becomes an assistant message.
+    Ties and failures are left out and counted: they are never turned into a loss of either side. Prompts and responses
+    keep the form in which the pool has them, except that beside messages a text becomes a message, too, and that
+    messages which repeat the prompt lose it.
 
     Args:
         dataset: What a selector's `select` or `map` returned: `prompt`, `responses`, `pair`, `response_a`, ….
@@ -103,7 +104,8 @@ def annotate(
         responses: Column that holds the list of responses.
         batch_size: Rows a judge is given at a time.
         journal: File that every verdict goes to as soon as it is known. A second run takes those of the same judge
-            from there and asks for the others; failures are asked again.
+            from there and asks for the others; failures are asked again, and so are rows of which the judge reads
+            something else now, such as corrected scores.
         gold: A second judge that knows the truth, such as `ScoreJudge("scores")`: the report tells the agreement.
         report: Is filled in.
         all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
@@ -150,8 +152,7 @@ def _verdicts(
         identity = _identity(judge)
         read = once(lines.read, together)
         known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
-        columns = (pairs["prompt"], pairs["response_a"], pairs["response_b"])
-        keys = [pair_key(*row) for row in zip(*columns, strict=True)]
+        keys = _keys(pairs, judge, batch_size)
         first_rows: dict[str, int] = {}
         for i, key in enumerate(keys):
             first_rows.setdefault(key, i)
@@ -168,10 +169,27 @@ def _verdicts(
     return [known[key] for key in keys], n_resumed
 
 
+def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
+    """By which the journal knows each row: its texts and, where the judge reads more of it, that."""
+    keys = []
+    if not hasattr(judge, "evidence"):
+        pairs = pairs.select_columns(["prompt", "response_a", "response_b"])  # the others may be long: embeddings
+    for batch in pairs.iter(batch_size) if len(pairs) else ():
+        texts = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
+        for row, read in zip(texts, evidence_of(judge, batch), strict=True):
+            key = pair_key(*row)
+            keys.append(key if read is None else _digest([key, read])[:32])
+    return keys
+
+
 def _identity(judge: Judge) -> str:
     """A short hash of what the judge's verdicts hang on."""
-    said = json.dumps(getattr(judge, "identity", {"name": name_of(judge)}), sort_keys=True, default=str)
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return _digest(getattr(judge, "identity", {"name": name_of(judge)}))[:16]
+
+
+def _digest(value: Any) -> str:
+    said = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, Any]:
@@ -188,16 +206,16 @@ def _from_line(line: dict[str, Any]) -> Verdict:
 
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
-    prompt = pairs.features["prompt"]
-    response = response_feature(prompt, pairs.features[responses].feature)
+    prompt, response = label_features(pairs.features["prompt"], pairs.features[responses].feature)
 
     def label(row: dict[str, Any], index: int) -> dict[str, Any]:
-        first, second = (in_form(response, row[responses][i]) for i in row["pair"])
+        first, second = (in_form(response, after_prompt(row[responses][i], row["prompt"])) for i in row["pair"])
         verdict = verdicts[index]
         better, worse = (first, second) if verdict.outcome == "a" else (second, first)
         confidence = max(verdict.probability, 1 - verdict.probability)
         said_by = verdict.source or source
-        return {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
+        told = {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
+        return {"prompt": in_form(prompt, row["prompt"], "user"), **told}
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")

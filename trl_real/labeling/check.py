@@ -39,7 +39,7 @@ class JudgeCheck:
         loss, calibrated_loss: Mean log loss before and after, in nats; log 2 = 0.693 is a coin's.
         verdicts: Ties, failures, position bias, tokens and cost.
         confidence: Level of the interval.
-        n_skipped: Rows without two different responses.
+        n_skipped: Rows without two different responses, or without a label.
     """
 
     judge: str
@@ -178,7 +178,8 @@ def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
 
 def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(iterate(dataset)):
-        if row[PREFERENCE] is None or row["response_a"] == row["response_b"]:
+        told = [row[name] for name in ("response_a", "response_b", PREFERENCE)]
+        if None in told or told[0] == told[1]:
             yield {}
             continue
         if row[PREFERENCE] not in (0, TIE, 1):

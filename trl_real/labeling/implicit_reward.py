@@ -108,6 +108,11 @@ class ImplicitRewardJudge(VerdictJudge):
         told = list(rows)
         return [self._verdict(*zip(told[i], told[n + i], strict=True)) for i in range(n)]
 
+    def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
+        """Whether the responses of each pair came to their ends; None where both did, or nothing is told."""
+        ended, n = _ended(batch), len(batch["prompt"])
+        return [None if ended is None or ended[i] and ended[n + i] else [ended[i], ended[n + i]] for i in range(n)]
+
     def score(self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None) -> list[float]:
         """
         The scores themselves.

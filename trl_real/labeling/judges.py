@@ -38,8 +38,13 @@ class ScoreJudge(VerdictJudge):
         self.identity = {"name": self.name, "min_gap": min_gap, "min_ratio": min_ratio}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
+        """Verdicts on a batch of selected pairs; raises what `evidence` does."""
+        found = [self._verdict(*scores) for scores in self.evidence(batch)]
+        return [Verdict(p, failure="no scores to compare" if math.isnan(p) else "", source=self.name) for p in found]
+
+    def evidence(self, batch: dict[str, list[Any]]) -> list[tuple[float, float]]:
         """
-        Verdicts on a batch of selected pairs.
+        The two scores of each selected pair, NaN where there is none.
 
         Raises:
             MissingColumnError: If the scores or the pairs are not there.
@@ -50,8 +55,7 @@ class ScoreJudge(VerdictJudge):
         if "pair" not in batch:
             raise MissingColumnError("pair", batch, "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
         rows = zip(batch[self.column], batch["pair"], strict=True)
-        found = [self._verdict(*self._two(scores, pair)) for scores, pair in rows]
-        return [Verdict(p, failure="no scores to compare" if math.isnan(p) else "", source=self.name) for p in found]
+        return [self._two(scores, pair) for scores, pair in rows]
 
     def _two(self, scores: list[float | None] | None, pair: list[int]) -> tuple[float, float]:
         first, second = pair

@@ -1,6 +1,6 @@
 """Pairs to a Label Studio server and votes back, over its REST API."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +38,7 @@ CHOICES = {
     "tie": {"a": "tie", "b": "tie"},
     "skip": {"a": "skip", "b": "skip"},
 }
+IN_FORCE = ("verdict", "annotator", "key")  # of a vote: whatever of them changes, changes what is in force
 AT_A_TIME, TIMEOUT = 250, 60.0
 SERVER = "label studio"  # stands in for the annotator when sides are drawn: all who work there see the same
 
@@ -152,7 +153,8 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
     """
     Write the votes of a project to a votes file, which `VotesJudge` reads; those that are there are not written again.
 
-    Votes that were changed on the server since are written anew, deleted ones are undone.
+    Votes that were changed on the server since are written anew; deleted ones are undone, and so are those that now
+    stand under another name, as an annotator's whose e-mail address changed, or on another pair.
 
     Args:
         server: Where from.
@@ -169,18 +171,18 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
     found = {vote["source"]: vote for task in server.tasks(project) for vote in _votes(task, names, project)}
     with Journal(path) as journal:
         written = {line["source"]: line for line in journal.read() if "source" in line}
-        new = [vote for source, vote in found.items() if _differs(vote, written.get(source))]
         gone = [
             line
             for source, line in written.items()
-            if source not in found and source.startswith(f"label-studio/{project}/") and "verdict" in line
+            if "verdict" in line
+            and source.startswith(f"label-studio/{project}/")
+            and _differs(found.get(source), line, ("annotator", "key"))
         ]
-        for vote in new:
-            journal.append(vote)
-        for line in gone:
-            undone = {name: line[name] for name in ("annotator", "source")}
-            journal.append({"undo": line["key"], **undone})
-    return len(new) + len(gone)
+        undone = [{"undo": line["key"], "annotator": line["annotator"], "source": line["source"]} for line in gone]
+        new = [vote for source, vote in found.items() if _differs(written.get(source), vote)]
+        for line in (*undone, *new):
+            journal.append(line)
+    return len(undone) + len(new)
 
 
 def _task(deck: Deck, name: str, seed: int) -> dict[str, Any]:
@@ -223,5 +225,5 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         yield {**vote.to_line(), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
 
 
-def _differs(vote: dict[str, Any], before: dict[str, Any] | None) -> bool:
-    return before is None or any(vote[name] != before.get(name) for name in ("verdict", "annotator", "key"))
+def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = IN_FORCE) -> bool:
+    return one is None or any(one.get(name) != other[name] for name in by)

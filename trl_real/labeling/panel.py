@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictJudge, ask, name_of
+from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictJudge, ask, evidence_of, name_of
 
 
 def mean(said: Sequence[float]) -> float:
@@ -56,6 +56,11 @@ class JudgePanel(VerdictJudge):
         """Judge a batch; each verdict tells in `members` what each judge said."""
         columns = [ask(judge, batch) for judge in self.judges]
         return [self._pooled(row) for row in zip(*columns, strict=True)]
+
+    def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
+        """What the members read of each row beside its texts; None where none of them reads more."""
+        rows = zip(*(evidence_of(judge, batch) for judge in self.judges), strict=True)
+        return [None if all(value is None for value in row) else row for row in rows]
 
     def _pooled(self, row: Sequence[Verdict]) -> Verdict:
         said = [verdict.probability for verdict in row if not math.isnan(verdict.probability)]

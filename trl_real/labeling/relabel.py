@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from trl_real.data.conversation import text_of
+from trl_real.data.rows import from_rows, iterate
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.implicit_reward import UNFINISHED
@@ -15,6 +16,15 @@ from trl_real.labeling.votes import pair_key
 
 
 NEEDED = ("prompt", "chosen", "rejected", "label_confidence", "label_source")
+
+# What a judge is given beside the prompt.
+ASKED = {
+    "responses": List(Value("string")),
+    "response_a": Value("string"),
+    "response_b": Value("string"),
+    "pair": List(Value("int32")),
+    "finish_reasons": List(Value("string")),
+}
 
 # Columns that tell of one side, and change places with it.
 SIDES = (("chosen", "rejected"), ("score_chosen", "score_rejected"), ("chosen_finished", "rejected_finished"))
@@ -99,11 +109,10 @@ def _as_pairs(labels: Dataset) -> Dataset:
         a, b = (text_of(row[side]) for side in sides)
         ended = [row.get(f"{side}_finished") is not False for side in sides]
         reasons = ["stop" if whether else UNFINISHED for whether in ended]
-        both = [row[side] for side in sides]
-        return {"responses": both, "response_a": a, "response_b": b, "pair": [0, 1], "finish_reasons": reasons}
+        texts = {"responses": [a, b], "response_a": a, "response_b": b}
+        return {"prompt": row["prompt"], **texts, "pair": [0, 1], "finish_reasons": reasons}
 
-    left_out = [name for name in labels.column_names if name != "prompt"]
-    return labels.map(pair, remove_columns=left_out, load_from_cache_file=False)
+    return from_rows(map(pair, iterate(labels)), {"prompt": labels.features["prompt"], **ASKED})
 
 
 def _key(pair: dict[str, Any]) -> str:

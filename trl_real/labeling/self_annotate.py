@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from trl_real.data.conversation import in_form, is_messages, response_feature, text_of
+from trl_real.data.conversation import after_prompt, in_form, is_messages, label_features, text_of
 from trl_real.data.pairs import pool_candidates
 from trl_real.data.rows import from_rows, iterate
 from trl_real.errors import MissingColumnError, TrlRealError
@@ -128,7 +128,7 @@ def self_annotate(
         report: Is filled in.
 
     Returns:
-        `prompt`, `chosen`, `rejected` (as the pool has them; texts beside a conversational prompt become messages),
+        `prompt`, `chosen`, `rejected` (as the pool has them; a text beside messages becomes one, too),
         `label_confidence` (float32 in [0.5, 1], the judge's sigmoid), `label_source`, `score_chosen` and
         `score_rejected` (float32, in the judge's unit), and with finish reasons `chosen_finished` and
         `rejected_finished`; in the order of the rows.
@@ -154,8 +154,10 @@ def self_annotate(
         if gold is not None and done:
             verdicts += [Verdict(one.confidence) for one in done]
             truths += ask(gold, _columns(done, responses), [one.number for one in done])
-    report.gold = None if gold is None else gold_agreement(verdicts, truths)
-    report.seconds = time.perf_counter() - started
+    if gold is not None:
+        found = gold_agreement(verdicts, truths)
+        report.gold = found if report.gold is None else report.gold + found
+    report.seconds += time.perf_counter() - started
     logger.info("%s", report.words())
     return from_rows(labels, features)
 
@@ -207,9 +209,11 @@ def _decide(one: Annotated, judge: ImplicitRewardJudge, choose: Pick, seed: int)
 
 def _label(one: Annotated, source: str, responses: str, features: Features) -> dict[str, Any]:
     sides = {"chosen": one.winner, "rejected": one.loser}
-    label = {"prompt": one.row["prompt"], "label_confidence": one.confidence, "label_source": source}
+    prompt = one.row["prompt"]
+    label = {"prompt": in_form(features["prompt"], prompt, "user"), "label_confidence": one.confidence}
+    label["label_source"] = source
     for side, i in sides.items():
-        label[side] = in_form(features[side], one.row[responses][one.places[i]])
+        label[side] = in_form(features[side], after_prompt(one.row[responses][one.places[i]], prompt))
         label[f"score_{side}"], label[f"{side}_finished"] = one.scores[i], one.ended[i]
     return label
 
@@ -229,8 +233,8 @@ def _features(dataset: Dataset, responses: str, finish_reasons: str) -> dict[str
         if name not in dataset.column_names:
             fix = f"Self-annotation needs it. Rename yours: dataset.rename_column('…', {name!r})"
             raise MissingColumnError(name, dataset.column_names, fix)
-    prompt = dataset.features["prompt"]
-    response = response_feature(prompt, getattr(dataset.features[responses], "feature", Value("string")))
+    response = getattr(dataset.features[responses], "feature", Value("string"))
+    prompt, response = label_features(dataset.features["prompt"], response)
     told = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     told |= {"label_source": Value("string"), "score_chosen": Value("float32"), "score_rejected": Value("float32")}
     if finish_reasons in dataset.column_names:

@@ -68,7 +68,7 @@ def generate_from_server(
             What came before is in the journal.
     """
     started = time.perf_counter()
-    check_settings(n, max_new_tokens, temperature, top_p, concurrency)
+    check_settings(n, max_new_tokens, temperature, top_p, concurrency=concurrency)
     fields = {"model": model_name, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     fields |= {"extra_body": options} if options else {}
     source = Source(Requests(base_url, key_for(api_key, base_url), model_name, timeout, deadline, max_retries), fields)

@@ -31,7 +31,7 @@ class JudgeTemplate:
         name: Of the template.
 
     Raises:
-        TrlRealError: If two of the answers are the same or empty.
+        TrlRealError: If a part is no text, or two of the answers are the same or empty.
     """
 
     user: str
@@ -42,6 +42,10 @@ class JudgeTemplate:
     name: str = "own"
 
     def __post_init__(self) -> None:
+        parts = {"user": self.user, "system": self.system, "first": self.first, "second": self.second}
+        for part, value in {**parts, "tie": "" if self.tie is None else self.tie}.items():
+            if not isinstance(value, str):
+                raise TrlRealError(f'{part!r} of a template is {value!r}, no text. Put it in quotes: {part}: "…"')
         if len(set(self.labels)) < len(self.labels) or not all(label.strip() == label != "" for label in self.labels):
             raise TrlRealError(f"The answers of a template are {self.labels}. Give different words, without spaces.")
 

@@ -59,7 +59,8 @@ class Verdict:
 class Judge(Protocol):
     """
     What labels pairs: a callable with a `name`. One that has more to say than a probability also has
-    `verdicts(batch) -> list[Verdict]`.
+    `verdicts(batch) -> list[Verdict]`; one that reads more of a row than its texts also has `evidence(batch)`, which
+    tells what it reads: see `evidence_of`.
     """
 
     name: str
@@ -126,6 +127,18 @@ def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = 
                 "a verdict is a probability in [0, 1], or NaN."
             )
     return found
+
+
+def evidence_of(judge: Judge, batch: dict[str, list[Any]]) -> list[Any]:
+    """
+    What the verdict on each row hangs on beside its texts, as JSON values: by this a journal tells rows apart whose
+    texts are equal. None where there is nothing.
+
+    Args:
+        judge: A judge; its `evidence(batch)` says so, if it has one.
+        batch: Columns as `VerdictJudge.verdicts` takes them.
+    """
+    return judge.evidence(batch) if hasattr(judge, "evidence") else [None] * len(batch["response_a"])
 
 
 def name_of(judge: Judge) -> str:

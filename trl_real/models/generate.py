@@ -102,7 +102,7 @@ def generate(
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
     """
     started = time.perf_counter()
-    check_settings(n, max_new_tokens, temperature, top_p, batch_size)
+    check_settings(n, max_new_tokens, temperature, top_p, batch_size=batch_size)
     texts = [_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -127,14 +127,18 @@ def generate(
     return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
 
 
-def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, batch_size: int = 1) -> None:
+def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, **counts: int) -> None:
     """
     Refuse settings that write nothing, or no text.
+
+    Args:
+        n, max_new_tokens, temperature, top_p: Of `generate`.
+        **counts: Others that have to be at least 1, by name.
 
     Raises:
         TrlRealError: If one is out of range.
     """
-    for name, value in (("n", n), ("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+    for name, value in {"n": n, "max_new_tokens": max_new_tokens, **counts}.items():
         if value < 1:
             raise TrlRealError(f"{name}={value} writes nothing. Give 1 or more.")
     if not 0 <= temperature < float("inf"):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_real.data.conversation import is_messages
+from trl_real.data.conversation import is_messages, text_of
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.selection.annotation import content_key
@@ -130,7 +130,8 @@ def read_pool(dataset: Dataset, responses: str, history: History) -> ActivePool:
         prompts = batch.get("prompt") or [None] * len(batch[responses])
         rows += [pool_candidates(*both, responses) for both in zip(prompts, batch[responses], strict=True)]
     keys = [prompt_key(row.prompt) for row in rows]
-    old_keys = [prompt_key(prompt) for prompt in history.prompts]
+    known = set(keys)
+    old_keys = [_known_key(prompt, known) for prompt in history.prompts]
     found = {(key, text): row.prompt for key, row in zip(keys, rows, strict=True) for text in row.texts}
     for key, prompt, *both in zip(old_keys, history.prompts, history.chosen, history.rejected, strict=True):
         for text in both:
@@ -173,7 +174,7 @@ def read_history(history: Dataset | None) -> History:
             fix = "The history are labelled pairs, as `annotate` returns them: prompt, chosen, rejected."
             raise MissingColumnError(name, history.column_names, fix)
     columns = history.with_format(None)
-    rows = [preference_candidates(*row) for row in zip(*(columns[name][:] for name in HISTORY_COLUMNS), strict=True)]
+    rows = [_labelled(*row) for row in zip(*(columns[name][:] for name in HISTORY_COLUMNS), strict=True)]
     given = columns["label_confidence"][:] if "label_confidence" in columns.column_names else [None] * len(rows)
     read = [i for i, row in enumerate(rows) if not row.skipped]
     return History(
@@ -185,12 +186,30 @@ def read_history(history: Dataset | None) -> History:
     )
 
 
+def _labelled(prompt: Any, chosen: Any, rejected: Any) -> Candidates:
+    """A labelled row as the pool's are read: without a prompt the responses are whole, none is implied."""
+    return (
+        pool_candidates(None, [chosen, rejected])
+        if prompt is None
+        else preference_candidates(prompt, chosen, rejected)
+    )
+
+
 def prompt_key(prompt: Any) -> str:
     """A text that tells prompts apart: messages by what they hold, whatever the order of their fields."""
     if not is_messages(prompt):
         return "text " + prompt if isinstance(prompt, str) else repr(prompt)
     plain = [{name: value for name, value in message.items() if value is not None} for message in prompt]
     return "messages " + json.dumps(plain, sort_keys=True, default=str)
+
+
+def _known_key(prompt: Any, keys: set[str]) -> str:
+    """The key of a labelled prompt in the pool: labels of messages have a text prompt as a user's message."""
+    key = prompt_key(prompt)
+    if key in keys or not is_messages(prompt) or [message.get("role") for message in prompt] != ["user"]:
+        return key
+    as_text = prompt_key(text_of(prompt))
+    return as_text if as_text in keys else key
 
 
 def _groups(keys: list[str], missing: list[bool]) -> np.ndarray:

@@ -66,8 +66,8 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     """
     The rows with the lowest scores; NaN marks rows without a pair, which are never taken.
 
-    Rows within 1e-6 of the score at the cut are ties, and the first of them are taken: equal rows differ by rounding
-    if they were embedded in different batches.
+    Rows within 1e-6 of the score at the cut (relative, if it is beyond 1) are ties, and the first of them are taken:
+    equal rows differ by rounding if they were embedded in different batches.
 
     Args:
         scores: One score a row. Shape `(N,)`.

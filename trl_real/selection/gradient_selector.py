@@ -184,7 +184,9 @@ class GradientPairSelector(ActiveSelector):
             return features(pool.prompts, pool.texts)
         names = ("projection", "projection_dim", "max_length", "seed")
         settings = {name: getattr(self.options, name) for name in names}
-        return gradients_in_shards(features, {**self._identity(), **settings}, pool.prompts, pool.texts, self.shards)
+        return gradients_in_shards(
+            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, self.shards
+        )
 
     def _read_pairs(self, pool: ActivePool, features: GradientFeatures) -> Reading:
         ends = np.concatenate([pool.ends, pool.labelled])

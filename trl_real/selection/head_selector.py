@@ -111,6 +111,7 @@ class HeadPairSelector(ActiveSelector):
         options = EmbedderOptions(context, layer, max_length, batch_tokens)
         self.encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)
         self._known: dict[tuple[str, str], Tensor] = {}
+        self._cut: set[tuple[str, str]] = set()
         self._known_by: str | None = None
 
     def _read(self, pool: ActivePool, plain: Dataset) -> Reading:
@@ -145,14 +146,14 @@ class HeadPairSelector(ActiveSelector):
     def _ask_encoder(self, keys: list[tuple[str, str]], pool: ActivePool, reading: Reading) -> None:
         identity = self.encoder.identity()
         if identity != self._known_by:
-            self._known, self._known_by = {}, identity
+            self._known, self._cut, self._known_by = {}, set(), identity
         new = [i for i, key in enumerate(keys) if key not in self._known]
-        if not new:
-            return
-        found = self.encoder([pool.prompts[i] for i in new], [pool.texts[i] for i in new])
-        self._known.update({keys[i]: vector for i, vector in zip(new, found.vectors, strict=True)})
-        reading.truncated[new] = found.truncated.numpy()
-        reading.n_tokens, reading.seconds = found.n_tokens, found.seconds
+        if new:
+            found = self.encoder([pool.prompts[i] for i in new], [pool.texts[i] for i in new])
+            self._known.update({keys[i]: vector for i, vector in zip(new, found.vectors, strict=True)})
+            self._cut.update(keys[i] for i, cut in zip(new, found.truncated.tolist(), strict=True) if cut)
+            reading.n_tokens, reading.seconds = found.n_tokens, found.seconds
+        reading.truncated = np.array([key in self._cut for key in keys], bool)
 
     def _placed(self, vectors: Tensor, finite: Tensor, pool: ActivePool) -> Tensor:
         """Features in the selector's geometry. Shape `(n, d)`, float32."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from trl_real.data.columns import is_pool
+from trl_real.data.columns import EMBEDDINGS, is_pool
 from trl_real.data.pairs import Candidates
 from trl_real.errors import TrlRealError
 from trl_real.functional.cost import ModelShape, forward_flops
@@ -18,7 +18,7 @@ from trl_real.models.embed import Embedder
 from trl_real.models.packing import Tree
 from trl_real.models.shape import empty_model, model_shape, this_cpu, tokenizer_of
 from trl_real.selection.annotation import gather_candidates
-from trl_real.selection.budget import check_budget
+from trl_real.selection.budget import budget_size, check_budget
 from trl_real.selection.plan_record import Estimate, SelectionPlan
 from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.selection.strategies import set_budget
@@ -78,6 +78,7 @@ def plan_selection(
         price_per_label: USD.
 
     Raises:
+        TooFewPairsError: If the budget asks for more rows than have a pair, and every row was looked at.
         TrlRealError: If a number is out of range, the pool is empty, or the model's cost cannot be told.
     """
     check_budget(budget)
@@ -88,7 +89,8 @@ def plan_selection(
     embedder, shape = _read_model(selector)
     dtype = selector.encoder.precision if shape else "float32"
     rows = sampled_rows(len(dataset), selector.seed)
-    sample = _look_at(selector, dataset.with_format(None).select(rows)[:], embedder)
+    batch = dataset.with_format(None).select(rows)[:]
+    sample = _look_at(selector, batch, embedder)
     if hardware == "cpu" and shape:
         device = this_cpu(shape.width, dtype)
     pairs, responses, text, tokens = (total_of(values, len(dataset)) for values in sample[:4])
@@ -107,9 +109,9 @@ def plan_selection(
         hardware=device,
         n_devices=n_devices,
         tokenizing=sample.seconds * len(dataset) / len(rows),
-        keeps_vectors=set_budget(selector.scorer) is not None,
+        kept_width=(shape.width if shape else _given_width(batch)) if set_budget(selector.scorer) else 0,
         price=device.price if price is None else price,
-        labels=_labels(budget, pairs.value),
+        labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
     )
 
@@ -196,12 +198,18 @@ def _met(tree: Tree) -> int:
     return n * n + sum(len(response) * (n + len(response)) for response in tree.responses)
 
 
+def _given_width(batch: dict[str, list]) -> int:
+    """Numbers of a vector that the rows bring; 0 where they bring none."""
+    rows = filter(None, batch.get(EMBEDDINGS, ()))
+    return next((len(vector) for row in rows for vector in row if vector is not None), 0)
+
+
 def _mean_bytes(row: Candidates) -> float:
     return sum(len(text.encode()) for text in row.texts) / max(1, len(row.texts))
 
 
-def _labels(budget: float | int | None, pairs: float) -> int:
-    """That a budget buys, in a pool with so many pairs."""
-    if budget is None:
-        return round(pairs)
+def _labels(budget: float | int | None, pairs: float, exact: bool) -> int:
+    """That a budget buys, in a pool with so many pairs; where they are known, what no selection takes is refused."""
+    if exact or budget is None:
+        return budget_size(budget, round(pairs))
     return min(int(budget), round(pairs)) if isinstance(budget, Integral) else round(budget * pairs)

@@ -54,7 +54,8 @@ class SelectionPlan:
         hardware (`Hardware`): The device.
         n_devices (`int`): How many, side by side.
         tokenizing (`float`): Seconds of one process, at the speed that it has here.
-        keeps_vectors (`bool`): Whether the work folder holds a vector a row, which `d_optimal`'s budget looks at.
+        kept_width (`int`): Numbers that the work folder holds of each row's pair, which `d_optimal`'s budget looks at;
+            0 with other strategies.
         price (`float`): USD a device and hour.
         labels (`int`): That the budget buys.
         price_per_label (`float`, *optional*): USD.
@@ -74,7 +75,7 @@ class SelectionPlan:
     hardware: Hardware
     n_devices: int
     tokenizing: float
-    keeps_vectors: bool
+    kept_width: int
     price: float
     labels: int
     price_per_label: float | None = None
@@ -117,8 +118,8 @@ class SelectionPlan:
     @property
     def folder_bytes(self) -> float:
         """Of the work folder on disk, before compression."""
-        vectors = feature_bytes(self.pairs.value, self.shape.width) if self.shape and self.keeps_vectors else 0.0
-        return folder_bytes(self.n_rows, self.text_bytes.value / self.n_rows) + vectors
+        texts = folder_bytes(self.n_rows, self.text_bytes.value / self.n_rows)
+        return texts + feature_bytes(self.pairs.value, self.kept_width)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, what follows from them included."""

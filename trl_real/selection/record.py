@@ -13,6 +13,7 @@ from trl_real.errors import TrlRealError
 RECORD_FILE = "selection_record.json"
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 HISTOGRAM_BINS = 40
+NO_SPREAD = 1e-9  # of similarities, which are about 1
 
 
 @dataclass
@@ -148,7 +149,10 @@ def describe_similarity(pool: np.ndarray, kept: np.ndarray) -> dict:
     pool, kept = pool[np.isfinite(pool)], kept[np.isfinite(kept)]
     if not pool.size:
         return {}
-    edges = np.histogram_bin_edges(pool, bins=HISTOGRAM_BINS)
+    low, high = float(pool.min()), float(pool.max())
+    if high - low < NO_SPREAD:
+        low, high = low - 0.5, high + 0.5  # numpy's range for equal values
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)  # in float64: float32 may have fewer steps than bins
     return {
         "similarity": _quantiles(pool),
         "similarity_kept": _quantiles(kept) if kept.size else {},

@@ -9,6 +9,8 @@ and a budget takes the rows with the lowest scores. A function of your own is ac
 
     EmbeddingPairSelector(model, strategy=most_orthogonal)
 
+Its scores belong on a scale of about 1, as similarities are: what differs by less than 1e-6 is a tie (see `lowest`).
+
 Where rows are worth more or less beside each other, a strategy has a budget of its own, too: see `SET_BUDGETS`.
 """
 
@@ -135,9 +137,11 @@ def set_budget(strategy: Strategy) -> SetBudget | None:
 
 def lowest(scores: Tensor) -> Tensor:
     """
-    Index of each row's lowest score; scores within 1e-6 (relative) of it are ties and the first of them wins.
+    Index of each row's lowest score; scores within 1e-6 of it (relative, if it is beyond 1) are ties and the first of
+    them wins.
 
-    Without the tolerance a tie would be settled by float rounding, that is by the batch a row happened to be in.
+    Without the tolerance a tie would be settled by float rounding, that is by the batch a row happened to be in. It
+    has a floor since similarities of 0 are rounded like those of 1; scores that are all below 1e-6 are one tie.
 
     Args:
         scores: Shape `(N, P)`.

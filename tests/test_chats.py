@@ -18,6 +18,7 @@ from trl_real import (
     compare,
     run_study,
 )
+from trl_real.data.journal import Journal
 from trl_real.training.study_cells import DPOCells
 
 
@@ -44,12 +45,26 @@ def asked(text: str) -> list[dict]:
 FORMS = {"responses are texts": str, "responses are messages": said}
 
 
-def pool(form, n: int = 8, k: int = 3) -> Dataset:
+def whole(text: str) -> list[dict]:
+    """A response as a dialogue, which begins with the prompt of its row."""
+    question = f"Question {int(text.split()[-1]) // 10}?"
+    return [*said(question, "user"), *said(text)]
+
+
+# Of prompts and responses.
+MIXED = {
+    **{name: (asked, form) for name, form in FORMS.items()},
+    "prompts are texts": (str, said),
+    "dialogues": (str, whole),
+}
+
+
+def pool(form, n: int = 8, k: int = 3, ask=asked) -> Dataset:
     rows = pairs(n * k)
     return Dataset.from_dict(
         {
-            "prompt": [asked(f"Question {i}?") for i in range(n)],
-            "responses": [[form(rows[k * i + j]["chosen"] + f" {j}") for j in range(k)] for i in range(n)],
+            "prompt": [ask(f"Question {i}?") for i in range(n)],
+            "responses": [[form(rows[k * i + j]["chosen"] + f" {10 * i + j}") for j in range(k)] for i in range(n)],
             "scores": [[float((i + j) % 2) for j in range(k)] for i in range(n)],
         }
     )
@@ -65,17 +80,20 @@ def longer(batch: dict) -> list[float]:
     return [0.5 if len(a) == len(b) else float(len(a) > len(b)) for a, b in sides]
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize(("ask", "form"), MIXED.values(), ids=MIXED)
 @pytest.mark.parametrize("generation", [None, {"n": 3, "max_new_tokens": 6, "temperature": 1.0}], ids=["pool", "own"])
-def test_active_rounds(form, generation, model, tmp_path):
+def test_active_rounds(ask, form, generation, model, tmp_path):
     run = ActiveRounds(
-        pool=pool(form), judge=longer, model=model, args=config(tmp_path / "unused", max_steps=1),
+        pool=pool(form, ask=ask), judge=longer, model=model, args=config(tmp_path / "unused", max_steps=1),
         output_dir=tmp_path / "run", budget=4, peft_config=PEFT, eval_dataset=labels(4), generation=generation,
         n_prompts=6,
     ).run(2)  # fmt: skip
     assert [row["n_asked"] for row in run.rounds] == [0, 4, 8]
     kept = load_from_disk(str(tmp_path / "run" / "round-02" / "labels"))
-    assert all(row["prompt"][:2] == asked("")[:2] and row["chosen"][0]["role"] == "assistant" for row in kept)
+    if ask is asked or generation is None:
+        assert all(row["prompt"][-1]["role"] == "user" and row["chosen"][0]["role"] == "assistant" for row in kept)
+    keys = [line["key"] for line in Journal(tmp_path / "run" / "verdicts.jsonl").read()]
+    assert len(set(keys)) == len(keys) == 8
 
 
 @pytest.mark.parametrize("seed", [labels(), Dataset.from_list(pairs(8))], ids=["seed of chats", "seed of texts"])

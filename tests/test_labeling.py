@@ -147,7 +147,7 @@ class Wrong:
         (lambda: annotate(pool().remove_columns("pair"), ScoreJudge()), "No column 'pair'.*Select pairs first"),
         (lambda: annotate(Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]}), ScoreJudge()), "labelled already"),
         (lambda: annotate(pool().remove_columns("prompt"), ScoreJudge()), "No column 'prompt'.*rename_column"),
-        (lambda: annotate(pool(), ScoreJudge("votes")), "No column 'votes'.*ScoreJudge\\(column="),
+        (lambda: annotate(pool(), ScoreJudge("votes")), "No column 'votes'.*or --column"),
         (lambda: annotate(pool(scores=[[1.0]] * 4), ScoreJudge()), "1 scores in a row whose pair is \\[0, 1\\]"),
         (lambda: ScoreJudge(min_gap=-1), "min_gap=-1 is negative"),
         (lambda: ScoreJudge(min_ratio=0.5), "min_ratio=0.5 is below 1"),

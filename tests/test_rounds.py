@@ -106,6 +106,12 @@ def test_the_same_rows_from_another_file_go_on_and_other_rows_do_not(model, tmp_
         active(model, tmp_path, pool=pool().map(lambda row: {"prompt": row["prompt"].upper()}), rounds=2)
 
 
+def test_another_gap_of_the_judge_is_another_run(model, tmp_path):
+    active(model, tmp_path, judge=ScoreJudge(), rounds=1)
+    with pytest.raises(TrlRealError, match="judge='score:scores, "):
+        active(model, tmp_path, judge=ScoreJudge(min_gap=2.0), rounds=2)
+
+
 def test_other_prompts_to_write_to_are_another_run(model, tmp_path):
     settings = {"generation": {"n": 2, "max_new_tokens": 4, "temperature": 1.0}, "n_prompts": 4, "budget": 1}
     settings["judge"] = lambda batch: [1.0] * len(batch["prompt"])

@@ -149,7 +149,7 @@ def _verdicts(
         found = gather(found, together)
         return [found[row] for row in range(len(pairs))], 0
     with Journal(journal) as lines:
-        identity = _identity(judge)
+        identity = identity_of(judge)
         read = once(lines.read, together)
         known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
         keys = _keys(pairs, judge, batch_size)
@@ -182,9 +182,16 @@ def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
     return keys
 
 
-def _identity(judge: Judge) -> str:
-    """A short hash of what the judge's verdicts hang on."""
-    return _digest(getattr(judge, "identity", {"name": name_of(judge)}))[:16]
+def identity_of(judge: Judge, but: Sequence[str] = ()) -> str:
+    """
+    A short hash of what a judge's verdicts hang on.
+
+    Args:
+        judge: A judge; its `identity` says so, or else its name.
+        but: Parts of it that do not count.
+    """
+    identity = getattr(judge, "identity", {"name": name_of(judge)})
+    return _digest({name: value for name, value in identity.items() if name not in but})[:16]
 
 
 def _digest(value: Any) -> str:

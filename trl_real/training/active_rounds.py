@@ -7,12 +7,12 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from trl_real.data.conversation import in_form
+from trl_real.data.conversation import after_prompt, in_form
 from trl_real.data.files import load, save
 from trl_real.data.rows import from_rows, iterate
 from trl_real.data.shards import told
 from trl_real.errors import TooFewPairsError, TrlRealError
-from trl_real.labeling.annotate import LabelReport, annotate
+from trl_real.labeling.annotate import LabelReport, annotate, identity_of
 from trl_real.labeling.verdicts import TIE, Judge, name_of
 from trl_real.labeling.votes import pair_key
 from trl_real.training.adapters import revision_of, save_adapter
@@ -84,7 +84,7 @@ class ActiveRounds(Rounds):
             "selector": self.selector,
             "selector_settings": {k: repr(v) for k, v in sorted(self.selector_settings.items())},
             "budget": self.budget,
-            "judge": name_of(self.judge),
+            "judge": f"{name_of(self.judge)}, {identity_of(self.judge, but=('votes',))}",  # which may grow
             "restart": self.restart,
             "generation": self.generation,
             "n_prompts": self.n_prompts,
@@ -186,12 +186,14 @@ class ActiveRounds(Rounds):
         labels = self._labels(number - 1)
         decided = {pair_key(row["prompt"], row["response_a"], row["response_b"]) for row in iterate(labels)}
         rows = [{name: row[name] for name in HISTORY} for row in iterate(labels)]
+        asked, said = labels.features["prompt"], labels.features["chosen"]
         for this in earlier:
             for row in iterate(load(str(this / "selected"))):
-                if pair_key(row["prompt"], row["response_a"], row["response_b"]) not in decided:
-                    first, second = (in_form(labels.features["chosen"], row[self.responses][i]) for i in row["pair"])
-                    said = {"prompt": row["prompt"], "chosen": first, "rejected": second, "label_confidence": TIE}
-                    rows.append(said)
+                prompt = in_form(asked, row["prompt"], "user")
+                if pair_key(prompt, row["response_a"], row["response_b"]) not in decided:
+                    both = (after_prompt(row[self.responses][i], row["prompt"]) for i in row["pair"])
+                    first, second = (in_form(said, response) for response in both)
+                    rows.append({"prompt": prompt, "chosen": first, "rejected": second, "label_confidence": TIE})
         return from_rows(rows, {name: labels.features[name] for name in HISTORY})
 
 

@@ -53,15 +53,15 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
 
 def table(arms: Arms, metric: str) -> str:
     """A metric by labels, and in the last round the difference to random, seed by seed."""
-    counts = arms.counts(metric)
-    head = [f"{count:.0f}" for count in counts]
+    columns = arms.columns(metric)
+    head = list(columns.values())
     lines = [
         f"| {metric} | seeds | {' | '.join(head)} | last, less random |",
         "|---|---:|" + "---:|" * len(head) + "---|",
     ]
     for arm, runs in arms.runs.items():
         at = arms.at(arm, metric)
-        points = [f"{at[count].mean:.3f}" if count in at else "" for count in counts]
+        points = [f"{at[column].mean:.3f}" if column in at else "" for column in columns]
         lines.append(f"| {arm} | {len(runs)} | {' | '.join(points)} | {told(arms.difference(arm, metric))} |")
     return "\n".join(lines) + "\n"
 

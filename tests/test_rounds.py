@@ -8,14 +8,16 @@ import time
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 from test_trainer import config, pairs
 from tiny import save_tiny
 
 from trl_real import ScoreJudge, TrlRealError
 from trl_real.data.journal import Journal
+from trl_real.data.shards import told
 from trl_real.training.active_rounds import ActiveRounds
+from trl_real.training.adapters import adapter_settings
 from trl_real.training.round_selectors import ROUND_SELECTORS
 
 
@@ -110,6 +112,43 @@ def test_another_gap_of_the_judge_is_another_run(model, tmp_path):
     active(model, tmp_path, judge=ScoreJudge(), rounds=1)
     with pytest.raises(TrlRealError, match="judge='score:scores, "):
         active(model, tmp_path, judge=ScoreJudge(min_gap=2.0), rounds=2)
+
+
+def test_a_dataset_is_known_by_its_rows_in_every_format_and_size(tmp_path):
+    texts = [(f"{i} " + "tea " * 200, [f"a{i}" * 50, f"b{i}" * 50]) for i in range(2500)]
+    rows = [{"prompt": prompt, "responses": both, "x": i / 8} for i, (prompt, both) in enumerate(texts)]
+    first = Dataset.from_list(rows)  # more than a page of Parquet
+    halves = concatenate_datasets([Dataset.from_list(rows[:700]), Dataset.from_list(rows[700:])])
+    first.to_json(str(tmp_path / "rows.jsonl"))
+    first.to_parquet(str(tmp_path / "rows.parquet"))
+    read = [
+        Dataset.from_json(str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path / "cache")),
+        Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache")),
+        first.cast_column("prompt", Value("large_string")),
+        first.with_format("numpy"),
+        halves,
+    ]
+    assert {told(dataset) for dataset in read} == {told(first)}
+    assert told(first.select(range(2499))) != told(first) != told(first.select([*range(2499), 0]))
+
+
+def test_an_adapter_is_known_by_what_was_set_in_whatever_order_peft_holds_it():
+    targets = {"target_modules": ["q_proj", "v_proj", "k_proj"], "r": 4}
+    config = LoraConfig(**targets, task_type="CAUSAL_LM")
+    found = adapter_settings(config)
+    assert found["adapter.target_modules"] == ["k_proj", "q_proj", "v_proj"] and found["adapter.r"] == 4
+    config.base_model_name_or_path, config.peft_version = "elsewhere", "99"
+    assert adapter_settings(config) == found == adapter_settings(LoraConfig(**targets, task_type="CAUSAL_LM"))
+    assert adapter_settings(None) == {"adapter": None} != adapter_settings(LoraConfig())
+
+
+def test_one_adapters_settings_serve_several_runs(model, tmp_path):
+    """PEFT writes into the object that it is given."""
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    for _ in range(2):
+        for arm in ("a", "b"):
+            active(model, tmp_path, rounds=1, peft_config=config, output_dir=tmp_path / arm)
+    assert config.target_modules == "all-linear"
 
 
 def test_other_prompts_to_write_to_are_another_run(model, tmp_path):

@@ -14,6 +14,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pool.jsonl").write_text('{"prompt": "a", "responses": ["b", "c"], "scores": [0, 1]}\n')
     (tmp_path / "s.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (tmp_path / "panel.yaml").write_text("- judge: score\n- judge: score\n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "d"}\n')
 
 
@@ -21,21 +22,24 @@ def files(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         ([*ACTIVE, "--seed", "7"], "The seeds of the runs are --seeds."),
-        ([*ACTIVE, "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts, and 'score'"),
+        ([*ACTIVE, "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts, not 'score'"),
         ([*ACTIVE, "--human", "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts"),
-        ([*ACTIVE, "--generate", "2"], "--generate needs a judge that reads new texts, and 'score' does not"),
+        ([*ACTIVE, "--generate", "2"], "--generate needs a judge that reads new texts, not 'score'"),
         ([*SPA, "--relabel", "0.1"], "--relabel needs a judge that reads new texts"),
         ([*SPA, "--human"], "--human has nothing to judge here"),
         ([*SPA, "--judge", "chat"], "--judge has nothing to judge here"),
         ([*SPA, "--min_gap", "3"], "--min_gap has nothing to judge here"),
-        (["study", "--dataset", "s.jsonl", "--output_dir", "out", "--engine", "dpo", "--seed", "5"], "type --seeds"),
+        ([*SPA, "--port", "3"], "--port is of the page for people"),
+        ([*ACTIVE, "--human", "--min_gap", "3"], "With --human people judge"),
+        ([*ACTIVE, "--generate", "2", "--judge", "panel", "--panel", "panel.yaml"], "new texts, not 'score'"),
+        (["study", "--dataset", "s.jsonl", "--output_dir", "out", "--engine", "dpo", "--seed=5"], "type --seeds"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_flag_of_no_use_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
     assert main(argv) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert message in told[-1] and not (tmp_path / "out" / "random-0").exists()
+    assert message in told[-1] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--length_normalize"]])

@@ -11,6 +11,7 @@ from test_trainer import pairs
 from tiny import save_tiny
 
 from trl_real.cli.main import main
+from trl_real.cli.rounds import _table
 from trl_real.evaluation.against_start import WinRateAgainstStart
 from trl_real.evaluation.rounds_report import SELF_ANNOTATION, Arms, write_rounds_report
 from trl_real.training.active_rounds import labels_of_run
@@ -131,6 +132,28 @@ def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
 def test_a_page_of_one_seed_and_no_metric_is_written(tmp_path):
     rows = [{"stage": "seed", "round": 0, "n_labels": 3, "n_pairs": 3, "phases": {}}]
     assert write_rounds_report(tmp_path, {"detection": [rows]}, kind=SELF_ANNOTATION).exists()
+
+
+def test_arms_of_self_annotation_stand_side_by_side_round_by_round(tmp_path):
+    """They learn from some pairs more or fewer, since ties are left out."""
+
+    def runs(*counts: int) -> list[list[dict]]:
+        one = [{"stage": f"round {i}", "n_pairs": n, "loss": 0.7 - i / 10} for i, n in enumerate(counts)]
+        return [[{**row, "phases": {}} for row in one]]
+
+    arms = {"expansion": runs(0, 24, 1217), "detection": runs(0, 24, 1219)}
+    page = write_rounds_report(tmp_path, arms, kind=SELF_ANNOTATION).read_text(encoding="utf-8")
+    assert '<th scope="col">round 2</th>' in page and '<th scope="col">1,217</th>' not in page
+    found = [cell.split() for cell in cells(page, "detection")[0][1:-1]]
+    assert found == [["0.700", "<small>0</small>"], ["0.600", "<small>24</small>"], ["0.500", "<small>1219</small>"]]
+
+
+def test_the_table_tells_the_count_at_which_its_figures_were_measured():
+    def run(*counts: int) -> list[dict]:
+        return [{"round": i, "n_asked": n, "loss": 0.7 - i / 10, "phases": {}} for i, n in enumerate(counts)]
+
+    told = _table(Arms({"gradient": [run(0, 10), run(0, 10, 20)]})).splitlines()[1].split()
+    assert told == ["gradient", "10", "0.600"]
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2])

@@ -13,7 +13,7 @@ from test_trainer import config, pairs
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
-from trl_real import TrlRealError
+from trl_real import ScoreJudge, TrlRealError
 from trl_real.models.load import weights_digest
 from trl_real.training.ablations import ABLATIONS
 from trl_real.training.adapters import load_base
@@ -89,6 +89,12 @@ def test_a_round_that_is_done_is_not_passed_off_as_one_of_another_schedule(chang
         rounds(model, tmp_path, 2, **changed)
     later = {"n_prompts": [6, 7], "noise_extrapolation": [0.5, 0.3]}
     assert len(rounds(model, tmp_path, 2, **later).rounds) == 4
+
+
+def test_another_second_opinion_is_another_run(model, tmp_path):
+    made(model, tmp_path, relabel_judge=ScoreJudge())
+    with pytest.raises(TrlRealError, match="relabel="):
+        made(model, tmp_path, relabel_judge=ScoreJudge(min_gap=2.0))
 
 
 def test_the_judges_reference_is_the_initial_model_and_the_trainers_the_round_before(done, model):

@@ -119,6 +119,17 @@ def test_a_run_that_was_broken_off_goes_on(base, tmp_path):
         assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
+def test_an_adapter_goes_on_too_and_a_checkpoint_of_which_nothing_is_known_is_told(base, tmp_path, caplog):
+    args, rows = config(tmp_path / "sft"), Dataset.from_list(TEXT)
+    args.save_strategy, args.save_steps = "steps", 1
+    adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    for _ in range(2):
+        assert warm_start(base, rows, args, peft_config=adapter).state.global_step == 2
+    (tmp_path / "sft" / "run_settings.json").unlink()
+    warm_start(base, rows, args, peft_config=adapter)
+    assert "is not known" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
+
+
 def test_nothing_is_reported(base, tmp_path, monkeypatch):
     sent = []
     monkeypatch.delenv("CI", raising=False)

@@ -112,12 +112,13 @@ def reading_judge(args: argparse.Namespace, why: str) -> Any:
     Raises:
         TrlRealError: If it cannot, or as of `judge_from`.
     """
-    if args.judge in KNOWS_ROWS_ONLY:
-        reading = ", ".join(name for name in TAKES if name not in KNOWS_ROWS_ONLY)
-        raise TrlRealError(
-            f"{why} needs a judge that reads new texts, and {args.judge!r} does not: give --judge {reading}."
-        )
-    return judge_from(args)
+    judge = judge_from(args) if args.judge not in KNOWS_ROWS_ONLY else None
+    names = [member.name.partition(":")[0] for member in getattr(judge, "judges", ())] or [args.judge]
+    for name in names:
+        if name in KNOWS_ROWS_ONLY:
+            reading = ", ".join(name for name in TAKES if name not in KNOWS_ROWS_ONLY)
+            raise TrlRealError(f"{why} needs a judge that reads new texts, not {name!r}: give --judge {reading}.")
+    return judge
 
 
 def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -> Any:

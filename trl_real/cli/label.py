@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
 from trl_real.cli.options import add_common, require, result, say
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError
 
 
 REPORT_FILE = "labels.json"
@@ -85,13 +85,10 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
 
 
 def _tell_price(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str, float] | None:
+    from trl_real.labeling.annotate import check_pairs
+
     columns = ("pair", "prompt", "response_a", "response_b")
-    for name in columns:
-        if name not in dataset.column_names:
-            fix = f"Select pairs first: trl-real select --dataset {args.dataset} --output_dir …"
-            if "chosen" in dataset.column_names:
-                fix = "These rows are labelled already; train on them as they are."
-            raise MissingColumnError(name, dataset.column_names, fix)
+    check_pairs(dataset, args.responses)
     plain = dataset.select_columns(list(columns)).with_format(None)
     return tell_price(judge, plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])[:])
 

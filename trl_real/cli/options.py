@@ -59,10 +59,16 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
 
 def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
     flag = action.option_strings[-1]
-    if action.nargs == 0:  # a switch, by its own name or by what it sets
-        return [flag] if value is (True if flag == f"--{name}" else action.const) else []
-    if value is None:
+    if value is None or value == []:
         return []
+    if action.nargs == 0:  # a switch, by its own name or by what it sets
+        if not isinstance(value, bool):
+            raise TrlRealError(f"{name!r} is on or off, not {value!r}. Write true or false.")
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return [action.option_strings[not value]]
+        return [flag] if value is (True if flag == f"--{name}" else action.const) else []
+    if action.nargs is None:  # joined, so that a value may begin with a dash
+        return [f"{flag}={value}"]
     return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 

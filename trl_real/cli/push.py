@@ -10,7 +10,8 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_common(parser, output=False, split="name of the split on the Hub (default: train)")
     parser.add_argument("--repo_id", help="name on the Hub, such as user/my-pairs")
     parser.add_argument("--config_name", help="config in the repository (default: strategy and budget)")
-    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    private = argparse.BooleanOptionalAction
+    parser.add_argument("--private", action=private, help="make a new repository private, or public for sure")
     parser.add_argument("--revision", help="branch to push to")
     parser.add_argument("--commit_message")
 

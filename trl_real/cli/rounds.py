@@ -74,6 +74,13 @@ def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
     settings = judge_settings(args)
     if settings.pop("seed", None) is not None and args.judge != "chat":
         raise TrlRealError("--seed is a chat judge's. The seeds of the runs are --seeds.")
+    alone = [name for name in ("guidelines", "port") if getattr(args, name) is not None and not args.human]
+    if alone:
+        raise TrlRealError(f"--{alone[0]} is of the page for people. Give --human, or leave it out.")
+    settings.pop("votes" if args.human else "", None)
+    unread = args.human and not args.eval_prompts and (settings or args.judge != "score")
+    if unread:
+        raise TrlRealError("With --human people judge, and no other judge is asked. Leave the judge's flags out.")
     if not judged and (args.human or settings or args.judge != "score"):
         given = "--human" if args.human else f"--{next(iter(settings))}" if settings else "--judge"
         raise TrlRealError(f"{given} has nothing to judge here: give --relabel or --eval_prompts, or leave it out.")
@@ -142,7 +149,8 @@ def _table(arms: Any) -> str:
     lines = [f"{'arm':<12} {'pairs':>6} " + " ".join(f"{name:>10}" for name in names)]
     for name in arms.runs:
         points = [arms.curve(name, metric) for metric in names]
-        pairs = f"{np.mean([run[-1][arms.kind.x] for run in arms.runs[name]]):.0f}"
+        last = np.mean([run[-1][arms.kind.x] for run in arms.runs[name]])
+        pairs = f"{next((curve[-1].x for curve in points if curve), last):.0f}"
         values = " ".join(f"{curve[-1].mean:>10.3f}" if curve else f"{'–':>10}" for curve in points)
         lines.append(f"{name:<12} {pairs:>6} {values}")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> None:
     from trl import ModelConfig, SFTConfig, get_peft_config
 
     from trl_real.data.files import load
+    from trl_real.training.adapters import revision_of
     from trl_real.training.warm_start import warm_start
 
     argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "model"))
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
             args.model,
             load(data.dataset, data.split),
             config,
-            processing_class=AutoTokenizer.from_pretrained(args.model, revision=model.model_revision),
+            processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
             peft_config=get_peft_config(model),
         )
     say(f"Next: trl-real train --dataset {data.dataset} --model {config.output_dir} --output_dir …")

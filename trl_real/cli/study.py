@@ -4,6 +4,7 @@ import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
 from trl_real.cli.train import load_as_told, on_cpu, parsed
+from trl_real.errors import TrlRealError
 
 
 # Flags that are not named here are REALDPOConfig's and ModelConfig's, with --engine dpo; YAML settings are by flag.
@@ -48,7 +49,6 @@ def run(args: argparse.Namespace) -> None:
     """Run the cells that are missing, write the report, print the savings."""
     from trl_real.data.files import load
     from trl_real.data.sources import SOURCES
-    from trl_real.errors import TrlRealError
     from trl_real.evaluation import run_study as defaults
     from trl_real.evaluation.report import check_extras
     from trl_real.evaluation.run_study import run_study
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> None:
         raise TrlRealError(f"Unknown flags {' '.join(args.rest)}. Flags of the trainer need --engine dpo.")
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
-    for flag in ("--seed", "--learning_rate"):
-        if flag in args.rest:
-            raise TrlRealError(f"A study has several cells: type {flag}s, in place of {flag}.")
+    refuse_one_of_many(args.rest)
     check_extras()
     dataset = load(args.dataset, args.split)
     dataset = SOURCES[args.source](dataset) if args.source else dataset
@@ -76,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         "device",
         "responses",
     )
+    trainer = _dpo_cells(args) if args.engine == "dpo" else None
     study = run_study(
         dataset,
         args.model,
@@ -85,11 +84,24 @@ def run(args: argparse.Namespace) -> None:
         seeds=args.seeds or (range(3) if args.engine == "dpo" else defaults.SEEDS),
         max_length=args.embed_length,
         title=args.title or f"Label efficiency on {args.dataset.rstrip('/').split('/')[-1]}",
-        trainer=_dpo_cells(args) if args.engine == "dpo" else None,
+        revision=trainer and (trainer.config.model_init_kwargs or {}).get("revision"),
+        trainer=trainer,
         n_validation=args.n_validation,
         **{name: getattr(args, name) for name in (*names, "scores", "second_opinion")},
     )
     write_and_tell(args, study, args.output_dir)
+
+
+def refuse_one_of_many(flags: list[str]) -> None:
+    """
+    Refuse the trainer's flags for what a study has several of.
+
+    Raises:
+        TrlRealError: Naming the flag to type.
+    """
+    for flag in ("--seed", "--learning_rate"):
+        if flag in [part.partition("=")[0] for part in flags]:
+            raise TrlRealError(f"A study has several cells: type {flag}s, in place of {flag}.")
 
 
 def write_and_tell(args: argparse.Namespace, study, folder: str) -> None:

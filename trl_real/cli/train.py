@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from trl import ModelConfig, get_peft_config
 
     from trl_real.errors import TrlRealError
+    from trl_real.training.adapters import revision_of
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         args=config,
         train_dataset=preferences,
         eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(args.model, revision=model.model_revision),
+        processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
         peft_config=peft_config,
     )
     if trainer.selection_record is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from trl_real.data.processes import once, rank, share, wait
+from trl_real.data.rows import iterate
 from trl_real.data.whole import write_whole
 from trl_real.errors import TrlRealError
 
@@ -176,16 +178,16 @@ class ShardedMap:
 def rows_digest(rows: Dataset) -> bytes:
     """Digest of the rows' content."""
     sink = io.BytesIO()  # of Parquet: Arrow's own buffers have gaps with anything in them
-    table = rows.with_format("arrow")[:].replace_schema_metadata(None)
+    table = rows.with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)  # pages follow the chunks
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return hashlib.blake2b(sink.getbuffer(), digest_size=16).digest()
 
 
 def told(dataset: Dataset) -> str:
-    """A dataset as a setting: by what its rows hold, wherever they lie and whenever they were written."""
+    """A dataset as a setting: by what its rows hold, in whichever format and library's version they are read."""
     digest = hashlib.blake2b(digest_size=8)
-    for start in range(0, len(dataset), SHARD_ROWS):
-        digest.update(rows_digest(dataset.select(range(start, min(start + SHARD_ROWS, len(dataset))))))
+    for row in iterate(dataset):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return f"{len(dataset)} rows, {digest.hexdigest()}"
 
 

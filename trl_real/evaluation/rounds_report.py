@@ -101,20 +101,23 @@ class Arms:
 
     def curve(self, arm: str, metric: str) -> list[Point]:
         """The metric's points, as many as every seed has."""
-        runs = self.runs[arm]
-        return [
-            _point(rows, metric, self.kind.x)
-            for rows in zip(*runs, strict=False)
-            if all(row.get(metric) is not None for row in rows)
-        ]
+        return [point for _, point in self._points(arm, metric)]
 
     def at(self, arm: str, metric: str) -> dict[float, Point]:
-        """The curve's points by their counts."""
-        return {round(point.x, 1): point for point in self.curve(arm, metric)}
+        """The points by their columns in a table: counts, or rounds where arms are compared round by round."""
+        return {round(p.x, 1) if self.kind.same_x else number: p for number, p in self._points(arm, metric)}
 
-    def counts(self, metric: str) -> list[float]:
-        """All counts at which some arm has a point: the columns of a table."""
-        return sorted({count for arm in self.runs for count in self.at(arm, metric)})
+    def columns(self, metric: str) -> dict[float, str]:
+        """All columns in which some arm has a point, and their heads."""
+        found = sorted({column for arm in self.runs for column in self.at(arm, metric)})
+        longest = max((run for runs in self.runs.values() for run in runs), key=len)
+        names = [str(row.get("stage", f"round {number}")) for number, row in enumerate(longest)]
+        return {column: f"{column:,.0f}" if self.kind.same_x else names[int(column)] for column in found}
+
+    def _points(self, arm: str, metric: str) -> list[tuple[int, Point]]:
+        rounds = enumerate(zip(*self.runs[arm], strict=False))
+        known = [(number, rows) for number, rows in rounds if all(row.get(metric) is not None for row in rows)]
+        return [(number, _point(rows, metric, self.kind.x)) for number, rows in known]
 
     def difference(self, arm: str, metric: str) -> Point | None:
         """

@@ -40,6 +40,7 @@ def run_study(
     output_dir: str | Path,
     *,
     tokenizer: Any = None,
+    revision: str | None = None,
     arms: Sequence[str] = ARMS,
     budgets: Sequence[float | int] = BUDGETS,
     seeds: Sequence[int] = SEEDS,
@@ -72,6 +73,7 @@ def run_study(
         model: As for `EmbeddingPairSelector`; None if the rows bring `embeddings`.
         output_dir: The run folder, new or of this study.
         tokenizer: For a loaded model.
+        revision: Branch, tag or commit of the model on the Hub.
         arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry; random is added if missing.
         budgets: Shares of the rows that a seed may choose from, or numbers of labels.
         seeds: Of the cells.
@@ -101,7 +103,7 @@ def run_study(
     )
     splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
-    encoder = None if given else Encoder(model, tokenizer, None, dtype, device, options)
+    encoder = None if given else Encoder(model, tokenizer, revision, dtype, device, options)
     settings = {
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",

@@ -120,7 +120,7 @@ def annotate(
         TrlRealError: If a verdict is no probability, or there is none for a row.
     """
     started = time.perf_counter()
-    _check(dataset, responses)
+    check_pairs(dataset, responses)
     report = LabelReport() if report is None else report
     plain = dataset.with_format(None)
     paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
@@ -188,10 +188,15 @@ def identity_of(judge: Judge, but: Sequence[str] = ()) -> str:
 
     Args:
         judge: A judge; its `identity` says so, or else its name.
-        but: Parts of it that do not count.
+        but: Parts of it that do not count, nor in the members of a panel.
     """
-    identity = getattr(judge, "identity", {"name": name_of(judge)})
-    return _digest({name: value for name, value in identity.items() if name not in but})[:16]
+
+    def counting(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: counting(part) for name, part in value.items() if name not in but}
+        return [counting(part) for part in value] if isinstance(value, list) else value
+
+    return _digest(counting(getattr(judge, "identity", {"name": name_of(judge)})))[:16]
 
 
 def _digest(value: Any) -> str:
@@ -241,7 +246,13 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
     return labeled.select_columns(list(features))
 
 
-def _check(dataset: Dataset, responses: str) -> None:
+def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
+    """
+    Refuse rows that cannot be labelled.
+
+    Raises:
+        MissingColumnError: If there is no prompt, no pair or no response.
+    """
     if "pair" not in dataset.column_names:
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         if "chosen" in dataset.column_names:

@@ -12,14 +12,14 @@ from trl_real.data.files import load, save
 from trl_real.data.rows import from_rows, iterate
 from trl_real.data.shards import told
 from trl_real.errors import TooFewPairsError, TrlRealError
-from trl_real.labeling.annotate import LabelReport, annotate, identity_of
-from trl_real.labeling.verdicts import TIE, Judge, name_of
+from trl_real.labeling.annotate import LabelReport, annotate
+from trl_real.labeling.verdicts import TIE, Judge
 from trl_real.labeling.votes import pair_key
 from trl_real.training.adapters import revision_of, save_adapter
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_selectors import ROUND_SELECTORS, Chooser
 from trl_real.training.round_training import round_config, train_adapter
-from trl_real.training.rounds import NothingLeft, Rounds, Run, drawn, phases_of
+from trl_real.training.rounds import NothingLeft, Rounds, Run, drawn, phases_of, setting_of
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class ActiveRounds(Rounds):
             "selector": self.selector,
             "selector_settings": {k: repr(v) for k, v in sorted(self.selector_settings.items())},
             "budget": self.budget,
-            "judge": f"{name_of(self.judge)}, {identity_of(self.judge, but=('votes',))}",  # which may grow
+            "judge": setting_of(self.judge),
             "restart": self.restart,
             "generation": self.generation,
             "n_prompts": self.n_prompts,
@@ -186,10 +186,10 @@ class ActiveRounds(Rounds):
         labels = self._labels(number - 1)
         decided = {pair_key(row["prompt"], row["response_a"], row["response_b"]) for row in iterate(labels)}
         rows = [{name: row[name] for name in HISTORY} for row in iterate(labels)]
-        asked, said = labels.features["prompt"], labels.features["chosen"]
+        question, said = labels.features["prompt"], labels.features["chosen"]
         for this in earlier:
             for row in iterate(load(str(this / "selected"))):
-                prompt = in_form(asked, row["prompt"], "user")
+                prompt = in_form(question, row["prompt"], "user")
                 if pair_key(prompt, row["response_a"], row["response_b"]) not in decided:
                     both = (after_prompt(row[self.responses][i], row["prompt"]) for i in row["pair"])
                     first, second = (in_form(said, response) for response in both)

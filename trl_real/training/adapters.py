@@ -1,5 +1,6 @@
 """Policies as a base model and an adapter on disk."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -13,9 +14,23 @@ from transformers.trainer_utils import set_seed
 from trl_real.errors import TrlRealError
 
 
+NOT_SETTINGS = ("peft_version", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
+
+
 def default_lora() -> LoraConfig:
     """LoRA on all linear layers, without dropout: gradients of a dropped-out adapter are noise."""
     return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def adapter_settings(config: PeftConfig | None) -> dict[str, Any]:
+    """An adapter's configuration as settings of a run: plain values, of what is not as PEFT has it by itself."""
+    if config is None:
+        return {"adapter": None}
+    usual = type(config)().to_dict()
+    given = {k: v for k, v in config.to_dict().items() if v != usual.get(k) and k not in NOT_SETTINGS}
+    plain = json.loads(json.dumps(given, default=lambda v: sorted(map(str, v)) if isinstance(v, set) else str(v)))
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    return {"adapter": kind, **{f"adapter.{name}": value for name, value in plain.items()}}
 
 
 def revision_of(init: dict[str, Any] | None) -> str | None:

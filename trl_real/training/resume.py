@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from trl_real.data.shards import told
 from trl_real.data.whole import check_settings, read_json, write_json
+from trl_real.training.adapters import adapter_settings
 
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,10 @@ LEARNING = (
     "max_steps",
     "num_train_epochs",
 )
-LEARNING += ("optim", "optim_args", "weight_decay", "max_grad_norm", "seed", "data_seed")
+LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
+LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
 NOT_LEARNING = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs", "use_liger_kernel")
+NOT_LEARNING += ("activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -49,24 +52,27 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
     Raises:
         TrlRealError: If it was begun with others, naming the first that differs.
     """
-    own = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
-    names = {*LEARNING, *own} - {*NOT_LEARNING}
-    settings = {name: value for name, value in args.to_dict().items() if name in names}
-    settings |= {"model": model, "dataset": told(dataset), "adapter": peft_config and peft_config.to_dict()}
-    settings = json.loads(json.dumps(settings, default=_plain))
     checkpoint, file = last_checkpoint(args.output_dir), Path(args.output_dir) / SETTINGS_FILE
-    if checkpoint is not None and file.exists():
-        found = read_json(file)
-        both = found.keys() & settings.keys()  # another version of a library may know other settings
-        check_settings(*({name: of[name] for name in both} for of in (found, settings)), args.output_dir, "training")
-    elif args.process_index == 0:
+    settings = _settings(args) | {"model": model, "dataset": told(dataset)} | adapter_settings(peft_config)
+    if checkpoint is None and args.process_index == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, settings)
+    elif checkpoint is not None and file.exists():
+        found = read_json(file)
+        # Another version of a library may know other settings of the trainer.
+        names = {n for n in found.keys() | settings.keys() if n in found.keys() & settings.keys() or "adapter" in n}
+        check_settings(*({n: of.get(n) for n in names} for of in (found, settings)), args.output_dir, "training")
+    elif checkpoint is not None:
+        logger.warning("What %s was trained on and how is not known: it has no %s.", checkpoint, SETTINGS_FILE)
     return checkpoint
 
 
-def _plain(value: Any) -> Any:
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)
+def _settings(args: TrainingArguments) -> dict[str, Any]:
+    own = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
+    found = {name: getattr(args, name) for name in {*LEARNING, *own} - {*NOT_LEARNING}}
+    loading = found.get("model_init_kwargs") or {}
+    found["model_init_kwargs"] = {name: value for name, value in loading.items() if name != "token"}
+    return json.loads(json.dumps(found, default=str))
 
 
 def train_from(trainer: Trainer, checkpoint: str | None) -> None:

@@ -1,5 +1,6 @@
 """What runs in rounds share: a folder, a base model with an adapter a round, and tests between the rounds."""
 
+import copy
 import hashlib
 import logging
 import math
@@ -15,7 +16,16 @@ from peft import PeftConfig
 from trl_real.data.conversation import dialogue
 from trl_real.data.shards import told
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.training.adapters import default_lora, fresh_adapter, load_base, save_adapter, with_adapter
+from trl_real.labeling.annotate import identity_of
+from trl_real.labeling.verdicts import Judge, name_of
+from trl_real.training.adapters import (
+    adapter_settings,
+    default_lora,
+    fresh_adapter,
+    load_base,
+    save_adapter,
+    with_adapter,
+)
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import Round, RoundFolder
 from trl_real.training.round_testing import keep_test_pairs, metrics_on_test_pairs
@@ -79,7 +89,7 @@ class Rounds(ABC):
     seed: int = 42
 
     def __post_init__(self) -> None:
-        self.peft_config = self.peft_config or default_lora()
+        self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT writes into it
         self.check()
         for name in ("chosen", "rejected") if self.eval_dataset is not None else ():
             if name not in self.eval_dataset.column_names:
@@ -124,7 +134,7 @@ class Rounds(ABC):
             "model": self.model,
             "seed": self.seed,
             "test": None if self.eval_dataset is None else told(self.eval_dataset),
-            "adapter": repr(sorted((k, str(v)) for k, v in self.peft_config.to_dict().items() if v is not None)),
+            **adapter_settings(self.peft_config),
             "trainer": hashlib.sha256(repr(sorted(trainer.items())).encode()).hexdigest()[:16],
         }
 
@@ -176,6 +186,11 @@ class Rounds(ABC):
 def phases_of(this: Round) -> dict[str, dict[str, float]]:
     """Seconds and tokens of the steps of a round."""
     return {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
+
+
+def setting_of(judge: Judge) -> str:
+    """A judge as a setting; votes may be added while rounds go on."""
+    return f"{name_of(judge)}, {identity_of(judge, but=('votes',))}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:

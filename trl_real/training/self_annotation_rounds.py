@@ -19,14 +19,14 @@ from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.relabel import relabel
 from trl_real.labeling.self_annotate import PICKS, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
-from trl_real.labeling.verdicts import Judge, name_of
+from trl_real.labeling.verdicts import Judge
 from trl_real.models.generate import generate
 from trl_real.training.ablations import ABLATIONS, doubting, trusting
 from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.round_folder import SETTINGS_FILE, Round
 from trl_real.training.round_training import Trained, adapter_digest, round_config, train_adapter
-from trl_real.training.rounds import Rounds, Run, drawn, phases_of
+from trl_real.training.rounds import Rounds, Run, drawn, phases_of, setting_of
 from trl_real.training.unfinished import FINISHED
 
 
@@ -126,7 +126,7 @@ class SelfAnnotationRounds(Rounds):
             "generation": {name: value for name, value in self.settled.items() if name != "batch_size"},
             "seed_labels": told(self.seed_labels),
             "prompts": told(self.prompts),
-            "relabel": self.relabel_judge and [name_of(self.relabel_judge), self.relabel_budget],
+            "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 
     def run(self, rounds: int) -> Run:

@@ -1,5 +1,6 @@
 """Supervised fine-tuning on the chosen responses: where the papers' DPO starts, and its reference."""
 
+import copy
 from typing import Any
 
 from datasets import Dataset
@@ -80,7 +81,7 @@ def warm_start(
         args=args,
         train_dataset=rows,
         processing_class=processing_class,
-        peft_config=peft_config,
+        peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
     )
     train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():

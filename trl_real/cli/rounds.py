@@ -77,11 +77,12 @@ def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
     alone = [name for name in ("guidelines", "port") if getattr(args, name) is not None and not args.human]
     if alone:
         raise TrlRealError(f"--{alone[0]} is of the page for people. Give --human, or leave it out.")
-    settings.pop("votes" if args.human else "", None)
-    unread = args.human and not args.eval_prompts and (settings or args.judge != "score")
-    if unread:
+    if args.human:
+        settings.pop("votes", None)  # the page's file
+    described = bool(settings) or args.judge != "score"
+    if described and args.human and not args.eval_prompts:
         raise TrlRealError("With --human people judge, and no other judge is asked. Leave the judge's flags out.")
-    if not judged and (args.human or settings or args.judge != "score"):
+    if not judged and (args.human or described):
         given = "--human" if args.human else f"--{next(iter(settings))}" if settings else "--judge"
         raise TrlRealError(f"{given} has nothing to judge here: give --relabel or --eval_prompts, or leave it out.")
 

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         seeds=args.seeds or (range(3) if args.engine == "dpo" else defaults.SEEDS),
         max_length=args.embed_length,
         title=args.title or f"Label efficiency on {args.dataset.rstrip('/').split('/')[-1]}",
-        revision=trainer and (trainer.config.model_init_kwargs or {}).get("revision"),
+        revision=trainer and trainer.revision,
         trainer=trainer,
         n_validation=args.n_validation,
         **{name: getattr(args, name) for name in (*names, "scores", "second_opinion")},

@@ -59,8 +59,8 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
         write_json(file, settings)
     elif checkpoint is not None and file.exists():
         found = read_json(file)
-        # Another version of a library may know other settings of the trainer.
-        names = {n for n in found.keys() | settings.keys() if n in found.keys() & settings.keys() or "adapter" in n}
+        adapters = {name for name in found.keys() | settings.keys() if name.startswith("adapter")}
+        names = found.keys() & settings.keys() | adapters  # another version of a library may know other settings
         check_settings(*({n: of.get(n) for n in names} for of in (found, settings)), args.output_dir, "training")
     elif checkpoint is not None:
         logger.warning("What %s was trained on and how is not known: it has no %s.", checkpoint, SETTINGS_FILE)

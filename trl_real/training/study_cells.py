@@ -58,6 +58,11 @@ class DPOCells:
         self.learning_rates, self.n_evaluations = list(learning_rates), n_evaluations
         self.settings = {"learning_rates": self.learning_rates, "n_evaluations": n_evaluations, "trainer": list(given)}
 
+    @property
+    def revision(self) -> str | None:
+        """Of the model on the Hub."""
+        return revision_of(self.config.model_init_kwargs)
+
     def __call__(
         self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
     ) -> list[Run]:
@@ -87,7 +92,7 @@ class DPOCells:
             args=config,
             train_dataset=train,
             eval_dataset=sets,
-            processing_class=AutoTokenizer.from_pretrained(self.model, revision=revision_of(config.model_init_kwargs)),
+            processing_class=AutoTokenizer.from_pretrained(self.model, revision=self.revision),
             peft_config=copy.deepcopy(self.peft_config),
         )
         trainer.remove_callback(PrinterCallback)  # the study has a bar of its own

@@ -18,7 +18,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
-from trl_real.functional.cost import (
+from trl_real.models.embed import Embedder
+from trl_real.models.generate import generate
+from trl_real.models.gradients import GradientFeatures
+from trl_real.models.sequences import tokenize_pairs
+from trl_real.selection.planning.cost import (
     GradientTokens,
     Writing,
     forward_flops,
@@ -27,11 +31,7 @@ from trl_real.functional.cost import (
     mean_context,
     seconds_of,
 )
-from trl_real.models.embed import Embedder
-from trl_real.models.generate import generate
-from trl_real.models.gradients import GradientFeatures
-from trl_real.models.sequences import tokenize_pairs
-from trl_real.models.shape import empty_model, model_shape, read_rate, this_cpu
+from trl_real.selection.planning.model_shape import empty_model, model_shape, read_rate, this_cpu
 
 
 RANK = 8

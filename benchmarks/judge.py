@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
-from trl_real.labeling.chat import ChatJudge
+from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.verdicts import summarize
 
 

@@ -11,10 +11,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_real.evaluation import plots, study_plots
-from trl_real.evaluation.run_study import load_study
-from trl_real.evaluation.study import METRICS, Study
-from trl_real.evaluation.study_report import in_words
+from trl_real.reports import figures
+from trl_real.study import plots
+from trl_real.study.report import in_words
+from trl_real.study.results import METRICS, Study
+from trl_real.study.run import load_study
 
 
 SHOWN = ("random", "easy", "hard", "centroid", "easy@centered", "easy@standardized")
@@ -73,8 +74,8 @@ def pictures(study: Study, folder: Path, name: str) -> list[str]:
     for metric in ("loss", "margin"):
         curves = {arm: curve for arm, curve in study.curves[metric].items() if arm in SHOWN}
         title = study.title.split(",")[0]
-        figure = study_plots.curve_figure(curves, METRICS[metric], study_plots.arm_styles(list(curves)), title=title)
-        plots.save_png(figure, folder / f"{name}_{metric}.png")
+        figure = plots.curve_figure(curves, METRICS[metric], figures.arm_styles(list(curves)), title=title)
+        figures.save_png(figure, folder / f"{name}_{metric}.png")
         lines.append(f"![{title}, {METRICS[metric].title} against labels](images/{name}_{metric}.png)")
     return [*lines, ""]
 

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trl_real.evaluation.rounds_report import Arms, Point
-from trl_real.training.rounds import UNTRAINED
+from trl_real.rounds.base import UNTRAINED
+from trl_real.rounds.report import Arms, Point
 
 
 METRICS = ("accuracy", "loss", "margin")

@@ -12,7 +12,7 @@ import argparse
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from trl_real.functional.cost import (
+from trl_real.selection.planning.cost import (
     GradientTokens,
     JudgePrice,
     ModelShape,
@@ -28,9 +28,9 @@ from trl_real.functional.cost import (
     seconds_of,
     weight_bytes,
 )
-from trl_real.functional.hardware import Hardware, hardware_named
-from trl_real.models.shape import model_shape
-from trl_real.selection.plan_record import shown_bytes, shown_seconds
+from trl_real.selection.planning.hardware import Hardware, hardware_named
+from trl_real.selection.planning.model_shape import model_shape
+from trl_real.selection.planning.plan_record import shown_bytes, shown_seconds
 
 
 MODELS = {

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from trl_real.training.ablations import ABLATIONS
+from trl_real.rounds.ablations import ABLATIONS
 
 
 UNTRAINED = {"accuracy": 0.5, "loss": float(np.log(2)), "margin": 0.0}

@@ -17,12 +17,12 @@ from datasets import Dataset, load_from_disk
 from peft import LoraConfig
 
 from trl_real import REALDPOConfig
-from trl_real.cli.demo_task import TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
-from trl_real.evaluation.rounds_report import SELF_ANNOTATION, Arms, write_rounds_report
+from trl_real.demo.task import TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.models.generate import generate_responses
-from trl_real.training.ablations import ABLATIONS
+from trl_real.rounds.ablations import ABLATIONS
+from trl_real.rounds.report import SELF_ANNOTATION, Arms, write_rounds_report
+from trl_real.rounds.self_annotation import SelfAnnotationRounds
 from trl_real.training.adapters import load_base
-from trl_real.training.self_annotation_rounds import SelfAnnotationRounds
 
 
 N_SEED_TOPICS = 16

@@ -13,7 +13,7 @@ import time
 import numpy as np
 from datasets import Dataset
 
-from trl_real.evaluation.run_study import run_study
+from trl_real.study.run import run_study
 
 
 def pairs(n: int, d: int, seed: int = 0) -> Dataset:

@@ -5,13 +5,13 @@ import re
 
 import pytest
 from datasets import Dataset
-from test_report import Loads, cells
+from pages import Loads, cells
 from test_rounds import pool
 from test_trainer import pairs
 from tiny import save_tiny
 
 from trl_real.cli.main import main
-from trl_real.evaluation.rounds_report import Arms, write_rounds_report
+from trl_real.rounds.report import Arms, write_rounds_report
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

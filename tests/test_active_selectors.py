@@ -26,9 +26,9 @@ from trl_real.models.embed import EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.log_probs import ResponseLogProbs
-from trl_real.selection.gradient_selector import GradientPairSelector, PairRows
-from trl_real.selection.head_selector import HeadPairSelector
-from trl_real.selection.margin_selector import MarginPairSelector
+from trl_real.selection.active.gradient import GradientPairSelector, PairRows
+from trl_real.selection.active.head import HeadPairSelector
+from trl_real.selection.active.margin import MarginPairSelector
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ from trl import DPOTrainer
 from trl_real import REALDPOTrainer, TrlRealError
 from trl_real.evaluation.callback import PICTURE, WIN_RATES_FILE, WinRateCallback
 from trl_real.evaluation.compare import compare
-from trl_real.evaluation.win_rate_plots import history_figure
+from trl_real.evaluation.plots import history_figure
 from trl_real.models.generate import generate_responses
 
 

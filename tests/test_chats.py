@@ -18,8 +18,8 @@ from trl_real import (
     compare,
     run_study,
 )
-from trl_real.data.journal import Journal
-from trl_real.training.study_cells import DPOCells
+from trl_real.runtime.journal import Journal
+from trl_real.study.dpo import DPOCells
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,8 +10,8 @@ from datasets import Dataset
 from judge_server import MODEL, JudgeServer, probability
 
 from trl_real import MissingColumnError, TrlRealError
-from trl_real.functional.calibration import calibration_temperature, log_loss
-from trl_real.labeling.chat import ChatJudge, calibrated
+from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
+from trl_real.labeling.chat.judge import ChatJudge, calibrated
 from trl_real.labeling.check import check_judge
 
 

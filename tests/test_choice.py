@@ -14,9 +14,10 @@ from transformers.decision import DecisionConfig
 from transformers.pipelines.decision import DecisionPipeline
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.chat import ChatJudge, Question
-from trl_real.labeling.local_chat import LocalChat
-from trl_real.labeling.templates import JudgeTemplate
+from trl_real.labeling.chat.judge import ChatJudge
+from trl_real.labeling.chat.local import LocalChat
+from trl_real.labeling.chat.question import Question
+from trl_real.labeling.chat.templates import JudgeTemplate
 from trl_real.models.choice import ChoiceReader, label_log_probs
 from trl_real.models.prefixes import grow, tree_passes
 

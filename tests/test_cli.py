@@ -11,9 +11,9 @@ import yaml
 from datasets import Dataset, load_from_disk
 from tiny import save_tiny
 
-from trl_real.cli import demo_task
 from trl_real.cli.main import VERBS, main
 from trl_real.data.files import save
+from trl_real.demo import task as demo_task
 from trl_real.selection.record import SelectionRecord
 
 
@@ -216,7 +216,8 @@ def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, 
     assert main(argv) == 0
     table = capsys.readouterr().out
     assert "easy 3" in table and "random 5" in table and "reward before training" in table
-    assert "<html" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "<html" in page and "easy 5 : random 5" in page and "difference of win rates" in page
     trained = {path: path.stat().st_mtime_ns for path in folder.glob("*/adapter_model.safetensors")}
     assert len(trained) == 4
     assert main([*argv, "--json"]) == 0

@@ -12,9 +12,10 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.evaluation.compare import compare, compare_columns
 from trl_real.evaluation.tournament import tournament
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.win_rate import win_rate
+from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.judges import ScoreJudge
-from trl_real.labeling.verdicts import Verdict, VerdictJudge
+from trl_real.labeling.verdicts import Verdict
 from trl_real.models.generate import generate_responses
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
 from judge_server import MODEL, JudgeServer
-from test_report import HOSTILE, Loads, cells, text_of_page
+from pages import HOSTILE, Loads, cells, text_of_page
 from tiny import save_tiny
 
 from trl_real.cli.main import main
 from trl_real.evaluation.compare import compare_columns
-from trl_real.evaluation.comparison_report import write_comparison_report
+from trl_real.evaluation.report import write_comparison_report
 from trl_real.evaluation.tournament import tournament
 
 

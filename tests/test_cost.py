@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.cost import (
+from trl_real.models.gradients import GradientFeatures, GradientOptions
+from trl_real.models.sequences import tokenize_pairs
+from trl_real.selection.planning.cost import (
     GradientTokens,
     JudgePrice,
     Writing,
@@ -28,10 +30,8 @@ from trl_real.functional.cost import (
     step_flops,
     weight_bytes,
 )
-from trl_real.functional.hardware import HARDWARE, hardware_named
-from trl_real.models.gradients import GradientFeatures, GradientOptions
-from trl_real.models.sequences import tokenize_pairs
-from trl_real.models.shape import empty_model, matmul_rate, model_shape, read_rate, this_cpu
+from trl_real.selection.planning.hardware import HARDWARE, hardware_named
+from trl_real.selection.planning.model_shape import empty_model, matmul_rate, model_shape, read_rate, this_cpu
 
 
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from trl_real.functional.paired import paired_comparison
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.paired import paired_comparison
+from trl_real.functional.statistics.win_rate import win_rate
 
 
 REPEATS = 1000

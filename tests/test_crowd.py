@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.crowd import AGGREGATIONS, dawid_skene, majority
-from trl_real.functional.rater_agreement import krippendorff_alpha, pairwise_agreement
+from trl_real.functional.statistics.crowd import AGGREGATIONS, dawid_skene, majority
+from trl_real.functional.statistics.rater_agreement import krippendorff_alpha, pairwise_agreement
 
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

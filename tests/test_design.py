@@ -5,7 +5,7 @@ import torch
 from claims import random_embeddings
 
 from trl_real.errors import TrlRealError
-from trl_real.functional import greedy
+from trl_real.functional import greedy_design as greedy
 from trl_real.functional.design import NORMALIZATIONS, greedy_design, pair_features, uncertainty
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.strategies import STRATEGIES, lowest

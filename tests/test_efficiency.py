@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from trl_real import TrlRealError
-from trl_real.functional.agreement import agreement_by_similarity
 from trl_real.functional.drift import embedding_drift
-from trl_real.functional.efficiency import label_saving, labels_needed, percentiles, resample_means
+from trl_real.functional.statistics.agreement_by_similarity import agreement_by_similarity
+from trl_real.functional.statistics.label_savings import label_saving, labels_needed, percentiles, resample_means
 
 
 N = np.array([0.0, 10.0, 20.0, 40.0])

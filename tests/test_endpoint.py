@@ -13,12 +13,13 @@ import pytest
 from judge_server import FAULTS, MODEL, QUICK, JudgeServer, probability
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling import request
-from trl_real.labeling.batch_file import export_batch, import_batch
-from trl_real.labeling.cache import AnswerCache
-from trl_real.labeling.chat import ChatJudge, Question
-from trl_real.labeling.request import NotAnswered, Requests
+from trl_real.labeling.chat.answer_cache import AnswerCache
+from trl_real.labeling.chat.batch_file import export_batch, import_batch
+from trl_real.labeling.chat.judge import ChatJudge
+from trl_real.labeling.chat.question import Question
 from trl_real.labeling.verdicts import summarize
+from trl_real.runtime import openai_client as request
+from trl_real.runtime.openai_client import NotAnswered, Requests
 
 
 def rows(n: int) -> dict[str, list[str]]:
@@ -113,7 +114,7 @@ CHILD = """
 import json, sys
 sys.path.insert(0, {tests!r})
 from test_endpoint import rows
-from trl_real.labeling.chat import ChatJudge
+from trl_real.labeling.chat.judge import ChatJudge
 judge = ChatJudge("test-judge", base_url={url!r}, cache={cache!r}, timeout=1.0, concurrency=8, max_retries=30)
 print("begun", flush=True)
 print(json.dumps(judge(rows({n}))), flush=True)
@@ -369,7 +370,7 @@ def test_the_same_question_twice_in_a_batch_is_asked_once(judge):
 
 
 def test_any_object_that_answers_questions_is_a_chat_model():
-    from trl_real.labeling.chat import Answer
+    from trl_real.labeling.chat.question import Answer
 
     class Constant:
         name = "first"

@@ -19,10 +19,10 @@ from test_page import browser  # noqa: F401  (a fixture)
 from test_page_judge import arrive
 from tiny import save_tiny
 
-from trl_real.cli.demo_model import demo_model
 from trl_real.cli.main import main
-from trl_real.data.journal import Journal
-from trl_real.labeling.vote_queue import VoteQueue
+from trl_real.demo.model import demo_model
+from trl_real.labeling.people.queue import VoteQueue
+from trl_real.runtime.journal import Journal
 from trl_real.selection.record import SelectionRecord
 
 

@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_and_writes_nothing_twice(tmp_path):
 def test_a_real_model_says_the_same_alone_and_in_any_batch():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trl_real.cli.demo_model import demo_model
+    from trl_real.demo.model import demo_model
 
     folder = demo_model()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
+from trl_real.runtime.journal import Journal
 
 
 def test_lines_come_back_in_order_whatever_they_hold(tmp_path):
@@ -72,7 +72,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
 
 def test_after_kill_9_every_line_that_was_told_is_there(tmp_path):
     code = (
-        "import sys; from trl_real.data.journal import Journal\n"
+        "import sys; from trl_real.runtime.journal import Journal\n"
         "journal = Journal(sys.argv[1])\n"
         "for n in range(10**6): journal.append({'n': n}); print(n, flush=True)"
     )

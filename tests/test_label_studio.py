@@ -16,8 +16,8 @@ from datasets import Dataset
 
 from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
-from trl_real.labeling.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
-from trl_real.labeling.votes import VoteBook, VotesJudge, vote_matrix
+from trl_real.labeling.people.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
+from trl_real.labeling.people.votes import VoteBook, VotesJudge, vote_matrix
 
 
 VERSION, TOKEN = "1.23.2", "a" * 40

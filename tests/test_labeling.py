@@ -6,11 +6,11 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
-from trl_real.data.journal import Journal
 from trl_real.labeling.annotate import LabelReport
-from trl_real.labeling.chat import ChatJudge
+from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.panel import JudgePanel
-from trl_real.labeling.votes import pair_key
+from trl_real.labeling.people.votes import pair_key
+from trl_real.runtime.journal import Journal
 
 
 def pool(**columns):

@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.length_control`: what a win rate would be at equal length."""
+"""Claims about `trl_real.functional.statistics.length_control`: what a win rate would be at equal length."""
 
 import math
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.length_control import (
+from trl_real.functional.statistics.length_control import (
     alpaca_eval_length_controlled,
     equal_length_win_rate,
     fit_alpaca_eval_weights,
     length_controlled_win_rate,
 )
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.win_rate import win_rate
 
 
 ALPACA_EVAL = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval"

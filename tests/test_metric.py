@@ -10,8 +10,8 @@ import torch
 
 import trl_real
 from trl_real.errors import TrlRealError
-from trl_real.functional.intervals import INTERVALS
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.intervals import INTERVALS
+from trl_real.functional.statistics.win_rate import win_rate
 
 
 FOLDER = Path(trl_real.__file__).parent / "evaluation" / "metrics" / "pairwise_win_rate"

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.page_html import end_html, pair_html, status_html, text_html
-from trl_real.labeling.vote_desk import Desk
-from trl_real.labeling.vote_queue import Pair, Progress
+from trl_real.labeling.people.desk import Desk
+from trl_real.labeling.people.page_html import end_html, pair_html, status_html, text_html
+from trl_real.labeling.people.queue import Pair, Progress
+from trl_real.runtime.journal import Journal
 
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def _key(view: str) -> str:
 SERVER = """
 import json, sys
 from datasets import Dataset
-from trl_real.labeling.page import serve_page
+from trl_real.labeling.people.page import serve_page
 data, options = (json.loads(open(path).read()) for path in sys.argv[1:3])
 serve_page(Dataset.from_list(data), on_ready=lambda url: print(url, flush=True), **options)
 """
@@ -370,7 +370,7 @@ def _try_the_doors(server: Server) -> None:
 
 def test_a_taken_port_is_said(tmp_path):
     pytest.importorskip("gradio", reason="Gradio is not installed")
-    from trl_real.labeling.page import serve_page
+    from trl_real.labeling.people.page import serve_page
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -382,7 +382,7 @@ def test_a_taken_port_is_said(tmp_path):
 
 def test_guidelines_that_cannot_be_read_are_named(tmp_path):
     pytest.importorskip("gradio", reason="Gradio is not installed")
-    from trl_real.labeling.page import build_page
+    from trl_real.labeling.people.page import build_page
 
     data, votes = Dataset.from_list(rows(1)), tmp_path / "votes.jsonl"
     with pytest.raises(TrlRealError, match="Cannot read the guidelines"):

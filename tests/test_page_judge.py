@@ -12,9 +12,9 @@ from test_page import browser, rows  # noqa: F401  (a fixture)
 from test_rounds import pool
 from tiny import save_tiny
 
-from trl_real.data.journal import Journal
-from trl_real.labeling.page_judge import PageJudge
-from trl_real.labeling.vote_queue import VoteQueue
+from trl_real.labeling.people.page_judge import PageJudge
+from trl_real.labeling.people.queue import VoteQueue
+from trl_real.runtime.journal import Journal
 
 
 def batch(n: int) -> dict[str, list]:

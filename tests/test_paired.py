@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.paired`: two models against one baseline."""
+"""Claims about `trl_real.functional.statistics.paired`: two models against one baseline."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, wilcoxon
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.paired import holm, paired_comparison
+from trl_real.functional.statistics.paired import holm, paired_comparison
 
 
 def two_models(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -129,3 +129,18 @@ def test_holm_is_the_step_down_rule():
     assert holm([]) == [] and holm([0.04]) == [0.04]
     with pytest.raises(TrlRealError, match="p_values row 1 is 1.5"):
         holm([0.1, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome"),
+    [
+        ([0.9] * 9 + [0.8] * 9, [0.1] * 18, "gain"),
+        ([0.1] * 18, [0.9] * 9 + [0.8] * 9, "worse"),
+        ([0.0, 1.0] * 9, [1.0, 0.0] * 9, "no gain measured"),
+        ([1.0] * 9, [0.0] * 8 + [0.5], "not measured"),
+        ([0.5] * 18, [0.5] * 18, "not measured"),
+    ],
+    ids=["above 0", "below 0", "around 0", "nine prompts", "no variance"],
+)
+def test_the_outcome_follows_the_interval(first, second, outcome):
+    assert paired_comparison(first, second).outcome == outcome

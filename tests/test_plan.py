@@ -9,9 +9,9 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from trl_real import EmbeddingPairSelector, TrlRealError
 from trl_real.cli.main import main
-from trl_real.functional.hardware import HARDWARE
-from trl_real.selection.plan import PLAN_SAMPLE, plan_selection, sampled_rows, total_of
-from trl_real.selection.plan_record import Estimate, shown_bytes, shown_seconds
+from trl_real.selection.planning.hardware import HARDWARE
+from trl_real.selection.planning.plan import PLAN_SAMPLE, plan_selection, sampled_rows, total_of
+from trl_real.selection.planning.plan_record import Estimate, shown_bytes, shown_seconds
 
 
 H100 = {"hardware": "h100"}

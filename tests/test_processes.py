@@ -12,11 +12,11 @@ from datasets import Dataset
 from test_active_selectors import adapted
 from tiny import SENTENCES, tiny_model, tiny_tokenizer
 
-from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.models.generate import generate
-from trl_real.selection.gradient_selector import GradientPairSelector
+from trl_real.runtime.journal import Journal
+from trl_real.selection.active.gradient import GradientPairSelector
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ import sys
 from pathlib import Path
 import torch
 from test_processes import work
-from trl_real.data.processes import join, rank
+from trl_real.runtime.distributed import join, rank
 join()
 torch.set_num_threads(1)
 torch.save(work(Path(sys.argv[1]), True), f"{sys.argv[1]}/rank{rank()}.pt")

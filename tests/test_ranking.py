@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.ranking`: many models on one scale."""
+"""Claims about `trl_real.functional.statistics.ranking`: many models on one scale."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.ranking import bradley_terry_ranking, bradley_terry_strengths
+from trl_real.functional.statistics.ranking import bradley_terry_ranking, bradley_terry_strengths
 
 
 pytest.importorskip("evalica")

@@ -11,8 +11,8 @@ from test_shards import POOLS, pool_of, stamps, told
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 from trl_real import EmbeddingPairSelector, select_on_ray
-from trl_real.data.on_ray import check_resources
 from trl_real.errors import TrlRealError
+from trl_real.runtime.ray_workers import check_resources
 
 
 NODE = {"CPU": 4.0, "GPU": 1.0}

@@ -115,7 +115,7 @@ def test_a_budget_on_hh_keeps_the_naive_halves(name):
 @pytest.mark.slow
 @needs_data
 def test_pairs_of_a_real_model_equal_one_response_at_a_time():
-    from trl_real.cli.demo_model import demo_model
+    from trl_real.demo.model import demo_model
 
     name = demo_model()
     model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
@@ -126,7 +126,7 @@ def test_pairs_of_a_real_model_equal_one_response_at_a_time():
 @pytest.mark.slow
 @needs_data
 def test_half_precision_keeps_what_float32_keeps():
-    from trl_real.cli.demo_model import demo_model
+    from trl_real.demo.model import demo_model
 
     rows = pool("hh/hh_helpful_test.parquet", 200).add_column("row", list(range(200)))
     exact, half = (EmbeddingPairSelector(demo_model(), dtype=dtype) for dtype in ("float32", "bfloat16"))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trl_real.cli.demo_model import GGUF, _fetch, demo_model
-from trl_real.labeling.chat import ChatJudge
+from trl_real.demo.model import GGUF, _fetch, demo_model
+from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.verdicts import summarize
 
 

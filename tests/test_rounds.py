@@ -14,11 +14,11 @@ from test_trainer import config, pairs
 from tiny import save_tiny
 
 from trl_real import ScoreJudge, TrlRealError
-from trl_real.data.journal import Journal
-from trl_real.data.shards import told
-from trl_real.training.active_rounds import ActiveRounds
+from trl_real.data.digest import told
+from trl_real.rounds.active import ActiveRounds
+from trl_real.rounds.selectors import ROUND_SELECTORS
+from trl_real.runtime.journal import Journal
 from trl_real.training.adapters import adapter_settings
-from trl_real.training.round_selectors import ROUND_SELECTORS
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,8 +162,8 @@ def test_other_prompts_to_write_to_are_another_run(model, tmp_path):
 def test_a_restart_trains_on_all_labels_from_the_same_weights(model, tmp_path):
     """So the last round is one training on all labels, whatever happened in between."""
     active(model, tmp_path)
+    from trl_real.rounds.training import round_config, train_adapter
     from trl_real.training.adapters import load_base
-    from trl_real.training.round_training import round_config, train_adapter
 
     run = tmp_path / "run"
     labels = [load_from_disk(str(run / f"round-0{n}" / "labels")) for n in (1, 2)]
@@ -214,8 +214,8 @@ def test_going_on_starts_from_the_last_adapter_against_the_same_reference(model,
 
 @pytest.mark.parametrize("own_reference", [False, True])
 def test_a_training_that_was_broken_off_goes_on_from_its_checkpoint(own_reference, model, tmp_path):
+    from trl_real.rounds.training import adapter_digest, round_config, train_adapter
     from trl_real.training.adapters import fresh_adapter, load_base, save_adapter
-    from trl_real.training.round_training import adapter_digest, round_config, train_adapter
 
     peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     save_adapter(fresh_adapter(load_base(model, None, cpu=True)[0], peft_config, 1), tmp_path / "start")

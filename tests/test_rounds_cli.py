@@ -44,7 +44,7 @@ def test_a_flag_of_no_use_is_refused_before_anything_runs(argv, message, tmp_pat
 
 @pytest.mark.parametrize("flags", [[], ["--length_normalize"]])
 def test_the_rewards_of_self_annotation_are_normalized_where_it_is_said(flags, monkeypatch):
-    from trl_real.training import self_annotation_rounds
+    from trl_real.rounds import self_annotation as self_annotation_rounds
 
     class Made(Exception):
         pass

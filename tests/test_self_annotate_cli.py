@@ -4,7 +4,7 @@ import json
 
 import pytest
 from datasets import Dataset
-from test_report import Loads, cells
+from pages import Loads, cells
 from test_rounds import active
 from test_self_annotation_rounds import prompts
 from test_trainer import pairs
@@ -12,9 +12,9 @@ from tiny import save_tiny
 
 from trl_real.cli.main import main
 from trl_real.cli.rounds import _table
-from trl_real.evaluation.against_start import WinRateAgainstStart
-from trl_real.evaluation.rounds_report import SELF_ANNOTATION, Arms, write_rounds_report
-from trl_real.training.active_rounds import labels_of_run
+from trl_real.rounds.active import labels_of_run
+from trl_real.rounds.report import SELF_ANNOTATION, Arms, write_rounds_report
+from trl_real.rounds.win_rate import WinRateAgainstStart
 from trl_real.training.adapters import fresh_adapter, load_base
 
 

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from trl_real import ScoreJudge, TrlRealError
 from trl_real.models.load import weights_digest
-from trl_real.training.ablations import ABLATIONS
+from trl_real.rounds.ablations import ABLATIONS
+from trl_real.rounds.self_annotation import SelfAnnotationRounds
+from trl_real.rounds.training import adapter_digest, round_config, train_adapter
 from trl_real.training.adapters import load_base
-from trl_real.training.round_training import adapter_digest, round_config, train_adapter
-from trl_real.training.self_annotation_rounds import SelfAnnotationRounds
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

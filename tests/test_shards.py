@@ -17,9 +17,9 @@ from test_real_data import DATA
 from tiny import SENTENCES, save_tiny
 
 from trl_real import EmbeddingPairSelector
-from trl_real.data import shards as shards_module
-from trl_real.data.shards import ROW, ShardedMap
 from trl_real.errors import TrlRealError
+from trl_real.runtime import shards as shards_module
+from trl_real.runtime.shards import ROW, ShardedMap
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.selection.strategies import STRATEGIES
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
-from trl_real.data import rows, sources
+from trl_real.data import convert as rows
+from trl_real.data import sources
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
 from trl_real.data.sources import SOURCES, from_alpaca_eval, from_hh_rlhf, from_shp, from_ultrafeedback
 from trl_real.data.sources import from_ultrafeedback_binarized as from_binarized

@@ -15,10 +15,10 @@ from tiny import save_tiny
 
 from trl_real import STRATEGIES, EmbeddingPairSelector
 from trl_real.cli.main import main
-from trl_real.data.shards import Shards
-from trl_real.data.stream import Chunks, typed
 from trl_real.errors import TrlRealError
 from trl_real.hub.card import render_section
+from trl_real.runtime.shards import Shards
+from trl_real.runtime.stream_shards import Chunks, typed
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.streaming import share_error
 

@@ -12,14 +12,14 @@ from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
 from trl_real import MissingColumnError, TrlRealError
-from trl_real.data import whole
-from trl_real.evaluation import grid
-from trl_real.evaluation.choosing import Chooser, parse_arm
-from trl_real.evaluation.frozen import FrozenCells
-from trl_real.evaluation.grid import Cell, RunFolder
-from trl_real.evaluation.run_study import grid_cells, load_study, run_study
-from trl_real.evaluation.study_pool import decided_pairs, preferences, split_by_prompt, study_pool
-from trl_real.evaluation.study_report import write_study_report
+from trl_real.runtime import atomic_files
+from trl_real.study import grid
+from trl_real.study.arms import Chooser, parse_arm
+from trl_real.study.frozen import FrozenCells
+from trl_real.study.grid import Cell, RunFolder
+from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
+from trl_real.study.report import write_study_report
+from trl_real.study.run import grid_cells, load_study, run_study
 
 
 GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "seeds": [0, 1], "n_test": 40}
@@ -228,13 +228,13 @@ def test_another_study_is_not_mixed_in(changes, message, tmp_path):
 def slow_study(folder, **changes):
     """For a process that is killed: each write takes a while."""
     torch.set_num_threads(1)
-    write = whole.write_whole
+    write = atomic_files.write_whole
 
     def slow(file, content):
         time.sleep(0.01)
         write(file, content)
 
-    grid.write_whole = whole.write_whole = slow
+    grid.write_whole = atomic_files.write_whole = slow
     study(folder, **changes)
 
 

@@ -1,4 +1,4 @@
-"""Claims about `trl_real.evaluation.study_report` and `trl_real.evaluation.study_plots`."""
+"""Claims about `trl_real.study.report` and `trl_real.study.plots`."""
 
 import base64
 import html
@@ -10,15 +10,15 @@ from html.parser import HTMLParser
 import pytest
 
 from trl_real.errors import MissingExtraError
-from trl_real.evaluation import study_plots
 from trl_real.evaluation.comparison import Comparison
-from trl_real.evaluation.report import Arm, write_report
-from trl_real.evaluation.study import ENGINES, METRICS, Curve, Study
-from trl_real.evaluation.study_report import in_words, study_verdict, write_study_report
-from trl_real.functional.agreement import AgreementBin
-from trl_real.functional.efficiency import Interval, Saving
-from trl_real.functional.win_rate import win_rate
-from trl_real.selection.record import SelectionRecord
+from trl_real.evaluation.report import write_comparison_report
+from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
+from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.win_rate import win_rate
+from trl_real.reports import figures
+from trl_real.study import plots
+from trl_real.study.report import in_words, study_verdict, write_study_report
+from trl_real.study.results import ENGINES, METRICS, Curve, Study
 
 
 HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img src=http://evil.example/x>'
@@ -293,42 +293,39 @@ def test_a_saving_in_words(saving, words):
 
 def test_every_arm_has_a_look_of_its_own_and_keeps_it():
     arms = ["random", "easy", "easy@centered", "easy@whitened", "hard", "hard@centered", "mine", "yours", "yours@x"]
-    styles = study_plots.arm_styles(arms)
+    styles = figures.arm_styles(arms)
     assert list(styles) == arms and len(set(styles.values())) == len({s.color for s in styles.values()}) == len(arms)
     assert styles["random"].color == "#000000"
-    picture = study_plots.curve_figure({arm: curve() for arm in arms}, METRICS["loss"], styles, title="")
+    picture = plots.curve_figure({arm: curve() for arm in arms}, METRICS["loss"], styles, title="")
     lines = {line.get_label(): line for line in picture.axes[0].lines}
     assert {arm: lines[arm].get_color() for arm in arms} == {arm: style.color for arm, style in styles.items()}
-    savings = study_plots.savings_figure({arm: [REACHED] for arm in arms}, styles, title="")
+    savings = plots.savings_figure({arm: [REACHED] for arm in arms}, styles, title="")
     names = {text.get_text(): text.get_color() for text in savings.axes[0].texts}
     assert names.items() >= {arm: style.color for arm, style in styles.items()}.items()
 
 
 def test_budgets_that_span_much_are_on_a_logarithmic_axis():
-    styles = study_plots.arm_styles(ARMS)
-    near = study_plots.curve_figure(
-        {"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title=""
-    )
-    far = study_plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
+    styles = figures.arm_styles(ARMS)
+    near = plots.curve_figure({"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title="")
+    far = plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
     assert near.axes[0].get_xscale() == "linear" and far.axes[0].get_xscale() == "log"
     assert [label.get_text() for label in far.axes[0].get_xticklabels()] == ["1000", "400", "100"]
 
 
 def test_an_end_that_is_not_reached_is_an_arrow_to_the_edge():
     savings = {"easy": [REACHED, HALF_OPEN], "easy@centered": [SELDOM_REACHED, NOT_REACHED]}
-    axes = study_plots.savings_figure(savings, study_plots.arm_styles(ARMS), title="").axes[0]
+    axes = plots.savings_figure(savings, figures.arm_styles(ARMS), title="").axes[0]
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
     words = [text.get_text() for text in axes.texts]
     assert len(arrows) == 2 and all(arrow.xy[0] == axes.get_xlim()[0] for arrow in arrows)
     assert words.count("not reached") == 2 and "+41%" in words and "−22%" in words
 
 
-def test_both_reports_share_their_look(whole, tmp_path):
+def test_all_reports_share_their_look(whole, tmp_path):
     rates = Comparison(
         rates=win_rate([1.0, 0.0]), model="after", baseline="before", judge="j", model_length=9.0, baseline_length=8.0
     )
-    arm = Arm("easy", "easy", 0.25, 2, SelectionRecord("easy", 0.25, 7), rates)
-    path = write_report(tmp_path, title="A title", task="A task.", pool={}, arms=[arm])
+    path = write_comparison_report(tmp_path, [rates], title="A title")
     run = path.read_text(encoding="utf-8").split("</style>")[0]
     assert whole[1].startswith(run)
 

@@ -14,10 +14,10 @@ from tiny import save_tiny
 
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.cli.main import main
-from trl_real.evaluation.run_study import load_study, run_study
-from trl_real.evaluation.trained import best_point, metric_sums
-from trl_real.functional.efficiency import Run, RunPoint
-from trl_real.training.study_cells import DPOCells
+from trl_real.functional.statistics.label_savings import Run, RunPoint
+from trl_real.study.dpo import DPOCells
+from trl_real.study.run import load_study, run_study
+from trl_real.study.trained import best_point, metric_sums
 
 
 GRID = {"arms": ["easy"], "budgets": [0.5, 1.0], "seeds": [0, 1], "n_test": 8, "pool_share": 0.75}

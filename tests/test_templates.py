@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.templates import TEMPLATES, JudgeTemplate, as_template
+from trl_real.labeling.chat.templates import TEMPLATES, JudgeTemplate, as_template
 
 
 EVERY = pytest.mark.parametrize("name", TEMPLATES)

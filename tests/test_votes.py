@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from trl_real.data.journal import Journal
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.functional.crowd import AGGREGATIONS
+from trl_real.functional.statistics.crowd import AGGREGATIONS
 from trl_real.labeling.annotate import LabelReport, annotate
+from trl_real.labeling.people.queue import VoteQueue
+from trl_real.labeling.people.report import vote_report
+from trl_real.labeling.people.votes import VERDICTS, VotesJudge, pair_key, vote_matrix
 from trl_real.labeling.verdicts import ask, summarize
-from trl_real.labeling.vote_queue import VoteQueue
-from trl_real.labeling.vote_report import vote_report
-from trl_real.labeling.votes import VERDICTS, VotesJudge, pair_key, vote_matrix
+from trl_real.runtime.journal import Journal
 
 
 def row(i: int, **changes) -> dict:
@@ -309,8 +309,8 @@ def test_a_file_that_is_not_there_or_not_of_votes_is_named(tmp_path):
 
 KILLED = """
 import os, sys
-from trl_real.data.journal import Journal
-from trl_real.labeling.vote_queue import VoteQueue
+from trl_real.runtime.journal import Journal
+from trl_real.labeling.people.queue import VoteQueue
 from tests.test_votes import pool
 queue = VoteQueue(pool(60), Journal(sys.argv[1]), "ann")
 while queue.next():

@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.win_rate`."""
+"""Claims about `trl_real.functional.statistics.win_rate`."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import bootstrap, norm, t
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.intervals import INTERVALS, degrees_of_freedom, t_half_width
-from trl_real.functional.win_rate import sign_test, win_rate
+from trl_real.functional.statistics.intervals import INTERVALS, degrees_of_freedom, t_half_width
+from trl_real.functional.statistics.win_rate import sign_test, win_rate
 
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
-    from trl_real.evaluation.rounds_report import ACTIVE
+    from trl_real.rounds.report import ACTIVE
 
     require(args, "dataset", "model", "output_dir")
     refuse_flags_of_no_use(args, judged=True)
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _rounds(args: argparse.Namespace, pool: Any, selector: str, seed: int, folder: Path) -> Any:
-    from trl_real.training.active_rounds import ActiveRounds
+    from trl_real.rounds.active import ActiveRounds
 
     return ActiveRounds(
         pool=pool,
@@ -74,8 +74,8 @@ def _as_pool(dataset: Any, responses: str) -> Any:
     """Labelled pairs as a pool of two responses with scores 1 and 0, the chosen one on a side that its text draws."""
     if responses in dataset.column_names or "chosen" not in dataset.column_names:
         return dataset
+    from trl_real.data.convert import from_rows, iterate
     from trl_real.data.pairs import preference_candidates
-    from trl_real.data.rows import from_rows, iterate
 
     rows = []
     for row in iterate(dataset):

@@ -1,6 +1,7 @@
 """The whole way with a real model: pool, selection at two budgets beside random, labels, DPO, win rate, report."""
 
 import argparse
+import dataclasses
 import io
 import json
 import time
@@ -9,8 +10,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.demo_task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.cli.options import add_config, result, say
+from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
 
 
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     arms = [demo.arm(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
     report = demo.report(arms)
     say(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
-    result(args, {"report": str(report), "arms": [arm.to_dict() for arm in arms]}, _table(arms, report))
+    values = [{**arm, "record": arm["record"].to_dict(), "comparison": arm["comparison"].to_dict()} for arm in arms]
+    result(args, {"report": str(report), "arms": values}, _table(arms, report))
 
 
 class Demo:
@@ -67,8 +69,8 @@ class Demo:
     """
 
     def __init__(self, args: argparse.Namespace):
-        from trl_real.cli.demo_model import demo_model
-        from trl_real.evaluation.report import check_extras
+        from trl_real.demo.model import demo_model
+        from trl_real.reports.render import check_extras
 
         check_extras()
         self.args, self.folder = args, Path(args.output_dir)
@@ -78,9 +80,8 @@ class Demo:
         self.pool = self._pool()
         self.before = self._completions("before", self._load)
 
-    def arm(self, strategy: str, budget: int) -> Any:
-        """Select, label, train and evaluate at one budget: an `Arm` of the report."""
-        from trl_real.evaluation.report import Arm
+    def arm(self, strategy: str, budget: int) -> dict[str, Any]:
+        """Select, label, train and evaluate at one budget: record, comparison and counts by name."""
         from trl_real.labeling.annotate import LabelReport, annotate
         from trl_real.labeling.judges import ScoreJudge
         from trl_real.selection.selector import EmbeddingPairSelector
@@ -94,33 +95,40 @@ class Demo:
         if not len(preferences):
             raise TrlRealError(f"All {len(kept)} labels of {strategy} {budget} were ties. Give larger --budgets.")
         run = self.folder / f"{strategy}-{budget}"
-        log_history, seconds = self._train(preferences, run)
+        seconds = self._train(preferences, run)
         after = self._completions(run.name, lambda: self._load(run))
         comparison, scores = self._compare(after)
         say(comparison.summary())
-        return Arm(
-            name=f"{strategy} {budget}",
-            strategy=strategy,
-            budget=budget,
-            n_labels=len(kept),
-            record=selector.record,
-            comparison=comparison,
-            log_history=log_history,
-            seconds=seconds,
-            mean_score=scores,
-            label_counts=labels.counts,
-            kept=kept,
-        )
+        return {
+            "name": f"{strategy} {budget}",
+            "strategy": strategy,
+            "budget": budget,
+            "n_labels": len(kept),
+            "record": selector.record,
+            "comparison": dataclasses.replace(comparison, model=f"{strategy} {budget}"),
+            "seconds": seconds,
+            "mean_score": scores,
+            "label_counts": labels.counts,
+        }
 
-    def report(self, arms: list) -> Path:
-        """Write `report.html` and its pictures."""
-        from trl_real.evaluation.report import write_report
+    def report(self, arms: list[dict[str, Any]]) -> Path:
+        """Write `report.html`: each arm against the model before training, and each strategy against random."""
+        from trl_real.evaluation.report import write_comparison_report
 
-        pool = {"rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
-        recipe = {"model": Path(self.name).name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
-        recipe |= {"learning rate": self.args.learning_rate, "beta": 0.1, "LoRA rank": 16}
+        facts = {"task": TASK, "rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
+        facts |= {"model": Path(self.name).name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
+        facts |= {"learning rate": self.args.learning_rate, "beta": 0.1, "LoRA rank": 16}
+        for arm in arms:
+            facts[arm["name"]] = f"{arm['record'].summary()}; mean reward {arm['mean_score']['after']:+.2f}"
+        by_name = {arm["name"]: arm["comparison"] for arm in arms}
+        paired = {}
+        for arm in arms:
+            other = f"random {arm['budget']}"
+            if arm["name"] != other and other in by_name:
+                test = arm["comparison"].against(by_name[other], seed=self.args.seed)
+                paired[f"{arm['name']} : {other}"] = f"{test.outcome}; {test.words()}"
         title = "Which pairs are worth a label? A run on controlled sentiment"
-        return write_report(self.folder, title=title, task=TASK, pool=pool, arms=arms, recipe=recipe)
+        return write_comparison_report(self.folder, list(by_name.values()), title=title, paired=paired, facts=facts)
 
     def _check_settings(self) -> None:
         own = {name: value for name, value in vars(self.args).items() if name in DEFAULTS}
@@ -174,15 +182,14 @@ class Demo:
             found = generate_responses(model, tokenizer, questions, n=n, desc=desc, **size)
         return [[whole_sentences(text) for text in texts] for texts in found]
 
-    def _train(self, preferences: Any, run: Path) -> tuple[list[dict], float]:
-        """DPO with LoRA, unless `run` holds it; the log and the seconds it took."""
+    def _train(self, preferences: Any, run: Path) -> float:
+        """DPO with LoRA, unless `run` holds it; the seconds that it took."""
         log = run / "log_history.json"
         if not log.exists():
             started = time.perf_counter()
             history = train_lora(self.name, preferences, run, self.args)
             _write(log, {"log_history": history, "seconds": time.perf_counter() - started})
-        done = json.loads(log.read_text(encoding="utf-8"))
-        return done["log_history"], done["seconds"]
+        return json.loads(log.read_text(encoding="utf-8"))["seconds"]
 
     def _compare(self, after: list[list[str]]) -> tuple[Any, dict[str, float]]:
         """The trained model against the model before, judged by the true reward of their replies."""
@@ -260,8 +267,8 @@ def _write(path: Path, values: Any) -> None:
 def _table(arms: list, report: Path) -> str:
     lines = [f"{'arm':<12} {'labels':>6}  {'win rate against the model before':<34} {'reward':>7}"]
     for arm in arms:
-        r = arm.comparison.rates
+        r = arm["comparison"].rates
         rate = f"{r['win_rate']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}] (n={r['n_total']})"
-        lines.append(f"{arm.name:<12} {arm.n_labels:>6}  {rate:<34} {arm.mean_score['after']:>+7.2f}")
-    before = arms[0].mean_score["before"]
+        lines.append(f"{arm['name']:<12} {arm['n_labels']:>6}  {rate:<34} {arm['mean_score']['after']:>+7.2f}")
+    before = arms[0]["mean_score"]["before"]
     return "\n".join([*lines, f"reward before training: {before:+.2f}", f"report: {report}"])

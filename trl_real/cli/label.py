@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
-    from trl_real.data.processes import join, rank
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
+    from trl_real.runtime.distributed import join, rank
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
@@ -95,7 +95,7 @@ def _tell_price(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str,
 
 def _serve(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
-    from trl_real.labeling.page import serve_page
+    from trl_real.labeling.people.page import serve_page
 
     require(args, "dataset", "votes")
     serve_page(
@@ -112,7 +112,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 def _label_studio(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
-    from trl_real.labeling.label_studio import LabelStudio, pull_votes, push_pairs
+    from trl_real.labeling.people.label_studio import LabelStudio, pull_votes, push_pairs
 
     require(args, "label_studio", *(("dataset",) if args.push else ("votes", "project")))
     if args.push == args.pull:
@@ -133,7 +133,7 @@ def _label_studio(args: argparse.Namespace) -> None:
 
 
 def _tell_votes(args: argparse.Namespace) -> None:
-    from trl_real.labeling.vote_report import vote_report
+    from trl_real.labeling.people.report import vote_report
 
     report = vote_report(args.votes)
     say(f"Next: trl-real label --judge votes --votes {args.votes} --dataset … --output_dir …")

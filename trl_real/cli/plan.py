@@ -20,7 +20,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 def print_plan(args: argparse.Namespace, selector: Any, dataset: Any) -> None:
     """Print the plan; nothing is written and no weights are loaded."""
-    from trl_real.selection.plan import plan_selection
+    from trl_real.selection.planning.plan import plan_selection
 
     prices = {name: getattr(args, name) for name in ("hardware", "n_devices", "price", "price_per_label")}
     plan = plan_selection(selector, dataset, args.budget, **prices)

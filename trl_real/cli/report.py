@@ -15,8 +15,8 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the cells that are done, write the report, print the savings."""
-    from trl_real.evaluation.report import check_extras
-    from trl_real.evaluation.run_study import load_study
+    from trl_real.reports.render import check_extras
+    from trl_real.study.run import load_study
 
     require(args, "dataset")
     check_extras()

@@ -97,7 +97,7 @@ def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     """
     if not args.human:
         return reading_judge(args, new_texts) if new_texts else judge_from(args)
-    from trl_real.labeling.page_judge import PageJudge
+    from trl_real.labeling.people.page_judge import PageJudge
 
     votes = Path(args.votes or Path(args.output_dir) / "votes.jsonl")
     ready = {"on_ready": lambda url: say(f"Label at {url}; the run goes on when all pairs have votes")}
@@ -115,8 +115,8 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
         kind: Of the report.
         facts: For the report.
     """
-    from trl_real.evaluation.report import check_extras
-    from trl_real.evaluation.rounds_report import Arms, write_rounds_report
+    from trl_real.reports.render import check_extras
+    from trl_real.rounds.report import Arms, write_rounds_report
 
     check_extras()
     found: dict[str, list[list[dict[str, Any]]]] = {}
@@ -132,7 +132,7 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
 
 def _win_rate(args: argparse.Namespace) -> Any:
     from trl_real.data.files import load
-    from trl_real.evaluation.against_start import WinRateAgainstStart
+    from trl_real.rounds.win_rate import WinRateAgainstStart
 
     rows = load(args.eval_prompts)
     if "prompt" not in rows.column_names:

@@ -49,9 +49,9 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record."""
     from trl_real.data.files import check_target, load, save
-    from trl_real.data.processes import join, rank
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
+    from trl_real.runtime.distributed import join, rank
     from trl_real.selection.budget import check_budget
     from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -97,7 +97,7 @@ def _kept(args: argparse.Namespace, selector: Any, dataset: Any) -> Any:
     settings = {"shards": f"{str(args.output_dir).rstrip('/')}.shards", "shard_rows": args.shard_rows}
     if args.num_actors is None:
         return selector.select(dataset, args.budget, **settings)
-    from trl_real.selection.on_ray import select_on_ray
+    from trl_real.selection.ray_engine import select_on_ray
 
     asked = {name: getattr(args, name) for name in ("num_actors", "num_cpus", "num_gpus")}
     return select_on_ray(selector, dataset, args.budget, **settings, **asked, address=args.ray_address)

@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> None:
     """Do the rounds that are missing, write the report, print the last round of each arm."""
     from trl_real.data.files import load
     from trl_real.errors import TrlRealError
-    from trl_real.evaluation.rounds_report import SELF_ANNOTATION
-    from trl_real.training.active_rounds import labels_of_run
-    from trl_real.training.round_folder import SETTINGS_FILE
+    from trl_real.rounds.active import labels_of_run
+    from trl_real.rounds.report import SELF_ANNOTATION
+    from trl_real.runtime.run_folder import SETTINGS_FILE
 
     require(args, "seed_labels", "prompts", "n_prompts", "model", "output_dir")
     # The method's own judge is the implicit reward, whoever else is asked.
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _rounds(args: argparse.Namespace, seed_labels: Any, prompts: Any, arm: str, seed: int, folder: Path) -> Any:
-    from trl_real.training.self_annotation_rounds import SelfAnnotationRounds
+    from trl_real.rounds.self_annotation import SelfAnnotationRounds
 
     named = ("seed_epochs", "epochs", "pick", "drop_unfinished", "soft_labels")
     settings = {name: getattr(args, name) for name in named}

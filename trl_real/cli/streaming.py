@@ -34,7 +34,7 @@ def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") ->
     from datasets import Dataset
 
     from trl_real.data.files import check_target, load_stream, save
-    from trl_real.data.processes import rank
+    from trl_real.runtime.distributed import rank
 
     _check(args)
     check_target(Dataset.from_dict({}), args.output_dir)

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
     """Run the cells that are missing, write the report, print the savings."""
     from trl_real.data.files import load
     from trl_real.data.sources import SOURCES
-    from trl_real.evaluation import run_study as defaults
-    from trl_real.evaluation.report import check_extras
-    from trl_real.evaluation.run_study import run_study
+    from trl_real.reports.render import check_extras
+    from trl_real.study import run as defaults
+    from trl_real.study.run import run_study
 
     require(args, "dataset", "output_dir")
     if args.engine == "frozen" and args.rest:
@@ -106,7 +106,7 @@ def refuse_one_of_many(flags: list[str]) -> None:
 
 def write_and_tell(args: argparse.Namespace, study, folder: str) -> None:
     """Write the report into a folder, and print the savings and where it is."""
-    from trl_real.evaluation.study_report import write_study_report
+    from trl_real.study.report import write_study_report
 
     report = write_study_report(folder, study)
     say(f"Report: {report}")
@@ -116,7 +116,7 @@ def write_and_tell(args: argparse.Namespace, study, folder: str) -> None:
 
 def savings_table(study) -> str:
     """Labels saved at each level of the random curve, as text."""
-    from trl_real.evaluation.study_report import in_words
+    from trl_real.study.report import in_words
 
     found = study.savings.get("loss", {})
     if not found:
@@ -136,8 +136,8 @@ def _dpo_cells(args: argparse.Namespace):
     """The training room's part of the study."""
     from trl import ModelConfig, get_peft_config
 
+    from trl_real.study.dpo import DPOCells
     from trl_real.training.config import REALDPOConfig
-    from trl_real.training.study_cells import DPOCells
 
     require(args, "model")
     argv = on_cpu([*args.rest, "--output_dir", args.output_dir])

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
     from trl_real.evaluation.checks import length_doubts, rate_doubts
-    from trl_real.functional.win_rate import win_rate
+    from trl_real.functional.statistics.win_rate import win_rate
 
     columns = {name: getattr(args, name) for name in ("preferences", "clusters", "lengths", "baseline_lengths")}
     values = {name: _column(dataset, column) for name, column in columns.items() if column}
@@ -186,7 +186,7 @@ def _write(
     args: argparse.Namespace, values: dict[str, Any], comparisons: list | None, dataset: Any = None, **parts: Any
 ) -> None:
     """`comparison.json`, the verdicts row by row, the completions, and the page."""
-    from trl_real.evaluation.comparison_report import write_comparison_report
+    from trl_real.evaluation.report import write_comparison_report
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset, List, Value
 
 from trl_real.data.conversation import ASSISTANT_TURN, Messages, implied_prompt, is_messages, text_of, without_prompt
+from trl_real.data.convert import REASON, convert_rows, from_rows, iterate, report, require_columns
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
-from trl_real.data.rows import REASON, convert_rows, from_rows, iterate, report, require_columns
 from trl_real.errors import TrlRealError
 
 

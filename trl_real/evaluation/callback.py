@@ -9,11 +9,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare
 from trl_real.evaluation.comparison import Comparison
 from trl_real.labeling.verdicts import Judge
+from trl_real.runtime.journal import Journal
 
 
 WIN_RATES_FILE, PICTURE = "win_rates.jsonl", "win_rates.png"
@@ -91,8 +91,8 @@ class WinRateCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **events: Any) -> None:
         """Draw what came out."""
         if state.is_world_process_zero and self.history:
-            from trl_real.evaluation.plots import save_png
-            from trl_real.evaluation.win_rate_plots import history_figure
+            from trl_real.evaluation.plots import history_figure
+            from trl_real.reports.figures import save_png
 
             save_png(history_figure(self.history), Path(args.output_dir) / PICTURE)
 

@@ -14,7 +14,7 @@ from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.evaluation.checks import Doubt, identity_doubts, judge_doubts, rate_doubts, text_doubts
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 
 
@@ -109,7 +109,7 @@ def compare_columns(
         baseline: The same for the baseline.
         prompt: Column of the prompts.
         confidence: Level of the interval, in (0, 1).
-        method, difficulty, seed: Of `trl_real.functional.win_rate.win_rate`.
+        method, difficulty, seed: Of `trl_real.functional.statistics.win_rate.win_rate`.
         tokenizer: For loaded policies.
         generation: For policies: `max_new_tokens`, `temperature`, … of `generate`.
 

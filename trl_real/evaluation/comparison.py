@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_real.data.whole import without_nan
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.checks import Doubt
-from trl_real.functional.paired import PairedComparison, paired_comparison
+from trl_real.functional.statistics.paired import PairedComparison, paired_comparison
 from trl_real.labeling.verdicts import VerdictSummary
+from trl_real.runtime.atomic_files import without_nan
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Comparison:
         model (`str`): The model's name, or the column of its completions.
         baseline (`str`): The same of the baseline.
         judge (`str`): Name of the judge.
-        rates (`dict`): What `trl_real.functional.win_rate.win_rate` returns.
+        rates (`dict`): What `trl_real.functional.statistics.win_rate.win_rate` returns.
         model_length (`float`): Mean length of the model's completions, in characters; NaN without rows.
         baseline_length (`float`): Mean length of the baseline's completions, in characters.
         n_identical (`int`): Rows with two identical completions: ties that the judge was not asked about.

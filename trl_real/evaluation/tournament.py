@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare_columns
 from trl_real.evaluation.comparison import Comparison
-from trl_real.functional.paired import PairedComparison, holm
-from trl_real.functional.ranking import Ranking, bradley_terry_ranking
+from trl_real.functional.statistics.paired import PairedComparison, holm
+from trl_real.functional.statistics.ranking import Ranking, bradley_terry_ranking
 from trl_real.labeling.verdicts import Judge
 
 

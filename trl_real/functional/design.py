@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.greedy import BLOCK, Inverse, Search
+from trl_real.functional.greedy_design import BLOCK, Inverse, Search
 
 
 class Design(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.data.whole import without_nan
-from trl_real.functional.win_rate import wilson_interval
+from trl_real.functional.statistics.win_rate import wilson_interval
 from trl_real.labeling.verdicts import Verdict
+from trl_real.runtime.atomic_files import without_nan
 
 
 DECIDED = ("a", "b")
@@ -100,7 +100,7 @@ def panel_agreement(verdicts: Sequence[Verdict]) -> PanelAgreement | None:
     """Agreement of the members of a panel, whose verdicts carry what each of them said; None for other judges."""
     if not verdicts or len(verdicts[0].members) < 2:
         return None
-    from trl_real.functional.rater_agreement import krippendorff_alpha
+    from trl_real.functional.statistics.rater_agreement import krippendorff_alpha
 
     said = np.array([verdict.members for verdict in verdicts], dtype=float).T  # (R, P)
     sides = np.where(np.isnan(said), np.nan, (np.sign(said - 0.5) + 1) / 2)

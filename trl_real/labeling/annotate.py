@@ -14,12 +14,12 @@ from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
-from trl_real.data.journal import Journal
-from trl_real.data.processes import gather, once, share
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
+from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
-from trl_real.labeling.votes import pair_key
+from trl_real.runtime.distributed import gather, once, share
+from trl_real.runtime.journal import Journal
 
 
 logger = logging.getLogger(__name__)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
-from trl_real.data.rows import iterate
-from trl_real.data.whole import without_nan
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.functional.calibration import calibration_temperature, log_loss
-from trl_real.functional.win_rate import wilson_interval
+from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
+from trl_real.functional.statistics.win_rate import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.runtime.atomic_files import without_nan
 
 
 PREFERENCE = "preference"

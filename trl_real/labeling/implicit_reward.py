@@ -5,9 +5,10 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from trl_real.data.journal import Journal
 from trl_real.errors import TrlRealError
-from trl_real.labeling.verdicts import TIE, Verdict, VerdictJudge
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.runtime.journal import Journal
 
 
 # The reason with which servers and `generate` tell that a text was broken off.

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.labeling.verdicts import Judge, Verdict, VerdictJudge
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.verdicts import Judge, Verdict
 
 
 class ScoreJudge(VerdictJudge):

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictJudge, ask, evidence_of, name_of
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.verdicts import TIE, Judge, Verdict, ask, evidence_of, name_of
 
 
 def mean(said: Sequence[float]) -> float:

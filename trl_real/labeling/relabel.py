@@ -7,12 +7,12 @@ import numpy as np
 from datasets import Dataset, List, Value
 
 from trl_real.data.conversation import text_of
-from trl_real.data.rows import from_rows, iterate
+from trl_real.data.convert import from_rows, iterate
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.implicit_reward import UNFINISHED
+from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge
-from trl_real.labeling.votes import pair_key
 
 
 NEEDED = ("prompt", "chosen", "rejected", "label_confidence", "label_source")

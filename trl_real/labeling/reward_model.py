@@ -5,7 +5,8 @@ from functools import cached_property
 from typing import Any
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.verdicts import TIE, Verdict, VerdictJudge
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.verdicts import TIE, Verdict
 
 
 class RewardModelJudge(VerdictJudge):
@@ -45,7 +46,7 @@ class RewardModelJudge(VerdictJudge):
         scale: float = 1.0,
         min_gap: float = 0.0,
     ):
-        from trl_real.models.late import LateModel
+        from trl_real.models.lazy_model import LateModel
 
         if not (scale > 0 and min_gap >= 0):
             raise TrlRealError(f"scale={scale}, min_gap={min_gap}: give a scale above 0 and a gap of at least 0.")

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
 from trl_real.data.conversation import after_prompt, in_form, is_messages, label_features, text_of
+from trl_real.data.convert import from_rows, iterate
 from trl_real.data.pairs import pool_candidates
-from trl_real.data.rows import from_rows, iterate
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.agreement import gold_agreement
 from trl_real.labeling.implicit_reward import UNFINISHED, UNUSABLE, ImplicitRewardJudge

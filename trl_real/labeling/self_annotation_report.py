@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.data.whole import without_nan
 from trl_real.labeling.agreement import GoldAgreement
+from trl_real.runtime.atomic_files import without_nan
 
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}

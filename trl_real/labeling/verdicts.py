@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from trl_real.data.whole import without_nan
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import without_nan
 
 
 TIE = 0.5
@@ -68,34 +68,6 @@ class Judge(Protocol):
     def __call__(self, batch: dict[str, list[Any]]) -> list[float | None]:
         """Probabilities in [0, 1] that `response_a` is better than `response_b`; NaN or None where there is none."""
         ...
-
-
-class VerdictJudge:
-    """A judge whose verdicts say more than a probability: subclasses write `verdicts`."""
-
-    name = "judge"
-
-    def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
-        """
-        Judge a batch of pairs.
-
-        Args:
-            batch: Columns `prompt` (text or messages), `response_a` and `response_b` (texts).
-
-        Returns:
-            A verdict a row.
-        """
-        raise NotImplementedError
-
-    def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
-        """The probabilities of `verdicts`."""
-        return [verdict.probability for verdict in self.verdicts(batch)]
-
-    def check(self, dataset: Any, **options: Any) -> Any:
-        """How far the judge can be trusted, measured on labelled pairs: see `trl_real.labeling.check.check_judge`."""
-        from trl_real.labeling.check import check_judge
-
-        return check_judge(dataset, self, **options)
 
 
 def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = None) -> list[Verdict]:

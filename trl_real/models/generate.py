@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from trl_real.data.processes import gather, rank, share
 from trl_real.errors import TrlRealError
 from trl_real.models.decoding import Decoder, Response, decodes_well
 from trl_real.models.embed import evaluating
-from trl_real.models.kept import Kept, Written, columns
+from trl_real.models.generation_journal import Kept, Written, columns
 from trl_real.models.load import object_digest
 from trl_real.models.sampling import Sampler, random_state
 from trl_real.models.sequences import Ids
+from trl_real.runtime.distributed import gather, rank, share
 
 
 @dataclass

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from trl_real.data.processes import share, sum_over_processes
 from trl_real.errors import TrlRealError
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
 from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
+from trl_real.runtime.distributed import share, sum_over_processes
 
 
 logger = logging.getLogger(__name__)

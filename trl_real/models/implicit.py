@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import active_adapter, measured
-from trl_real.models.late import LateModel
+from trl_real.models.lazy_model import LateModel
 from trl_real.models.load import object_digest, weights_digest
 from trl_real.models.log_probs import ResponseLogProbs, check_lengths, load_policy
 from trl_real.models.passes import Row

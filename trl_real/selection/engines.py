@@ -7,8 +7,8 @@ from typing import ClassVar, TypeVar
 
 from datasets import Dataset, Features
 
-from trl_real.data.processes import once
-from trl_real.data.shards import SHARD_ROWS, Batch, ShardedMap
+from trl_real.runtime.distributed import once
+from trl_real.runtime.shards import SHARD_ROWS, Batch, ShardedMap
 
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Mapped:
 @dataclass(frozen=True)
 class Sharded:
     """
-    The scoring pass in parts that stay in a folder, by all processes together (`trl_real.data.shards`).
+    The scoring pass in parts that stay in a folder, by all processes together (`trl_real.runtime.shards`).
 
     Args:
         folder: Of the parts.

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import heapq
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -12,22 +11,20 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from trl_real.data.columns import is_pool, to_columns
-from trl_real.data.stream import Chunks
-from trl_real.data.whole import write_whole
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import GEOMETRIES, Geometry
+from trl_real.runtime.atomic_files import write_whole
+from trl_real.runtime.stream_shards import Chunks
 from trl_real.selection.annotation import content_key, gather_candidates
+from trl_real.selection.scorer import PairScorer
 
-
-if TYPE_CHECKING:
-    from trl_real.selection.selector import EmbeddingPairSelector
 
 GEOMETRY_SAMPLE = 1000
 
 Keys = list[tuple[bytes, int]]
 
 
-def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset, folder: Path | None = None) -> Geometry:
+def fitted_geometry(selector: PairScorer, dataset: Dataset, folder: Path | None = None) -> Geometry:
     """
     The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
     content.
@@ -49,7 +46,7 @@ def fitted_geometry(selector: "EmbeddingPairSelector", dataset: Dataset, folder:
     return _geometry(selector, pool, keys, plain.select([row for _, row in keys]), folder)
 
 
-def geometry_of_stream(selector: "EmbeddingPairSelector", chunks: Chunks, pool: bool, folder: Path) -> Geometry:
+def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, folder: Path) -> Geometry:
     """
     What `fitted_geometry` gives for the same rows, from one pass that holds a chunk and 1,000 rows.
 
@@ -69,20 +66,6 @@ def geometry_of_stream(selector: "EmbeddingPairSelector", chunks: Chunks, pool: 
     columns = {name: [held[row][name] for _, row in keys] for name in chunks.features}
     sample = Dataset.from_dict(columns, features=chunks.features)
     return _geometry(selector, pool, keys, sample, folder)
-
-
-def checked_geometry(geometry: str, center: bool) -> str:
-    """
-    The name of a geometry, from the two ways to ask for one.
-
-    Raises:
-        TrlRealError: If there is no such geometry, or the two differ.
-    """
-    if geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
-    if center and geometry not in ("raw", "centered"):
-        raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
-    return "centered" if center else geometry
 
 
 def _lowest_keys(selector, pool: bool, keys: Keys, batch: dict[str, list], start: int) -> Keys:

@@ -2,17 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import (
     Dataset,
-    DatasetDict,
     Features,
     IterableDataset,
-    IterableDatasetDict,
     List,
     Value,
     concatenate_datasets,
@@ -32,15 +29,12 @@ from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_s
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.fitting import fitted_geometry
 from trl_real.selection.record import SelectionRecord, describe_similarity
+from trl_real.selection.scorer import PairScorer
 from trl_real.selection.strategies import set_budget
 
 
-if TYPE_CHECKING:
-    from trl_real.selection.selector import EmbeddingPairSelector
-
 Rows = TypeVar("Rows", Dataset, IterableDataset)
-Splits = TypeVar("Splits", DatasetDict, IterableDatasetDict)
-Score = Callable[["EmbeddingPairSelector", "np.ndarray | None", str], Dataset]
+Score = Callable[[PairScorer, np.ndarray | None, str], Dataset]
 
 # Columns of the scoring pass that do not outlive it; the cost of a batch stands in its first row.
 SCORING_FEATURES = {
@@ -57,7 +51,7 @@ SCORING_FEATURES = {
 class ScoringPass:
     """The map behind `select`: the selector's columns and, beside them, what the budget and the record need."""
 
-    def __init__(self, selector: "EmbeddingPairSelector", pool: bool):
+    def __init__(self, selector: PairScorer, pool: bool):
         self.selector, self.pool = selector, pool
 
     def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
@@ -78,7 +72,7 @@ class ScoringPass:
 
 
 def select_from(
-    selector: "EmbeddingPairSelector", dataset: Dataset, budget: float | int | None, engine: Engine
+    selector: PairScorer, dataset: Dataset, budget: float | int | None, engine: Engine
 ) -> tuple[Dataset, SelectionRecord]:
     """
     Fit the geometry, score every row, keep those that the budget buys.
@@ -96,7 +90,7 @@ def select_from(
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = engine.once(lambda: fitted_geometry(selector, dataset, engine.folder))
 
-    def score(scorer: "EmbeddingPairSelector", rows: np.ndarray | None, name: str) -> Dataset:
+    def score(scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         return score_rows(scorer, plain if rows is None else plain.select(rows), pool, engine, name)
 
     added, kept, record = ranked(selector, budget, score, engine.once)
@@ -110,7 +104,7 @@ def select_from(
     return chosen, record
 
 
-def plain_rows(selector: "EmbeddingPairSelector", dataset: Rows) -> tuple[Rows, bool]:
+def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
     """The rows as Python values, less the selector's columns of an earlier run, and whether they are a pool."""
     pool = is_pool(dataset.column_names, selector.responses)
     own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
@@ -119,7 +113,7 @@ def plain_rows(selector: "EmbeddingPairSelector", dataset: Rows) -> tuple[Rows, 
 
 
 def ranked(
-    selector: "EmbeddingPairSelector", budget: float | int | None, score: Score, once: Callable
+    selector: PairScorer, budget: float | int | None, score: Score, once: Callable
 ) -> tuple[Dataset, np.ndarray, SelectionRecord]:
     """
     Score every row and cut, wherever the rows are.
@@ -139,22 +133,6 @@ def ranked(
     return scored.remove_columns(list(SCORING_FEATURES)), kept, record
 
 
-def select_splits(
-    selector: "EmbeddingPairSelector",
-    splits: Splits,
-    budget: float | int | None,
-    shards: str | Path | None,
-    **settings,
-) -> tuple[Splits, dict[str, SelectionRecord]]:
-    """Each split by itself, in a folder of its own for its shards; and the records by split."""
-    kept, records = type(splits)(), {}
-    for name, split in splits.items():
-        part = None if shards is None else Path(shards) / name
-        kept[name] = selector.select(split, budget, shards=part, **settings)
-        records[name] = selector.record
-    return kept, records
-
-
 def cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray, SelectionRecord]:
     """Numbers of the rows that the budget buys, ascending, and the record."""
     scores = numbers(scored, "_score")
@@ -164,7 +142,7 @@ def cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray,
     return kept, _record(selector, budget, scored, kept, n_rescored)
 
 
-def columns_read(selector: "EmbeddingPairSelector", columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
+def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
     """Those of a pool's columns that a selector reads, and those of them that it reads as arrays."""
     read = [selector.responses] if pool else ["chosen", "rejected"]
     read = [column for column in ("prompt", *read, EMBEDDINGS) if column in columns]
@@ -178,14 +156,14 @@ def scoring_features(pool: bool) -> Features:
     return Features({**{name: OWN_FEATURES[name] for name in names}, **SCORING_FEATURES})
 
 
-def forgetful(selector: "EmbeddingPairSelector") -> "EmbeddingPairSelector":
+def forgetful(selector: PairScorer) -> PairScorer:
     """The selector, such that what a batch gives hangs on no batch before it: for scores that are kept in parts."""
     selector = copy.copy(selector)
     selector.encoder = selector.encoder and selector.encoder.forgetful()
     return selector
 
 
-def score_rows(selector: "EmbeddingPairSelector", plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
+def score_rows(selector: PairScorer, plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
     """A `ScoringPass` over all rows of a dataset, by an engine that calls it `name`."""
     read, arrays = columns_read(selector, plain.column_names, pool)
     plain = plain.select_columns(read)

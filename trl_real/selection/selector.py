@@ -1,17 +1,12 @@
 """REAL's selection as a `datasets.map` callable, and as a budget over a whole pool."""
 
 from collections.abc import Mapping
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
-from torch import Tensor
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from trl_real.data.columns import (
-    OWN_FEATURES,
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
     check_own_columns,
@@ -20,35 +15,24 @@ from trl_real.data.columns import (
     is_pool,
     to_columns,
 )
-from trl_real.data.pairs import Candidates
-from trl_real.data.shards import SHARD_ROWS
 from trl_real.errors import TrlRealError
-from trl_real.functional.geometry import Geometry
-from trl_real.models.embed import Context, EmbedderOptions
-from trl_real.models.encoder import Encoder
-from trl_real.models.load import prepare_process
+from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import (
-    Choice,
-    choose,
-    gather_candidates,
-    given_vectors,
-    skip_nonfinite,
     to_own_columns,
 )
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import Mapped, Sharded
-from trl_real.selection.fitting import checked_geometry, fitted_geometry
-from trl_real.selection.pool import select_from, select_splits
+from trl_real.selection.fitting import fitted_geometry
+from trl_real.selection.pool import select_from
 from trl_real.selection.record import SelectionRecord
-from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
+from trl_real.selection.scorer import PairScorer
 from trl_real.selection.streaming import select_stream
 
 
-# Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
-ALGORITHM_VERSION = 1
+Splits = TypeVar("Splits", DatasetDict, IterableDatasetDict)
 
 
-class EmbeddingPairSelector:
+class EmbeddingPairSelector(PairScorer):
     """
     Choose which two responses of each prompt deserve a label, and which prompts first, from embeddings of the
     responses in the model that will be aligned (REAL, arXiv 2409.17169). Reads no label and no score.
@@ -99,56 +83,7 @@ class EmbeddingPairSelector:
         TrlRealError: If a setting is out of range; a name or path is looked up on first use.
     """
 
-    def __init__(
-        self,
-        model: Any = None,
-        *,
-        strategy: str | Strategy = "easy",
-        tokenizer: Any = None,
-        revision: str | None = None,
-        context: Context = "response",
-        layer: int = -1,
-        max_length: int = 512,
-        batch_tokens: int | None = None,
-        dtype: str | torch.dtype | None = None,
-        device: str | None = None,
-        center: bool = False,
-        geometry: str = "raw",
-        responses: str = "responses",
-        seed: int = 42,
-        include_bos: bool = False,
-        include_eos: bool = False,
-        on_nonfinite: Literal["error", "skip"] = "error",
-    ):
-        self.strategy, self.responses, self.seed = strategy, responses, seed
-        self.geometry, self.on_nonfinite = checked_geometry(geometry, center), on_nonfinite
-        options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
-        self.scorer  # noqa: B018  (raises if there is no such strategy)
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-            raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
-        if on_nonfinite not in ("error", "skip"):
-            raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
-        self.encoder = None
-        if model is not None and self.embeds:
-            self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
-        self.fitted: Geometry | None = None
-        self.record: SelectionRecord | dict[str, SelectionRecord] | None = None
-
-    @property
-    def scorer(self) -> Strategy:
-        """The strategy as a function."""
-        if callable(self.strategy):
-            return self.strategy
-        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
-            raise TrlRealError(
-                f"No strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function."
-            )
-        return STRATEGIES[self.strategy]
-
-    @property
-    def embeds(self) -> bool:
-        """Whether the strategy looks at embeddings."""
-        return self.scorer is not uniform
+    record: SelectionRecord | dict[str, SelectionRecord] | None = None
 
     def __call__(self, rows: Any, rank: int | None = None) -> Any:
         """
@@ -174,30 +109,6 @@ class EmbeddingPairSelector:
         if not isinstance(rows, Mapping):
             return extended(rows, added)
         return added if batched else {name: values[0] for name, values in added.items()}
-
-    def annotate(
-        self, batch: dict[str, list], pool: bool, rank: int | None = None, row_ids: list[int] | None = None
-    ) -> tuple[list[Candidates], Choice, dict[str, Any]]:
-        """
-        Candidates and choice of each row of a batch, and what embedding them took.
-
-        Args:
-            batch: Columns, as Python values.
-            pool: Whether it is a pool, or labelled pairs.
-            rank: Of the worker.
-            row_ids: Numbers of the rows, for errors; by default those in the batch.
-        """
-        prepare_process()
-        rows = gather_candidates(batch, pool, self.responses)
-        vectors, cost = self._vectors(rows, batch, rank)
-        bad = skip_nonfinite(rows, vectors)
-        if bad and self.on_nonfinite == "error":
-            where = f"rows {[row_ids[i] for i in bad][:5]}" if row_ids else f"rows {bad[:5]} of this batch"
-            raise TrlRealError(
-                f"Embeddings of {where} are missing or hold NaN or infinity. "
-                "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
-            )
-        return rows, choose(rows, vectors, self.scorer, self.seed), cost
 
     def select(
         self,
@@ -257,42 +168,25 @@ class EmbeddingPairSelector:
         self.fitted = fitted_geometry(self, dataset)
         return self
 
-    def features(self, features: Features) -> Features:
-        """The features of a dataset after `map`: for `IterableDataset.map(features=…)`, which cannot see them."""
-        own = POOL_COLUMNS if is_pool(features, self.responses) else PREFERENCE_COLUMNS
-        return Features({**features, **{name: OWN_FEATURES[name] for name in own}})
-
     def map_kwargs(self) -> dict[str, Any]:
         """Arguments with which `map` is fast: large batches leave little to pad."""
         return {"batched": True, "batch_size": 512}
 
-    def _vectors(self, rows: list[Candidates], batch: dict, rank: int | None) -> tuple[list[Tensor], dict[str, Any]]:
-        """One `(K, d)` tensor a row, and what they cost."""
-        cost = {"n_tokens": 0, "seconds": 0.0, "truncated": np.zeros(len(rows), np.int32)}
-        sizes = [len(row.texts) for row in rows]
-        if not self.embeds:
-            return [torch.zeros(size, 0) for size in sizes], cost
-        if self.encoder is None:
-            return [self._placed(v) for v in given_vectors(rows, batch)], cost
-        texts = [text for row in rows for text in row.texts]
-        prompts = [row.prompt for row in rows for _ in row.texts]
-        found = self.encoder(prompts, texts, rank)
-        cost.update(n_tokens=found.n_tokens, seconds=found.seconds)
-        cost["truncated"] = np.array([int(part.sum()) for part in found.truncated.split(sizes)], np.int32)
-        return [self._placed(part) for part in found.vectors.split(sizes)], cost
-
-    def _placed(self, vectors: Tensor) -> Tensor:
-        """Embeddings in the selector's geometry."""
-        if self.geometry == "raw":
-            return vectors
-        if self.fitted is None:
-            raise TrlRealError(
-                f"geometry={self.geometry!r} is fitted to the pool first. Type selector.fit(dataset), or use select."
-            )
-        return self.fitted(vectors) if vectors.numel() else vectors
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "record": None, "version": ALGORITHM_VERSION}
+        return {**super().__getstate__(), "record": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({name: value for name, value in state.items() if name != "version"})
+
+def select_splits(
+    selector: EmbeddingPairSelector,
+    splits: Splits,
+    budget: float | int | None,
+    shards: str | Path | None,
+    **settings,
+) -> tuple[Splits, dict[str, SelectionRecord]]:
+    """Each split by itself, in a folder of its own for its shards; and the records by split."""
+    kept, records = type(splits)(), {}
+    for name, split in splits.items():
+        part = None if shards is None else Path(shards) / name
+        kept[name] = selector.select(split, budget, shards=part, **settings)
+        records[name] = selector.record
+    return kept, records

@@ -4,15 +4,15 @@ import copy
 import math
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset
 
 from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS, to_columns
-from trl_real.data.processes import once
-from trl_real.data.stream import Chunks, map_chunks, typed
 from trl_real.errors import TrlRealError
+from trl_real.runtime.distributed import once
+from trl_real.runtime.stream_shards import Chunks, map_chunks, typed
 from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.engines import DESCRIPTION, Mapped
 from trl_real.selection.fitting import fitted_geometry, geometry_of_stream
@@ -28,11 +28,9 @@ from trl_real.selection.pool import (
     scoring_features,
 )
 from trl_real.selection.record import SelectionRecord
+from trl_real.selection.scorer import PairScorer
 from trl_real.selection.strategies import set_budget
 
-
-if TYPE_CHECKING:
-    from trl_real.selection.selector import EmbeddingPairSelector
 
 Selected = tuple[IterableDataset, SelectionRecord]
 
@@ -41,7 +39,7 @@ BUFFER = 10
 
 
 def select_stream(
-    selector: "EmbeddingPairSelector",
+    selector: PairScorer,
     stream: IterableDataset,
     budget: float | int | None,
     *,
@@ -77,7 +75,7 @@ def select_stream(
 
 
 def select_exactly(
-    selector: "EmbeddingPairSelector",
+    selector: PairScorer,
     stream: IterableDataset,
     budget: float | int | None,
     folder: Path,
@@ -106,7 +104,7 @@ def select_exactly(
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = once(lambda: geometry_of_stream(selector, chunks, pool, folder))
 
-    def score(scorer: "EmbeddingPairSelector", rows: np.ndarray | None, name: str) -> Dataset:
+    def score(scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         scoring = ScoringPass(forgetful(scorer), pool)
         settings = {"batch_size": batch_size, "desc": DESCRIPTION, "only": rows}
         return map_chunks(scoring, chunks, scoring_features(pool), folder / name, **settings)
@@ -140,7 +138,7 @@ class KeptRows:
 
 
 def select_by_sample(
-    selector: "EmbeddingPairSelector", stream: IterableDataset, budget: float | None, sample: int, batch_size: int
+    selector: PairScorer, stream: IterableDataset, budget: float | None, sample: int, batch_size: int
 ) -> Selected:
     """
     About the budget's share of the rows, in one pass: those whose score is no higher than the share's quantile in a
@@ -211,7 +209,7 @@ class BelowThreshold:
         threshold: Highest score that stays; rows without a pair never do.
     """
 
-    def __init__(self, selector: "EmbeddingPairSelector", pool: bool, threshold: float):
+    def __init__(self, selector: PairScorer, pool: bool, threshold: float):
         self.selector, self.pool, self.threshold = selector, pool, threshold
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
@@ -223,7 +221,7 @@ class BelowThreshold:
         return {name: [values[i] for i in stay] for name, values in columns.items()}
 
 
-def _check_sample(selector: "EmbeddingPairSelector", budget: Any, sample: int) -> None:
+def _check_sample(selector: PairScorer, budget: Any, sample: int) -> None:
     if isinstance(sample, bool) or not isinstance(sample, Integral) or sample < 1:
         raise TrlRealError(f"sample={sample!r} is no number of rows. Type sample=1000.")
     if isinstance(budget, Integral):

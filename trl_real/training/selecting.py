@@ -18,8 +18,8 @@ from trl_real.errors import TrlRealError
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.subset import KeptRows, check_selectable, check_whole, complete_record, selection_section
-from trl_real.training.unfinished import without_ends
+from trl_real.training.kept_rows import KeptRows, check_selectable, check_whole, complete_record, selection_section
+from trl_real.training.truncated_responses import without_ends
 
 
 # Numbers the rows while TRL tokenizes, which drops some and changes the texts of others.

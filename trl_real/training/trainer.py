@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 from trl_real.errors import TrlRealError
 from trl_real.functional.preference import compose_flips, implicit_margin
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.exact import EvalRows, row_sums
+from trl_real.training.evaluation import EvalRows, row_sums
 from trl_real.training.labels import (
     CONFIDENCE,
     ConfidenceCollator,

@@ -1,4 +1,4 @@
-"""The win rate of `trl_real.functional.win_rate` as a metric of `evaluate`."""
+"""The win rate of `trl_real.functional.statistics.win_rate` as a metric of `evaluate`."""
 
 # evaluate reads these imports line by line with a regular expression: one module a line, none of them relative.
 import json
@@ -9,8 +9,8 @@ import datasets
 import evaluate
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.inputs import as_preferences, as_vector
-from trl_real.functional.win_rate import win_rate
+from trl_real.functional.statistics.inputs import as_preferences, as_vector
+from trl_real.functional.statistics.win_rate import win_rate
 
 
 _DESCRIPTION = """

@@ -1,0 +1,57 @@
+"""How often a second opinion agrees with the labels, by how similar the two responses are."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from trl_real.functional.statistics.win_rate import wilson_interval
+
+
+class AgreementBin(NamedTuple):
+    """
+    Pairs of like similarity.
+
+    Args:
+        low, high: Least and largest similarity in the bin.
+        n: Pairs that the second opinion decided.
+        n_ties: Pairs that it did not; they are no part of the rate.
+        agreement: Share of the decided pairs where it agrees with the label; NaN of none.
+        ci_low, ci_high: Wilson's interval.
+    """
+
+    low: float
+    high: float
+    n: int
+    n_ties: int
+    agreement: float
+    ci_low: float
+    ci_high: float
+
+
+def agreement_by_similarity(
+    similarity: np.ndarray, verdicts: np.ndarray, n_bins: int = 5, confidence: float = 0.95
+) -> list[AgreementBin]:
+    """
+    Agreement of a second opinion with the labels in bins of equally many pairs, least similar first (REAL, Fig. 3).
+
+    Args:
+        similarity: Of the two responses. Shape `(P,)`.
+        verdicts: Probability that the second opinion gives to the labelled response; 0.5 is a tie, NaN no verdict.
+            Shape `(P,)`.
+        n_bins: At most so many bins.
+        confidence: Level of the intervals.
+    """
+    known = np.isfinite(similarity) & np.isfinite(verdicts)
+    order = np.argsort(similarity[known], kind="stable")
+    similarity, verdicts = similarity[known][order], verdicts[known][order]
+    rows = []
+    for part in np.array_split(np.arange(len(order)), n_bins):
+        if not len(part):
+            continue
+        decided = verdicts[part][verdicts[part] != 0.5]
+        n, agree = len(decided), int((decided > 0.5).sum())
+        low, high = wilson_interval(agree, n, confidence) if n else (float("nan"), float("nan"))
+        rate = agree / n if n else float("nan")
+        ends = float(similarity[part[0]]), float(similarity[part[-1]])
+        rows.append(AgreementBin(*ends, n, len(part) - n, rate, low, high))
+    return rows

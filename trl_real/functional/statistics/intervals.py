@@ -1,0 +1,262 @@
+"""Confidence intervals of a mean preference, each with the name of the method that made it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.statistics.resampling import expanded_percentiles, resamples
+
+
+NO_VARIANCE = 1e-12
+ROUNDS = 5000
+# Of fewer prompts there are too few different samples for a tail to be read off.
+FEWEST_RESAMPLED = 6
+
+
+class Interval(NamedTuple):
+    """
+    An interval.
+
+    Args:
+        low, high: Its ends, in [0, 1]; NaN where there is none.
+        method: How it was made: see `mean_interval`.
+    """
+
+    low: float
+    high: float
+    method: str
+
+
+Method = Callable[[np.ndarray, np.ndarray, float, int], Interval]
+
+UNDEFINED = Interval(float("nan"), float("nan"), "undefined")
+
+
+def mean_interval(
+    scores: np.ndarray, groups: np.ndarray, confidence: float = 0.95, method: str = "auto", seed: int = 42
+) -> Interval:
+    """
+    Confidence interval of a mean preference, and how it was made.
+
+    Args:
+        scores: Judged preferences, in [0, 1]. Shape `(n,)`.
+        groups: Cluster (prompt) of each. Shape `(n,)`, int.
+        confidence: Level, in (0, 1).
+        method: A name in `INTERVALS`: `"auto"`, `"wilson"`, `"t"`, `"score"` or `"bootstrap"`.
+        seed: Of the bootstrap.
+
+    Returns:
+        The interval, whose `method` is
+        `"wilson"`: wins and losses only, one row a cluster (Wilson's score interval).
+        `"t"` and `"clustered t"`: ties, graded preferences or clusters: see `t_half_width`; cut off at 0 and 1.
+        `"score"` and `"clustered score"`: Wilson's formula for any scores: see `score_interval`.
+        `"bootstrap"`: clusters drawn with replacement, 5,000 times; percentiles moved outward by what Student's t asks
+        for with so few clusters (Hesterberg 2015, "What teachers should know about the bootstrap", arXiv 1411.5279).
+        With fewer than 6 clusters the t interval stands in for it.
+        `"wilson, no variance"`: the standard error is 0 (all ties, or every prompt alike), which the others would take
+        for certainty: Wilson's interval for as many trials as there are clusters.
+        `"undefined"`: no row, one graded row, or several rows of a single cluster.
+
+    Raises:
+        TrlRealError: If there is no such method, or Wilson's is asked for where it does not hold.
+    """
+    if method not in INTERVALS:
+        raise TrlRealError(f"method is {method!r}. Give one of {', '.join(map(repr, INTERVALS))}.")
+    return INTERVALS[method](scores, groups, confidence, seed)
+
+
+def standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
+    r"""
+    Cluster-robust standard error of the mean: `sqrt(G / (G - 1) * sum_g (sum_{i in g} (y_i - mean))^2) / n`.
+
+    With one row a group it is `std(y, ddof=1) / sqrt(n)`; statsmodels calls it `cov_type="cluster"` on a constant.
+
+    Args:
+        scores: Judged preferences `y`. Shape `(n,)`.
+        groups: Cluster of each score. Shape `(n,)`, int.
+
+    Returns:
+        A fraction; NaN with fewer than two clusters.
+    """
+    sums, _ = _residual_sums(scores, groups)
+    if len(sums) < 2:
+        return float("nan")
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum()) / len(scores))
+
+
+def t_half_width(scores: np.ndarray, groups: np.ndarray, confidence: float) -> float:
+    r"""
+    Half the width of a t interval for clustered scores, honest with few clusters and with clusters of unequal size.
+
+    With clusters of equal size: `standard_error` times Student's t with `G - 1` degrees of freedom. With unequal ones
+    both would be too small; the variance then is Bell and McCaffrey's (2002; "CR2"),
+    `sum_g s_g^2 / (1 - n_g / n) / n^2` with `s_g` a cluster's sum of residuals, and the degrees of freedom are
+    `degrees_of_freedom`. It errs to the wide side where one cluster has most of the rows.
+
+    Args:
+        scores, groups: As in `standard_error`, of at least two clusters.
+        confidence: Level, in (0, 1).
+    """
+    quantile, error = _quantile_and_error(scores, groups, confidence)
+    return quantile * error
+
+
+def degrees_of_freedom(sizes: np.ndarray) -> float:
+    r"""
+    Satterthwaite's degrees of freedom of the CR2 variance of a mean: `tr(B)^2 / tr(B^2)`, with `B` the covariance of
+    the terms `s_g / sqrt(1 - n_g / n) / n` (Imbens and Kolesár 2016, "Robust standard errors in small samples").
+
+    `B = diag(d) - u u^T` if rows are independent; if those of a cluster are all alike,
+    `B = diag(w) (I - 1 p^T)(I - p 1^T) diag(w)` with `p_g = n_g / n`. Both are summed in closed form.
+
+    Args:
+        sizes: Rows `n_g` of each cluster. Shape `(G,)`.
+
+    Returns:
+        The smaller of the two; `G - 1` if all clusters have one size.
+    """
+    if np.ptp(sizes) == 0:
+        return len(sizes) - 1.0
+    n = sizes.sum()
+    p = sizes / n
+    k = 1 / (n * np.sqrt(1 - p))
+    d, u2 = sizes * k**2, (sizes * k) ** 2 / n
+    independent = (d.sum() - u2.sum()) ** 2 / ((d**2).sum() - 2 * (d * u2).sum() + u2.sum() ** 2)
+    w2, q = (sizes * k) ** 2, (p**2).sum()
+    total, first, second = w2.sum(), (w2 * p).sum(), (w2 * p**2).sum()
+    trace = (w2 * (1 - 2 * p + q)).sum()
+    off_diagonal = (q * total) ** 2 + 2 * total * second - 4 * q * first * total + 2 * first**2
+    alike = trace**2 / ((w2**2 * (1 + 2 * (q - 2 * p))).sum() + off_diagonal)
+    return float(min(independent, alike))
+
+
+def score_interval(scores: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
+    r"""
+    Wilson's formula for any scores in [0, 1]: with the standard error and the quantile of `t_half_width`, and in place
+    of the number of trials the effective one, `n' = mean (1 - mean) / error^2` (Dean and Pagano 2015, "Evaluating
+    confidence interval methods for binomial proportions in clustered surveys").
+
+    Much like the t interval near 0.5. Near 0 and 1, where scores are skewed, it lies further inside and is nearer to
+    what it says: on AlpacaEval's annotations of a model that wins 4 %, 200 prompts drawn at a time, it holds the true
+    rate in 95 % of the cases, the t interval in 92 %. With 50 prompts neither does (87 % and 84 %): half of the
+    samples then have one win or none.
+
+    Args:
+        scores, groups: As in `standard_error`, of at least two clusters and with some variance between them.
+        confidence: Level, in (0, 1).
+    """
+    quantile, error = _quantile_and_error(scores, groups, confidence)
+    mean = scores.mean()
+    weight = (quantile * error) ** 2 / (mean * (1 - mean))  # q^2 / n'
+    centre = (mean + weight / 2) / (1 + weight)
+    half = quantile * error / (1 + weight) * np.sqrt(1 + weight / (4 * mean * (1 - mean)))
+    return float(max(centre - half, 0)), float(min(centre + half, 1))
+
+
+def wilson_interval(wins: float, n: int, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval; between two whole numbers of wins, the lower end of one and the upper of the other."""
+    from scipy.stats import binomtest
+
+    fewest, most = (int(to_whole(round(float(wins), 9))) for to_whole in (np.floor, np.ceil))
+    low = high = binomtest(fewest, n).proportion_ci(confidence, method="wilson")
+    if most != fewest:
+        high = binomtest(most, n).proportion_ci(confidence, method="wilson")
+    return float(low.low), float(high.high)
+
+
+def _auto(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+    """Wilson's where it holds, else Student's t."""
+    return (_wilson if _is_wilson(scores, groups) else _t)(scores, groups, confidence, seed)
+
+
+def _wilson(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+    if not len(scores):
+        return UNDEFINED
+    if not _is_wilson(scores, groups):
+        raise TrlRealError(
+            "Wilson's interval holds for wins and losses with one row a prompt; here are ties, graded preferences or "
+            "several rows a prompt. Give method='auto'."
+        )
+    return Interval(*wilson_interval(scores.sum(), len(scores), confidence), "wilson")
+
+
+def _t(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+    special = _without_variance(scores, groups, confidence)
+    if special:
+        return special
+    half = t_half_width(scores, groups, confidence)
+    low, high = np.clip([scores.mean() - half, scores.mean() + half], 0, 1)
+    return Interval(float(low), float(high), "t" if len(scores) == len(np.unique(groups)) else "clustered t")
+
+
+def _bootstrap(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+    totals, sizes = _totals(scores, groups)
+    if len(sizes) < FEWEST_RESAMPLED:
+        return _t(scores, groups, confidence, seed)
+    special = _without_variance(scores, groups, confidence)
+    if special:
+        return special
+    # Draws go by place: an order of the clusters by content makes them the same for any order of the rows.
+    order = np.lexsort((totals.round(9), sizes))
+    totals, sizes = totals[order], sizes[order]
+    alike = np.ptp(sizes) == 0
+    means = [
+        totals[drawn].mean(1) / sizes[0] if alike else totals[drawn].sum(1) / sizes[drawn].sum(1)
+        for drawn in resamples(len(sizes), ROUNDS, seed)
+    ]
+    return Interval(*expanded_percentiles(np.concatenate(means), len(sizes), confidence), "bootstrap")
+
+
+def _score(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+    special = _without_variance(scores, groups, confidence)
+    if special:
+        return special
+    name = "score" if len(scores) == len(np.unique(groups)) else "clustered score"
+    return Interval(*score_interval(scores, groups, confidence), name)
+
+
+INTERVALS: dict[str, Method] = {
+    "auto": _auto,
+    "wilson": _wilson,
+    "t": _t,
+    "score": _score,
+    "bootstrap": _bootstrap,
+}
+
+
+def _quantile_and_error(scores: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Student's quantile and the standard error, as `t_half_width` tells."""
+    from scipy.stats import t
+
+    sums, sizes = _residual_sums(scores, groups)
+    n = len(scores)
+    error = np.sqrt((sums**2 / (1 - sizes / n)).sum()) / n
+    return float(t.ppf((1 + confidence) / 2, degrees_of_freedom(sizes))), float(error)
+
+
+def _is_wilson(scores: np.ndarray, groups: np.ndarray) -> bool:
+    """Whether each row is a win or a loss, and its own cluster."""
+    return 0 < len(scores) == len(np.unique(groups)) and bool(np.isin(scores, (0, 1)).all())
+
+
+def _without_variance(scores: np.ndarray, groups: np.ndarray, confidence: float) -> Interval | None:
+    """The interval of too few clusters, or of clusters that are all alike; None if there is something to measure."""
+    n_clusters = len(np.unique(groups))
+    if n_clusters < 2:
+        return UNDEFINED
+    if standard_error(scores, groups) >= NO_VARIANCE:
+        return None
+    return Interval(*wilson_interval(scores.mean() * n_clusters, n_clusters, confidence), "wilson, no variance")
+
+
+def _residual_sums(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of `y - mean` and number of rows of each cluster. Shapes `(G,)`."""
+    return _totals(scores - scores.mean() if len(scores) else scores, groups)
+
+
+def _totals(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the scores and number of rows of each cluster. Shapes `(G,)`."""
+    _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.bincount(place, weights=scores, minlength=len(sizes)), sizes

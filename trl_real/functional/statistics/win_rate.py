@@ -1,0 +1,115 @@
+"""Win rates of one model against a baseline, with the uncertainty that belongs to them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.statistics.inputs import as_groups, as_preferences, as_vector, check_confidence
+from trl_real.functional.statistics.intervals import INTERVALS, mean_interval, standard_error, wilson_interval
+from trl_real.functional.statistics.length_control import length_controlled_win_rate, length_rates
+
+
+__all__ = ["INTERVALS", "as_preferences", "as_vector", "sign_test", "standard_error", "wilson_interval", "win_rate"]
+
+
+def win_rate(
+    preferences: Sequence[float | None],
+    *,
+    clusters: Sequence[Any] | None = None,
+    confidence: float = 0.95,
+    lengths: Sequence[float] | None = None,
+    baseline_lengths: Sequence[float] | None = None,
+    difficulty: Sequence[float] | None = None,
+    method: str = "auto",
+    seed: int = 42,
+) -> dict[str, float | int | str]:
+    """
+    Share of the rows in which the model's response beats the baseline's, a tie as half a win.
+
+    `win_rate`, `standard_error` and `discrete_win_rate` are AlpacaEval's, as fractions: the mean, the sample standard
+    deviation over `sqrt(n)`, and the mean after every preference became 0, 0.5 or 1. With several rows a prompt
+    (two orders, several judges) give `clusters`: the standard error then is the cluster-robust one.
+
+    Args:
+        preferences: Probability in [0, 1] that the model's response beats the baseline's: 1 a win, 0 a loss, 0.5 a
+            tie, NaN or None not judged. Shape `(N,)`.
+        clusters: Prompt of each row: hashable ids, in any order. Shape `(N,)`. One row a prompt is the same as none.
+        confidence: Level of the intervals, in (0, 1).
+        lengths: Characters of the model's responses. Shape `(N,)`. With `baseline_lengths` or not at all.
+        baseline_lengths: Characters of the baseline's responses. Shape `(N,)`.
+        difficulty: AlpacaEval's difficulty of its 805 instructions, if the rows are these, in its order. With both
+            lengths. Shape `(805,)`.
+        method: How the interval is made: `"auto"` (Wilson's where it holds, else Student's t), `"wilson"`, `"t"`,
+            `"score"` (better than t for rates near 0 or 1) or `"bootstrap"`; see
+            `trl_real.functional.statistics.intervals.mean_interval`.
+        seed: Of the bootstraps.
+
+    Returns:
+        `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions; NaN where too few rows were judged to say),
+        `ci_method` (see `mean_interval`), `n_wins`, `n_losses`, `n_ties`, `n_failed` (not judged, left out of every
+        rate), `n_total` (judged rows, `n_wins + n_losses + n_ties`, as AlpacaEval counts; `n_failed` comes on top),
+        `discrete_win_rate`, `win_rate_without_ties` (wins of wins and losses). If both lengths are given, what
+        `trl_real.functional.statistics.length_control.length_rates` returns: `equal_length_win_rate`, its interval,
+        and `matched_length_win_rate`. If `difficulty` is given, `length_controlled_win_rate`: AlpacaEval's.
+
+    Raises:
+        TrlRealError: If a preference is out of range (the row and the value are named), inputs differ in length, a
+            cluster or a length is missing, `confidence` or `method` does not exist, or `difficulty` comes with other
+            rows than AlpacaEval's 805.
+    """
+    preferences = as_preferences(preferences)
+    check_confidence(confidence)
+    judged, groups = ~np.isnan(preferences), as_groups(clusters, len(preferences))
+    scores = preferences[judged]
+    low, high, made_by = mean_interval(scores, groups[judged], confidence, method, seed)
+    rates = {
+        "win_rate": float(scores.mean()) if len(scores) else float("nan"),
+        "standard_error": standard_error(scores, groups[judged]),
+        "ci_low": low,
+        "ci_high": high,
+        "ci_method": made_by,
+        **_counts(preferences),
+    }
+    if (lengths is None) != (baseline_lengths is None):
+        raise TrlRealError("Only one of lengths and baseline_lengths is there. Give both, or neither.")
+    if lengths is not None:
+        rates |= length_rates(preferences, lengths, baseline_lengths, groups, confidence, seed)
+    if difficulty is not None:
+        rates["length_controlled_win_rate"] = length_controlled_win_rate(
+            preferences, lengths, baseline_lengths, difficulty, groups
+        )
+    return rates
+
+
+def sign_test(preferences: Sequence[float | None]) -> float:
+    """
+    Two-sided exact sign test of "wins and losses are equally likely"; ties and rows not judged are left out.
+
+    Args:
+        preferences: As in `win_rate`, one row a prompt (rows are taken as independent). Shape `(N,)`.
+
+    Returns:
+        The p-value, in (0, 1]; 1 if there is neither a win nor a loss.
+    """
+    from scipy.stats import binomtest
+
+    counts = _counts(as_preferences(preferences))
+    n = counts["n_wins"] + counts["n_losses"]
+    return float(binomtest(counts["n_wins"], n).pvalue) if n else 1.0
+
+
+def _counts(preferences: np.ndarray) -> dict[str, float | int]:
+    """Wins, losses, ties, failures and judged rows, and the win rates of these counts."""
+    n_wins, n_losses, n_ties = (int(x.sum()) for x in (preferences > 0.5, preferences < 0.5, preferences == 0.5))
+    n_decided, n_total = n_wins + n_losses, n_wins + n_losses + n_ties
+    return {
+        "n_wins": n_wins,
+        "n_losses": n_losses,
+        "n_ties": n_ties,
+        "n_failed": len(preferences) - n_total,
+        "n_total": n_total,
+        "discrete_win_rate": (n_wins + n_ties / 2) / n_total if n_total else float("nan"),
+        "win_rate_without_ties": n_wins / n_decided if n_decided else float("nan"),
+    }

@@ -1,0 +1,218 @@
+"""A chat model that reads two responses and names the better one, in this process or behind an endpoint."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from trl_real.data.conversation import dialogue, text_of
+from trl_real.errors import TrlRealError
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.chat.question import Answer, ChatModel, Question
+from trl_real.labeling.chat.templates import JudgeTemplate, as_template
+from trl_real.labeling.verdicts import TIE, Verdict
+
+
+CUT = " […]"
+ENOUGH_TO_TELL = 20
+
+
+def mean(a_first: float, b_first: float) -> float:
+    """The mean of the two orders: what a judge with a position bias still has to say."""
+    return (a_first + b_first) / 2
+
+
+def agree(a_first: float, b_first: float) -> float:
+    """MT-bench's rule: a win if both orders name the same winner, else a tie."""
+    sides = {a_first > TIE, b_first > TIE} if TIE not in (a_first, b_first) else {None}
+    return TIE if len(sides) > 1 or None in sides else float(sides.pop())
+
+
+RULES: dict[str, Callable[[float, float], float]] = {"mean": mean, "agree": agree}
+
+
+class ChatJudge(VerdictJudge):
+    """
+    A chat model as a judge: the probability of the label that names a response, asked in both orders.
+
+    Args:
+        model: Hub id or path of a chat model, or a loaded one with its `tokenizer`; with `base_url` the name by which
+            a server knows it; or any object with `name` and `answers` (see `ChatModel`).
+        base_url: An OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
+        template: `"pairwise"` (ties allowed), `"alpaca_eval"`, `"real"` (the prompt of REAL's appendix D), the path
+            of a YAML file, or a `JudgeTemplate`.
+        orders: `"both"`, or `"one"`: one order a pair, drawn from the seed and the pair's texts; half the price, and
+            a position bias that only averages out.
+        rule: How two orders make a verdict: `"mean"` of the probabilities, or `"agree"` (MT-bench: a win if both name
+            the same winner, else a tie).
+        tie_margin: Verdicts this near to 0.5 become ties.
+        calibration: Temperature that the log-odds are divided by; `check` finds it.
+        max_chars: Characters of the prompt (its end) and of each response (its start) that the judge reads.
+        max_failure_rate: Share of failed pairs above which a batch of 20 or more is an error.
+        seed: Of the order, and sent to the server.
+        **settings: Of `trl_real.labeling.chat.server.Endpoint` (`api_key`, `cache`, `concurrency`, `price`,
+            `max_cost`, …), or of `trl_real.labeling.chat.local.LocalChat` (`tokenizer`, `dtype`, `device`,
+            `batch_tokens`, …).
+
+    Raises:
+        TrlRealError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        base_url: str | None = None,
+        template: str | JudgeTemplate = "pairwise",
+        orders: str = "both",
+        rule: str = "mean",
+        tie_margin: float = 0.0,
+        calibration: float = 1.0,
+        max_chars: int = 8000,
+        max_failure_rate: float = 0.2,
+        seed: int = 42,
+        **settings: Any,
+    ):
+        for name, value, known in (("orders", orders, ("both", "one")), ("rule", rule, tuple(RULES))):
+            if value not in known:
+                raise TrlRealError(f"{name}={value!r} is not one of {', '.join(known)}.")
+        if not (0 <= tie_margin < 0.5 and calibration > 0 and max_chars > 0 and 0 <= max_failure_rate <= 1):
+            raise TrlRealError(
+                f"tie_margin={tie_margin}, calibration={calibration}, max_chars={max_chars}, "
+                f"max_failure_rate={max_failure_rate}: give [0, 0.5), above 0, above 0 and [0, 1]."
+            )
+        self.template, self.orders, self.rule = as_template(template), orders, rule
+        self.tie_margin, self.calibration, self.max_chars = tie_margin, calibration, max_chars
+        self.max_failure_rate, self.seed = max_failure_rate, seed
+        self.model = _chat_model(model, base_url, seed, settings)
+        self.name = f"chat:{self.model.name}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the verdicts hang on."""
+        own = ("orders", "rule", "tie_margin", "calibration", "max_chars", "seed")
+        settings = {name: getattr(self, name) for name in own}
+        return {
+            "model": getattr(self.model, "identity", self.model.name),
+            "template": self.template.digest,
+            **settings,
+        }
+
+    def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
+        """
+        Judge a batch of pairs, two questions each (one with `orders="one"`).
+
+        Raises:
+            TrlRealError: If too many pairs failed; see also the model's own errors.
+        """
+        pairs = self._pairs(batch)
+        questions = [self._question(pair, swapped) for pair in pairs for swapped in self._orders(pair)]
+        answers = iter(self.model.answers(questions))
+        found = [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
+        failures = [verdict.failure for verdict in found if verdict.failure]
+        if len(found) >= ENOUGH_TO_TELL and len(failures) > self.max_failure_rate * len(found):
+            often = max(set(failures), key=failures.count)
+            raise TrlRealError(
+                f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}, most of them by: {often}. "
+                "Mend that, or raise max_failure_rate."
+            )
+        return found
+
+    def questions(self, batch: dict[str, list[Any]]) -> list[Question]:
+        """The questions that `verdicts` would ask."""
+        return [self._question(pair, swapped) for pair in self._pairs(batch) for swapped in self._orders(pair)]
+
+    def estimate(self, batch: dict[str, list[Any]]) -> dict[str, float]:
+        """
+        What judging would take, before anything is spent: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and
+        `cost` (0 without prices), rather too high; of a model in this process, the number of questions.
+        """
+        questions = self.questions(batch)
+        if hasattr(self.model, "estimate"):
+            return self.model.estimate(questions)
+        return {"n_asked": len(questions), "n_cached": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0}
+
+    def _pairs(self, batch: dict[str, list[Any]]) -> list["_Pair"]:
+        rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
+        return [_Pair.cut(dialogue(prompt), text_of(a), text_of(b), self.max_chars) for prompt, a, b in rows]
+
+    def _orders(self, pair: "_Pair") -> tuple[bool, ...]:
+        """Whether `response_b` is shown first, for each time that the pair is shown."""
+        if self.orders == "both":
+            return False, True
+        low, high = sorted((pair.a, pair.b))  # a row with its responses swapped is shown in the same way
+        said = f"{self.seed}\0{pair.prompt}\0{low}\0{high}".encode("utf-8", "surrogatepass")
+        return (bool(hashlib.sha256(said).digest()[0] & 1) != (pair.a > pair.b),)
+
+    def _question(self, pair: "_Pair", swapped: bool) -> Question:
+        first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)
+        return Question(self.template.messages(pair.prompt, first, second), self.template.labels)
+
+    def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
+        told = {swapped: self._read(answer) for swapped, answer in answers.items()}
+        failures = [why for _, why in told.values() if why]
+        a_first = told[False][0] if False in told else math.nan
+        b_first = 1 - told[True][0] if True in told else math.nan
+        probability = math.nan if failures else self._combine(a_first, b_first)
+        return Verdict(
+            probability=probability,
+            a_first=a_first,
+            b_first=b_first,
+            failure=failures[0] if failures else "",
+            truncated=pair.truncated,
+            source=self.name,
+            n_asked=sum(not answer.cached for answer in answers.values()),
+            n_cached=sum(answer.cached for answer in answers.values()),
+            input_tokens=sum(answer.input_tokens for answer in answers.values()),
+            output_tokens=sum(answer.output_tokens for answer in answers.values()),
+            cost=sum(answer.cost for answer in answers.values()),
+        )
+
+    def _read(self, answer: Answer) -> tuple[float, str]:
+        """Probability that the first response is better, or NaN and why not."""
+        if answer.failure:
+            return math.nan, answer.failure
+        found = self.template.read_tokens(list(answer.top)) if answer.top else None
+        found = self.template.read_text(answer.text) if found is None else found
+        return (math.nan, "an answer that names no response") if found is None else (found, "")
+
+    def _combine(self, a_first: float, b_first: float) -> float:
+        both = not (math.isnan(a_first) or math.isnan(b_first))
+        value = RULES[self.rule](a_first, b_first) if both else a_first if math.isnan(b_first) else b_first
+        value = calibrated(value, self.calibration)
+        return TIE if abs(value - TIE) <= self.tie_margin else value
+
+
+class _Pair(NamedTuple):
+    prompt: str
+    a: str
+    b: str
+    truncated: bool
+
+    @classmethod
+    def cut(cls, prompt: str, a: str, b: str, length: int) -> "_Pair":
+        """The end of a prompt and the starts of the responses, with a mark where something is missing."""
+        # No server takes half of a surrogate pair.
+        prompt, a, b = (text.encode("utf-8", "replace").decode() for text in (prompt, a, b))
+        short = CUT.strip() + prompt[-length:] if len(prompt) > length else prompt
+        first, second = (text if len(text) <= length else text[:length] + CUT for text in (a, b))
+        return cls(short, first, second, max(map(len, (prompt, a, b))) > length)
+
+
+def calibrated(probability: float, temperature: float) -> float:
+    """`sigmoid(logit(p) / temperature)`: above 1 less sure, below 1 surer. 0, 0.5 and 1 stay what they are."""
+    if temperature == 1 or probability in (0, TIE, 1):
+        return probability
+    return 1 / (1 + math.exp(-math.log(probability / (1 - probability)) / temperature))
+
+
+def _chat_model(model: Any, base_url: str | None, seed: int, settings: dict[str, Any]) -> ChatModel:
+    if hasattr(model, "answers"):
+        return model
+    if base_url is not None:
+        from trl_real.labeling.chat.server import Endpoint
+
+        return Endpoint(model, base_url, seed=seed, **settings)
+    from trl_real.labeling.chat.local import LocalChat
+
+    return LocalChat(model, **settings)

@@ -1,0 +1,133 @@
+"""A chat model in this process that says how likely the labels are as its answer."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from trl_real.errors import TrlRealError
+from trl_real.labeling.chat.question import Answer, Question
+from trl_real.models.sequences import Ids
+
+
+class LocalChat:
+    """
+    Answers questions by the probabilities of their labels as the next token: one forward pass a chat, no generation.
+
+    Texts cannot pose as the judge's instructions: control tokens in them are read as plain text. A template that
+    knows no system role gets the system text at the start of the first user turn; a thinking model is asked not to
+    think.
+
+    Args:
+        model: Hub id or path (loaded late, once a process), or a loaded model; a PEFT model will do.
+        tokenizer: For a loaded model; beside a name, one with another chat template.
+        revision: Branch, tag or commit, for a Hub id.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`: of the weights if the model is given by name (float32 where
+            None), else of the matrix products. Half precision makes probabilities coarse.
+        device: By default the accelerator, else the CPU. A loaded model stays where it is.
+        batch_tokens: Tokens in a forward pass, see `trl_real.models.choice.ChoiceReader`.
+
+    Raises:
+        TrlRealError: If a loaded model has no tokenizer, or the dtype is none.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: Any = None,
+        device: str | None = None,
+        batch_tokens: int | None = None,
+    ):
+        from trl_real.models.lazy_model import LateModel
+
+        if batch_tokens is not None and batch_tokens < 1:
+            raise TrlRealError(f"batch_tokens={batch_tokens} reads nothing. Give at least 1, or leave it out.")
+        self.model, self.batch_tokens = LateModel(model, tokenizer, revision, dtype, device), batch_tokens
+        self.name = self.model.label
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the answers hang on: the model, its weights, tokenizer and template, and the precision."""
+        return self.model.identity
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """
+        An answer to each question, in order: the log-probability of each label. A chat that is longer than the model
+        reads is a failure.
+
+        Raises:
+            TrlRealError: If the model has no chat template, or a label is no single token.
+        """
+        from trl_real.models.load import is_forked
+
+        if not questions:
+            return []
+        chats = self._tokenize([question.messages for question in questions])
+        limit = self._reader.max_tokens or math.inf
+        found = [Answer(failure=f"longer than the model reads ({len(chat)} tokens)") for chat in chats]
+        for labels in dict.fromkeys(question.labels for question in questions):
+            rows = [i for i, chat in enumerate(chats) if questions[i].labels == labels and len(chat) <= limit]
+            log_probs = self._reader([chats[i] for i in rows], labels, progress=not is_forked())
+            for i, values in zip(rows, log_probs.tolist(), strict=True):
+                found[i] = _answer(labels, values, len(chats[i]))
+        return found
+
+    @cached_property
+    def _reader(self) -> Any:
+        from trl_real.models.choice import ChoiceReader
+        from trl_real.models.load import load_causal_lm
+
+        model, tokenizer = self.model.load(load_causal_lm)
+        if not tokenizer.chat_template:
+            raise TrlRealError(
+                f"{self.name} has no chat template: it is a base model. Give an instruct model, or a tokenizer with "
+                "a template: tokenizer=…."
+            )
+        return ChoiceReader(model, tokenizer, self.batch_tokens, self.model.cast_to)
+
+    def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[Ids]:
+        from jinja2 import TemplateError
+
+        if not self._knows_system:
+            chats = [_folded(chat) for chat in chats]
+        try:
+            ids = self._template(chats, tokenize=True, return_dict=True, sanitize_control_tokens=True)["input_ids"]
+        except TemplateError as error:
+            raise TrlRealError(f"The chat template of {self.name} cannot hold the question: {error}.") from error
+        return [tuple(chat) for chat in ids]
+
+    @cached_property
+    def _knows_system(self) -> bool:
+        """Whether a system text comes out of the template; some templates raise, others drop it silently."""
+        from jinja2 import TemplateError
+
+        mark = "system 7919"
+        try:
+            chat = [{"role": "system", "content": mark}, {"role": "user", "content": "?"}]
+            return mark in self._template(chat, tokenize=False)
+        except TemplateError:
+            return False
+
+    def _template(self, chats: list, **how: Any) -> Any:
+        apply = self._reader.tokenizer.apply_chat_template
+        return apply(chats, add_generation_prompt=True, enable_thinking=False, **how)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_reader"}
+
+
+def _folded(chat: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The system text at the start of the first user turn."""
+    system, *rest = chat
+    if system["role"] != "system" or not rest:
+        return chat
+    return [{**rest[0], "content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+
+
+def _answer(labels: tuple[str, ...], log_probs: list[float], n_tokens: int) -> Answer:
+    if any(map(math.isnan, log_probs)):
+        return Answer(failure="a probability that is no number", input_tokens=n_tokens)
+    return Answer(top=tuple(zip(labels, log_probs, strict=True)), input_tokens=n_tokens)

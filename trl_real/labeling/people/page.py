@@ -1,0 +1,238 @@
+"""A page on which people vote on one pair at a time, by keys; each vote is on disk before the next pair is shown."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.labeling.people.desk import Desk
+
+
+ASSETS = Path(__file__).parent / "page_assets"
+LOOPBACK = ("127.0.0.1", "localhost")
+# The page needs nothing from elsewhere, and whatever Gradio or a text would fetch is not fetched.
+CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
+)
+LAST_WORDS = 1.5  # seconds in which the browser gets the last answer before the server ends
+# The side of the page that each button stands for, its label and its look.
+CHOICES = {
+    "left": ("First is better", "primary"),
+    "tie": ("Tie", "secondary"),
+    "right": ("Second is better", "primary"),
+    "skip": ("Skip", "secondary"),
+}
+
+
+def build_page(
+    dataset: Dataset,
+    votes: str | Path,
+    *,
+    annotator: str | None = None,
+    guidelines: str | Path = "",
+    seed: int = 42,
+) -> Any:
+    """
+    The page as a Gradio app, for whoever wants to launch it in their own way; `serve_page` serves it.
+
+    Args:
+        dataset: What a selector's `select` or `map` returned: `prompt`, `pair`, `response_a`, `response_b`.
+        votes: Path of the votes file; an existing one is continued.
+        annotator: The name that stands beside the votes; None asks for it on the page.
+        guidelines: What to look for: a Markdown file's path, or Markdown text.
+        seed: Of the order and the sides, together with the annotator's name.
+
+    Returns:
+        A `gradio.Blocks`; its `desk` holds the lock on the votes file until `desk.close()`.
+
+    Raises:
+        MissingExtraError: If Gradio is not installed.
+        TrlRealError: If there is nothing to vote on, or the votes file cannot be written.
+    """
+    gr = _gradio()
+    text = _guidelines(guidelines)
+    desk = Desk(dataset, votes, annotator, seed)
+    with gr.Blocks(title="Which response is better?", analytics_enabled=False, fill_width=True) as blocks:
+        blocks.desk = desk
+        gr.HTML(
+            f"<style>{(ASSETS / 'page.css').read_text(encoding='utf-8')}</style>",
+            apply_default_css=False,
+            elem_id="style",
+        )
+        asked = gr.Textbox(visible=False)
+        with gr.Column(visible=False, elem_id="start") as start:
+            gr.Markdown("## Which response is better?\nYour name stands beside each of your votes.")
+            name = gr.Textbox(label="Your name", max_lines=1, max_length=80, elem_id="annotator", autofocus=True)
+            begin = gr.Button("Start", variant="primary", elem_id="begin")
+            gr.Markdown(text, visible=bool(text), elem_id="start-guidelines", container=True)
+        with gr.Column(visible=False, elem_id="work") as work:
+            with gr.Accordion("Guidelines", open=False, visible=bool(text), elem_id="guidelines"):
+                gr.Markdown(text)
+            stage = gr.HTML(apply_default_css=False, elem_id="stage")
+            gr.HTML(_NO_ANSWER, apply_default_css=False, elem_id="silence")
+            with gr.Row(elem_id="votes"):
+                buttons = {
+                    side: gr.Button(label, variant=variant, elem_id=f"vote-{side}")
+                    for side, (label, variant) in CHOICES.items()
+                }
+                buttons["undo"] = gr.Button("Undo", elem_id="vote-undo")
+        _wire(gr, blocks, desk, asked, (name, begin), (start, work, stage, *buttons.values()), buttons)
+    return blocks
+
+
+def _wire(
+    gr: Any, blocks: Any, desk: Desk, asked: Any, entry: tuple[Any, Any], outputs: tuple, buttons: dict[str, Any]
+) -> None:
+    """What happens when; the browser says in `asked` who is there and which pair was seen."""
+    name, begin = entry
+
+    def shown(view: str) -> list[Any]:
+        at_work, left = bool(view), 'id="end"' not in view
+        choices = [gr.update(visible=left) for _ in CHOICES]
+        return [gr.update(visible=not at_work), gr.update(visible=at_work), view, *choices, gr.update()]
+
+    def arrive(said: str) -> list[Any]:
+        return shown(desk.show(_said(said).get("annotator") or ""))
+
+    def press(action: str) -> Callable[[str], list[Any]]:
+        return lambda said: shown(desk.act(action, _said(said)))
+
+    common = {"outputs": list(outputs), "show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    blocks.load(arrive, [asked], js=(ASSETS / "page.js").read_text(encoding="utf-8"), **common)
+    for event in (name.submit, begin.click):
+        event(arrive, [name], js="(name) => window.trlReal.remember(name)", **common)
+    for action, button in buttons.items():
+        button.click(press(action), [asked], js="() => window.trlReal.take()", **common)
+
+
+def serve_page(
+    dataset: Dataset,
+    votes: str | Path,
+    *,
+    annotator: str | None = None,
+    guidelines: str | Path = "",
+    seed: int = 42,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    open_browser: bool = False,
+    until_done: bool = False,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """
+    Serve the page until Ctrl+C.
+
+    Args:
+        dataset, votes, annotator, guidelines, seed: As `build_page` takes them.
+        host: To listen on; with anything but 127.0.0.1 whoever reaches the machine can read the pairs and vote.
+        port: To listen on; the first free one from 7860 on by default.
+        open_browser: Whether to open the page.
+        until_done: Whether to end as soon as everyone who came has voted on every pair.
+        on_ready: Is told the address.
+
+    Raises:
+        MissingExtraError: If Gradio is not installed.
+        TrlRealError: If there is nothing to vote on, or the file or the port is taken.
+    """
+    blocks = build_page(dataset, votes, annotator=annotator, guidelines=guidelines, seed=seed)
+    try:
+        url = _launch(blocks, host, port, open_browser)
+        if on_ready is not None:
+            on_ready(url)
+        while not (until_done and blocks.desk.finished.is_set()):
+            time.sleep(0.2)
+        time.sleep(LAST_WORDS)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        blocks.close(verbose=False)
+        blocks.desk.close()
+
+
+def _launch(blocks: Any, host: str, port: int | None, open_browser: bool) -> str:
+    gr = _gradio()
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    try:
+        _, url, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=open_browser,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            theme=gr.themes.Base(primary_hue="blue", **fonts),
+            app_kwargs={"middleware": _middleware(host), "docs_url": None, "redoc_url": None, "openapi_url": None},
+        )
+    except OSError as error:
+        where = f"{host}:{port}" if port else host
+        raise TrlRealError(f"Cannot listen on {where} ({error}). Give another --port, or none.") from error
+    return url
+
+
+class _Headers:
+    """Adds the content policy to each answer."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def with_policy(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", CONTENT_POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), policy]}
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+def _middleware(host: str) -> list[Any]:
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    own = [Middleware(_Headers)]
+    if host in LOOPBACK:  # a name that another site points here is not ours
+        own.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+    return own
+
+
+def _gradio() -> Any:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
+    try:
+        return import_module("gradio")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("gradio", "label") from error
+
+
+def _guidelines(guidelines: str | Path) -> str:
+    is_path = isinstance(guidelines, Path) or ("\n" not in guidelines and guidelines.endswith((".md", ".txt")))
+    if not is_path:
+        return str(guidelines)
+    try:
+        return Path(guidelines).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrlRealError(f"Cannot read the guidelines {str(guidelines)!r}. Give a Markdown file.") from error
+
+
+def _said(said: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(said)
+    except (TypeError, ValueError):
+        value = None
+    return value if isinstance(value, dict) else {}
+
+
+_NO_ANSWER = (
+    '<p class="note" role="alert">No answer from the server. Start it again and reload this page: '
+    "every vote before this pair is on disk.</p>"
+)

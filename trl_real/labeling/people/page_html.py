@@ -1,0 +1,146 @@
+"""What the page for people shows, as HTML in which text from data is text and nothing else."""
+
+import html
+import math
+import re
+import unicodedata
+from typing import Any
+
+from trl_real.data.conversation import is_messages, text_of
+from trl_real.labeling.people.queue import Pair, Progress
+
+
+# Characters that are not seen, or that reorder what is: control characters, soft hyphen, zero widths, bidi controls,
+# fillers, lone surrogates, tags and the supplementary variation selectors. Joiners stay: scripts and emoji need them.
+_UNSEEN = (
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e01ef"
+)
+_UNSEEN_RUN = re.compile(f"([{_UNSEEN}])\\1*")
+# These three only settle the order of what stands beside them, and honest right-to-left text needs them.
+_KEPT = {"\u061c", "\u200e", "\u200f"}
+
+
+def text_html(text: str) -> str:
+    """
+    A text as HTML: markup is shown and not obeyed, and each run of unseen characters is a visible mark.
+
+    Args:
+        text: Anything, lone surrogates included.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    parts, end = [], 0
+    for run in _UNSEEN_RUN.finditer(text):
+        parts += [html.escape(text[end : run.start()]), _mark(run)]
+        end = run.end()
+    return "".join(parts) + html.escape(text[end:])
+
+
+def pair_html(pair: Pair, progress: Progress, annotator: str, reply: int, note: str = "") -> str:
+    """
+    The page's middle: who and how far, the prompt, and the two responses.
+
+    Args:
+        pair: To vote on.
+        progress: Of the annotator.
+        annotator: A name.
+        reply: Number of this answer of the server: the page tells a new answer from an old one by it.
+        note: A line above the pair.
+    """
+    panels = _panel("first", "1", "First response", pair.first) + _panel("second", "3", "Second response", pair.second)
+    return (
+        f'<div id="pair" data-key="{pair.key}" data-reply="{reply}">{status_html(progress, annotator)}{_note(note)}'
+        f'<section class="panel" id="prompt" tabindex="0" aria-label="Prompt"><h2>Prompt</h2>'
+        f'<div class="scroll">{_prompt(pair.prompt)}</div></section><div class="sides">{panels}</div></div>'
+    )
+
+
+def end_html(progress: Progress, annotator: str, reply: int, note: str = "") -> str:
+    """The page's middle when no pair is left: what the annotator did, in figures."""
+    n = progress.counts
+    rows = (
+        ("First response better", progress.left),
+        ("Second response better", progress.right),
+        ("Ties", n["tie"]),
+        ("Skipped", n["skip"]),
+        ("Median time a pair", _seconds(progress.median_seconds)),
+    )
+    table = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+    return (
+        f'<div id="pair" data-key="" data-reply="{reply}">{status_html(progress, annotator)}{_note(note)}'
+        f'<section id="end"><h2>{_pairs(progress.total)} done. Thank you!</h2><table>{table}</table>'
+        "<p>Every vote is on disk. You can close this page.</p></section></div>"
+    )
+
+
+def status_html(progress: Progress, annotator: str) -> str:
+    """Name, bar, counts and pace."""
+    share = 100 * progress.done / progress.total
+    parts = [f"<b>{progress.done:,}</b> of {_pairs(progress.total)}"]
+    if progress.skipped:
+        parts.append(f"{progress.skipped:,} skipped")
+    if progress.median_seconds > 0:
+        left = (progress.total - progress.done) * progress.median_seconds
+        parts += [f"{_seconds(progress.median_seconds)} a pair", f"{progress.pairs_per_hour:,.0f} pairs an hour"]
+        parts += [f"about {_seconds(left)} to go"] if left else []
+    counts = "".join(f"<span>{part}</span>" for part in parts)
+    return (
+        f'<header class="status" role="status"><div class="bar" role="progressbar" aria-label="Progress" '
+        f'aria-valuenow="{share:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div style="width:{share:.2f}%"></div></div><div class="counts">{counts}'
+        f'<bdi class="who">{text_html(annotator)}</bdi></div></header>'
+    )
+
+
+def error_html(message: str, reply: int) -> str:
+    """A line that says what went wrong, in the pair's place."""
+    return f'<div id="pair" data-key="" data-reply="{reply}">{_note(message)}</div>'
+
+
+def _panel(name: str, key: str, title: str, text: str) -> str:
+    length = f"{len(text):,} characters"
+    return (
+        f'<section class="panel" id="{name}" tabindex="0" aria-label="{title}">'
+        f"<h2><kbd>{key}</kbd>{title}<small>{length}</small></h2>"
+        f'<div class="scroll"><div class="text" dir="auto">{_or_empty(text)}</div></div></section>'
+    )
+
+
+def _prompt(prompt: Any) -> str:
+    if not is_messages(prompt):
+        return f'<div class="text" dir="auto">{_or_empty(str(prompt or ""))}</div>'
+    return "".join(
+        f'<div class="turn"><h3 dir="auto">{text_html(str(message.get("role") or "message"))}</h3>'
+        f'<div class="text" dir="auto">{_or_empty(text_of([message]))}</div></div>'
+        for message in prompt
+    )
+
+
+def _or_empty(text: str) -> str:
+    if text.strip():
+        return text_html(text)
+    what = f"{len(text)} characters of white space" if text else "empty"
+    return f'<em class="empty">({what})</em>'
+
+
+def _mark(run: re.Match) -> str:
+    char, times = run[1], len(run[0])
+    name = unicodedata.name(char, "CONTROL CHARACTER" if ord(char) < 256 else "UNSEEN CHARACTER")
+    label = f"U+{ord(char):04X}" + (f" ×{times:,}" if times > 1 else "")
+    return f'<span class="mark" title="{name.title()}">{label}</span>{char if char in _KEPT else ""}'
+
+
+def _note(note: str) -> str:
+    return f'<p class="note" role="alert">{text_html(note)}</p>' if note else ""
+
+
+def _pairs(n: int) -> str:
+    return "1 pair" if n == 1 else f"{n:,} pairs"
+
+
+def _seconds(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

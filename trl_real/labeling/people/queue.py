@@ -1,0 +1,251 @@
+"""The pairs that one person has yet to vote on, in an order of their own."""
+
+import hashlib
+import math
+import statistics
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from datasets import Dataset
+
+from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, pair_key
+from trl_real.runtime.journal import Journal
+
+
+LONGEST = 24 * 3600.0
+LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    A pair as a person sees it.
+
+    Args:
+        key: By `pair_key` of the row.
+        row: In the dataset.
+        prompt: Text or messages.
+        first, second: The responses on the left and on the right.
+        shown_first: Which of `response_a` and `response_b` is `first`: `"a"` or `"b"`.
+    """
+
+    key: str
+    row: int
+    prompt: Any
+    first: str
+    second: str
+    shown_first: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """
+    How far a person is.
+
+    Args:
+        total: Pairs.
+        counts: Pairs by verdict.
+        left, right: Pairs whose first and second shown response was preferred.
+        median_seconds: From a pair's appearance to the vote; NaN before the first.
+    """
+
+    total: int
+    counts: dict[str, int]
+    left: int
+    right: int
+    median_seconds: float
+
+    @property
+    def done(self) -> int:
+        """Pairs that were voted on, the skipped ones included."""
+        return sum(self.counts.values())
+
+    @property
+    def skipped(self) -> int:
+        """Pairs that were skipped."""
+        return self.counts["skip"]
+
+    @property
+    def pairs_per_hour(self) -> float:
+        """At the median pace; NaN before the first vote."""
+        return 3600 / self.median_seconds if self.median_seconds > 0 else math.nan
+
+
+class Deck:
+    """
+    The pairs of a dataset, each once: rows without a pair are left out, and so is a pair that another row has
+    already, in whichever order of its responses.
+
+    Args:
+        dataset: What a selector's `select` or `map` returned: `prompt`, `pair`, `response_a`, `response_b`.
+
+    Raises:
+        MissingColumnError: If a column is not there.
+        TrlRealError: If no row has a pair.
+    """
+
+    def __init__(self, dataset: Dataset):
+        for name in ("prompt", "response_a", "response_b"):
+            if name not in dataset.column_names:
+                fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
+                raise MissingColumnError(name, dataset.column_names, fix)
+        shown = [name for name in ("prompt", "response_a", "response_b", "pair") if name in dataset.column_names]
+        self._dataset = dataset.with_format(None).select_columns(shown)
+        self._pairs: dict[str, tuple[str, str, int]] = {}  # the lower of key and mirror -> key, mirror, row
+        for row, columns in enumerate(self._dataset):
+            if "pair" in columns and columns["pair"][0] < 0:
+                continue
+            texts = columns["prompt"], columns["response_a"], columns["response_b"]
+            key, mirror = pair_key(*texts), pair_key(texts[0], texts[2], texts[1])
+            name = min(key, mirror)
+            if name not in self._pairs or key < self._pairs[name][0]:
+                self._pairs[name] = (key, mirror, row)
+        if not self._pairs:
+            raise TrlRealError(f"None of the {len(dataset)} rows has a pair, so there is nothing to vote on.")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def order(self, seed: int, annotator: str) -> list[str]:
+        """Names of all pairs in the order in which a person sees them: by seed, name and content alone."""
+        return sorted(self._pairs, key=lambda name: _draw(seed, annotator, "order", name))
+
+    def keys(self, name: str) -> tuple[str, str]:
+        """The pair's key and its mirror's."""
+        return self._pairs[name][:2]
+
+    def show(self, name: str, seed: int, annotator: str) -> Pair:
+        """A pair with its sides drawn; a row with its responses swapped is shown in the same way."""
+        key, mirror, row = self._pairs[name]
+        swapped = bool(_draw(seed, annotator, "side", name)[0] & 1) != (key > mirror)
+        columns = self._dataset[row]
+        texts = columns["response_a"], columns["response_b"]
+        first, second = reversed(texts) if swapped else texts
+        return Pair(key, row, columns["prompt"], first, second, "b" if swapped else "a")
+
+
+class VoteQueue:
+    """
+    One person's way through the pairs: which is next, what was said, and what is undone.
+
+    It stands where the journal says: a new queue on the same journal goes on after a crash, and knows of the votes of
+    others only what their names are. Queues of several people may share a journal, within one thread at a time.
+
+    Args:
+        dataset: The selected pairs, or a `Deck` that several queues share.
+        journal: Where the votes go; each is on disk before the next pair is told.
+        annotator: A name.
+        seed: Of the order and the sides; together with the name and the pairs' texts it decides both.
+
+    Raises:
+        TrlRealError: If the name is empty, or no row has a pair.
+    """
+
+    def __init__(self, dataset: Dataset | Deck, journal: Journal, annotator: str, seed: int = 42):
+        self.annotator = " ".join(annotator.split())
+        if not self.annotator or len(self.annotator) > LONGEST_NAME:
+            raise TrlRealError(
+                f"An annotator's name of {len(self.annotator)} characters; give 1 to {LONGEST_NAME}, such as 'ann'."
+            )
+        self.seed = seed
+        self._deck = dataset if isinstance(dataset, Deck) else Deck(dataset)
+        self._journal = journal
+        self._order = self._deck.order(seed, self.annotator)
+        self._name = {key: name for name in self._order for key in self._deck.keys(name)}
+        self._done: dict[str, Vote] = {}
+        for vote in VoteBook(journal.read()).votes(self.annotator):
+            if vote.key in self._name:
+                self._done[self._name[vote.key]] = vote
+
+    def next(self) -> Pair | None:
+        """The first pair without a vote, or None if there is none left; the same one until it is voted on."""
+        name = next((name for name in self._order if name not in self._done), None)
+        return None if name is None else self._deck.show(name, self.seed, self.annotator)
+
+    def vote(self, verdict: str, seconds: float, key: str | None = None) -> bool:
+        """
+        Vote on the pair that is next.
+
+        Args:
+            verdict: One of `VERDICTS`, told of `response_a` and `response_b`.
+            seconds: From the pair's appearance to the vote.
+            key: Of the pair that the person saw; if another one is next, the vote is not taken.
+
+        Returns:
+            Whether the vote was taken; if so, it is on disk.
+
+        Raises:
+            TrlRealError: If there is no such verdict, or the file cannot be written.
+        """
+        if verdict not in VERDICTS:
+            raise TrlRealError(f"No verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
+        pair = self.next()
+        if pair is None or (key is not None and key != pair.key):
+            return False
+        name = self._name[pair.key]
+        vote = Vote(
+            key=pair.key,
+            mirror=self._deck.keys(name)[1],
+            row=pair.row,
+            annotator=self.annotator,
+            verdict=verdict,
+            shown_first=pair.shown_first,
+            seconds=round(min(max(float(seconds), 0.0), LONGEST), 3) if math.isfinite(seconds) else 0.0,
+            time=_now(),
+            seed=self.seed,
+        )
+        self._journal.append(vote.to_line())
+        self._done[name] = vote
+        return True
+
+    def vote_side(self, side: str, seconds: float, key: str | None = None) -> bool:
+        """As `vote`, with what the person said of the page: `"left"`, `"tie"`, `"right"` or `"skip"`."""
+        pair = self.next()
+        if pair is None:
+            return False
+        other = "b" if pair.shown_first == "a" else "a"
+        return self.vote({"left": pair.shown_first, "right": other}.get(side, side), seconds, key)
+
+    def undo(self, key: str | None = None) -> bool:
+        """
+        Take the last vote back; its pair is to be voted on again. The vote stays in the file, with a line after it
+        that says so.
+
+        Args:
+            key: Of the pair that the person saw, `""` at the end; if another one is next, nothing happens.
+
+        Returns:
+            Whether there was a vote to take back.
+        """
+        pair = self.next() if key is not None else None
+        if not self._done or (key is not None and key != (pair.key if pair else "")):
+            return False
+        name, vote = next(reversed(self._done.items()))
+        self._journal.append({"undo": vote.key, "annotator": self.annotator, "time": _now()})
+        del self._done[name]
+        return True
+
+    @property
+    def progress(self) -> Progress:
+        """Counts and pace of this person on these pairs."""
+        votes = list(self._done.values())
+        counts = {verdict: sum(vote.verdict == verdict for vote in votes) for verdict in VERDICTS}
+        left = sum(vote.verdict == vote.shown_first for vote in votes)
+        seconds = [vote.seconds for vote in votes if math.isfinite(vote.seconds)]
+        return Progress(
+            total=len(self._order),
+            counts=counts,
+            left=left,
+            right=counts["a"] + counts["b"] - left,
+            median_seconds=statistics.median(seconds) if seconds else math.nan,
+        )
+
+
+def _draw(seed: int, annotator: str, what: str, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{annotator}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

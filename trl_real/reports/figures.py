@@ -1,0 +1,347 @@
+"""The report's pictures: plain data in, a matplotlib `Figure` out. Nothing here touches `pyplot` or its state."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trl_real.errors import MissingExtraError
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a strategy has its colour in every picture.
+STRATEGY_COLORS = {
+    "easy": "#0072B2",
+    "hard": "#D55E00",
+    "centroid": "#009E73",
+    "certainty": "#E69F00",
+    "d_optimal": "#CC79A7",
+    "random": "#000000",
+}
+OTHER_COLOR = "#56B4E9"
+BASELINE = "random"
+# Colours for strategies of users, from Tol's muted scheme: none is near one of Okabe and Ito's above.
+USER_COLORS = (OTHER_COLOR, "#882255", "#999933", "#332288", "#AA4499")
+# The geometry variants of a strategy: its hue made darker (< 0) or lighter, and a line and a marker of their own.
+VARIANTS = ((-0.45, "--", "s"), (0.35, "-.", "D"), (-0.7, ":", "^"), (0.55, (0, (4, 1, 1, 1, 1, 1)), "v"))
+POOL_COLOR, LINE_COLOR = "#BDBDBD", "#444444"
+CURVES = {  # key in the trainer's log: name, colour, line style, width
+    "rewards/margins": ("margin", "#000000", "-", 2.6),
+    "rewards/chosen": ("chosen", "#0072B2", "--", 2.0),
+    "rewards/rejected": ("rejected", "#D55E00", ":", 2.6),
+}
+
+# A picture is as wide as a phone's screen in portrait: 12 points in 5 inches stay readable there.
+WIDTH, FONT, DPI = 5.0, 12, 160
+LABEL_LENGTH = 22
+
+_UNSHOWN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class ArmStyle(NamedTuple):
+    """Colour, line style and marker of an arm, as matplotlib takes them."""
+
+    color: str
+    line: str | tuple = "-"
+    marker: str = "o"
+
+
+def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
+    """
+    A style for each arm that is no other's: the hue tells the strategy, the line and the marker the geometry.
+
+    Args:
+        arms: All arms of a study, `"strategy"` or `"strategy@geometry"`; the same list gives the same styles.
+    """
+    strategies = list(dict.fromkeys(arm.partition("@")[0] for arm in arms))
+    users = [name for name in strategies if name not in STRATEGY_COLORS]
+    hues = STRATEGY_COLORS | {name: USER_COLORS[i % len(USER_COLORS)] for i, name in enumerate(users)}
+    styles: dict[str, ArmStyle] = {}
+    for strategy in strategies:
+        variants = [arm for arm in arms if arm.startswith(f"{strategy}@")]
+        styles[strategy] = ArmStyle(hues[strategy])
+        for i, arm in enumerate(variants):
+            shade, line, marker = VARIANTS[i % len(VARIANTS)]
+            styles[arm] = ArmStyle(_shade(hues[strategy], shade), line, marker)
+    return {arm: styles[arm] for arm in arms}
+
+
+def _shade(color: str, by: float) -> str:
+    """A colour mixed with white (`by` > 0) or black, as `#rrggbb`."""
+    target = 255 if by > 0 else 0
+    parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + abs(by) * (target - part)):02x}" for part in parts)
+
+
+class Rate(NamedTuple):
+    """
+    One line of the win-rate picture.
+
+    Args:
+        name: What the line is called.
+        strategy: Settles its colour.
+        rate, low, high: Win rate and the ends of its interval, in [0, 1] or NaN.
+        group: Lines of one group stand together: those with the same budget.
+    """
+
+    name: str
+    strategy: str
+    rate: float
+    low: float
+    high: float
+    group: str = ""
+
+
+def color_of(strategy: str) -> str:
+    """The strategy's colour; all strategies of users share one."""
+    return STRATEGY_COLORS.get(strategy, OTHER_COLOR)
+
+
+def similarity_figure(
+    histogram: Mapping[str, Sequence[float]],
+    *,
+    name: str,
+    strategy: str,
+    cut: float | None = None,
+    color: str | None = None,
+) -> "Figure":
+    """
+    How similar the two responses of a pair are, in the pool and among the kept rows.
+
+    Args:
+        histogram: `SelectionRecord.histogram`: `edges` (bins + 1 values), `pool` and `kept` (counts).
+        name: Title.
+        strategy: Settles the colour of the kept rows.
+        cut: Similarity at which the budget ended; None if it ended at no similarity.
+        color: Of the kept rows, if not the strategy's.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure, axes = new_axes(height=3.6, title=name)
+    edges = histogram["edges"]
+    axes.stairs(histogram["pool"], edges, fill=True, color=POOL_COLOR, label=f"pool ({sum(histogram['pool'])})")
+    kept = f"kept ({sum(histogram['kept'])})"
+    axes.stairs(histogram["kept"], edges, fill=True, color=color or color_of(strategy), alpha=0.85, label=kept)
+    if cut is not None:
+        axes.axvline(cut, color=LINE_COLOR, linestyle="--", linewidth=1.8, label=f"cut at {cut:.3g}")
+    axes.set_xlabel("similarity of the two responses", fontsize=FONT)
+    axes.set_ylabel("rows", fontsize=FONT)
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", integer=True)
+    tidy(axes)
+    legend(figure, axes)
+    return figure
+
+
+def win_rate_figure(rates: Sequence[Rate], *, confidence: float = 0.95) -> "Figure":
+    """
+    Win rates as points with their intervals, one line an arm, beside the line at 0.5.
+
+    Args:
+        rates: In the order in which they are read; a gap parts the groups.
+        confidence: Level of the intervals.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    heights = row_heights([rate.group for rate in rates])
+    figure, axes = new_axes(height=1.35 + 0.55 * (1 - min(heights)), title="")
+    axes.axvline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
+    for rate, y in zip(rates, heights, strict=True):
+        if math.isfinite(rate.rate):
+            draw_interval(axes, rate[2:5], y, color=color_of(rate.strategy), hollow=rate.strategy == "random")
+        else:
+            axes.text(0.5, y, " not measured", fontsize=FONT, va="center")
+    ends = [x for rate in rates for x in (rate.low, rate.rate, rate.high) if math.isfinite(x)] + [0.4, 0.6]
+    axes.set_xlim(max(-0.02, min(ends) - 0.04), min(1.02, max(ends) + 0.04))
+    axes.set_xlabel(f"win rate with {confidence:.0%} interval", fontsize=FONT)
+    name_rows(axes, heights, [rate.name for rate in rates])
+    return figure
+
+
+def training_figure(
+    log_history: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    n_labels: int,
+    limits: tuple[float, float] | None = None,
+) -> "Figure":
+    """
+    Rewards of the chosen and the rejected responses, and the margin between them, against labels seen.
+
+    Args:
+        log_history: `Trainer.state.log_history`: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, and `epoch`
+            or else `step`; other rows are passed over.
+        name: Title.
+        n_labels: Labelled pairs in an epoch.
+        limits: Ends of the vertical axis, so that arms can be compared; see `reward_limits`.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure, axes = new_axes(height=3.8, title=name)
+    rows = reward_rows(log_history)
+    by_labels = bool(rows) and all("epoch" in row for row in rows)
+    x = [float(row["epoch"]) * n_labels if by_labels else float(row.get("step", i)) for i, row in enumerate(rows)]
+    axes.axhline(0, color=POOL_COLOR, linewidth=1.2)
+    for key, (label, color, style, width) in CURVES.items():
+        marker = "o" if len(rows) == 1 else None
+        y = [to_float(row.get(key)) for row in rows]
+        axes.plot(x, y, style, color=color, lw=width, marker=marker, label=label)
+    if limits:
+        axes.set_ylim(*limits)
+    axes.set_xlabel("labels seen (again in each epoch)" if by_labels else "optimizer steps", fontsize=FONT)
+    axes.set_ylabel("reward", fontsize=FONT)
+    tidy(axes)
+    legend(figure, axes)
+    return figure
+
+
+def reward_rows(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of a trainer's log that tell the rewards of a training step."""
+    return [row for row in log_history if "rewards/chosen" in row]
+
+
+def reward_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
+    """Ends of a vertical axis that holds the curves of all histories; None without a finite value."""
+    values = [to_float(row.get(key)) for history in histories for row in reward_rows(history) for key in CURVES]
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return None
+    low, high = min(values + [0.0]), max(values + [0.0])
+    space = 0.06 * (high - low) or 1.0
+    return low - space, high + space
+
+
+def one_line(text: Any, length: int) -> str:
+    """
+    Text from data, fit to be shown: white space as single blanks, at most `length` characters and then "…".
+
+    Control characters, lone surrogates and the marks that turn the direction of all that follows become U+FFFD; plain
+    left-to-right and right-to-left marks stay.
+    """
+    line = " ".join(_UNSHOWN.sub("\ufffd", str(text)).split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def to_png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, facecolor="white")
+    return buffer.getvalue()
+
+
+def to_data_uri(figure: "Figure | bytes") -> str:
+    """The figure, or its PNG, as a URI that holds the whole picture."""
+    png = figure if isinstance(figure, bytes) else to_png(figure)
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def save_png(figure: "Figure | bytes", path: str | Path) -> Path:
+    """Write the figure, or its PNG, to `path`, whose folder is made if need be."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(figure if isinstance(figure, bytes) else to_png(figure))
+    return path
+
+
+def check_matplotlib() -> None:
+    """
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plots") from error
+
+
+def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
+    """
+    A figure as wide as all of them, `height` in inches, and its one pair of axes.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    if title:
+        axes.set_title(short_label(title, 40), fontsize=FONT + 1, fontweight="bold", loc="left")
+    return figure, axes
+
+
+def draw_interval(
+    axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, hollow: bool = False, text: str = ""
+) -> None:
+    """A value and the ends of its interval as a point, a line and the number; the baseline is hollow."""
+    value, low, high = ends
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
+    face = "white" if hollow else color
+    axes.plot([value], [y], "o", markersize=9, color=color, mfc=face, markeredgewidth=2, clip_on=False)
+    write_above(axes, value, y, text or f"{value:.2f}")
+
+
+def write_above(axes: "Axes", x: float, y: float, text: str) -> None:
+    """A number on a white plate above its point."""
+    plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    place = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(text, (x, y), **place, fontsize=FONT - 1, bbox=plate)
+
+
+def name_rows(axes: "Axes", heights: Sequence[float], names: Sequence[str]) -> None:
+    """Names in place of a vertical axis."""
+    axes.set_ylim(min(heights) - 0.55, 0.75)
+    axes.set_yticks(heights, [short_label(name) for name in names], fontsize=FONT)
+    tidy(axes)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def row_heights(groups: Sequence[str], gap: float = 0.5) -> list[float]:
+    """Vertical places, downward from 0, with a gap where the group changes."""
+    heights: list[float] = []
+    for i, group in enumerate(groups):
+        heights.append(heights[-1] - 1 - gap * (group != groups[i - 1]) if i else 0.0)
+    return heights
+
+
+def tidy(axes: "Axes") -> None:
+    """The ticks and borders that all pictures share."""
+    axes.tick_params(labelsize=FONT - 0.5)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(axis="x", useOffset=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def legend(figure: "Figure", axes: "Axes", ncols: int = 3) -> None:
+    """The names of what is drawn, below the picture."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=ncols, fontsize=FONT - 0.5, frameon=False,
+        handlelength=1.6, columnspacing=1.0, handletextpad=0.5,
+    )  # fmt: skip
+
+
+def short_label(text: str, length: int = LABEL_LENGTH) -> str:
+    """One short line in which matplotlib sees no mathematics."""
+    return one_line(text, length).replace("$", r"\$")
+
+
+def to_float(value: Any) -> float:
+    """A float; NaN also for None, which is how JSON files say it."""
+    return math.nan if value is None else float(value)

@@ -1,0 +1,210 @@
+"""One question to an OpenAI-compatible server, asked until it is answered or there is no more point in asking."""
+
+import json
+import os
+import random
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from trl_real.errors import MissingExtraError, TrlRealError
+
+
+LARGEST_BODY = 2**20
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
+FIRST_CONTACT = 10.0  # seconds for a server that has never answered to accept a connection
+
+# Statuses that no second try and no other row would change.
+HOPELESS = {
+    401: "does not accept the key: give api_key, or set it in the environment",
+    402: "wants to be paid first",
+    403: "does not allow this",
+    404: "does not know this model or path",
+}
+
+OPENAI, KEY_VARIABLE = "api.openai.com", "TRL_REAL_JUDGE_API_KEY"
+
+
+class NotAnswered(Exception):
+    """A question that stays without an answer, and why; the others may fare better."""
+
+
+class _TryAgain(Exception):
+    """A try that failed in a way that may pass."""
+
+    def __init__(self, reason: str, pause: float | None = None):
+        super().__init__(reason)
+        self.reason, self.pause = reason, pause
+
+
+class _NotReached(_TryAgain):
+    """A try that found no server."""
+
+
+class Requests:
+    """
+    Asks a server, with retries. Safe for threads.
+
+    Args:
+        base_url: Such as `http://127.0.0.1:8000/v1`.
+        api_key: Sent to that server and written nowhere.
+        model: Whose answers are wanted; those of another model are refused.
+        timeout: Seconds for one try, from the first byte sent to the last one read.
+        deadline: Seconds for a question with all its tries and pauses.
+        max_retries: Tries after the first one.
+    """
+
+    def __init__(
+        self, base_url: str, api_key: str | None, model: str, timeout: float, deadline: float, max_retries: int
+    ):
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise MissingExtraError("openai", "judge") from error
+        self.shown_url, self.model = without_password(base_url), model
+        self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
+        self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout)
+        self.ever_answered = False
+        self.stopped = threading.Event()
+        self._not_before = 0.0
+        self._lock = threading.Lock()
+
+    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        """
+        The server's completion for a body.
+
+        Raises:
+            NotAnswered: If this question cannot be answered, or not in time.
+            TrlRealError: If no question can be: no such server, key or model.
+        """
+        from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
+
+        started = time.monotonic()
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TryAgain),
+            wait=_pause,
+            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_in_vain,
+            sleep=self.stopped.wait,
+            reraise=True,
+        )
+        try:
+            completion = retrying(self._try, body, started)
+        except _TryAgain as error:
+            if self._was_never_reached(error):
+                raise TrlRealError(f"No answer from {self.shown_url}: {error.reason}. Is the server up?") from error
+            raise NotAnswered(error.reason) from error
+        self.ever_answered = True
+        return completion
+
+    def _is_in_vain(self, state: Any) -> bool:
+        """Whether to stop early: a wrong port is told soon, a server that starts again is waited for."""
+        return state.seconds_since_start > FIRST_CONTACT and self._was_never_reached(state.outcome.exception())
+
+    def _was_never_reached(self, error: _TryAgain) -> bool:
+        return isinstance(error, _NotReached) and not self.ever_answered
+
+    def _try(self, body: dict[str, Any], started: float) -> dict[str, Any]:
+        self.stopped.wait(max(0.0, self._not_before - time.monotonic()))
+        if self.stopped.is_set():
+            raise NotAnswered("stopped")
+        left = self.deadline - (time.monotonic() - started)
+        if left <= 0:
+            raise NotAnswered(f"no answer within {self.deadline:g} s")
+        return self._checked(self._read(body, time.monotonic() + min(self.timeout, left)))
+
+    def _read(self, body: dict[str, Any], until: float) -> bytes:
+        """The body of the answer; read piece by piece, since a timeout of the client is for each piece."""
+        import httpx2
+        import openai
+
+        try:
+            patience = max(0.001, until - time.monotonic())
+            create = self.client.with_options(timeout=patience).chat.completions.with_streaming_response.create
+            with create(**body) as response:
+                content = b""
+                for piece in response.iter_bytes():
+                    content += piece
+                    if len(content) > LARGEST_BODY:
+                        raise _TryAgain("an answer of more than 1 MB")
+                    if time.monotonic() > until:
+                        raise _TryAgain("an answer that did not end in time")
+            return content
+        except openai.APIStatusError as error:
+            raise self._refused(error) from error
+        except (openai.APITimeoutError, httpx2.TimeoutException) as error:
+            raise _TryAgain("no answer in time") from error
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            cause = error.__cause__ or error
+            raise _NotReached(f"no connection ({type(cause).__name__})") from error
+
+    def _refused(self, error: Any) -> Exception:
+        """What a status means: try again, give up on this question, or on all of them."""
+        status = error.status_code
+        said = " ".join(str(error.message).split())[:200]
+        code = getattr(error, "code", None)
+        if status in HOPELESS or code == "insufficient_quota":
+            meaning = HOPELESS.get(status, "has no quota left for this key")
+            return TrlRealError(f"{self.shown_url} {meaning} (model {self.model!r}, status {status}).")
+        if status in (408, 409, 429) or status >= 500:
+            pause = _retry_after(error.response.headers.get("retry-after"))
+            if pause is not None:
+                with self._lock:  # the others would be sent away, too
+                    self._not_before = max(self._not_before, time.monotonic() + min(pause, self.deadline))
+            return _TryAgain(f"status {status}", pause)
+        return NotAnswered(f"status {status}: {said}")
+
+    def _checked(self, content: bytes) -> dict[str, Any]:
+        """The completion, if it is one, by the model that was asked."""
+        try:
+            completion = json.loads(content)
+            completion["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise _TryAgain("an answer that is no chat completion") from error
+        found = completion.get("model")
+        if isinstance(found, str) and not _same_model(found, self.model):
+            raise _TryAgain(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)")
+        return completion
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be shown and kept: without user, password and query."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path.rstrip("/"), "", ""))
+
+
+def _same_model(found: str, asked: str) -> bool:
+    """Whether a name is the one asked for, or a longer or dated form of it, such as a path or `gpt-4o-2024-08-06`."""
+    found, asked = (name.rstrip("/").rpartition("/")[2].lower() for name in (found, asked))
+    return found.startswith(asked) or asked.startswith(found) if found and asked else True
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or a date."""
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _pause(state: Any) -> float:
+    """What the server asked for, else twice as long each time; never the same for two threads."""
+    asked = state.outcome.exception().pause
+    if asked is not None:
+        return asked + random.uniform(0, 0.1 + 0.1 * asked)
+    return random.uniform(0.5, 1) * min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (state.attempt_number - 1))
+
+
+def key_for(api_key: str | None, base_url: str) -> str | None:
+    """A key is sent where its owner said, and OpenAI's to OpenAI alone."""
+    if api_key is None and urlsplit(base_url).hostname == OPENAI:
+        api_key = os.environ.get("OPENAI_API_KEY")
+    return api_key or os.environ.get(KEY_VARIABLE)

@@ -1,0 +1,141 @@
+"""Streams read several times: in chunks that are the same each time, and a map over them that is never done twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, IterableDataset
+from tqdm.auto import tqdm
+
+from trl_real.errors import TrlRealError
+from trl_real.runtime.distributed import is_mine, once, rank, wait
+from trl_real.runtime.shards import Batch, Shards, check_rows, rows_digest
+
+
+HEAD_ROWS = 1000  # that an untyped stream's features are told by
+
+
+def typed(stream: IterableDataset) -> IterableDataset:
+    """
+    The stream in plain Python values, with features: its own, or those that its first 1,000 rows have.
+
+    Raises:
+        TrlRealError: If it has neither features nor rows.
+    """
+    plain = stream.with_format(None)
+    if plain.features is not None:
+        return plain
+    head = list(plain.take(HEAD_ROWS))
+    if not head:
+        raise TrlRealError("The stream is empty: it has neither rows nor features.")
+    return plain.cast(Dataset.from_list(head).features)
+
+
+class Chunks:
+    """
+    A stream in chunks of rows, which may be read several times and says so if it is not the same again.
+
+    It holds a chunk at a time, and 16 bytes for each that it has seen.
+
+    Args:
+        stream: Typed.
+        columns: Those that matter, to whoever reads them and as to what is the same.
+        size: Rows of a chunk.
+        arrays: Columns that are handed out as NumPy arrays.
+
+    Raises:
+        TrlRealError: If the size is not positive; while reading, if a row differs from the first time.
+    """
+
+    def __init__(self, stream: IterableDataset, columns: list[str], size: int, arrays: tuple[str, ...] = ()):
+        check_rows(shard_rows=size)
+        self.stream, self.columns, self.size, self.arrays = stream, columns, size, arrays
+        self.features = Features({name: stream.features[name] for name in columns})
+        self.digests: list[bytes] = []
+        self.complete = False
+
+    def __iter__(self) -> Iterator[tuple[int, Dataset]]:
+        """The number of a chunk's first row, and its rows with `columns`."""
+        for start, rows, _ in self._read(self.stream.select_columns(self.columns)):
+            yield start, rows
+
+    def whole(self) -> Iterator[tuple[int, dict[str, list]]]:
+        """The number of a chunk's first row, and all of its columns."""
+        for start, _, batch in self._read(self.stream):
+            yield start, batch
+
+    def _read(self, stream: IterableDataset) -> Iterator[tuple[int, Dataset, dict[str, list]]]:
+        n_chunks = 0
+        for batch in stream.iter(self.size):
+            rows = Dataset.from_dict({name: batch[name] for name in self.columns}, features=self.features)
+            self._check(n_chunks, rows_digest(rows))
+            if self.arrays:
+                rows = rows.with_format("numpy", columns=list(self.arrays), output_all_columns=True)
+            yield n_chunks * self.size, rows, batch
+            n_chunks += 1
+        if self.complete and n_chunks < len(self.digests):
+            self._refuse(n_chunks)
+        self.complete = True
+
+    def _check(self, number: int, digest: bytes) -> None:
+        if number == len(self.digests) and not self.complete:
+            self.digests.append(digest)
+        elif number >= len(self.digests) or self.digests[number] != digest:
+            self._refuse(number)
+
+    def _refuse(self, number: int) -> None:
+        raise TrlRealError(
+            f"The stream gave other rows than the first time, from row {number * self.size} on. Two passes need a "
+            "fixed order: take out what is random, or type sample=1000 for one pass."
+        )
+
+
+def map_chunks(
+    function: Batch,
+    chunks: Chunks,
+    features: Features,
+    folder: Path,
+    *,
+    batch_size: int,
+    desc: str,
+    only: np.ndarray | None = None,
+) -> Dataset:
+    """
+    `function` over a stream, in a shard a chunk (`trl_real.runtime.shards`), none of which is done twice.
+
+    Every process reads the stream and works its share of the chunks.
+
+    Args:
+        function, features, folder, batch_size: As in `Shards`.
+        chunks: Of the whole stream, in all processes.
+        desc: For the progress bar of the first process.
+        only: Numbers of the rows to do, ascending; all by default.
+
+    Returns:
+        What `function` returned, in the order of the rows, in all processes; it stays on the disk.
+
+    Raises:
+        TrlRealError: If the disk is full, or the stream is not the same in all passes and processes.
+    """
+    shards = Shards(function, features, folder, batch_size)
+    files: list[Path] = []
+    for start, rows in tqdm(chunks, desc=desc, unit="chunk", disable=rank() > 0):
+        number = start // chunks.size
+        numbers, digest = np.arange(start, start + len(rows)), chunks.digests[number]
+        if only is not None:
+            numbers = only[slice(*np.searchsorted(only, (start, start + len(rows))))]
+            rows = rows.select(numbers - start)
+            digest = rows_digest(rows)
+        if not len(numbers):
+            continue
+        files.append(shards.file(number, digest))
+        if is_mine(number):
+            shards.make(files[-1], rows, numbers.tolist())
+    wait()
+    return once(lambda: _read(shards, files))
+
+
+def _read(shards: Shards, files: list[Path]) -> Dataset:
+    if not all(file.exists() for file in files):
+        raise TrlRealError("The processes read different rows. Give each of them the whole stream, not its part.")
+    return shards.read(files)

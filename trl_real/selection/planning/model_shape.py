@@ -1,0 +1,141 @@
+"""What a model's cost hangs on, counted without its weights; and how fast this machine multiplies matrices."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trl_real.errors import TrlRealError
+from trl_real.selection.planning.cost import ModelShape
+from trl_real.selection.planning.hardware import HARDWARE, Hardware
+
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how the families call it
+ROWS = 1024  # tokens of a packed pass on a CPU
+
+
+def empty_model(model: str, revision: str | None = None) -> nn.Module:
+    """
+    A causal LM from its config alone, on the meta device: parameters with shapes and without numbers.
+
+    Args:
+        model: Hub id or path.
+        revision: Branch, tag or commit.
+
+    Raises:
+        TrlRealError: If there is no config to be had.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise TrlRealError(
+            f"No config of a causal LM in {model!r} ({reason}). Give a saved model's folder or a Hub id."
+        ) from error
+
+
+def tokenizer_of(model: str, revision: str | None = None) -> Any:
+    """
+    A model's own tokenizer.
+
+    Args:
+        model: Hub id or path.
+        revision: Branch, tag or commit.
+
+    Raises:
+        TrlRealError: If there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise TrlRealError(
+            f"No tokenizer in {model!r}. Save it there: tokenizer.save_pretrained({model!r})."
+        ) from error
+
+
+def model_shape(model: nn.Module) -> ModelShape:
+    """
+    Count a causal LM's weights by what they do.
+
+    Args:
+        model: A causal LM of transformers, with its weights or on the meta device.
+    """
+    config, backbone = model.config.get_text_config(), model.base_model
+    tables = {id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    layers = {name: p for name, p in backbone.named_parameters() if id(p) not in tables}
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    matrices = [p for p in layers.values() if p.ndim == 2]
+    return ModelShape(
+        total=sum(p.numel() for p in model.parameters()),
+        layers=sum(p.numel() for p in layers.values()),
+        active=round(sum(p.numel() * _share(name, config) for name, p in layers.items())),
+        head=config.vocab_size * config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        attention=heads * size,
+        kv=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        per_rank=sum(sum(p.shape) for p in matrices),
+    )
+
+
+def matmul_rate(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> float:
+    """
+    FLOP a second that this machine's CPU reaches in `(1024, width) @ (width, 4 width)`, with torch's threads.
+
+    Args:
+        width: Hidden size of a model; above 1,024 the rate is that of 1,024.
+        dtype: Of the numbers.
+        seconds: How long to measure.
+        clock: In seconds: `time.process_time` leaves out what other programs take.
+    """
+    width = min(width, ROWS)
+    left, right = (torch.rand(*size).to(getattr(torch, dtype)) for size in ((ROWS, width), (width, 4 * width)))
+    left @ right  # the first one sets things up
+    started, n = clock(), 0
+    while (spent := clock() - started) < seconds or not n:
+        left @ right
+        n += 1
+    return 8.0 * ROWS * width * width * n / spent
+
+
+def read_rate(seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second that this machine's CPU reads in products of one row with 256 MB of weights."""
+    row, weights = torch.rand(1, 4096), torch.rand(16384, 4096)
+    nn.functional.linear(row, weights)
+    started, n = clock(), 0
+    while (spent := clock() - started) < seconds or not n:
+        nn.functional.linear(row, weights)
+        n += 1
+    return 4.0 * weights.numel() * n / spent
+
+
+def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> Hardware:
+    """
+    The row `"cpu"` of `HARDWARE` with this machine's own rate: CPUs of one price differ by 5 and more, most of all in
+    bfloat16, which some do not know. Its price is that of so many cores as torch has threads.
+
+    Args:
+        width, dtype, seconds, clock: As in `matmul_rate`.
+    """
+    table, threads = HARDWARE["cpu"], torch.get_num_threads()
+    rate = matmul_rate(width, dtype, seconds, clock)
+    name = f"this CPU (threads: {threads}, {rate / 1e9:.0f} GFLOP/s in {dtype})"
+    source = "its matrix products as measured just now; the share is another CPU's, the price an assumption"
+    speed = {"single" if dtype == "float32" else "half": rate}
+    return table._replace(name=name, **speed, price=table.price * threads, source=source)
+
+
+def _share(name: str, config: Any) -> float:
+    """Of the experts that a parameter holds, how many a token meets."""
+    known = next((getattr(config, key) for key in EXPERTS if getattr(config, key, None)), None)
+    met = getattr(config, "num_experts_per_tok", None)
+    return met / known if known and met and ".experts." in f".{name}." else 1.0

@@ -1,0 +1,189 @@
+"""The plan of a selection: what a sample of the pool, the model's config and a device say it will cost."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from trl_real.selection.planning.cost import (
+    SCORE_BYTES,
+    ModelShape,
+    feature_bytes,
+    folder_bytes,
+    money_of,
+    seconds_of,
+    weight_bytes,
+)
+from trl_real.selection.planning.hardware import Hardware
+
+
+SIZES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+DERIVED = ("tokenize_seconds", "seconds", "money", "label_money", "weight_bytes", "score_bytes", "folder_bytes")
+TIMES = {"days": 86400.0, "h": 3600.0, "min": 60.0}
+
+
+class Estimate(NamedTuple):
+    """
+    A total over the pool, from a sample.
+
+    Args:
+        value: The sample's mean times the rows.
+        error: Standard error; 0 where every row was looked at.
+    """
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:,.0f}" + (f" (+- {self.error:,.0f})" if self.error else "")
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """
+    Args:
+        n_rows (`int`): Rows of the pool.
+        n_sample (`int`): Rows that were looked at.
+        pairs (`Estimate`): Rows with a pair.
+        responses (`Estimate`): Of those rows; one that occurs twice counts twice, though the selector runs it once.
+        tokens (`Estimate`): That go through the model.
+        text_bytes (`Estimate`): Of the texts that the selection writes beside the pool's own.
+        truncation_rate (`float`): Share of the sample's responses that are cut to `max_length`.
+        model (`str`, *optional*): Its name, None where none runs.
+        shape (`ModelShape`, *optional*): Its counts.
+        dtype (`str`): Of weights and products.
+        flops (`Estimate`): Operations of the forward passes.
+        hardware (`Hardware`): The device.
+        n_devices (`int`): How many, side by side.
+        tokenizing (`float`): Seconds of one process, at the speed that it has here.
+        kept_width (`int`): Numbers that the work folder holds of each row's pair, which `d_optimal`'s budget looks at;
+            0 with other strategies.
+        price (`float`): USD a device and hour.
+        labels (`int`): That the budget buys.
+        price_per_label (`float`, *optional*): USD.
+    """
+
+    n_rows: int
+    n_sample: int
+    pairs: Estimate
+    responses: Estimate
+    tokens: Estimate
+    text_bytes: Estimate
+    truncation_rate: float
+    model: str | None
+    shape: ModelShape | None
+    dtype: str
+    flops: Estimate
+    hardware: Hardware
+    n_devices: int
+    tokenizing: float
+    kept_width: int
+    price: float
+    labels: int
+    price_per_label: float | None = None
+
+    @property
+    def compute_seconds(self) -> Estimate:
+        """Of the forward passes, on all devices side by side; its error is the sample's alone."""
+        return self._compute_seconds(self.dtype)
+
+    @property
+    def tokenize_seconds(self) -> float:
+        """Of the tokenizer, in one process a device."""
+        return self.tokenizing / self.n_devices
+
+    @property
+    def seconds(self) -> float:
+        """Both; reading the data and loading the model come on top."""
+        return self.compute_seconds.value + self.tokenize_seconds
+
+    @property
+    def money(self) -> float:
+        """USD for the devices."""
+        return money_of(self.seconds * self.n_devices, self.price)
+
+    @property
+    def label_money(self) -> float | None:
+        """USD for the labels, None without a price."""
+        return None if self.price_per_label is None else self.labels * self.price_per_label
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of the weights, on each device."""
+        return weight_bytes(self.shape, self.dtype) if self.shape else 0.0
+
+    @property
+    def score_bytes(self) -> float:
+        """In memory for the cut."""
+        return float(SCORE_BYTES * self.n_rows)
+
+    @property
+    def folder_bytes(self) -> float:
+        """Of the work folder on disk, before compression."""
+        texts = folder_bytes(self.n_rows, self.text_bytes.value / self.n_rows)
+        return texts + feature_bytes(self.pairs.value, self.kept_width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, what follows from them included."""
+        values = {name: v._asdict() if hasattr(v, "_asdict") else v for name, v in vars(self).items()}
+        values["hardware"]["shares"] = self.hardware.shares._asdict()
+        follows = {name: getattr(self, name) for name in DERIVED}
+        return {**values, "compute_seconds": self.compute_seconds._asdict(), **follows}
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        looked = "every row read" if self.n_sample == self.n_rows else f"told from {self.n_sample:,} rows"
+        cost = "--price_per_label tells what they cost"
+        if self.price_per_label is not None:
+            cost = f"{self.label_money:,.2f} USD at {self.price_per_label:g} a label"
+        return "\n".join(
+            [
+                f"pool: {self.n_rows:,} rows, {self.pairs} with a pair, {self.responses} responses; {looked}",
+                *(self._model_lines() if self.shape else ["model: none runs"]),
+                f"disk: {shown_bytes(self.folder_bytes)} for the work folder, before compression",
+                f"labels: {self.labels:,.0f}; {cost}",
+            ]
+        )
+
+    def _model_lines(self) -> list[str]:
+        device, compute = self.hardware, self.compute_seconds
+        lines = [
+            f"tokens: {self.tokens}; {self.truncation_rate:.1%} of the responses are cut",
+            f"model: {self.model}, {self.shape.total / 1e6:,.1f} M parameters, of which "
+            f"{self.shape.active / 1e6:,.1f} M work on a token",
+            f"memory: {shown_bytes(self.weight_bytes)} of weights in {self.dtype} on each device"
+            + self._room()
+            + f", {shown_bytes(self.score_bytes)} for the cut",
+            f"work: {self.flops.value:.3g} FLOP",
+            f"time: {shown_seconds(self.seconds)} on {self.n_devices} x {device.name}: forward passes "
+            f"{shown_seconds(compute.value)} (+- {shown_seconds(compute.error)} by the sample) at "
+            f"{device.mfu(self.shape.width):.0%} of peak, tokenizing {shown_seconds(self.tokenize_seconds)}",
+            f"  ({device.source})",
+            f"money: {self.money:,.2f} USD at {self.price:g} a device and hour",
+        ]
+        faster = self._compute_seconds("bfloat16").value
+        if self.dtype == "float32" and device.memory and faster < compute.value / 2:
+            lines.insert(-1, f"  --dtype bfloat16: forward passes {shown_seconds(faster)}, and the same rows chosen")
+        return lines
+
+    def _room(self) -> str:
+        if not self.hardware.memory:
+            return ""
+        fits = "" if self.weight_bytes < self.hardware.memory else ": they do NOT fit"
+        return f" of {shown_bytes(self.hardware.memory)}{fits}"
+
+    def _compute_seconds(self, dtype: str) -> Estimate:
+        if self.shape is None:
+            return Estimate(0.0, 0.0)
+        each = (seconds_of(part, self.hardware, dtype, self.shape.width) for part in self.flops)
+        return Estimate(*(seconds / self.n_devices for seconds in each))
+
+
+def shown_bytes(n: float) -> str:
+    """Bytes with their unit, such as `1.5 GB`."""
+    unit, size = next(((unit, size) for unit, size in SIZES.items() if n >= size), ("", 1.0))
+    return f"{n / size:,.3g} {unit}B" if unit else f"{n:.0f} bytes"
+
+
+def shown_seconds(seconds: float) -> str:
+    """A time with its unit, such as `3.2 h`."""
+    unit, size = next(((unit, size) for unit, size in TIMES.items() if seconds >= 2 * size), ("s", 1.0))
+    return f"{seconds / size:,.0f} {unit}" if seconds >= 100 * size else f"{seconds / size:.2g} {unit}"

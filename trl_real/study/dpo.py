@@ -1,0 +1,165 @@
+"""What a study asks of real training: DPO on a cell's pairs, evaluated along the way."""
+
+import copy
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from trl_real.data.conversation import text_of
+from trl_real.functional.drift import embedding_drift
+from trl_real.functional.preference import implicit_margin
+from trl_real.functional.statistics.label_savings import Run, RunPoint
+from trl_real.models.embed import Embedder
+from trl_real.training.adapters import revision_of
+from trl_real.training.config import REALDPOConfig
+from trl_real.training.trainer import REALDPOTrainer
+
+
+# Pairs whose embeddings are followed through a training.
+N_DRIFT = 32
+SETS = ("validation", "test")
+# Points of the reward curves.
+LOGGED = 20
+
+
+class DPOCells:
+    """
+    Trains the model itself, once a learning rate, always from the same weights, which are the reference, too.
+
+    Args:
+        model: Hub id or path.
+        config: Settings of the trainer; evaluation, saving, learning rate, folder and seed are the study's.
+        peft_config: Of the adapter, if one is trained.
+        learning_rates: Tried in every cell; the one with the least validation loss counts.
+        n_evaluations: Along each run, the last one at its end.
+        given: What `config` was made from, for the run folder.
+    """
+
+    engine = "dpo"
+
+    def __init__(
+        self,
+        model: str,
+        config: REALDPOConfig,
+        peft_config: Any = None,
+        learning_rates: Sequence[float] = (1e-5, 1e-4),
+        n_evaluations: int = 4,
+        given: Sequence[str] = (),
+    ):
+        self.model, self.config, self.peft_config = model, config, peft_config
+        self.learning_rates, self.n_evaluations = list(learning_rates), n_evaluations
+        self.settings = {"learning_rates": self.learning_rates, "n_evaluations": n_evaluations, "trainer": list(given)}
+
+    @property
+    def revision(self) -> str | None:
+        """Of the model on the Hub."""
+        return revision_of(self.config.model_init_kwargs)
+
+    def __call__(
+        self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
+    ) -> list[Run]:
+        """
+        Train on a cell's pairs.
+
+        Args:
+            train, validation, test: Preferences; `validation` may be empty.
+            seed: Of the order of the pairs and of the adapter's weights.
+            folder: For the trainer; removed when done.
+            follow_drift: Whether to compare embeddings of test pairs along the way.
+
+        Returns:
+            One run a learning rate.
+        """
+        runs = [self._run(rate, train, validation, test, seed, folder, follow_drift) for rate in self.learning_rates]
+        shutil.rmtree(folder, ignore_errors=True)
+        return runs
+
+    def _run(
+        self, rate: float, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, drift: bool
+    ) -> Run:
+        sets = {name: data for name, data in zip(SETS, (validation, test), strict=True) if len(data)}
+        config = self._config(rate, len(train), seed, folder)
+        trainer = REALDPOTrainer(
+            self.model,
+            args=config,
+            train_dataset=train,
+            eval_dataset=sets,
+            processing_class=AutoTokenizer.from_pretrained(self.model, revision=self.revision),
+            peft_config=copy.deepcopy(self.peft_config),
+        )
+        trainer.remove_callback(PrinterCallback)  # the study has a bar of its own
+        watch = Watch(trainer, len(train), test if drift else None)
+        trainer.add_callback(watch)
+        trainer.train()
+        return Run(rate, watch.points, trainer.state.log_history, watch.drift)
+
+    def _config(self, rate: float, n_train: int, seed: int, folder: Path) -> REALDPOConfig:
+        config = copy.copy(self.config)
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+        steps = max(1, math.ceil(n_train / batch) * math.ceil(config.num_train_epochs))
+        config.learning_rate, config.seed, config.data_seed = rate, seed, seed
+        config.output_dir, config.disable_tqdm = str(folder), True
+        config.eval_strategy, config.save_strategy = IntervalStrategy.STEPS, SaveStrategy.NO
+        config.eval_steps = max(1, math.ceil(steps / self.n_evaluations))
+        config.logging_steps = max(1, steps // LOGGED)
+        return config
+
+
+class Watch(TrainerCallback):
+    """
+    Keeps what each evaluation found, and evaluates once more at the end where the last step was none.
+
+    Args:
+        trainer: Whose evaluations they are.
+        n_train: Labelled pairs of an epoch.
+        followed: Pairs whose embeddings are compared with those before training; None for none.
+    """
+
+    def __init__(self, trainer: REALDPOTrainer, n_train: int, followed: Dataset | None):
+        self.trainer, self.n_train = trainer, n_train
+        self.points: list[RunPoint] = []
+        self.drift: list[dict[str, float]] = []
+        self.texts = _texts(followed) if followed is not None else []
+        self.before = self._embeddings() if self.texts else None
+        self.evaluated_at = -1
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """The end of the training is always a point."""
+        if self.evaluated_at != state.global_step:
+            self.trainer.evaluate()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        """Called after each evaluation set; the test set comes last."""
+        rows = self.trainer.evaluation_rows
+        if "eval_test_loss" not in (metrics or {}):
+            return
+        margins = {name: self._margins(rows.get(f"eval_{name}")) for name in SETS}
+        labels = min(state.epoch or 0.0, 1.0) * self.n_train
+        self.points.append(RunPoint(labels, margins["validation"], margins["test"]))
+        self.evaluated_at = state.global_step
+        if self.before is not None:
+            self.drift.append({"labels": labels, **embedding_drift(self.before, self._embeddings())._asdict()})
+
+    def _margins(self, rows: dict[str, torch.Tensor] | None) -> np.ndarray:
+        if rows is None:
+            return np.zeros(0)
+        logps = (rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected"))
+        return implicit_margin(*logps, self.trainer.beta).numpy()
+
+    def _embeddings(self) -> torch.Tensor:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        found = Embedder(model, self.trainer.processing_class)([None] * len(self.texts), self.texts, progress=False)
+        return found.vectors.view(-1, 2, found.vectors.shape[1])
+
+
+def _texts(pairs: Dataset) -> list[str]:
+    rows = pairs.select(range(min(N_DRIFT, len(pairs))))
+    return [text_of(row[name]) for row in rows for name in ("chosen", "rejected")]

@@ -1,0 +1,238 @@
+"""Pictures of a study: plain data in, a matplotlib `Figure` out, in the look of `plots`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
+from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.reports import figures
+from trl_real.reports.figures import BASELINE, FONT, LINE_COLOR, POOL_COLOR, ArmStyle
+from trl_real.study.results import Curve, Metric
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+NOT_REACHED = "not reached"
+# Budgets that span more than this are drawn on a logarithmic axis.
+LOG_SPAN = 8
+# Savings below it are off the picture: an arrow, and the number.
+LEAST_SAVING = -1.0
+DRIFT_LINES = {  # key of a row: name, colour, line style, marker
+    "cosine": ("cosine, now and before", "#0072B2", "-", "o"),
+    "spearman": ("rank correlation of similarities", "#D55E00", "--", "s"),
+    "jaccard": ("overlap of the easy sets", "#009E73", ":", "D"),
+}
+
+
+def curve_figure(
+    curves: Mapping[str, Curve],
+    metric: Metric,
+    styles: Mapping[str, ArmStyle],
+    *,
+    title: str,
+    x_label: str = "labels used",
+) -> "Figure":
+    """
+    A metric against labels: a line an arm, its interval a band around it.
+
+    Args:
+        curves: By arm.
+        metric: What is drawn; its value without a label is a thin line, where it is near.
+        styles: By arm.
+        title: Of the picture.
+        x_label: What the labels are.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure, axes = figures.new_axes(height=4.0, title=title)
+    for i, (arm, curve) in enumerate(curves.items()):
+        _draw_curve(axes, arm, curve, styles[arm], dodge=i - (len(curves) - 1) / 2)
+    axes.set_ylim(axes.get_ylim())
+    axes.axhline(metric.untrained, color=POOL_COLOR, linewidth=1.2, zorder=0)
+    axes.set_xlabel(x_label, fontsize=FONT)
+    axes.set_ylabel(f"{metric.title}, {'more' if metric.sign > 0 else 'less'} is better", fontsize=FONT)
+    figures.tidy(axes)
+    _scale_labels(axes, sorted({n for curve in curves.values() for n in curve.n_labels}))
+    longest = max((len(arm) for arm in curves), default=0)
+    n_rows = math.ceil(len(curves) / (4 if longest < 9 else 3 if longest < 15 else 2))
+    figures.legend(figure, axes, ncols=math.ceil(len(curves) / max(1, n_rows)))
+    return figure
+
+
+def savings_figure(
+    savings: Mapping[str, Sequence[Saving]],
+    styles: Mapping[str, ArmStyle],
+    *,
+    title: str,
+    confidence: float = 0.95,
+    x_label: str = "labels saved",
+) -> "Figure":
+    """
+    Labels saved against a random choice: a row an arm and level, with intervals, beside the line of no saving.
+
+    Args:
+        savings: By arm, one a level.
+        styles: By arm.
+        title: Of the picture.
+        confidence: Level of the intervals.
+        x_label: What a saving is.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    rows = [(arm, saving) for arm, found in savings.items() for saving in found]
+    heights = figures.row_heights([arm for arm, _ in rows], gap=1.2)
+    figure, axes = figures.new_axes(height=1.9 + 0.47 * (1 - min(heights)), title=title)
+    ends = [x for _, saving in rows for x in (saving.saving, saving.low, saving.high) if math.isfinite(x)]
+    left, right = max(LEAST_SAVING, min([*ends, -0.25])) - 0.1, max([*ends, 0.25]) + 0.1
+    axes.axvline(0, color=LINE_COLOR, linestyle="--", linewidth=1.5)
+    axes.set_xlim(left, right)
+    for i, ((arm, saving), y) in enumerate(zip(rows, heights, strict=True)):
+        if i == 0 or arm != rows[i - 1][0]:
+            bold = dict(fontsize=FONT, fontweight="bold", color=styles[arm].color)
+            plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            axes.text(left, y + 1, figures.short_label(arm), va="center", bbox=plate, **bold)
+        _draw_saving(axes, saving, y, styles[arm], left)
+    figures.name_rows(axes, heights, [percent(saving.level, sign=False) for _, saving in rows])
+    axes.set_ylim(top=1.5)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_ylabel("share of random's labels", fontsize=FONT)
+    axes.xaxis.set_major_formatter(lambda x, _: percent(x, sign=False))
+    axes.set_xlabel(f"{x_label}, with {confidence:.0%} interval", fontsize=FONT)
+    return figure
+
+
+def agreement_figure(bins: Sequence[AgreementBin], *, name: str, confidence: float = 0.95) -> "Figure":
+    """
+    How often a second opinion agrees with the labels, a row a bin of similarity, least similar first.
+
+    Args:
+        bins: With Wilson's intervals.
+        name: Of the second opinion.
+        confidence: Level of the intervals.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    heights = figures.row_heights([""] * len(bins))
+    figure, axes = figures.new_axes(height=1.9 + 0.6 * len(bins), title="")
+    title = "\n".join(wrap(figures.short_label(name, 84), 44))
+    figure.suptitle(title, x=0.02, ha="left", fontsize=FONT + 1, fontweight="bold")
+    axes.axvline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
+    for found, y in zip(bins, heights, strict=True):
+        if math.isfinite(found.agreement):
+            figures.draw_interval(axes, (found.agreement, found.ci_low, found.ci_high), y, color=LINE_COLOR)
+        else:
+            axes.text(0.5, y, " none decided", fontsize=FONT, va="center")
+    ends = [x for found in bins for x in (found.agreement, found.ci_low, found.ci_high) if math.isfinite(x)]
+    axes.set_xlim(max(-0.02, min([*ends, 0.45]) - 0.04), min(1.02, max([*ends, 0.6]) + 0.04))
+    names = [f"{found.low:.3f} to {found.high:.3f}".replace("-", "\u2212") for found in bins]
+    figures.name_rows(axes, heights, names)
+    axes.set_ylabel("similarity", fontsize=FONT)
+    axes.set_xlabel(f"agreement with the label, {confidence:.0%} interval", fontsize=FONT)
+    return figure
+
+
+def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure":
+    """
+    How far training moves the embeddings: what is 1 when nothing moves, and below it the relative distance.
+
+    Args:
+        rows: A checkpoint each: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`.
+        title: Of the picture.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure, above = figures.new_axes(height=5.6, title=title)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
+    above.set_subplotspec(grid[0])
+    below = figure.add_subplot(grid[1], sharex=above)
+    labels = [figures.to_float(row["labels"]) for row in rows]
+    for key, (name, color, line, marker) in DRIFT_LINES.items():
+        values = [figures.to_float(row.get(key)) for row in rows]
+        above.plot(labels, values, linestyle=line, color=color, marker=marker, markersize=6, linewidth=2.2, label=name)
+    lowest = min((line.get_ydata().min() for line in above.lines), default=0.0)
+    above.set_ylim(min(-0.03, lowest - 0.05) if lowest < 0 else -0.03, 1.05)
+    distance = [figures.to_float(row.get("relative_l2")) for row in rows]
+    below.plot(labels, distance, color="#000000", marker="o", markersize=6, linewidth=2.2)
+    below.set_ylim(bottom=0)
+    for axes in (above, below):
+        figures.tidy(axes)
+    above.tick_params(axis="x", labelbottom=False)
+    above.set_ylabel("1: as before", fontsize=FONT)
+    below.set_ylabel("relative distance", fontsize=FONT)
+    below.set_xlabel("labels seen", fontsize=FONT)
+    figures.legend(figure, above, ncols=1)
+    return figure
+
+
+def percent(share: float, sign: bool = True) -> str:
+    """A saving in words: a whole percentage, "not reached" for minus infinity, a dash for what is not known."""
+    if math.isnan(share):
+        return "–"
+    if math.isinf(share):
+        return NOT_REACHED
+    number = round(100 * share)
+    return f"{number:{'+' if sign and number else ''}d}%".replace("-", "\u2212")
+
+
+def _draw_curve(axes: "Axes", arm: str, curve: Curve, style: ArmStyle, dodge: float) -> None:
+    """One arm. A single point has bars in place of a band, `dodge` to the side of the others'."""
+    value, low, high = (list(ends) for ends in zip(*curve.points, strict=True)) if curve.points else ([], [], [])
+    order = 3 if arm == BASELINE else 2
+    drawn = dict(color=style.color, linestyle=style.line, linewidth=2.4, zorder=order)
+    face = "white" if arm == BASELINE else style.color
+    marks = dict(marker=style.marker, markersize=6, mfc=face, markeredgewidth=1.6, label=figures.short_label(arm))
+    n_labels = curve.n_labels
+    if len(n_labels) == 1:
+        n_labels = [n_labels[0] * (1 + 0.01 * dodge)]
+        axes.vlines(n_labels, low, high, color=style.color, linewidth=2.4)
+    else:
+        axes.fill_between(n_labels, low, high, color=style.color, alpha=0.1, linewidth=0, zorder=1)
+        for end in (low, high):
+            axes.plot(n_labels, end, color=style.color, linestyle=style.line, linewidth=0.7, alpha=0.6, zorder=1)
+    axes.plot(n_labels, value, **drawn, **marks)
+
+
+def _scale_labels(axes: "Axes", n_labels: Sequence[float]) -> None:
+    """A logarithmic axis with the budgets as its ticks if they span much; else the axis starts at no label."""
+    if len(n_labels) < 2:
+        axes.set_xticks(n_labels, [f"{n:.0f}" for n in n_labels])
+        return
+    if n_labels[0] <= 0 or n_labels[-1] / n_labels[0] <= LOG_SPAN:
+        axes.set_xlim(left=0)
+        return
+    axes.set_xscale("log")
+    ticks = [n_labels[-1]]
+    room = (n_labels[-1] / n_labels[0]) ** 0.12
+    for n in reversed(n_labels):
+        if ticks[-1] / n >= room:
+            ticks.append(n)
+    axes.set_xticks(ticks, [f"{n:.0f}" for n in ticks])
+    axes.minorticks_off()
+
+
+def _draw_saving(axes: "Axes", saving: Saving, y: float, style: ArmStyle, left: float) -> None:
+    """A point, its interval and its number; what lies off the left edge is an arrow to it, and words."""
+    edge = left + 0.01
+    ends = Interval(saving.saving, saving.low, saving.high)
+    if ends.low < left and ends.high > left:
+        tail = ends.high
+        arrow = dict(arrowstyle="-|>", color=style.color, linewidth=3, shrinkA=0, shrinkB=0, mutation_scale=16)
+        axes.annotate("", (left, y), (tail, y), arrowprops=arrow)
+        ends = ends._replace(low=math.nan)
+    if saving.saving > left:
+        figures.draw_interval(axes, ends, y, color=style.color, text=percent(saving.saving))
+        return
+    words = percent(saving.saving)
+    axes.annotate(
+        words, (edge, y), xytext=(4, 10 if ends.high > left else 0), textcoords="offset points", fontsize=FONT - 1,
+        va="baseline" if ends.high > left else "center", color=style.color,
+    )  # fmt: skip

@@ -1,0 +1,256 @@
+"""One page that tells what a study of label efficiency found, and where nothing was found."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.reports import figures
+from trl_real.reports.render import (
+    BASELINE,
+    GAIN,
+    NO_GAIN,
+    NOT_MEASURED,
+    REPORT_FILE,
+    WORSE,
+    budget_words,
+    check_extras,
+    in_digits,
+    picture_name,
+    render,
+    saved,
+)
+from trl_real.study import plots
+from trl_real.study.results import ENGINES, METRICS, Study
+
+
+TEMPLATE, PLOTS = "study.html.j2", "plots"
+MIXED = "mixed"
+DIGITS = {"loss": 4}  # of a metric's values; the others have 3
+# A bootstrap of S seeds sees (S - 1) / S of their variance.
+FEW_SEEDS = 5
+
+
+class StudyVerdict(NamedTuple):
+    """
+    Whether an arm beat the random choice at the same budget, on one metric.
+
+    Args:
+        arm: Name.
+        metric: A key of `METRICS`.
+        outcome: `"gain"`, `"worse than random"`, `"mixed"` (a gain at some budgets, a loss at others),
+            `"no gain measured"` (every interval contains 0), or `"not measured"`.
+        better, worse: Budgets in words whose interval lies on that side of 0.
+        at: Each budget below the whole pool in words, and the difference there.
+    """
+
+    arm: str
+    metric: str
+    outcome: str
+    better: list[str]
+    worse: list[str]
+    at: list[tuple[str, Interval]]
+
+
+def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
+    """
+    Set an arm against random. The whole pool is no comparison, since every arm takes the same pairs there.
+
+    Args:
+        study: With `differences`.
+        metric: A key of `METRICS`.
+        arm: Not random.
+    """
+    differences = study.differences.get(metric, {}).get(arm, [])
+    found = zip(study.budgets, differences, strict=False)
+    at = [(budget_label(budget), d) for budget, d in found if not is_whole(budget, study.n_pool)]
+    at = [(words, difference) for words, difference in at if not any(math.isnan(x) for x in difference)]
+    up, down = [words for words, d in at if d.low > 0], [words for words, d in at if d.high < 0]
+    better, worse = (up, down) if METRICS[metric].sign > 0 else (down, up)
+    outcome = MIXED if better and worse else GAIN if better else WORSE if worse else NO_GAIN if at else NOT_MEASURED
+    return StudyVerdict(arm, metric, outcome, better, worse, at)
+
+
+def budget_label(budget: float | int) -> str:
+    """A budget, short: `25%` of the pairs, or `64 pairs`."""
+    return budget_words(budget).removesuffix(" of the pairs")
+
+
+def is_whole(budget: float | int, n_pool: float) -> bool:
+    """Whether a budget takes every pair; 1.0 is a share and 1 is a pair."""
+    return budget >= (1.0 if isinstance(budget, float) else n_pool)
+
+
+def write_study_report(folder: str | Path, study: Study) -> Path:
+    """
+    Write `report.html`, which needs no other file and no network, and its pictures into `plots/` beside it.
+
+    Args:
+        folder: Made if need be.
+        study: Whole or unfinished; what is not in it is left out, and the page says so.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        MissingExtraError: If jinja2 or matplotlib is not installed.
+    """
+    check_extras()
+    others = [arm for arm in study.arms if arm != BASELINE]
+    page = render(
+        TEMPLATE,
+        study=study,
+        others=others,
+        metrics=METRICS,
+        digits={name: DIGITS.get(name, 3) for name in METRICS},
+        engine=ENGINES[study.engine],
+        budgets=[budget_label(budget) for budget in study.budgets],
+        points={key: {arm: curve.points for arm, curve in found.items()} for key, found in study.curves.items()},
+        whole_pool=bool(study.budgets) and is_whole(study.budgets[-1], study.n_pool),
+        few_seeds=FEW_SEEDS,
+        same_end=_same_end(study),
+        verdicts=[[study_verdict(study, metric, arm) for metric in METRICS] for arm in others],
+        pictures=_pictures(Path(folder) / PLOTS, study),
+        excess=_excess(study.tuning),
+        missing=_missing(study),
+        count=_count,
+        percent=plots.percent,
+        budget_label=budget_label,
+        ends=_ends,
+        interval_of=_interval_of,
+    )
+    path = Path(folder) / REPORT_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _pictures(folder: Path, study: Study) -> dict[str, Any]:
+    """Draw and save everything: URIs by metric, or pairs of an arm's or an opinion's name and a URI."""
+    styles = figures.arm_styles(study.arms)
+    pictures: dict[str, Any] = {
+        "curves": _curve_pictures(folder, "curves", study.curves, study, styles),
+        "savings": _saving_pictures(folder, "savings", study.savings, study, styles),
+        "run_curves": _curve_pictures(folder, "run_curves", study.run_curves, study, styles),
+        "run_savings": _saving_pictures(folder, "run_savings", study.run_savings, study, styles),
+    }
+    pictures["rewards"] = _reward_pictures(folder, study)
+    pictures["similarity"] = _similarity_pictures(folder, study, styles)
+    pictures["agreement"] = []
+    for i, (name, bins) in enumerate(study.agreement.items(), 1):
+        if bins:
+            figure = plots.agreement_figure(bins, name=name, confidence=study.confidence)
+            pictures["agreement"].append((name, saved(folder / f"agreement_{picture_name(i, name)}", figure)))
+    drift = plots.drift_figure(study.drift, title="drift of the embeddings") if study.drift else None
+    pictures["drift"] = saved(folder / "drift.png", drift) if drift else None
+    return pictures
+
+
+def _curve_pictures(folder: Path, kind: str, curves: Mapping, study: Study, styles: Mapping) -> dict[str, str]:
+    words = "labels used" if kind == "curves" else "labels seen in the run"
+    pictures = {}
+    for key, metric in METRICS.items():
+        if curves.get(key):
+            title = f"{metric.title} ({study.engine})"
+            figure = plots.curve_figure(curves[key], metric, styles, title=title, x_label=words)
+            pictures[key] = saved(folder / f"{kind}_{key}.png", figure)
+    return pictures
+
+
+def _saving_pictures(folder: Path, kind: str, savings: Mapping, study: Study, styles: Mapping) -> dict[str, str]:
+    words = "labels saved" if kind == "savings" else "fewer labels seen"
+    pictures = {}
+    for key, metric in METRICS.items():
+        if any(savings.get(key, {}).values()):
+            title = f"{metric.title} ({study.engine})"
+            figure = plots.savings_figure(
+                savings[key], styles, title=title, confidence=study.confidence, x_label=words
+            )
+            pictures[key] = saved(folder / f"{kind}_{key}.png", figure)
+    return pictures
+
+
+def _reward_pictures(folder: Path, study: Study) -> list[tuple[str, str]]:
+    limits = figures.reward_limits(list(study.rewards.values()))
+    pictures = []
+    for i, (arm, log) in enumerate(study.rewards.items(), 1):
+        if figures.reward_rows(log):
+            figure = figures.training_figure(log, name=arm, n_labels=_labels_of_run(study, arm), limits=limits)
+            pictures.append((arm, saved(folder / f"rewards_{picture_name(i, arm)}", figure)))
+    return pictures
+
+
+def _similarity_pictures(folder: Path, study: Study, styles: Mapping) -> list[tuple[str, str]]:
+    pictures = []
+    for i, (arm, histogram) in enumerate(study.histograms.items(), 1):
+        if histogram:
+            figure = figures.similarity_figure(histogram, name=arm, strategy=arm, color=styles[arm].color)
+            pictures.append((arm, saved(folder / f"similarity_{picture_name(i, arm)}", figure)))
+    return pictures
+
+
+def _labels_of_run(study: Study, arm: str) -> int:
+    """Labels in an epoch of the arm's run at the largest budget below the whole pool."""
+    below = [i for i, budget in enumerate(study.budgets) if not is_whole(budget, study.n_pool)]
+    place = below[-1] if below else len(study.budgets) - 1
+    for curves in study.curves.values():
+        if arm in curves and place < len(curves[arm].n_labels):
+            return round(curves[arm].n_labels[place])
+    budget = study.budgets[place]
+    return round(budget * study.n_pool) if isinstance(budget, float) else budget
+
+
+def in_words(saving: Saving) -> str:
+    """A saving with its interval, or "not reached"."""
+    words = plots.percent(saving.saving)
+    return words if words == plots.NOT_REACHED else f"{words} {_ends(saving)}"
+
+
+def _same_end(study: Study) -> bool:
+    """Whether all arms meet at the whole pool."""
+    ends = [differences[-1].value for found in study.differences.values() for differences in found.values()]
+    return bool(ends) and is_whole(study.budgets[-1], study.n_pool) and all(abs(value) < 1e-9 for value in ends)
+
+
+def _excess(tuning: Sequence[Mapping[str, Any]]) -> float:
+    """Mean test loss above that of the best choice on the test pairs, in nats a pair; NaN if no row tells both."""
+    both = [(figures.to_float(row.get("loss")), figures.to_float(row.get("loss_if_best"))) for row in tuning]
+    both = [loss - best for loss, best in both if math.isfinite(loss - best)]
+    return sum(both) / len(both) if both else math.nan
+
+
+def _missing(study: Study) -> list[str]:
+    """What the page does not tell, and why if that is known."""
+    no_run = " (frozen features are fitted at once, not step by step)" if study.engine == "frozen" else ""
+    parts = {
+        f"training dynamics{no_run}": study.rewards,
+        f"curves along a run{no_run}": study.run_curves,
+        "agreement of a second opinion": study.agreement,
+        "similarity distributions": study.histograms,
+        "drift of the embeddings": study.drift,
+        "examples": study.examples,
+        "tuning": study.tuning,
+    }
+    return [name for name, found in parts.items() if not found]
+
+
+def _count(n: float) -> str:
+    """Labels: a whole number, or "not reached"."""
+    if math.isinf(n):
+        return plots.NOT_REACHED
+    return "–" if math.isnan(n) else f"{n:,.0f}"
+
+
+def _ends(saving: Saving) -> str:
+    """The interval of a saving in words."""
+    if math.isnan(saving.low) or math.isnan(saving.high):
+        return "no interval"
+    return f"[{plots.percent(saving.low)}, {plots.percent(saving.high)}]"
+
+
+def _interval_of(value: Interval, digits: int, sign: bool = False) -> str:
+    """The interval of a figure in words."""
+    if math.isnan(value.low) or math.isnan(value.high):
+        return "no interval"
+    return f"[{in_digits(value.low, digits, sign)}, {in_digits(value.high, digits, sign)}]"

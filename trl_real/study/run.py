@@ -1,0 +1,210 @@
+"""The efficiency study: one pool, several arms, budgets and seeds, one fixed test set; resumable."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+
+from trl_real.data.columns import EMBEDDINGS
+from trl_real.errors import TrlRealError
+from trl_real.models.embed import Context, EmbedderOptions
+from trl_real.models.encoder import Encoder
+from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.selection.budget import check_budget
+from trl_real.study.arms import Chooser, parse_arm
+from trl_real.study.facts import describe
+from trl_real.study.features import embed_rows
+from trl_real.study.frozen import FrozenCells
+from trl_real.study.grid import Cell, RunFolder, run_cells
+from trl_real.study.pool import StudyPool, split_by_prompt, study_pool
+from trl_real.study.results import RANDOM, Study
+from trl_real.study.summarize import summarize
+from trl_real.study.trained import CellTrainer, FoldedCells, TrainedCells
+
+
+VERSION = 1
+GRID_FILE, FACTS_FILE = "grid.json", "facts.json"
+ARMS, BUDGETS, SEEDS = (RANDOM, "easy", "hard"), (0.1, 0.2, 0.35, 0.5, 0.75, 1.0), tuple(range(10))
+SPLIT_SEED = 0
+
+
+def run_study(
+    dataset: Dataset,
+    model: Any,
+    output_dir: str | Path,
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    arms: Sequence[str] = ARMS,
+    budgets: Sequence[float | int] = BUDGETS,
+    seeds: Sequence[int] = SEEDS,
+    n_test: int = 500,
+    n_folds: int = 1,
+    pool_share: float = 0.9,
+    min_gap: float = 0.0,
+    context: Context = "response",
+    layer: int = -1,
+    max_length: int = 512,
+    batch_tokens: int | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    responses: str = "responses",
+    scores: str = "scores",
+    second_opinion: str | None = None,
+    title: str = "Label efficiency",
+    trainer: CellTrainer | None = None,
+    n_validation: int = 100,
+) -> Study:
+    """
+    Train and test a model for every arm, budget and seed, and tell what choosing saved.
+
+    Every seed draws `pool_share` of the rows, from which all its arms choose; the test rows are the same for all, and
+    share no prompt with the pool. Killed and started again, it loses the cell in flight; more arms, budgets or seeds
+    than before are added to what is there.
+
+    Args:
+        dataset: Labelled pairs (`prompt`, `chosen`, `rejected`), or a pool with `responses` and `scores`.
+        model: As for `EmbeddingPairSelector`; None if the rows bring `embeddings`.
+        output_dir: The run folder, new or of this study.
+        tokenizer: For a loaded model.
+        revision: Branch, tag or commit of the model on the Hub.
+        arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry; random is added if missing.
+        budgets: Shares of the rows that a seed may choose from, or numbers of labels.
+        seeds: Of the cells.
+        n_test: Test rows, of a single split.
+        n_folds: Splits in which every prompt is tested on once, in place of one test set: so many times the work, and
+            intervals that know of all rows. The pool is `1 - 1 / n_folds` of the rows.
+        pool_share: Share of the pool that each seed may choose from.
+        min_gap: Least difference of two scores that decides a label.
+        context, layer, max_length, batch_tokens, dtype, device: How to embed, as for `EmbeddingPairSelector`.
+        responses, scores: Columns of a pool.
+        second_opinion: Column with another annotator's probability that `chosen` is better.
+        title: Of the report.
+        trainer: Trains the model itself in every cell, in place of a Bradley-Terry model on its embeddings.
+        n_validation: Pairs by which a cell's learning rate and step are chosen, with a trainer.
+
+    Returns:
+        The results.
+
+    Raises:
+        MissingColumnError: If there are no labels.
+        TrlRealError: If an arm, a budget or the split is impossible, or the folder holds another study.
+    """
+    arms, budgets, seeds = checked_grid(arms, budgets, seeds)
+    given = model is None
+    everything = study_pool(
+        dataset, responses=responses, scores=scores, second_opinion=second_opinion, embeddings=given
+    )
+    splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
+    options = EmbedderOptions(context, layer, max_length, batch_tokens)
+    encoder = None if given else Encoder(model, tokenizer, revision, dtype, device, options)
+    settings = {
+        "version": VERSION,
+        "engine": trainer.engine if trainer else "frozen",
+        "data": _digest(everything),
+        "model": encoder.identity() if encoder else EMBEDDINGS,
+        "embedding": {"context": context, "layer": layer, "max_length": max_length, "dtype": dtype or "float32"},
+        "n_test": n_test if n_folds == 1 else None,
+        "n_folds": n_folds,
+        "pool_share": pool_share,
+        "min_gap": min_gap,
+        **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
+    }
+    folder = RunFolder(output_dir, settings)
+    vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
+    arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
+    frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
+    run = FoldedCells(frozen)
+    if trainer:
+        followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to see the drift
+        work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
+        each = zip(frozen, work, followed, strict=True)
+        run = FoldedCells([TrainedCells(f.chooser, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
+    facts = describe(frozen[0], arms, budgets, seeds[0], everything)
+    facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
+    write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
+    run_cells(folder, grid_cells(arms, budgets, seeds), run, title)
+    shutil.rmtree(folder.folder / "work", ignore_errors=True)
+    return load_study(folder.folder)
+
+
+def _frozen_cells(
+    everything: StudyPool,
+    vectors: list[Tensor],
+    places: tuple[np.ndarray, np.ndarray],
+    pool_share: float,
+    min_gap: float,
+) -> FrozenCells:
+    """What chooses, trains and tests in one split."""
+    (pool, test), (pool_vectors, test_vectors) = (
+        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
+    )
+    return FrozenCells(Chooser(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
+
+
+def load_study(folder: str | Path) -> Study:
+    """
+    The results in a run folder, complete or not.
+
+    Raises:
+        TrlRealError: If it holds no study.
+    """
+    folder = Path(folder)
+    if not all((folder / name).exists() for name in (GRID_FILE, FACTS_FILE)):
+        raise TrlRealError(f"No study in {str(folder)!r}. Give the output_dir of `trl-real study`.")
+    grid, facts = read_json(folder / GRID_FILE), read_json(folder / FACTS_FILE)
+    run = RunFolder(folder, None)
+    cells = grid_cells(*grid.values())
+    results = {cell: found for cell in cells if (found := run.result(cell)) is not None}
+    return summarize(results, grid, facts, run.settings, n_cells=len(cells))
+
+
+def grid_cells(arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]) -> list[Cell]:
+    """All cells, seed by seed, so that a study that was broken off has whole seeds."""
+    return [Cell(arm, budget, seed) for seed in seeds for budget in budgets for arm in arms]
+
+
+def checked_grid(
+    arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
+) -> tuple[list[str], list[float | int], list[int]]:
+    """
+    The sides of the grid, in order and once each, with random among the arms.
+
+    Raises:
+        TrlRealError: If an arm or a budget is impossible, or a side is empty.
+    """
+    for name, side in (("arms", arms), ("budgets", budgets), ("seeds", seeds)):
+        if isinstance(side, str) or not len(side):
+            raise TrlRealError(f"{name}={side!r} is no list of {name}. Give at least one.")
+    for arm in arms:
+        parse_arm(arm)
+    for budget in budgets:
+        check_budget(budget)
+    if len({isinstance(budget, int) for budget in budgets}) > 1:
+        raise TrlRealError(f"budgets={list(budgets)} mixes shares and numbers of labels. Type 1.0 for every row.")
+    return list(dict.fromkeys([RANDOM, *arms])), sorted(set(budgets)), sorted(set(seeds))
+
+
+def _grown(file: Path, arms: list, budgets: list, seeds: list) -> tuple[list, list, list]:
+    """The sides of the grid, with those that the folder has already."""
+    if file.exists():
+        old = read_json(file)
+        sides = (("arms", arms), ("budgets", budgets), ("seeds", seeds))
+        arms, budgets, seeds = checked_grid(*([*old[name], *side] for name, side in sides))
+    write_json(file, {"arms": arms, "budgets": budgets, "seeds": seeds})
+    return arms, budgets, seeds
+
+
+def _digest(pool: StudyPool) -> str:
+    """Digest of the rows' texts and labels."""
+    digest = hashlib.sha256()
+    for row, scores in zip(pool.rows, pool.scores, strict=True):
+        digest.update(json.dumps([row.prompt, row.texts], sort_keys=True, default=str).encode())
+        digest.update(np.nan_to_num(scores, nan=-1e300).tobytes())
+    return digest.hexdigest()[:24]

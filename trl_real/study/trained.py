@@ -1,0 +1,198 @@
+"""A study's cell by real training; what trains is handed in, since evaluation knows nothing of TRL."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from datasets import Dataset, load_from_disk
+
+from trl_real.errors import TrlRealError
+from trl_real.functional.bradley_terry import pair_loss
+from trl_real.functional.statistics.label_savings import Run, RunPoint
+from trl_real.study.arms import Chooser, Labeled
+from trl_real.study.grid import Cell, Result
+from trl_real.study.pool import StudyPool, decided_pairs, preferences
+from trl_real.study.results import METRICS
+
+
+class CellTrainer(Protocol):
+    """What trains a cell, such as `trl_real.study.dpo.DPOCells`."""
+
+    engine: str
+    settings: dict[str, Any]
+
+    def __call__(
+        self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
+    ) -> list[Run]:
+        """Train on preferences and return one run a setting that was tried."""
+        ...
+
+
+class TrainedCells:
+    """
+    Runs cells by training. Of a cell's runs and their points, the one with the least loss on its validation pairs
+    counts: rows that the cell's seed may not choose from, the same for all its arms and not counted among its labels.
+    Without validation pairs (`pool_share=1`) it is the end of the only run.
+
+    Args:
+        chooser: Chooses and labels.
+        test: Test rows; one pair of each is used.
+        train: Trains.
+        folder: For what training writes.
+        n_validation: At most so many validation pairs.
+        followed: Arm and seed along whose trainings the embeddings' drift is followed.
+
+    Raises:
+        TrlRealError: If no test pair has a label, or several settings are to be told apart without validation pairs.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        test: StudyPool,
+        train: CellTrainer,
+        folder: Path,
+        n_validation: int = 100,
+        followed: tuple[str, int] | None = None,
+    ):
+        self.chooser, self.train, self.folder = chooser, train, folder
+        self.n_validation, self.followed = n_validation, followed
+        self._last: tuple[Any, list[Run]] = (None, [])
+        places, pairs = decided_pairs(test, chooser.min_gap)
+        _, first = np.unique(places, return_index=True)
+        if not len(first):
+            raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
+        # On disk, so that reference log-probabilities that are computed beforehand are found again by later cells.
+        preferences(test, places[first], pairs[first]).save_to_disk(folder / "test")
+        self.test = load_from_disk(str(folder / "test"))
+        keys = test.prompt_keys()
+        _, self.test_prompts = np.unique([keys[i] for i in places[first]], return_inverse=True)
+
+    @property
+    def n_test(self) -> int:
+        """Test pairs."""
+        return len(self.test_prompts)
+
+    def __call__(self, cell: Cell) -> Result:
+        """Train, pick the best point, sum the metrics over the test pairs of each prompt."""
+        labeled = self.chooser.labeled(cell)
+        aside = self.chooser.aside(cell.seed, self.n_validation)
+        train, validation = (preferences(self.chooser.pool, found.places, found.pairs) for found in (labeled, aside))
+        if not len(train):
+            raise TrlRealError(f"No label of {cell.key} decides, so there is nothing to train on. Lower min_gap.")
+        run, point, best_loss = self._trained(cell, labeled, train, validation)
+        arrays = self._sums(point.test)
+        values = {
+            "arm": cell.arm,
+            "budget": cell.budget,
+            "seed": cell.seed,
+            "n_labels": labeled.n_labels,
+            "n_undecided": labeled.n_labels - len(train),
+            "learning_rate": run.learning_rate,
+            "labels_seen": point.labels,
+            "best_loss": best_loss,
+            "log": run.log,
+            "drift": run.drift,
+            "along": [p.labels for p in run.points],
+        }
+        values |= {name: float(arrays[name].sum() / self.n_test) for name in arrays if name != "counts"}
+        along = [self._sums(p.test) for p in run.points]
+        arrays |= {f"along_{name}": np.stack([sums[name] for sums in along]) for name in along[0]}
+        return Result(values, arrays)
+
+    def _trained(
+        self, cell: Cell, labeled: Labeled, train: Dataset, validation: Dataset
+    ) -> tuple[Run, RunPoint, float]:
+        """The best run and point, and the least test loss of all; equal sets of one seed (the whole pool) run once."""
+        key = (cell.seed, labeled.places.tobytes(), labeled.pairs.tobytes())
+        if key != self._last[0]:
+            drift = (cell.arm, cell.seed) == self.followed
+            runs = self.train(train, validation, self.test, cell.seed, self.folder / cell.key, follow_drift=drift)
+            self._last = key, runs
+        runs = self._last[1]
+        return *best_point(runs), min(_mean_loss(p.test) for r in runs for p in r.points)
+
+    def _sums(self, margins: np.ndarray) -> dict[str, np.ndarray]:
+        return metric_sums(torch.from_numpy(margins).double(), self.test_prompts)
+
+
+class FoldedCells:
+    """
+    Runs each cell in every split, and puts the test sets together: each prompt is tested on once, by a model that has
+    not seen it.
+
+    Args:
+        folds: What runs a cell in each split.
+    """
+
+    def __init__(self, folds: Sequence[Any]):
+        self.folds = list(folds)
+
+    @property
+    def n_test(self) -> int:
+        """Test pairs."""
+        return sum(fold.n_test for fold in self.folds)
+
+    def __call__(self, cell: Cell) -> Result:
+        """Numbers are means over the splits, of whatever else the first one's; arrays lie end to end."""
+        results = _same_points([fold(cell) for fold in self.folds])
+        first = results[0]
+        values = {name: self._together(name, [r.values[name] for r in results]) for name in first.values}
+        arrays = {name: np.concatenate([r.arrays[name] for r in results], axis=-1) for name in first.arrays}
+        return Result({**values, "arm": cell.arm, "budget": cell.budget, "seed": cell.seed}, arrays)
+
+    def _together(self, name: str, values: list[Any]) -> Any:
+        if name in METRICS or name == "best_loss":
+            weights = [fold.n_test for fold in self.folds]
+            return float(np.average(values, weights=weights))
+        if isinstance(values[0], int | float):
+            return float(np.mean(values))
+        return values[0]
+
+
+def _same_points(results: list[Result]) -> list[Result]:
+    """Along a training as many points in each split, the last one kept: a pair more may mean a step fewer between."""
+    n = min(len(result.values.get("along", ())) for result in results)
+
+    def shortened(points: Any) -> Any:
+        return points if len(points) <= n else np.delete(points, slice(n - 1, len(points) - 1), axis=0)
+
+    found = []
+    for result in results:
+        arrays = {name: shortened(a) if name.startswith("along_") else a for name, a in result.arrays.items()}
+        values = {name: list(map(float, shortened(v))) if name == "along" else v for name, v in result.values.items()}
+        found.append(Result(values, arrays))
+    return found
+
+
+def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    Metrics' sums over the test pairs of each prompt, and their counts.
+
+    Args:
+        margins: Of the test pairs. Shape `(n,)`.
+        prompts: Number of each pair's prompt. Shape `(n,)`.
+    """
+    each = {"loss": pair_loss(margins), "margin": margins, "accuracy": (margins > 0).double()}
+    sums = {name: np.bincount(prompts, weights=x.numpy()) for name, x in each.items()}
+    return {**sums, "counts": np.bincount(prompts).astype(float)}
+
+
+def best_point(runs: Sequence[Run]) -> tuple[Run, RunPoint]:
+    """
+    The run and the point with the least validation loss; without validation pairs the end of the only run.
+
+    Raises:
+        TrlRealError: If there are several runs and no validation pairs.
+    """
+    if len(runs[0].points[0].validation):
+        return min(((run, p) for run in runs for p in run.points), key=lambda pair: _mean_loss(pair[1].validation))
+    if len(runs) > 1:
+        raise TrlRealError("Several learning rates need validation pairs. Type pool_share=0.9, or give one rate.")
+    return runs[0], runs[0].points[-1]
+
+
+def _mean_loss(margins: np.ndarray) -> float:
+    return float(pair_loss(torch.from_numpy(margins).double()).mean())

@@ -12,7 +12,7 @@ from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.annotation import choose
 from trl_real.selection.budget import budget_rows, budget_size
-from trl_real.selection.strategies import STRATEGIES, Strategy
+from trl_real.selection.strategies import Strategy, as_strategy, split_geometry
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, decided_pairs, verdicts
 
@@ -71,13 +71,8 @@ def parse_arm(name: str) -> Arm:
     Raises:
         TrlRealError: If there is no such strategy or geometry.
     """
-    strategy, _, geometry = name.partition("@")
-    geometry = geometry or "raw"
-    if strategy not in STRATEGIES:
-        raise TrlRealError(f"No strategy {strategy!r} (in {name!r}); there are {', '.join(STRATEGIES)}.")
-    if geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r} (in {name!r}); there are {', '.join(GEOMETRIES)}.")
-    return Arm(STRATEGIES[strategy], geometry)
+    strategy, geometry = split_geometry(name)
+    return Arm(as_strategy(strategy), geometry or "raw")
 
 
 class Chooser:

@@ -16,6 +16,7 @@ from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
 from trl_real.functional.statistics.label_savings import Interval, Saving
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports import figures
+from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
 from trl_real.study.report import in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
@@ -293,7 +294,7 @@ def test_a_saving_in_words(saving, words):
 
 def test_every_arm_has_a_look_of_its_own_and_keeps_it():
     arms = ["random", "easy", "easy@centered", "easy@whitened", "hard", "hard@centered", "mine", "yours", "yours@x"]
-    styles = figures.arm_styles(arms)
+    styles = figures.arm_styles(arms, COLORS)
     assert list(styles) == arms and len(set(styles.values())) == len({s.color for s in styles.values()}) == len(arms)
     assert styles["random"].color == "#000000"
     picture = plots.curve_figure({arm: curve() for arm in arms}, METRICS["loss"], styles, title="")
@@ -305,7 +306,7 @@ def test_every_arm_has_a_look_of_its_own_and_keeps_it():
 
 
 def test_budgets_that_span_much_are_on_a_logarithmic_axis():
-    styles = figures.arm_styles(ARMS)
+    styles = figures.arm_styles(ARMS, COLORS)
     near = plots.curve_figure({"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title="")
     far = plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
     assert near.axes[0].get_xscale() == "linear" and far.axes[0].get_xscale() == "log"
@@ -314,7 +315,7 @@ def test_budgets_that_span_much_are_on_a_logarithmic_axis():
 
 def test_an_end_that_is_not_reached_is_an_arrow_to_the_edge():
     savings = {"easy": [REACHED, HALF_OPEN], "easy@centered": [SELDOM_REACHED, NOT_REACHED]}
-    axes = plots.savings_figure(savings, figures.arm_styles(ARMS), title="").axes[0]
+    axes = plots.savings_figure(savings, figures.arm_styles(ARMS, COLORS), title="").axes[0]
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
     words = [text.get_text() for text in axes.texts]
     assert len(arrows) == 2 and all(arrow.xy[0] == axes.get_xlim()[0] for arrow in arrows)

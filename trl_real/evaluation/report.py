@@ -42,7 +42,7 @@ def write_comparison_report(
     """
     check_extras()
     folder = Path(folder)
-    rates = [figures.Rate(f"{c.model} : {c.baseline}", "", *_interval(c)) for c in comparisons]
+    rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
     pictures = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None

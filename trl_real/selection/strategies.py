@@ -213,6 +213,9 @@ STRATEGIES: dict[str, Strategy] = {
     ),
 }
 
+# Colour of each strategy in every figure, from Okabe and Ito's palette.
+COLORS = {name: strategy.color for name, strategy in STRATEGIES.items() if strategy.color}
+
 
 def as_strategy(strategy: Any) -> Strategy:
     """

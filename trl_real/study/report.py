@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from trl_real.functional.statistics.label_savings import Interval, Saving
 from trl_real.reports import figures
 from trl_real.reports.render import (
-    BASELINE,
     GAIN,
     NO_GAIN,
     NOT_MEASURED,
@@ -21,6 +20,7 @@ from trl_real.reports.render import (
     render,
     saved,
 )
+from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
 from trl_real.study.results import ENGINES, METRICS, Study
 
@@ -128,7 +128,7 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
 
 def _pictures(folder: Path, study: Study) -> dict[str, Any]:
     """Draw and save everything: URIs by metric, or pairs of an arm's or an opinion's name and a URI."""
-    styles = figures.arm_styles(study.arms)
+    styles = figures.arm_styles(study.arms, COLORS)
     pictures: dict[str, Any] = {
         "curves": _curve_pictures(folder, "curves", study.curves, study, styles),
         "savings": _saving_pictures(folder, "savings", study.savings, study, styles),
@@ -185,7 +185,7 @@ def _similarity_pictures(folder: Path, study: Study, styles: Mapping) -> list[tu
     pictures = []
     for i, (arm, histogram) in enumerate(study.histograms.items(), 1):
         if histogram:
-            figure = figures.similarity_figure(histogram, name=arm, strategy=arm, color=styles[arm].color)
+            figure = figures.similarity_figure(histogram, name=arm, color=styles[arm].color)
             pictures.append((arm, saved(folder / f"similarity_{picture_name(i, arm)}", figure)))
     return pictures
 

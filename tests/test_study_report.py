@@ -13,7 +13,7 @@ from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
-from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports import figures
 from trl_real.selection.strategies import COLORS
@@ -25,8 +25,9 @@ from trl_real.study.results import ENGINES, METRICS, Curve, Study
 HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img src=http://evil.example/x>'
 ARMS = ["easy", "easy@centered", "random"]
 BUDGETS = [0.1, 0.4, 1.0]
-GAIN, LOSS = Interval(-0.021, -0.032, -0.011), Interval(0.03, 0.02, 0.04)
-NOTHING, EQUAL, UNKNOWN = Interval(-0.004, -0.013, 0.006), Interval(0.0, 0.0, 0.0), Interval(0.1, math.nan, math.nan)
+GAIN, LOSS = ValueWithInterval(-0.021, -0.032, -0.011), ValueWithInterval(0.03, 0.02, 0.04)
+NOTHING, EQUAL = ValueWithInterval(-0.004, -0.013, 0.006), ValueWithInterval(0.0, 0.0, 0.0)
+UNKNOWN = ValueWithInterval(0.1, math.nan, math.nan)
 REACHED = Saving(1.0, 0.6123, 1000.0, 590.0, 0.41, 0.125, 0.55, 1.0)
 HALF_OPEN = Saving(0.5, 0.6456, 500.0, 610.0, -0.22, -math.inf, 0.08, 0.87)
 NOT_REACHED = Saving(1.0, 0.6123, 1000.0, math.inf, -math.inf, -math.inf, -math.inf, 0.0)
@@ -36,7 +37,7 @@ SELDOM_REACHED = Saving(0.5, 0.6456, 500.0, math.inf, -math.inf, -math.inf, 0.05
 def curve(start: float = 0.68, n_points: int = 3) -> Curve:
     n_labels = [100.0, 400.0, 1000.0][:n_points]
     values = [start - 0.03 * i for i in range(n_points)]
-    return Curve(n_labels, [Interval(value, value - 0.012, value + 0.013) for value in values])
+    return Curve(n_labels, [ValueWithInterval(value, value - 0.012, value + 0.013) for value in values])
 
 
 def rewards() -> list[dict]:

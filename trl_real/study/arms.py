@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     geometry: str
 
 
-class Ranking(NamedTuple):
+class ScoredPairs(NamedTuple):
     """
     An arm's pair in each row that a seed may choose from.
 
@@ -44,7 +44,7 @@ class Ranking(NamedTuple):
     scores: np.ndarray
     differences: list[np.ndarray]
 
-    def kept(self, budget: float | int) -> np.ndarray:
+    def selected(self, budget: float | int) -> np.ndarray:
         """What the budget buys, as indices into the arrays, ascending."""
         return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))
 
@@ -75,7 +75,7 @@ def parse_arm(name: str) -> Arm:
     return Arm(as_strategy(strategy), geometry or "raw")
 
 
-class Chooser:
+class ArmSelector:
     """
     Lets each arm choose from the same rows, seed by seed.
 
@@ -91,19 +91,19 @@ class Chooser:
         if not 0 < pool_share <= 1:
             raise TrlRealError(f"pool_share={pool_share} is no share in (0, 1]. Type 0.9, or 1.0 for the whole pool.")
         self.pool, self.vectors, self.pool_share, self.min_gap = pool, vectors, pool_share, min_gap
-        self.ranking = lru_cache(maxsize=64)(self._ranking)
+        self.scored_pairs = lru_cache(maxsize=64)(self._score_pairs)
 
     def labeled(self, cell: Cell) -> Labeled:
         """The pairs that the cell's budget buys, labelled; ties and missing scores are paid for and left out."""
-        ranking = self.ranking(cell.arm, cell.seed)
-        kept = ranking.kept(cell.budget)
-        places, pairs = ranking.places[kept], ranking.pairs[kept]
+        scored = self.scored_pairs(cell.arm, cell.seed)
+        bought = scored.selected(cell.budget)
+        places, pairs = scored.places[bought], scored.pairs[bought]
         said = verdicts(self.pool, places, pairs, self.min_gap)
         better_first = np.where((said == 0)[:, None], pairs[:, ::-1], pairs)
         decided = (said == 1) | (said == 0)
-        return Labeled(places[decided], better_first[decided], len(kept))
+        return Labeled(places[decided], better_first[decided], len(bought))
 
-    def aside(self, seed: int, n: int) -> Labeled:
+    def validation_pairs(self, seed: int, n: int) -> Labeled:
         """Up to `n` labelled pairs, one a row, from the rows that the seed may not choose from."""
         rest = np.setdiff1d(np.arange(len(self.pool)), self._places(seed))
         places, pairs = decided_pairs(self.pool.take(rest), self.min_gap)
@@ -120,7 +120,7 @@ class Chooser:
         n = len(self.pool)
         return np.sort(np.random.default_rng([seed, n]).permutation(n)[: self.n_pool()])
 
-    def _ranking(self, arm: str, seed: int) -> Ranking:
+    def _score_pairs(self, arm: str, seed: int) -> ScoredPairs:
         strategy, geometry = parse_arm(arm)
         places = self._places(seed)
         rows, vectors = [self.pool.rows[i] for i in places], [self.vectors[i] for i in places]
@@ -130,4 +130,4 @@ class Chooser:
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         first, second = (torch.stack([v[k] for v, k in zip(vectors, side, strict=True)]) for side in pairs.T)
         similarity = pair_similarity(first, second).numpy()
-        return Ranking(places, pairs, similarity, strategy, choice.scores, choice.differences)
+        return ScoredPairs(places, pairs, similarity, strategy, choice.scores, choice.differences)

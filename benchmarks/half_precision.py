@@ -3,7 +3,7 @@ How many rows a selection in bfloat16 embeds again in float32, and whether it ke
 
 Every text is embedded once in each precision; the selections then read these embeddings.
 
-    python benchmarks/half_precision.py [--model ID] [--pool FILE.parquet] [--rows 400] [--responses 2] [--budgets 0.25]
+    python benchmarks/half_precision.py [--model ID] [--pool FILE.parquet] [--rows 400] [--responses 2] [--budgets B …]
 """
 
 import argparse

@@ -81,6 +81,22 @@ def pair_features(first: Tensor, second: Tensor, normalize: str | None = "respon
     return NORMALIZATIONS[normalize](first, second)
 
 
+def uncertainty(features: Tensor, history: Tensor, ridge: float = 1.0) -> Tensor:
+    r"""
+    Return `phi^T V^-1 phi` with `V = ridge I + sum_h phi_h phi_h^T`.
+
+    Args:
+        features: Shape `(P, d)`.
+        history: Features of earlier pairs. Shape `(H, d)`.
+        ridge: Above 0.
+
+    Returns:
+        Shape `(P,)`, float64 for float64 features, else float32.
+    """
+    inverse = Inverse(features.shape[1], ridge, history)
+    return torch.cat([inverse.scores(block) for block in features.split(BLOCK)])
+
+
 def greedy_design(
     features: Tensor,
     k: int,

@@ -2,11 +2,15 @@
 
 import math
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RewardModelJudge(VerdictJudge):
@@ -39,7 +43,7 @@ class RewardModelJudge(VerdictJudge):
         *,
         tokenizer: Any = None,
         revision: str | None = None,
-        dtype: Any = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         batch_tokens: int | None = None,
         max_length: int | None = None,

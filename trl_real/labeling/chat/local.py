@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.question import Answer, Question
-from trl_real.models.sequences import Ids
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LocalChat:
@@ -37,7 +40,7 @@ class LocalChat:
         *,
         tokenizer: Any = None,
         revision: str | None = None,
-        dtype: Any = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         batch_tokens: int | None = None,
     ):
@@ -88,7 +91,7 @@ class LocalChat:
             )
         return ChoiceReader(model, tokenizer, self.batch_tokens, self.model.cast_to)
 
-    def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[Ids]:
+    def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[tuple[int, ...]]:
         from jinja2 import TemplateError
 
         if not self._knows_system:

@@ -84,7 +84,7 @@ class ImplicitRewardJudge(VerdictJudge):
             batch_tokens=batch_tokens,
             dtype=dtype,
             device=device,
-            known=known,
+            cache=known,
         )
         self.beta, self.length_normalize, self.min_gap = beta, length_normalize, min_gap
         self.name = f"implicit_reward:{self.reader.policy.label}"

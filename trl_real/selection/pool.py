@@ -159,7 +159,7 @@ def scoring_features(pool: bool) -> Features:
 def forgetful(selector: PairScorer) -> PairScorer:
     """The selector, such that what a batch gives hangs on no batch before it: for scores that are kept in parts."""
     selector = copy.copy(selector)
-    selector.encoder = selector.encoder and selector.encoder.forgetful()
+    selector.encoder = selector.encoder and selector.encoder.without_memo()
     return selector
 
 
@@ -226,7 +226,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
-        revision=encoder.identity() if encoder else None,
+        revision=encoder.fingerprint() if encoder else None,
         settings={**settings, "geometry": selector.geometry} if selector.embeds else {},
         n_rows=len(scored),
         n_kept=len(kept),

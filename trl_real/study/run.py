@@ -108,7 +108,7 @@ def run_study(
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
         "data": _digest(everything),
-        "model": encoder.identity() if encoder else EMBEDDINGS,
+        "model": encoder.fingerprint() if encoder else EMBEDDINGS,
         "embedding": {"context": context, "layer": layer, "max_length": max_length, "dtype": dtype or "float32"},
         "n_test": n_test if n_folds == 1 else None,
         "n_folds": n_folds,

@@ -41,11 +41,11 @@ class LocalChat:
         device: str | None = None,
         batch_tokens: int | None = None,
     ):
-        from trl_real.models.lazy_model import LateModel
+        from trl_real.models.lazy_model import LazyModel
 
         if batch_tokens is not None and batch_tokens < 1:
             raise TrlRealError(f"batch_tokens={batch_tokens} reads nothing. Give at least 1, or leave it out.")
-        self.model, self.batch_tokens = LateModel(model, tokenizer, revision, dtype, device), batch_tokens
+        self.model, self.batch_tokens = LazyModel(model, tokenizer, revision, dtype, device), batch_tokens
         self.name = self.model.label
 
     @property
@@ -78,9 +78,8 @@ class LocalChat:
     @cached_property
     def _reader(self) -> Any:
         from trl_real.models.choice import ChoiceReader
-        from trl_real.models.load import load_causal_lm
 
-        model, tokenizer = self.model.load(load_causal_lm)
+        model, tokenizer = self.model.load()
         if not tokenizer.chat_template:
             raise TrlRealError(
                 f"{self.name} has no chat template: it is a base model. Give an instruct model, or a tokenizer with "

@@ -17,7 +17,7 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.selection.budget import check_budget
-from trl_real.study.arms import Chooser, parse_arm
+from trl_real.study.arms import ArmSelector, parse_arm
 from trl_real.study.facts import describe
 from trl_real.study.features import embed_rows
 from trl_real.study.frozen import FrozenCells
@@ -125,7 +125,7 @@ def run_study(
         followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to see the drift
         work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
         each = zip(frozen, work, followed, strict=True)
-        run = FoldedCells([TrainedCells(f.chooser, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
+        run = FoldedCells([TrainedCells(f.selector, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
     facts = describe(frozen[0], arms, budgets, seeds[0], everything)
     facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
     write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
@@ -145,7 +145,7 @@ def _frozen_cells(
     (pool, test), (pool_vectors, test_vectors) = (
         [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
     )
-    return FrozenCells(Chooser(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
+    return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 
 def load_study(folder: str | Path) -> Study:

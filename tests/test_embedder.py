@@ -280,8 +280,8 @@ class TestModels:
     def test_attention_comes_back_when_the_loop_is_broken_off(self):
         model = family("llama")
         before = model.config._attn_implementation
-        with patch("trl_real.models.embed._bar") as bar:
-            bar.return_value.__enter__.return_value.update.side_effect = KeyboardInterrupt
+        with patch("trl_real.models.reader.tqdm") as bar:
+            bar.return_value.update.side_effect = KeyboardInterrupt
             bar.return_value.__exit__.return_value = False
             with pytest.raises(KeyboardInterrupt):
                 Embedder(model, TOKENIZER, EmbedderOptions(batch_tokens=1))([None] * 2, ["tea", "water"])

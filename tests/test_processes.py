@@ -83,8 +83,8 @@ import sys
 from pathlib import Path
 import torch
 from test_processes import work
-from trl_real.runtime.distributed import join, rank
-join()
+from trl_real.runtime.distributed import init_distributed, rank
+init_distributed()
 torch.set_num_threads(1)
 torch.save(work(Path(sys.argv[1]), True), f"{sys.argv[1]}/rank{rank()}.pt")
 torch.distributed.destroy_process_group()

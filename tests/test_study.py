@@ -16,7 +16,7 @@ from trl_real.runtime import atomic_files
 from trl_real.study import grid
 from trl_real.study.arms import ArmSelector, parse_arm
 from trl_real.study.frozen import FrozenCells
-from trl_real.study.grid import Cell, RunFolder
+from trl_real.study.grid import Cell, StudyFolder
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
 from trl_real.study.report import write_study_report
 from trl_real.study.run import grid_cells, load_study, run_study
@@ -228,13 +228,13 @@ def test_another_study_is_not_mixed_in(changes, message, tmp_path):
 def slow_study(folder, **changes):
     """For a process that is killed: each write takes a while."""
     torch.set_num_threads(1)
-    write = atomic_files.write_whole
+    write = atomic_files.write_atomic
 
     def slow(file, content):
         time.sleep(0.01)
         write(file, content)
 
-    grid.write_whole = atomic_files.write_whole = slow
+    grid.write_atomic = atomic_files.write_atomic = slow
     study(folder, **changes)
 
 
@@ -259,7 +259,7 @@ def test_files_of_a_study_are_plain_json(tmp_path):
     study(tmp_path / "s")
     for name in ("study.json", "grid.json", "facts.json", "cells/easy-0.25-0.json"):
         assert isinstance(json.loads((tmp_path / "s" / name).read_text()), dict)
-    assert RunFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
+    assert StudyFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
     assert len(grid_cells(["a"], [1, 2], [3, 4])) == 4
 
 
@@ -307,7 +307,7 @@ def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(TrlRealError, match="holds something that is no study"):
+    with pytest.raises(TrlRealError, match="holds files, but not a study"):
         study(tmp_path)
     with pytest.raises(TrlRealError, match="is a file"):
         study(tmp_path / "mine")

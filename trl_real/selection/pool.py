@@ -125,7 +125,7 @@ def cut(
 def without_cache(selector: PairScorer) -> PairScorer:
     """Return a copy without the embedding cache, so that scores do not depend on earlier batches."""
     selector = copy.copy(selector)
-    selector.encoder = selector.encoder and selector.encoder.forgetful()
+    selector.encoder = selector.encoder and selector.encoder.without_memo()
     return selector
 
 
@@ -141,7 +141,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
-        revision=encoder.identity() if encoder else None,
+        revision=encoder.fingerprint() if encoder else None,
         settings={**settings, "geometry": selector.geometry} if selector.embeds else {},
         n_rows=len(scored),
         n_kept=len(kept),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.data.conversation import is_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
@@ -36,6 +35,8 @@ def pair_key(prompt: Any, response_a: Any, response_b: Any) -> str:
     Returns:
         32 hexadecimal digits of a SHA-256.
     """
+    from trl_real.data.conversation import is_messages, text_of
+
     said = [[[m.get("role"), text_of([m])] for m in prompt] if is_messages(prompt) else prompt]
     said += [text_of(response) if is_messages(response) else response for response in (response_a, response_b)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

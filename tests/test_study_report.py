@@ -329,7 +329,7 @@ def test_all_reports_share_their_look(whole, tmp_path):
     )
     path = write_comparison_report(tmp_path, [rates], title="A title")
     shared = path.read_text(encoding="utf-8").split("h2, h3 { break-after")[0]
-    assert len(shared) > 4000 and whole[1].startswith(shared)
+    assert len(shared) > 3000 and whole[1].startswith(shared)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

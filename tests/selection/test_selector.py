@@ -1008,8 +1008,9 @@ class TestHalfPrecision:
         assert found["id"][:] == expected["id"][:] and found["pair"][:] == expected["pair"][:]
         assert half.record.settings["dtype"] == "bfloat16"
 
-    @pytest.mark.parametrize("strategy", [*(name for name in STRATEGIES if name != "random"), most_orthogonal])
+    @pytest.mark.parametrize("strategy", ["easy", "hard", "centroid", most_orthogonal])
     def test_few_rows_of_two_responses_are_embedded_again(self, strategy):
+        """A set budget (`d_optimal`) also settles every row that it takes; see benchmarks/half_precision.py."""
         pool = Dataset.from_list(make_rows(240, seed=6, same_size=2))
         exact, half = (selector(strategy=strategy, dtype=d) for d in (None, "bfloat16"))
         assert half.select(pool, 0.3)["id"][:] == exact.select(pool, 0.3)["id"][:]

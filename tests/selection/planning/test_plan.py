@@ -109,6 +109,21 @@ def test_half_precision_is_planned_on_its_own_peak(model):
     assert single.compute_seconds.value / half.compute_seconds.value == pytest.approx(device.half / device.single)
     assert single.weight_bytes == 2 * half.weight_bytes
     assert "--dtype bfloat16" in single.summary() and "--dtype bfloat16" not in half.summary()
+    assert "again in float32" in half.summary() and "again in float32" not in single.summary()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_responses", "again"),
+    [
+        ("easy", 2, "rows near the cut are embedded"),
+        ("centroid", 3, "rows near the cut, and rows with two close pairs, are embedded"),
+        ("d_optimal", 2, "the rows of the budget and those that compete with them are embedded"),
+    ],
+)
+def test_a_plan_says_which_rows_half_precision_reads_twice(model, strategy, n_responses, again):
+    rows = {"prompt": ["a"] * 4, "responses": [[f"text {i} {j}" for j in range(n_responses)] for i in range(4)]}
+    selector = EmbeddingPairSelector(model, strategy=strategy, dtype="bfloat16")
+    assert again in plan_selection(selector, Dataset.from_dict(rows), 0.5, **H100).summary()
 
 
 def test_random_and_given_embeddings_run_no_model():

@@ -79,7 +79,7 @@ def same(found: dict, expected: dict) -> None:
 def test_two_processes_share_and_a_third_goes_on(tmp_path):
     (tmp_path / "worker.py").write_text(
         """
-import sys
+import os, sys
 from pathlib import Path
 import torch
 from test_distributed import work  # this module: the workers run the function that the test compares with
@@ -87,7 +87,10 @@ from trl_real.runtime.distributed import join, rank
 join()
 torch.set_num_threads(1)
 torch.save(work(Path(sys.argv[1]), True), f"{sys.argv[1]}/rank{rank()}.pt")
-torch.distributed.destroy_process_group()
+# Leave without the interpreter's clean-up: threads of gloo that still run then abort the process now and then
+# ("terminate called without an active exception"). The files are closed, and the barrier keeps both ranks until then.
+torch.distributed.barrier()
+os._exit(0)
 """
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,4 +1,4 @@
-"""What several processes do together is what one does alone, and what one has done none does again."""
+"""Several processes give the same result as one, and finished work is not repeated."""
 
 import os
 import subprocess
@@ -76,7 +76,7 @@ def same(found: dict, expected: dict) -> None:
     np.testing.assert_allclose(found["uncertainty"], expected["uncertainty"], rtol=1e-5)
 
 
-def test_two_processes_share_and_a_third_goes_on(tmp_path):
+def test_two_processes_share_the_work_and_a_later_one_resumes_it(tmp_path):
     (tmp_path / "worker.py").write_text(
         """
 import os, sys
@@ -124,7 +124,7 @@ def test_journals_of_all_processes_are_read(tmp_path):
         Journal(tmp_path / "j").read()
 
 
-def test_gradients_in_shards_are_kept_for_the_very_same_policy(tmp_path):
+def test_gradient_shards_are_reused_only_for_the_same_policy(tmp_path):
     def picks(model, **settings):
         selector = GradientPairSelector(model, tokenizer=tiny_tokenizer(), projection_dim=64, **settings)
         return selector.select(POOL, 5)["pair"][:]
@@ -138,7 +138,7 @@ def test_gradients_in_shards_are_kept_for_the_very_same_policy(tmp_path):
         picks(adapted(), shards=tmp_path, all_processes=True)
 
 
-def test_gradients_in_shards_are_kept_for_the_same_precision(tmp_path):
+def test_gradient_shards_are_reused_only_for_the_same_precision(tmp_path):
     def uncertainty(**settings):
         selector = GradientPairSelector(adapted(), tokenizer=tiny_tokenizer(), projection_dim=64, **settings)
         return sorted(selector.select(POOL, 5)["uncertainty"][:])

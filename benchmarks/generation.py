@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
 from trl_real.models import generate as ours
-from trl_real.models.decoding import Decoder
-from trl_real.models.sampling import Sampler
+from trl_real.models.decoding import Decoder, Sampler
 
 
 BATCH_SIZES = (32, 64, 128)

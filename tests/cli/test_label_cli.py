@@ -1,5 +1,7 @@
 """Tests of `trl-real label`: every judge, the price before labeling, no question asked twice."""
 
+import argparse
+import inspect
 import json
 import signal
 import subprocess
@@ -10,7 +12,10 @@ import pytest
 from datasets import Dataset, load_from_disk
 
 from support.judge_server import MODEL, JudgeServer
+from trl_real.cli.judges import add_judge_flags
 from trl_real.cli.main import main
+from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
 
 def selected(n: int = 12) -> Dataset:
@@ -100,10 +105,10 @@ def test_killed_run_resumes(chosen, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--judge", "chat", "--output_dir", "x"], "The judge 'chat' needs --model"),
-        (["--judge", "chat", "--model", "m", "--column", "votes"], "--column is no setting of the judge 'chat'"),
-        (["--judge", "score", "--price", "1", "2"], "--price is no setting of the judge 'score'"),
+        (["--judge", "chat", "--model", "m", "--column", "votes"], "--column is not a setting of the judge 'chat'"),
+        (["--judge", "score", "--price", "1", "2"], "--price is not a setting of the judge 'score'"),
         (["--judge", "chat", "--model", "m", "--base_url", "http://127.0.0.1:9/v1", "--dtype", "float32"],
-         "--dtype is no setting of the judge 'chat' behind a server"),
+         "--dtype is not a setting of the judge 'chat' with --base_url"),
         (["--human"], "--votes is missing"),
         ([], "--output_dir is missing"),
     ],
@@ -111,3 +116,81 @@ def test_killed_run_resumes(chosen, tmp_path, capsys):
 def test_mistakes_get_a_one_line_error(chosen, flags, message, capsys):
     assert main(["label", "--dataset", str(chosen), *flags]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+TEXTS = (
+    "judge column model revision dtype device base_url template orders rule api_key cache served_as votes aggregation "
+    "reference panel pooling"
+).split()
+NUMBERS = {
+    int: "batch_tokens max_length max_chars seed concurrency max_retries max_tokens quorum".split(),
+    float: (
+        "min_gap min_ratio scale tie_margin calibration max_failure_rate timeout deadline price max_cost beta"
+    ).split(),
+}
+# Arguments that no text on a command line can hold.
+IN_PYTHON_ONLY = {"tokenizer", "options", "annotators", "settings"}
+
+
+def flags(model: str = "model") -> dict[str, argparse.Action]:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_judge_flags(parser, model)
+    return {action.option_strings[0].removeprefix("--"): action for action in parser._actions}
+
+
+class TestFlagsOfJudges:
+    def test_are_these(self):
+        known = flags()
+        kinds = {name: kind for kind, names in NUMBERS.items() for name in names} | dict.fromkeys(TEXTS, str)
+        assert set(known) == {*kinds, "length_normalize"}
+        assert {name: action.type or str for name, action in known.items() if name in kinds} == kinds
+        assert {name for name, action in known.items() if action.default is not None} == {"judge"}
+        assert known["price"].nargs == 2 and known["length_normalize"].const is True
+
+    def test_bear_the_prefix_where_the_verb_has_the_name(self):
+        plain, prefixed = flags(), flags("judge_model")
+        assert {name for name in prefixed if name not in plain} == {
+            f"judge_{name}" for name in plain if name not in prefixed
+        }
+        assert [action.dest for action in plain.values()] == [action.dest for action in prefixed.values()]
+
+    @pytest.mark.parametrize("judge", JUDGES)
+    def test_hold_every_plain_argument_with_its_help(self, judge):
+        spec = JUDGES[judge]
+        for home in (spec.home, *spec.backends):
+            first, *others = inspect.signature(load_class(home)).parameters
+            for name in {spec.first or first, *others} - IN_PYTHON_ONLY:
+                assert f"{judge}" in flags()[name].help.split(":")[0] or f"; {judge}" in flags()[name].help
+                assert not flags()[name].help.endswith(": ")
+
+    def test_come_with_a_new_judge(self, monkeypatch):
+        class LongerJudge(VerdictJudge):
+            """
+            Takes the longer response.
+
+            Args:
+                margin: Least difference, in characters: 10 % of a page.
+                unit: Unit of length.
+                weights: A list.
+            """
+
+            def __init__(self, margin: int = 3, unit: str | None = None, weights: list[float] | None = None):
+                self.margin = margin
+
+        monkeypatch.setattr("trl_real.labeling.judges.LongerJudge", LongerJudge, raising=False)
+        monkeypatch.setitem(JUDGES, "longer", JudgeSpec("judges:LongerJudge", "the longer response"))
+        found = flags()
+        assert found["margin"].type is int and found["unit"].type is str and "weights" not in found
+        assert found["margin"].help == "longer: Least difference, in characters: 10 %% of a page (default: 3)"
+        assert JUDGES["longer"](margin=5).margin == 5
+
+
+def test_help_loads_no_heavy_library():
+    heavy = ("torch", "transformers", "datasets", "trl", "pandas", "scipy", "openai")
+    code = (
+        "import sys\nfrom trl_real.cli.main import main\n"
+        "try: main(['label', '--help'])\nexcept SystemExit: pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"

@@ -139,15 +139,15 @@ def test_verdicts_with_lengths_are_checked(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--judge", "chat"], "The judge 'chat' needs --judge_model"),
-        (["--judge", "chta"], "No judge 'chta'; there are score, reward, chat, votes, implicit_reward, panel"),
+        (["--judge", "chta"], "Unknown judge 'chta': choose from score, reward, chat, votes, implicit_reward, panel"),
         (
             ["--judge", "chat", "--judge_model", "m", "--price", "1", "1"],
-            "--price is no setting of the judge 'chat' in",
+            "--price is not a setting of the judge 'chat' without --base_url",
         ),
         (["--judge", "votes", "--votes", "v"], "votes are about selected pairs"),
         (["--models", "small", "large"], "--models need a judge that reads"),
-        (["--min_ratio", "2", "--judge", "reward", "--judge_model", "m"], "--min_ratio is no setting of the judge"),
-        (["--judge", "panel", "--panel", "nowhere.yaml"], "is no list of judges"),
+        (["--min_ratio", "2", "--judge", "reward", "--judge_model", "m"], "--min_ratio is not a setting of the judge"),
+        (["--judge", "panel", "--panel", "nowhere.yaml"], "is not a list of judges"),
         (["--preferences", "nowhere"], "No column 'nowhere'"),
     ],
 )

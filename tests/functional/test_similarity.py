@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from support.claims import naive_similarity, random_embeddings
-from trl_real.functional.clustering import two_means
+from trl_real.functional.clustering import two_means, two_means_gap
 from trl_real.functional.similarity import candidate_pairs, candidate_similarity, normalize, pair_similarity
 from trl_real.selection.strategies import centroid, easy, hard, lowest
 
@@ -100,6 +100,19 @@ class TestTwoMeans:
         centre = torch.where(heap[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
         points = normalize(centre + 0.05 * random_embeddings(k, 1, k, 2)[0])
         assert torch.equal(two_means(points[None])[0], heap ^ heap[0])
+
+    @pytest.mark.parametrize("k", [3, 4, 6])
+    def test_points_within_the_gap_keep_their_partition(self, k):
+        """Inner products of unit vectors that move by less than half the gap change no cluster."""
+        points = normalize(random_embeddings(11, 300, k, 4))
+        moved = normalize(points + 0.02 * random_embeddings(12, 300, k, 4))
+        error = (points @ points.mT - moved @ moved.mT).abs().amax((1, 2))
+        safe = two_means_gap(points) > 2 * error
+        assert 20 < safe.sum() < 300 and (~safe).any()
+        assert torch.equal(two_means(points)[safe], two_means(moved)[safe])
+
+    def test_no_other_partition_of_two_points(self):
+        assert two_means_gap(normalize(random_embeddings(1, 5, 2, 3))).isinf().all()
 
     @pytest.mark.parametrize("k", [2, 3, 8, 13, 40])
     def test_identical_points_still_make_two_clusters(self, k):

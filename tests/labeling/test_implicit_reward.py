@@ -251,7 +251,7 @@ class TestUnfinished:
         )
         cut = ResponseLogProbs(tiny_model(), tiny_tokenizer())
         sequences = tokenize_pairs(tiny_tokenizer(), PROMPTS[:1], RESPONSES[0][:1], 512, [False])
-        assert float(cut.of(sequences).sums) == pytest.approx(
+        assert float(cut.score(sequences).sums) == pytest.approx(
             naive(tiny_model(), PROMPTS[0], RESPONSES[0][0], ""), 1e-5
         )
 

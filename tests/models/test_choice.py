@@ -160,7 +160,7 @@ class TestProbabilities:
         reader = ChoiceReader(model, TOKENIZER)
         reader.packs_well = packs
         before = model.config._attn_implementation
-        with patch("trl_real.models.choice.tqdm") as bar, pytest.raises(KeyboardInterrupt):
+        with patch("trl_real.models.reader.tqdm") as bar, pytest.raises(KeyboardInterrupt):
             bar.return_value.__exit__.return_value = False
             bar.return_value.update.side_effect = KeyboardInterrupt
             reader(ids(), ("A", "B"))

@@ -245,8 +245,8 @@ class TestModels:
     def test_attention_is_restored_when_the_loop_is_interrupted(self):
         model = family("llama")
         before = model.config._attn_implementation
-        with patch("trl_real.models.embed._bar") as bar:
-            bar.return_value.__enter__.return_value.update.side_effect = KeyboardInterrupt
+        with patch("trl_real.models.reader.tqdm") as bar:
+            bar.return_value.update.side_effect = KeyboardInterrupt
             bar.return_value.__exit__.return_value = False
             with pytest.raises(KeyboardInterrupt):
                 Embedder(model, TOKENIZER, EmbedderOptions(batch_tokens=1))([None] * 2, ["tea", "water"])

@@ -16,9 +16,8 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
 from trl_real.models import decoding
-from trl_real.models.decoding import Decoder, Response, decodes_well
+from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, nucleus, random_state
 from trl_real.models.generate import generate, generate_responses, seed_of
-from trl_real.models.sampling import Sampler, nucleus, random_state
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoX
 
 from support.tiny import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
-from trl_real.models.log_probs import ResponseLogProbs, load_policy, prompt_trees
+from trl_real.models.load import load_model
+from trl_real.models.log_probs import ResponseLogProbs, prompt_trees
 from trl_real.models.passes import Row
 
 
@@ -159,10 +160,10 @@ def test_policy_loads_with_its_adapter_and_the_base_tokenizer(tmp_path):
         LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
     )
     model.save_pretrained(tmp_path / "adapter")
-    loaded, tokenizer = load_policy(str(tmp_path / "adapter"), "sha256:1", None, "cpu")
+    loaded, tokenizer = load_model(str(tmp_path / "adapter"), "sha256:1", None, "cpu", adapters=True)
     close(
         ResponseLogProbs(loaded, tokenizer)(PROMPTS, RESPONSES).sums,
         ResponseLogProbs(model, tiny_tokenizer())(PROMPTS, RESPONSES).sums,
     )
-    plain, _ = load_policy(base, "sha256:1", None, "cpu")
+    plain, _ = load_model(base, "sha256:1", None, "cpu", adapters=True)
     assert not hasattr(plain, "get_base_model")

@@ -20,7 +20,7 @@ def log_history(steps: int = 6) -> list[dict]:
 
 
 def test_figures_leave_pyplot_alone():
-    figures.to_data_uri(figures.win_rate_figure([figures.Rate("easy", "easy", 0.6, 0.5, 0.7)]))
+    figures.to_data_uri(figures.win_rate_figure([figures.Rate("easy", 0.6, 0.5, 0.7)]))
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
 
@@ -28,7 +28,7 @@ def test_figures_leave_pyplot_alone():
 def test_similarity_figure_shows_the_threshold_and_both_sets():
     pool = np.linspace(0.5, 0.98, 80)
     histogram = describe_similarity(pool, pool[:20])["histogram"]
-    figure = figures.similarity_figure(histogram, name="easy", strategy="easy", cut=0.615)
+    figure = figures.similarity_figure(histogram, name="easy", cut=0.615)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["pool (80)", "kept (20)", "cut at 0.615"]
 

@@ -74,7 +74,7 @@ def test_more_rounds_resume_the_run_and_other_settings_are_refused(model, tmp_pa
         active(model, tmp_path, selector="esay")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
-    with pytest.raises(TrlRealError, match="holds something that is no run"):
+    with pytest.raises(TrlRealError, match="holds files, but not a run"):
         active(model, tmp_path, output_dir=tmp_path / "other")
 
 

@@ -83,8 +83,8 @@ import os, sys
 from pathlib import Path
 import torch
 from test_distributed import work  # this module: the workers run the function that the test compares with
-from trl_real.runtime.distributed import join, rank
-join()
+from trl_real.runtime.distributed import init_distributed, rank
+init_distributed()
 torch.set_num_threads(1)
 torch.save(work(Path(sys.argv[1]), True), f"{sys.argv[1]}/rank{rank()}.pt")
 # Leave without the interpreter's clean-up: threads of gloo that still run then abort the process now and then

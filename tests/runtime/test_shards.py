@@ -82,7 +82,7 @@ class TestShardedMap:
         assert lengths(tmp_path, NUMBERS.select([])) == ([], [])
 
     def test_full_disk_is_reported_and_loses_nothing(self, tmp_path, monkeypatch):
-        write, written = shards_module.write_whole, []
+        write, written = shards_module.write_atomic, []
 
         def full(file, content):
             if len(written) == 3:
@@ -90,7 +90,7 @@ class TestShardedMap:
             written.append(file)
             write(file, content)
 
-        monkeypatch.setattr(shards_module, "write_whole", full)
+        monkeypatch.setattr(shards_module, "write_atomic", full)
         with pytest.raises(TrlRealError, match="No space left on device.*make room, run again"):
             lengths(tmp_path)
         monkeypatch.undo()

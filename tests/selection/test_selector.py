@@ -22,6 +22,7 @@ from trl_real import STRATEGIES, EmbeddingPairSelector, MissingColumnError, TrlR
 from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
 from trl_real.functional.geometry import GEOMETRIES
+from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import NOT_FINITE
 from trl_real.selection.record import SelectionRecord, describe_similarity
 
@@ -46,6 +47,11 @@ def quiet_and_apart(monkeypatch, tmp_path_factory):
 def selector(model=MODEL, **kwargs) -> EmbeddingPairSelector:
     tokenizer = TOKENIZER if isinstance(model, torch.nn.Module) else None
     return EmbeddingPairSelector(model, tokenizer=tokenizer, **kwargs)
+
+
+def most_orthogonal(embeddings, draws):
+    """A user's strategy."""
+    return candidate_similarity(embeddings).abs()
 
 
 def text(rng: random.Random) -> str:
@@ -961,6 +967,20 @@ class TestCentred:
         assert chooser.record.settings["geometry"] == "centered"
         assert kept["id"][:] != selector().select(pool, 8)["id"][:]
 
+    def test_a_strategy_can_name_its_geometry(self):
+        pool = Dataset.from_list(make_rows(30))
+        named, given = selector(strategy="easy@centered"), selector(geometry="centered")
+        assert named.select(pool, 8)["id"][:] == given.select(pool, 8)["id"][:]
+        assert named.record.to_dict()["settings"] == given.record.to_dict()["settings"]
+        assert named.record.strategy == "easy"
+        for settings, message in (
+            ({"strategy": "easy@flat"}, "No geometry 'flat' in 'easy@flat'; there are raw"),
+            ({"strategy": "esay@centered"}, "No strategy 'esay'; there are easy"),
+            ({"strategy": "easy@whitened", "center": True}, "names geometry 'whitened', but geometry='centered'"),
+        ):
+            with pytest.raises(TrlRealError, match=message):
+                selector(**settings)
+
     def test_row_order_does_not_matter(self):
         pool = Dataset.from_list(make_rows(40))
         means = [selector(center=True).fit(p).fitted.shift for p in (pool, pool.shuffle(seed=3))]
@@ -978,7 +998,7 @@ class TestCentred:
 
 
 class TestHalfPrecision:
-    @pytest.mark.parametrize("strategy", ["easy", "hard", "centroid"])
+    @pytest.mark.parametrize("strategy", [*(name for name in STRATEGIES if name != "random"), most_orthogonal])
     @pytest.mark.parametrize("how", ["name", "loaded"])
     def test_keeps_the_same_rows_as_float32(self, strategy, how, tmp_path):
         pool = Dataset.from_list(make_rows(80, seed=5))
@@ -987,6 +1007,23 @@ class TestHalfPrecision:
         expected, found = exact.select(pool, 0.3), half.select(pool, 0.3)
         assert found["id"][:] == expected["id"][:] and found["pair"][:] == expected["pair"][:]
         assert half.record.settings["dtype"] == "bfloat16"
+
+    @pytest.mark.parametrize("strategy", [*(name for name in STRATEGIES if name != "random"), most_orthogonal])
+    def test_few_rows_of_two_responses_are_embedded_again(self, strategy):
+        pool = Dataset.from_list(make_rows(240, seed=6, same_size=2))
+        exact, half = (selector(strategy=strategy, dtype=d) for d in (None, "bfloat16"))
+        assert half.select(pool, 0.3)["id"][:] == exact.select(pool, 0.3)["id"][:]
+        assert 0 < half.record.n_rescored <= len(pool) / 4
+
+    def test_a_function_with_jumps_is_embedded_again_until_nothing_changes(self):
+        """Scores that round to whole numbers move by 1 or not at all, so that no measured error is too small."""
+
+        def stepped(embeddings, draws):
+            return (candidate_similarity(embeddings) * 20).round()
+
+        pool = Dataset.from_list(make_rows(80, seed=7, same_size=2))
+        exact, half = (selector(strategy=stepped, dtype=d) for d in (None, "bfloat16"))
+        assert half.select(pool, 0.3)["id"][:] == exact.select(pool, 0.3)["id"][:]
 
     def test_map_is_close_to_float32(self):
         pool = Dataset.from_list(make_rows(20, same_size=2))

@@ -16,7 +16,7 @@ from trl_real.data.pairs import Candidates
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import _draws, choose
 from trl_real.selection.budget import lowest_rows
-from trl_real.selection.strategies import STRATEGIES, centroid, d_optimal, easy, hard, lowest, uniform
+from trl_real.selection.strategies import STRATEGIES, as_strategy, centroid, d_optimal, easy, hard, lowest, uniform
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -266,3 +266,38 @@ def test_difference_below_a_millionth_is_a_tie_relative_above_one():
         scores = scale * torch.tensor([[1 + 5e-7, 1.0], [1 + 5e-6, 1.0]], dtype=torch.float64)
         assert lowest(scores).tolist() == [0, 0 if scale < 1e-6 else 1]
         assert lowest_rows(scores[1].numpy(), 1).tolist() == [0 if scale < 1e-6 else 1]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_record_is_complete(name):
+    record = STRATEGIES[name]
+    assert record.help and record.help[0].islower() and "\n" not in record.help
+    assert [other for other in STRATEGIES.values() if other.color == record.color] == [record]
+    assert as_strategy(name) is as_strategy(record) is as_strategy(record.score) is record
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_records_tell_what_a_strategy_reads(name):
+    """Without draws, or without embeddings, a strategy that does not need them says the same."""
+    record, embeddings = STRATEGIES[name], random_embeddings(3, 20, 4)
+    draws = torch.rand(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(record(embeddings, draws), record(embeddings, draws.flip(0))) is not record.needs_draws
+    assert torch.equal(record(embeddings, draws), record(embeddings.flip(0), draws)) is not record.reads_embeddings
+
+
+@pytest.mark.parametrize("name", [name for name, record in STRATEGIES.items() if record.reads_embeddings])
+def test_rounding_moves_scores_as_the_record_says(name):
+    record, embeddings = STRATEGIES[name], random_embeddings(4, 200, 2)
+    moved, draws = embeddings + 0.01 * random_embeddings(5, 200, 2), torch.zeros(200, 1)
+    error = (candidate_similarity(moved) - candidate_similarity(embeddings)).abs()
+    found = (record(moved, draws) - record(embeddings, draws)).abs()
+    torch.testing.assert_close(found, record.rounding * error)
+
+
+@pytest.mark.parametrize("name", [name for name, record in STRATEGIES.items() if record.budget])
+@pytest.mark.parametrize("size", [1, 7, 30])
+def test_a_set_budget_takes_the_rows_with_the_lowest_scores_in_the_set(name, size):
+    found = STRATEGIES[name].budget(random_embeddings(6, 40, 1)[:, 0].double(), size)
+    outside = torch.ones(40, dtype=bool)
+    outside[found.rows] = False
+    assert len(found.rows) == size and found.scores[found.rows].max() <= found.scores[outside].min()

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from trl_real import MissingColumnError, TrlRealError
 from trl_real.runtime import atomic_files
 from trl_real.study import grid
-from trl_real.study.arms import Chooser, parse_arm
+from trl_real.study.arms import ArmSelector, parse_arm
 from trl_real.study.frozen import FrozenCells
-from trl_real.study.grid import Cell, RunFolder
+from trl_real.study.grid import Cell, StudyFolder
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
 from trl_real.study.report import write_study_report
 from trl_real.study.run import grid_cells, load_study, run_study
@@ -48,7 +48,7 @@ def study(folder, dataset=None, **changes):
 def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
     everything = study_pool(dataset, embeddings=True)
     pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
-    return FrozenCells(Chooser(pool, pool.vectors), test, test.vectors)
+    return FrozenCells(ArmSelector(pool, pool.vectors), test, test.vectors)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,7 +91,7 @@ def test_choosing_reads_no_label(arm, k):
         other["embeddings"] = [pair[::-1] for pair in dataset["embeddings"]]
     else:
         other["scores"] = np.random.default_rng(9).normal(size=(160, 5)).tolist()
-    first, second = (prepared(Dataset.from_dict(x)).chooser.ranking(arm, 0) for x in (dataset, other))
+    first, second = (prepared(Dataset.from_dict(x)).selector.scored_pairs(arm, 0) for x in (dataset, other))
     np.testing.assert_array_equal(first.places, second.places)
     order = np.argsort(first.scores, kind="stable")[:30], np.argsort(second.scores, kind="stable")[:30]
     assert set(first.places[order[0]]) == set(second.places[order[1]])
@@ -100,12 +100,12 @@ def test_choosing_reads_no_label(arm, k):
 
 
 def test_arms_of_a_seed_share_their_rows_and_seeds_do_not():
-    chooser = prepared(Dataset.from_dict(rows())).chooser
-    first, second = chooser.ranking("easy", 0).places, chooser.ranking("hard", 0).places
+    selector = prepared(Dataset.from_dict(rows())).selector
+    first, second = selector.scored_pairs("easy", 0).places, selector.scored_pairs("hard", 0).places
     np.testing.assert_array_equal(first, second)
-    assert len(first) == chooser.n_pool() == round(0.9 * 120)
-    assert set(first) != set(chooser.ranking("easy", 1).places)
-    aside = chooser.aside(0, 100)
+    assert len(first) == selector.n_pool() == round(0.9 * 120)
+    assert set(first) != set(selector.scored_pairs("easy", 1).places)
+    aside = selector.validation_pairs(0, 100)
     assert len(aside.places) == 12 and not set(aside.places) & set(first)
 
 
@@ -116,10 +116,10 @@ def test_arms_of_a_seed_share_their_rows_and_seeds_do_not():
 def test_cell_equals_a_logistic_regression_on_the_chosen_pairs(cell):
     frozen = prepared(Dataset.from_dict(rows()))
     result = frozen(cell)
-    labeled = frozen.chooser.labeled(cell)
+    labeled = frozen.selector.labeled(cell)
     x = torch.stack(
         [
-            frozen.chooser.vectors[i][a] - frozen.chooser.vectors[i][b]
+            frozen.selector.vectors[i][a] - frozen.selector.vectors[i][b]
             for i, (a, b) in zip(labeled.places, labeled.pairs, strict=True)
         ]
     ).double()
@@ -140,7 +140,7 @@ def test_ties_and_missing_scores_use_the_budget_and_are_not_trained_on():
     pool["scores"][20:30] = [[None, 1.0, None]] * 10
     frozen = prepared(Dataset.from_dict(pool), n_test=10)
     result = frozen(Cell("easy", 1.0, 0))
-    assert result.values["n_labels"] == frozen.chooser.n_pool() and result.values["n_undecided"] > 15
+    assert result.values["n_labels"] == frozen.selector.n_pool() and result.values["n_undecided"] > 15
 
 
 def test_test_pairs_of_a_pool_are_all_pairs_with_different_scores():
@@ -228,13 +228,13 @@ def test_another_study_in_the_folder_is_refused(changes, message, tmp_path):
 def slow_study(folder, **changes):
     """For a process that is killed: each write takes a while."""
     torch.set_num_threads(1)
-    write = atomic_files.write_whole
+    write = atomic_files.write_atomic
 
     def slow(file, content):
         time.sleep(0.01)
         write(file, content)
 
-    grid.write_whole = atomic_files.write_whole = slow
+    grid.write_atomic = atomic_files.write_atomic = slow
     study(folder, **changes)
 
 
@@ -259,7 +259,7 @@ def test_files_of_a_study_are_plain_json(tmp_path):
     study(tmp_path / "s")
     for name in ("study.json", "grid.json", "facts.json", "cells/easy-0.25-0.json"):
         assert isinstance(json.loads((tmp_path / "s" / name).read_text()), dict)
-    assert RunFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
+    assert StudyFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
     assert len(grid_cells(["a"], [1, 2], [3, 4])) == 4
 
 
@@ -307,7 +307,7 @@ def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
 
 def test_folder_with_other_files_is_not_changed(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(TrlRealError, match="holds something that is no study"):
+    with pytest.raises(TrlRealError, match="holds files, but not a study"):
         study(tmp_path)
     with pytest.raises(TrlRealError, match="is a file"):
         study(tmp_path / "mine")

@@ -13,9 +13,10 @@ from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
-from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports import figures
+from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
 from trl_real.study.report import in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
@@ -24,8 +25,9 @@ from trl_real.study.results import ENGINES, METRICS, Curve, Study
 HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img src=http://evil.example/x>'
 ARMS = ["easy", "easy@centered", "random"]
 BUDGETS = [0.1, 0.4, 1.0]
-GAIN, LOSS = Interval(-0.021, -0.032, -0.011), Interval(0.03, 0.02, 0.04)
-NOTHING, EQUAL, UNKNOWN = Interval(-0.004, -0.013, 0.006), Interval(0.0, 0.0, 0.0), Interval(0.1, math.nan, math.nan)
+GAIN, LOSS = ValueWithInterval(-0.021, -0.032, -0.011), ValueWithInterval(0.03, 0.02, 0.04)
+NOTHING, EQUAL = ValueWithInterval(-0.004, -0.013, 0.006), ValueWithInterval(0.0, 0.0, 0.0)
+UNKNOWN = ValueWithInterval(0.1, math.nan, math.nan)
 REACHED = Saving(1.0, 0.6123, 1000.0, 590.0, 0.41, 0.125, 0.55, 1.0)
 HALF_OPEN = Saving(0.5, 0.6456, 500.0, 610.0, -0.22, -math.inf, 0.08, 0.87)
 NOT_REACHED = Saving(1.0, 0.6123, 1000.0, math.inf, -math.inf, -math.inf, -math.inf, 0.0)
@@ -35,7 +37,7 @@ SELDOM_REACHED = Saving(0.5, 0.6456, 500.0, math.inf, -math.inf, -math.inf, 0.05
 def curve(start: float = 0.68, n_points: int = 3) -> Curve:
     n_labels = [100.0, 400.0, 1000.0][:n_points]
     values = [start - 0.03 * i for i in range(n_points)]
-    return Curve(n_labels, [Interval(value, value - 0.012, value + 0.013) for value in values])
+    return Curve(n_labels, [ValueWithInterval(value, value - 0.012, value + 0.013) for value in values])
 
 
 def rewards() -> list[dict]:
@@ -293,7 +295,7 @@ def test_a_saving_in_words(saving, words):
 
 def test_every_arm_has_its_own_fixed_style():
     arms = ["random", "easy", "easy@centered", "easy@whitened", "hard", "hard@centered", "mine", "yours", "yours@x"]
-    styles = figures.arm_styles(arms)
+    styles = figures.arm_styles(arms, COLORS)
     assert list(styles) == arms and len(set(styles.values())) == len({s.color for s in styles.values()}) == len(arms)
     assert styles["random"].color == "#000000"
     picture = plots.curve_figure({arm: curve() for arm in arms}, METRICS["loss"], styles, title="")
@@ -305,7 +307,7 @@ def test_every_arm_has_its_own_fixed_style():
 
 
 def test_wide_budget_ranges_use_a_logarithmic_axis():
-    styles = figures.arm_styles(ARMS)
+    styles = figures.arm_styles(ARMS, COLORS)
     near = plots.curve_figure({"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title="")
     far = plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
     assert near.axes[0].get_xscale() == "linear" and far.axes[0].get_xscale() == "log"
@@ -314,7 +316,7 @@ def test_wide_budget_ranges_use_a_logarithmic_axis():
 
 def test_unbounded_interval_is_drawn_as_an_arrow_to_the_edge():
     savings = {"easy": [REACHED, HALF_OPEN], "easy@centered": [SELDOM_REACHED, NOT_REACHED]}
-    axes = plots.savings_figure(savings, figures.arm_styles(ARMS), title="").axes[0]
+    axes = plots.savings_figure(savings, figures.arm_styles(ARMS, COLORS), title="").axes[0]
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
     words = [text.get_text() for text in axes.texts]
     assert len(arrows) == 2 and all(arrow.xy[0] == axes.get_xlim()[0] for arrow in arrows)
@@ -326,8 +328,8 @@ def test_all_reports_share_their_style(whole, tmp_path):
         rates=win_rate([1.0, 0.0]), model="after", baseline="before", judge="j", model_length=9.0, baseline_length=8.0
     )
     path = write_comparison_report(tmp_path, [rates], title="A title")
-    run = path.read_text(encoding="utf-8").split("</style>")[0]
-    assert whole[1].startswith(run)
+    shared = path.read_text(encoding="utf-8").split("h2, h3 { break-after")[0]
+    assert len(shared) > 3000 and whole[1].startswith(shared)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -14,10 +14,9 @@ from support.tiny import save_tiny
 from support.training import pairs
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.cli.main import main
-from trl_real.functional.statistics.label_savings import Run, RunPoint
 from trl_real.study.dpo import DPOCells
 from trl_real.study.run import load_study, run_study
-from trl_real.study.trained import best_point, metric_sums
+from trl_real.study.trained import RunPoint, TrainingRun, best_point, metric_sums
 
 
 GRID = {"arms": ["easy"], "budgets": [0.5, 1.0], "seeds": [0, 1], "n_test": 8, "pool_share": 0.75}
@@ -134,11 +133,11 @@ def point(labels, validation, test):
 
 
 def test_best_point_is_chosen_by_validation_loss_and_not_by_test_pairs():
-    slow = Run(1e-5, [point(1, [0.0], [9.0]), point(2, [1.0], [-9.0])], [], [])
-    fast = Run(1e-4, [point(1, [2.0], [-8.0]), point(2, [-1.0], [9.0])], [], [])
+    slow = TrainingRun(1e-5, [point(1, [0.0], [9.0]), point(2, [1.0], [-9.0])], [], [])
+    fast = TrainingRun(1e-4, [point(1, [2.0], [-8.0]), point(2, [-1.0], [9.0])], [], [])
     run, best = best_point([slow, fast])
     assert run is fast and best is fast.points[0]
-    alone = Run(1e-4, [point(1, [], [1.0]), point(2, [], [2.0])], [], [])
+    alone = TrainingRun(1e-4, [point(1, [], [1.0]), point(2, [], [2.0])], [], [])
     assert best_point([alone])[1] is alone.points[-1]
     with pytest.raises(TrlRealError, match="Several learning rates need validation pairs"):
         best_point([alone, alone])

@@ -59,11 +59,11 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
-    from trl_real.runtime.distributed import join, rank
+    from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
-    join()
+    init_distributed()
     report = LabelReport()
     preferences = annotate(
         dataset,

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.models.generate import generate_responses
-from trl_real.models.load import load_causal_lm, pick_device, resolve_revision
+from trl_real.models.lazy_model import LazyModel
 
 
 def is_policy(value: Any) -> bool:
@@ -39,7 +39,7 @@ def add_completions(
     if prompt not in dataset.column_names:
         raise MissingColumnError(prompt, dataset.column_names, "Name the column: compare(…, prompt='…').")
     if isinstance(policy, str):
-        policy, tokenizer = load_causal_lm(policy, resolve_revision(policy, None), None, pick_device(None, None))
+        policy, tokenizer = LazyModel(policy).load()
     if not hasattr(policy, "generate"):
         kind = type(policy).__name__
         raise TrlRealError(

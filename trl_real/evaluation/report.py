@@ -8,10 +8,10 @@ from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.plots import length_figure
 from trl_real.functional.statistics.ranking import Ranking
 from trl_real.reports import figures
-from trl_real.reports.render import check_extras, render, saved
+from trl_real.reports.render import REPORT_FILE, check_extras, render, saved
 
 
-REPORT_FILE, TEMPLATE = "report.html", "comparison.html.j2"
+TEMPLATE = "comparison.html.j2"
 
 
 def write_comparison_report(
@@ -42,7 +42,7 @@ def write_comparison_report(
     """
     check_extras()
     folder = Path(folder)
-    rates = [figures.Rate(f"{c.model} : {c.baseline}", "", *_interval(c)) for c in comparisons]
+    rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
     pictures = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None

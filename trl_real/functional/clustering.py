@@ -34,6 +34,52 @@ def two_means(points: Tensor) -> Tensor:
     return torch.cat([_best(block, masks) for block in gram.split(rows)])
 
 
+def two_means_gap(points: Tensor) -> Tensor:
+    r"""
+    How far every inner product of unit vectors may move before `two_means`, or the member nearest to a centre, can
+    change.
+
+    The objective `sum_k sum_{i, j in C_k} <u_i, u_j> / |C_k|` of a partition moves by at most `(K - 2) e` when inner
+    products of different points move by at most `e`, and the distance of a member to its centre, compared with that of
+    another member, by at most `4 e`. So the margins are divided by `K - 2` and by 2. Exact up to 12 points; above, 0.
+
+    Args:
+        points: `N` sets of `K` unit vectors. Shape `(N, K, d)`.
+
+    Returns:
+        Twice the largest safe `e`. Infinite with two points. Shape `(N,)`, float64.
+    """
+    points = points.double()
+    n, n_points = points.shape[:2]
+    if n_points == 2:
+        return torch.full((n,), torch.inf, dtype=torch.float64)
+    if n_points > EXACT_UP_TO:
+        return torch.zeros(n, dtype=torch.float64)
+    gram, masks = points @ points.mT, _partitions(n_points)
+    rows = max(1, MAX_ELEMENTS // masks.numel())
+    best = torch.cat([_objective(block, masks).topk(2).values for block in gram.split(rows)])
+    partition = (best[:, 0] - best[:, 1]) / (n_points - 2)
+    second = two_means(points)
+    members = torch.minimum(_nearest_gap(gram, second), _nearest_gap(gram, ~second)) / 2
+    return torch.minimum(partition, members)
+
+
+def _nearest_gap(gram: Tensor, members: Tensor) -> Tensor:
+    """How much farther a cluster's second member is from its centre; two members are always as near. Shape `(N,)`."""
+    size = members.sum(-1, keepdim=True)
+    distance = gram.diagonal(dim1=1, dim2=2) - 2 * (gram * members[:, None]).sum(-1) / size  # less the centre's square
+    two = distance.masked_fill(~members, torch.inf).topk(2, largest=False).values
+    return (two[:, 1] - two[:, 0]).masked_fill(size[:, 0] <= 2, torch.inf)
+
+
+def _objective(gram: Tensor, masks: Tensor) -> Tensor:
+    """`sum_k |sum of C_k|^2 / |C_k|` of each partition. Shapes `(N, K, K)` and `(S, K)` to `(N, S)`."""
+    score = torch.zeros(len(gram), len(masks), dtype=torch.float64)
+    for members in (masks, 1 - masks):
+        score += torch.einsum("sk,nsk->ns", members, members @ gram) / members.sum(-1)
+    return score
+
+
 def _best(gram: Tensor, masks: Tensor) -> Tensor:
     """
     The partition with the largest `sum_k |sum of C_k|^2 / |C_k|`, which is the least scatter within clusters.
@@ -45,9 +91,7 @@ def _best(gram: Tensor, masks: Tensor) -> Tensor:
     Returns:
         Shape `(N, K)`, bool.
     """
-    score = torch.zeros(len(gram), len(masks), dtype=torch.float64)
-    for members in (masks, 1 - masks):
-        score += torch.einsum("sk,nsk->ns", members, members @ gram) / members.sum(-1)
+    score = _objective(gram, masks)
     # Partitions that differ by rounding only must not be told apart, or the answer would depend on the batch.
     score = (score / score.amax(-1, keepdim=True).clamp_min(1e-30)).round(decimals=9)
     return masks.bool()[score.argmax(-1)]

@@ -81,20 +81,20 @@ def pair_features(first: Tensor, second: Tensor, normalize: str | None = "respon
     return NORMALIZATIONS[normalize](first, second)
 
 
-def uncertainty(features: Tensor, ridge: float = 1.0, history: Tensor | None = None) -> Tensor:
+def uncertainty(features: Tensor, history: Tensor, ridge: float = 1.0) -> Tensor:
     r"""
-    `phi^T V^-1 phi` with `V = ridge I + sum_h phi_h phi_h^T`: what one would pick by if labels came one at a time.
+    Return `phi^T V^-1 phi` with `V = ridge I + sum_h phi_h phi_h^T`.
 
     Args:
         features: Shape `(P, d)`.
-        ridge: Above 0.
         history: Features of earlier pairs. Shape `(H, d)`.
+        ridge: Above 0.
 
     Returns:
         Shape `(P,)`, float64 for float64 features, else float32.
     """
     inverse = Inverse(features.shape[1], ridge, history)
-    return torch.cat([inverse.scores(block) for block in features.split(BLOCK)]) if len(features) else features[:, 0]
+    return torch.cat([inverse.scores(block) for block in features.split(BLOCK)])
 
 
 def greedy_design(

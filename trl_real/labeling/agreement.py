@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.functional.statistics.win_rate import wilson_interval
+from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import Verdict
 from trl_real.runtime.atomic_files import without_nan
 

@@ -1,11 +1,14 @@
 """Base class of the judges that report more than a probability."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-
-from trl_real.labeling.check import JudgeCheck, check_judge
 from trl_real.labeling.verdicts import Verdict
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from trl_real.labeling.check import JudgeCheck
 
 
 class VerdictJudge:
@@ -29,6 +32,8 @@ class VerdictJudge:
         """The probabilities of `verdicts`."""
         return [verdict.probability for verdict in self.verdicts(batch)]
 
-    def check(self, dataset: Dataset, **options: Any) -> JudgeCheck:
+    def check(self, dataset: "Dataset", **options: Any) -> "JudgeCheck":
         """Measure how far the judge can be trusted on labelled pairs; options as in `check_judge`."""
+        from trl_real.labeling.check import check_judge
+
         return check_judge(dataset, self, **options)

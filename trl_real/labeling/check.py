@@ -13,7 +13,7 @@ from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
-from trl_real.functional.statistics.win_rate import wilson_interval
+from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.runtime.atomic_files import without_nan
 

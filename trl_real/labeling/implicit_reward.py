@@ -3,12 +3,16 @@
 import math
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
 from trl_real.runtime.journal import Journal
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 # The reason with which servers and `generate` tell that a text was broken off.
@@ -56,7 +60,7 @@ class ImplicitRewardJudge(VerdictJudge):
     def __init__(
         self,
         policy: Any,
-        reference: Any = None,
+        reference: "str | torch.nn.Module | None" = None,
         tokenizer: Any = None,
         *,
         revision: str | None = None,
@@ -65,7 +69,7 @@ class ImplicitRewardJudge(VerdictJudge):
         min_gap: float | None = None,
         max_length: int = 512,
         batch_tokens: int | None = None,
-        dtype: Any = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         cache: MutableMapping[str, float] | str | Path | None = None,
     ):
@@ -84,7 +88,7 @@ class ImplicitRewardJudge(VerdictJudge):
             batch_tokens=batch_tokens,
             dtype=dtype,
             device=device,
-            known=known,
+            cache=known,
         )
         self.beta, self.length_normalize, self.min_gap = beta, length_normalize, min_gap
         self.name = f"implicit_reward:{self.reader.policy.label}"

@@ -1,13 +1,14 @@
 """
-Who says which response is better.
+Table of the judges, and the judge that compares scores.
 
-A judge is a callable with a `name`. It is given a batch of rows with `prompt`, `response_a` and `response_b` and says
-for each the probability in [0, 1] that `response_a` is better: 1 and 0 are sure, 0.5 is a tie, NaN is no verdict.
+A judge is a callable with a `name`. It takes a batch of rows with `prompt`, `response_a` and `response_b` and returns,
+for each row, the probability in [0, 1] that `response_a` is better: 1 and 0 are certain, 0.5 is a tie, NaN means no
+verdict.
 """
 
 import math
-from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from trl_real.errors import MissingColumnError, TrlRealError
@@ -80,20 +81,46 @@ class ScoreJudge(VerdictJudge):
         return float(first > second)
 
 
-def _late(module: str, name: str) -> Callable[..., Judge]:
-    """A judge whose module, and the libraries that it needs, load when it is made."""
+@dataclass(frozen=True)
+class JudgeSpec:
+    """
+    Entry of `JUDGES`: call it with the arguments of the judge's class to make the judge.
 
-    def make(*args: Any, **settings: Any) -> Judge:
-        return getattr(import_module(f"trl_real.labeling.{module}"), name)(*args, **settings)
+    Args:
+        home: Class of the judge, as `module:Class` below `trl_real.labeling`; imported when it is needed.
+        about: Line of help for `--judge`.
+        first: Name of the flag for the first positional argument; empty if the judge has none.
+        reads_new_texts: Whether the judge can compare texts that it has not seen before.
+        backends: Classes that take the judge's `**settings`, as `module:Class`: without and with `base_url`.
+    """
 
-    return make
+    home: str
+    about: str
+    first: str = ""
+    reads_new_texts: bool = True
+    backends: tuple[str, ...] = ()
+
+    def __call__(self, *args: Any, **settings: Any) -> Judge:
+        return load_class(self.home)(*args, **settings)
 
 
-JUDGES: dict[str, Callable[..., Judge]] = {
-    "score": ScoreJudge,
-    "reward": _late("reward_model", "RewardModelJudge"),
-    "chat": _late("chat", "ChatJudge"),
-    "votes": _late("votes", "VotesJudge"),
-    "implicit_reward": _late("implicit_reward", "ImplicitRewardJudge"),
-    "panel": _late("panel", "JudgePanel"),
+def load_class(home: str) -> type:
+    """Import a class given as `module:Class` below `trl_real.labeling`."""
+    return resolve_name(f"trl_real.labeling.{home}")
+
+
+JUDGES: dict[str, JudgeSpec] = {
+    "score": JudgeSpec("judges:ScoreJudge", "scores in the data", reads_new_texts=False),
+    "reward": JudgeSpec("reward_model:RewardModelJudge", "a reward model", first="model"),
+    "chat": JudgeSpec(
+        "chat.judge:ChatJudge",
+        "a chat model, here or on a server",
+        first="model",
+        backends=("chat.local:LocalChat", "chat.server:Endpoint"),
+    ),
+    "votes": JudgeSpec("people.votes:VotesJudge", "votes of people", first="votes", reads_new_texts=False),
+    "implicit_reward": JudgeSpec(
+        "implicit_reward:ImplicitRewardJudge", "a policy compared with its reference", first="model"
+    ),
+    "panel": JudgeSpec("panel:JudgePanel", "several judges", first="panel"),
 }

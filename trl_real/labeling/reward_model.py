@@ -2,11 +2,15 @@
 
 import math
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RewardModelJudge(VerdictJudge):
@@ -39,20 +43,20 @@ class RewardModelJudge(VerdictJudge):
         *,
         tokenizer: Any = None,
         revision: str | None = None,
-        dtype: Any = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         batch_tokens: int | None = None,
         max_length: int | None = None,
         scale: float = 1.0,
         min_gap: float = 0.0,
     ):
-        from trl_real.models.lazy_model import LateModel
+        from trl_real.models.lazy_model import LazyModel
 
         if not (scale > 0 and min_gap >= 0):
             raise TrlRealError(f"scale={scale}, min_gap={min_gap}: give a scale above 0 and a gap of at least 0.")
         if not all(value is None or value >= 1 for value in (batch_tokens, max_length)):
             raise TrlRealError(f"batch_tokens={batch_tokens}, max_length={max_length}: give at least 1, or neither.")
-        self.model = LateModel(model, tokenizer, revision, dtype, device)
+        self.model = LazyModel(model, tokenizer, revision, dtype, device)
         if self.model.cast_to is not None:
             raise TrlRealError(f"dtype={dtype} is for a model that is given by name. Load this one with it.")
         self.batch_tokens, self.max_length, self.scale, self.min_gap = batch_tokens, max_length, scale, min_gap
@@ -104,9 +108,9 @@ class RewardModelJudge(VerdictJudge):
 
     @cached_property
     def _reader(self) -> Any:
-        from trl_real.models.reward import RewardReader, load_reward_model
+        from trl_real.models.reward import RewardReader
 
-        return RewardReader(*self.model.load(load_reward_model), self.batch_tokens, self.max_length)
+        return RewardReader(*self.model.load("AutoModelForSequenceClassification"), self.batch_tokens, self.max_length)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_reader"}

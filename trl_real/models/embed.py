@@ -2,16 +2,17 @@
 
 import copy
 import time
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.models.packing import Pack, Tree, fits_window, gives_the_same, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
+from trl_real.models.reader import ModelReader, check_lengths, without_peft
+from trl_real.models.sequences import length_batches, pad
 
 
 Context = Literal["response", "prompt+response"]
@@ -44,10 +45,7 @@ class EmbedderOptions:
     def __post_init__(self) -> None:
         if self.context not in get_args(Context):
             raise TrlRealError(f"context={self.context!r} is not one of {', '.join(get_args(Context))}.")
-        for name in ("max_length", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+        check_lengths(self.max_length, self.batch_tokens)
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Embeddings:
     seconds: float = 0.0
 
 
-class Embedder:
+class Embedder(ModelReader):
     r"""
     `f(y) = (1/T) sum_t A(y)_t`, with `A(y)` the last hidden states over the tokens of a response (REAL, Eq. 7).
 
@@ -83,6 +81,8 @@ class Embedder:
         memoize: Keep recent embeddings, so that a text that comes again in a later batch is not run again.
     """
 
+    desc, counts_tokens = "Embedding", True
+
     def __init__(
         self,
         model: nn.Module,
@@ -91,20 +91,17 @@ class Embedder:
         dtype: torch.dtype | None = None,
         memoize: bool = False,
     ):
-        self.model, self.tokenizer = model, tokenizer
         self.options = options = options or EmbedderOptions()
-        self.backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        backbone = without_peft(model).base_model
         self.original: nn.Module | None = None
-        if dtype == torch.float32 != next(self.backbone.parameters()).dtype:
-            self.original, self.copied = self.backbone, _versions(self.backbone)
-            self.backbone = copy.deepcopy(self.original).float().eval()
-        weights = next(self.backbone.parameters())
-        self.device = weights.device
-        self.batch_tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
-        self.cast_to = dtype if dtype not in (None, weights.dtype) else None
+        if dtype == torch.float32 != next(backbone.parameters()).dtype:
+            self.original, self.copied = backbone, _versions(backbone)
+            backbone = copy.deepcopy(backbone).float().eval()
+        super().__init__(model, tokenizer, backbone, options.batch_tokens, dtype)
         self.before = [tokenizer.bos_token_id] * (options.include_bos and tokenizer.bos_token_id is not None)
         self.after = [tokenizer.eos_token_id] * (options.include_eos and tokenizer.eos_token_id is not None)
-        self.packs_well: bool | None = None
+        n_texts = 2 if options.context == "prompt+response" else 1
+        self.packs_well = None if fits_window(self.config, n_texts * options.max_length) else False
         self.memo: dict[Any, Tensor] | None = {} if memoize else None
 
     def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
@@ -133,7 +130,7 @@ class Embedder:
         """Copy the weights to float32 again if they were trained since."""
         if self.original is not None and self.copied != _versions(self.original):
             self.copied = _versions(self.original)
-            self.backbone = copy.deepcopy(self.original).float().eval()
+            self.body = copy.deepcopy(self.original).float().eval()
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
         """Each response as `(prompt ids, response ids)`, and whether it was cut."""
@@ -167,34 +164,28 @@ class Embedder:
                 tree.responses.append(response)
                 tree.ids.append(i)
             elif vectors[i] is None:
-                vectors[i] = torch.full((self.backbone.config.get_text_config().hidden_size,), torch.nan)
-        self._check_length(list(trees.values()))
-        n_tokens = sum(tree.n_tokens for tree in trees.values())
-        run = closing(self._run(list(trees.values())))  # attention is given back even if the loop is broken off
-        with evaluating(self.model), self._precision(), _bar(n_tokens, progress) as bar, run as batches:
-            for ids, rows, n_done in batches:
+                vectors[i] = torch.full((self.config.hidden_size,), torch.nan)
+        work = list(trees.values())
+        self.check_trees(work)
+        n_tokens = sum(tree.n_tokens for tree in work)
+        with self.passes(work, n_tokens, progress) as passes:
+            for ids, rows, _ in passes:
                 for i, row in zip(ids, rows.cpu(), strict=True):
                     vectors[i] = row
-                bar.update(n_done)
         return n_tokens
 
-    def _check_length(self, trees: list[Tree]) -> None:
-        limit = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
-        longest = max((len(tree.prompt) + max(map(len, tree.responses)) for tree in trees), default=0)
-        if limit and longest > limit:
-            fits = limit // 2 if self.options.context == "prompt+response" else limit
-            raise TrlRealError(f"A text has {longest} tokens, but the model reads {limit}. Type max_length={fits}.")
+    def check_trees(self, trees: list[Tree]) -> None:
+        """Refuse trees with a sequence that is longer than the model reads; raises `TrlRealError`."""
+        n_texts = 2 if self.options.context == "prompt+response" else 1
+        self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
-    def _run(self, trees: list[Tree]):
-        """Yields response ids, their vectors and the number of tokens, one forward pass at a time."""
-        if trees and self.packs_well is None:
-            self.packs_well = self._check_packing()
-        if self.packs_well:
-            with packed(self.backbone):
-                for pack in make_packs(trees, self.batch_tokens):
-                    yield pack.ids, self._run_pack(pack), len(pack.tokens)
-        else:
-            yield from self._run_padded(trees)
+    def _longest(self, work: list[Tree]) -> int:
+        return max(len(tree.prompt) + max(map(len, tree.responses)) for tree in work)
+
+    def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
+        with packed(self.body):
+            for pack in make_packs(work, self.batch_tokens):
+                yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
     def _run_pack(self, pack: Pack) -> Tensor:
         tokens, positions, owners = (
@@ -203,45 +194,34 @@ class Embedder:
         hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)
         return _segment_mean(hidden[0], owners, len(pack.ids))
 
-    def _run_padded(self, trees: list[Tree]):
-        """Sorted by length; half the budget a batch, which was the fastest when padding is attended to."""
-        flat = [(t.prompt + r, len(t.prompt), i) for t in trees for r, i in zip(t.responses, t.ids, strict=True)]
-        flat.sort(key=lambda sequence: -len(sequence[0]))
-        while flat:
-            longest = len(flat[0][0])
-            batch, flat = _split(flat, max(1, self.batch_tokens // 2 // longest))
-            tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-            owners = torch.full((len(batch), longest), -1)
-            mask = torch.zeros(len(batch), longest, dtype=torch.long)
-            for row, (sequence, n_prompt, _) in enumerate(batch):
-                tokens[row, : len(sequence)] = torch.tensor(sequence)
-                owners[row, n_prompt : len(sequence)] = row
-                mask[row, : len(sequence)] = 1
+    def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
+        """Half the budget a batch, which was the fastest when padding is attended to."""
+        flat = [(t.prompt + r, len(t.prompt), i) for t in work for r, i in zip(t.responses, t.ids, strict=True)]
+        for batch in length_batches([tokens for tokens, _, _ in flat], self.batch_tokens // 2):
+            sequences, n_prompts, ids = zip(*(flat[i] for i in batch), strict=True)
+            tokens, mask = pad(list(sequences))
+            columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
+            owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
             hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
             vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
-            yield [i for _, _, i in batch], vectors, int(mask.sum())
+            yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
         if self.options.layer == -1:
-            return self.backbone(**inputs, use_cache=False).last_hidden_state
-        states = self.backbone(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
+            return self.body(**inputs, use_cache=False).last_hidden_state
+        states = self.body(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
         if not -len(states) <= self.options.layer < len(states):
             raise TrlRealError(
                 f"layer={self.options.layer}, but the model has hidden states 0 to {len(states) - 1} (or -1)."
             )
         return states[self.options.layer]
 
-    def _check_packing(self) -> bool:
-        """Whether packing is exact on this model."""
-        config = self.backbone.config.get_text_config()
-        n_texts = 2 if self.options.context == "prompt+response" else 1
-        if not fits_window(config, n_texts * self.options.max_length):
-            return False
-        ids = made_up(config.vocab_size, (7, 4, 4, 3, 9))
+    def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        ids = made_up(self.config.vocab_size, (7, 4, 4, 3, 9))
         trees = [Tree((), [ids[1]], [0]), Tree((), [ids[2][::-1]], [1]), Tree(ids[0], ids[3:], [2, 3])]
 
         def together() -> Tensor:
-            with packed(self.backbone):
+            with packed(self.body):
                 (pack,) = make_packs(trees, 10**6)
                 return self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
 
@@ -250,11 +230,7 @@ class Embedder:
             runs = [(n, self._hidden_states(input_ids=torch.tensor([ids], device=self.device))) for n, ids in pairs]
             return torch.stack([hidden[0, n:].float().mean(0) for n, hidden in runs])
 
-        exact = self.cast_to is None and next(self.backbone.parameters()).dtype == torch.float32
-        return gives_the_same(together, alone, exact)
-
-    def _precision(self):
-        return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
+        return together, alone
 
     def _remember(self, distinct: dict, vectors: list[Tensor]) -> None:
         if self.memo is None:
@@ -263,19 +239,6 @@ class Embedder:
         limit = MEMO_BYTES // (4 * len(vectors[0])) if vectors else 0
         for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
             del self.memo[sequence]
-
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Without gradients and dropout; each module is in training again afterwards if it was before."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
@@ -290,11 +253,3 @@ def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:
     return [(parameter.data_ptr(), parameter._version) for parameter in module.parameters()]
-
-
-def _split(items: list, n: int) -> tuple[list, list]:
-    return items[:n], items[n:]
-
-
-def _bar(n_tokens: int, progress: bool) -> tqdm:
-    return tqdm(total=n_tokens, unit="tok", desc="Embedding", leave=False, delay=2, disable=not progress)

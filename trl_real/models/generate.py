@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.errors import TrlRealError
-from trl_real.models.decoding import Decoder, Response, decodes_well
-from trl_real.models.embed import evaluating
+from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, random_state
 from trl_real.models.generation_journal import Kept, Written, columns
 from trl_real.models.load import object_digest
-from trl_real.models.sampling import Sampler, random_state
+from trl_real.models.reader import evaluating
 from trl_real.models.sequences import Ids
 from trl_real.runtime.distributed import gather, rank, share
 

@@ -3,20 +3,19 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from trl_real.errors import TrlRealError
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
 from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
+from trl_real.models.reader import ModelReader, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
 from trl_real.runtime.distributed import share, sum_over_processes
 
@@ -52,10 +51,7 @@ class GradientOptions:
 
     def __post_init__(self) -> None:
         make_projection(self.projection, {}, self.projection_dim, self.seed)
-        for name in ("max_length", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+        check_lengths(self.max_length, self.batch_tokens)
 
 
 @dataclass
@@ -81,7 +77,7 @@ class Gradients:
     seconds: float = 0.0
 
 
-class GradientFeatures:
+class GradientFeatures(ModelReader):
     r"""
     `g(x, y) = Pi grad_theta sum_t log pi_theta(y_t | x, y_<t)`, over the tokens of the response, its end included; the
     prompt is context (ActiveDPO, arXiv 2505.19241). `theta` is the model's own LoRA adapter, `Pi` a random projection.
@@ -113,6 +109,8 @@ class GradientFeatures:
         TrlRealError: If the model has no such adapter.
     """
 
+    desc, counts_tokens = "Gradients", True
+
     def __init__(
         self,
         model: nn.Module,
@@ -120,17 +118,11 @@ class GradientFeatures:
         options: GradientOptions | None = None,
         dtype: torch.dtype | None = None,
     ):
-        self.model, self.tokenizer = model, tokenizer
         self.options = options = options or GradientOptions()
         shapes = {name: _as_rows(p[None]).shape[1:] for name, p in adapter_parameters(model).items()}
         self.projection: Projection = make_projection(options.projection, shapes, options.projection_dim, options.seed)
-        self.causal_lm = model.get_base_model()
-        self.device, weights = model.device, next(self.causal_lm.parameters()).dtype
-        self.sum_in = torch.promote_types(weights, torch.float32)
-        self.cast_to = dtype if dtype not in (None, weights) else None
-        words = self.causal_lm.config.get_text_config().vocab_size
-        tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
-        self.batch_tokens = max(1, min(tokens, MAX_LOGITS // words))
+        super().__init__(model, tokenizer, model.get_base_model(), options.batch_tokens, dtype)
+        self.batch_tokens = max(1, min(self.batch_tokens, MAX_LOGITS // self.config.vocab_size))
         self._method: str | None = None
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Gradients:
@@ -179,19 +171,17 @@ class GradientFeatures:
 
     def _gradients(self, rows: list[Row], truncated: list[bool], started: float, progress: bool) -> Gradients:
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
-        self._check_length(distinct)
+        self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
         vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # the last one for blanks
         prompts = sorted({row.prompt for row in distinct}, key=lambda prompt: (len(prompt), prompt))
         prompts = set(share(prompts, self.options.all_processes))
         mine = [row for row in distinct if row.prompt in prompts]
         places = torch.tensor([distinct[row] for row in mine], dtype=torch.long)
         n_tokens = torch.zeros(1, 1, dtype=torch.long)
-        run = closing(self._run(self.method, mine)) if mine else nullcontext(())
-        with _bar(mine, progress) as bar, run as batches:
-            for ids, found, n_done in batches:
+        with self.passes(mine, _n_tokens(mine), progress) as passes:
+            for ids, found, n_done in passes:
                 vectors.index_add_(0, places[ids], found.cpu())
                 n_tokens += n_done
-                bar.update(n_done)
         if self.options.all_processes:
             sum_over_processes(vectors, self.device)
             sum_over_processes(n_tokens, self.device)
@@ -201,32 +191,33 @@ class GradientFeatures:
         cut = torch.tensor(truncated, dtype=torch.bool)
         return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
 
-    def _check_length(self, rows: dict[Row, int]) -> None:
-        limit = getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", None)
-        longest = max((len(row.prompt) + max(map(len, row.responses)) for row in rows), default=0)
-        if limit and longest > limit:
-            fix = f"Type max_length={limit // 2}."
-            raise TrlRealError(f"A text has {longest} tokens, but the model reads {limit}. {fix}")
+    def _longest(self, work: list[Row]) -> int:
+        return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
+
+    def _mode(self) -> AbstractContextManager:
+        return nullcontext()  # each method enters its own
 
     def _first_exact(self) -> str:
         """The fastest method that gives on made-up sequences what one at a time gives; silently wrong ones exist."""
-        config = self.causal_lm.config.get_text_config()
-        a, b, c, d, e = made_up(config.vocab_size, (7, 4, 5, 3, 9))
+        a, b, c, d, e = made_up(self.config.vocab_size, (7, 4, 5, 3, 9))
         rows = [Row(a, (b,)), Row((), (e,)), Row(d, (c,)), Row(a, (e, c[::-1]))]
         alone = self._collect("one by one", rows)
-        exact = self.cast_to is None and self.sum_in == next(self.causal_lm.parameters()).dtype
-        for method in ("packed", "padded") if fits_window(config, 2 * self.options.max_length) else ("padded",):
-            if gives_the_same(partial(self._collect, method, rows), lambda: alone, exact, rough=1e-1):
+        for method in ("packed", "padded") if fits_window(self.config, 2 * self.options.max_length) else ("padded",):
+            if gives_the_same(partial(self._collect, method, rows), lambda: alone, self.exact, rough=1e-1):
                 return method
         return "one by one"
 
     def _collect(self, method: str, rows: list[Row]) -> Tensor:
         vectors = torch.zeros(len(rows), self.projection.dim, dtype=self.sum_in)
-        for ids, found, _ in self._run(method, rows):
+        for ids, found, _ in self._run_by(method, rows):
             vectors.index_add_(0, torch.tensor(ids), found.cpu())
         return vectors
 
-    def _run(self, method: str, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
+    def _run(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
+        if work:
+            yield from self._run_by(self.method, work)
+
+    def _run_by(self, method: str, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Yields row numbers, their vectors and the number of tokens, one pass at a time."""
         parameters = adapter_parameters(self.model)
         if method == "one by one":
@@ -237,7 +228,7 @@ class GradientFeatures:
         passes, attention = {
             "packed": (
                 partial(packed_passes, share=not checkpointed_layers(self.model)),
-                packed(self.causal_lm),
+                packed(self.body),
             ),
             "padded": (padded_passes, nullcontext()),
             "padded left": (partial(padded_passes, left=True), nullcontext()),
@@ -277,8 +268,8 @@ class GradientFeatures:
         return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
 
     def _logits(self, step: Pass) -> Tensor:
-        with torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext():
-            return self.causal_lm(**step.inputs(self.device), use_cache=False).logits
+        with self._autocast():
+            return self.body(**step.inputs(self.device), use_cache=False).logits
 
 
 def _pair_row(first: Sequence, second: Sequence) -> Row:
@@ -294,7 +285,6 @@ def _as_rows(gradients: Tensor) -> Tensor:
     return gradients.flatten(2) if gradients.ndim > 2 else gradients[:, None]
 
 
-def _bar(rows: list[Row], progress: bool) -> tqdm:
-    """Counts tokens, those of a prompt once."""
-    total = sum(map(len, {row.prompt for row in rows})) + sum(row.n_tokens - len(row.prompt) for row in rows)
-    return tqdm(total=total, unit="tok", desc="Gradients", leave=False, delay=2, disable=not progress)
+def _n_tokens(rows: list[Row]) -> int:
+    """Count tokens, those of a prompt once."""
+    return sum(map(len, {row.prompt for row in rows})) + sum(row.n_tokens - len(row.prompt) for row in rows)

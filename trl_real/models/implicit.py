@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import active_adapter, measured
-from trl_real.models.lazy_model import LateModel
+from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import object_digest, weights_digest
-from trl_real.models.log_probs import ResponseLogProbs, check_lengths, load_policy
+from trl_real.models.log_probs import ResponseLogProbs
 from trl_real.models.passes import Row
+from trl_real.models.reader import check_lengths
 from trl_real.models.sequences import Sequence, tokenize_pairs
 
 
@@ -67,7 +68,7 @@ class ImplicitRewardReader:
         batch_tokens: Tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
         dtype: Precision: of the weights of models given by name, of a loaded model's matrix products.
         device: For models given by name; a loaded one stays where it is.
-        known: Sums of log-probabilities by what they hang on: weights, precision and tokens. What is in it is not
+        cache: Sums of log-probabilities by what they hang on: weights, precision and tokens. What is in it is not
             computed again; what is computed is put in, with one `update` a model and call. None for no memory.
 
     Raises:
@@ -85,15 +86,15 @@ class ImplicitRewardReader:
         batch_tokens: int | None = None,
         dtype: Any = None,
         device: str | None = None,
-        known: MutableMapping[str, float] | None = None,
+        cache: MutableMapping[str, float] | None = None,
     ):
         check_lengths(max_length, batch_tokens)
         if reference is None and not isinstance(policy, str | os.PathLike):
             _check_own_reference(policy)
         _check_apart(policy, reference)
-        self.policy = LateModel(policy, tokenizer, revision, dtype, device)
-        self.reference = None if reference is None else LateModel(reference, tokenizer, None, dtype, device)
-        self.max_length, self.batch_tokens, self.known = max_length, batch_tokens, known
+        self.policy = LazyModel(policy, tokenizer, revision, dtype, device)
+        self.reference = None if reference is None else LazyModel(reference, tokenizer, None, dtype, device)
+        self.max_length, self.batch_tokens, self.cache = max_length, batch_tokens, cache
         self._scorers: dict[int, ResponseLogProbs] = {}
         self._digests: dict[tuple[int, bool], tuple[Any, str]] = {}
 
@@ -113,11 +114,11 @@ class ImplicitRewardReader:
             TrlRealError: If a prompt is neither text nor messages, or a sequence is longer than a model reads.
         """
         started = time.perf_counter()
-        model, tokenizer = self.policy.load(load_policy)
+        model, tokenizer = self.policy.load(adapters=True)
         sequences = tokenize_pairs(tokenizer, prompts, responses, self.max_length, ended)
         policy, n_policy, policy_tokens = self._sums(model, self.policy, sequences, progress)
-        with self._opened_reference() as (other, late):
-            reference, n_reference, reference_tokens = self._sums(other, late, sequences, progress)
+        with self._opened_reference() as (other, source):
+            reference, n_reference, reference_tokens = self._sums(other, source, sequences, progress)
         n_scored = torch.tensor([_row(s).n_scored for s in sequences], dtype=torch.long)
         values = policy - reference
         return ImplicitRewards(
@@ -145,33 +146,33 @@ class ImplicitRewardReader:
         return {"policy": self.policy.identity, "reference": reference, "max_length": self.max_length}
 
     @contextmanager
-    def _opened_reference(self) -> Iterator[tuple[nn.Module, LateModel]]:
+    def _opened_reference(self) -> Iterator[tuple[nn.Module, LazyModel]]:
         """The reference, and how it was given; an adapter that is switched off for it is on again afterwards."""
         if self.reference is not None:
-            yield self.reference.load(load_policy)[0], self.reference
+            yield self.reference.load(adapters=True)[0], self.reference
             return
-        model, _ = self.policy.load(load_policy)
+        model, _ = self.policy.load(adapters=True)
         _check_own_reference(model)
         with without_adapter(model):
             yield model, self.policy
 
     def _sums(
-        self, model: nn.Module, late: LateModel, sequences: list[Sequence], progress: bool
+        self, model: nn.Module, source: LazyModel, sequences: list[Sequence], progress: bool
     ) -> tuple[Tensor, int, int]:
         """Log-probabilities of the sequences, how many of them were read for it, and the tokens that this took."""
-        tag = f"{self._digest(model)} {late.cast_to}" if self.known is not None else ""
+        tag = f"{self._digest(model)} {source.cast_to}" if self.cache is not None else ""
         keys = [_key(tag, sequence) for sequence in sequences]
-        found = {key: self.known[key] for key in dict.fromkeys(keys) if self.known and key in self.known}
+        found = {key: self.cache[key] for key in dict.fromkeys(keys) if self.cache and key in self.cache}
         missing = {key: s for key, s in zip(keys, sequences, strict=True) if key not in found and _row(s).n_scored}
         if not missing:
             return _column(found, keys), 0, 0
         if id(model) not in self._scorers:
-            settings = (self.policy.tokenizer, self.max_length, self.batch_tokens, late.cast_to)
+            settings = (self.policy.tokenizer, self.max_length, self.batch_tokens, source.cast_to)
             self._scorers[id(model)] = ResponseLogProbs(model, *settings)
-        read = self._scorers[id(model)].of(list(missing.values()), progress)
+        read = self._scorers[id(model)].score(list(missing.values()), progress)
         new = dict(zip(missing, read.sums.tolist(), strict=True))
-        if self.known is not None:
-            self.known.update({key: value for key, value in new.items() if np.isfinite(value)})
+        if self.cache is not None:
+            self.cache.update({key: value for key, value in new.items() if np.isfinite(value)})
         return _column({**found, **new}, keys), len(missing), read.n_tokens
 
     def _digest(self, model: nn.Module) -> str:

@@ -18,7 +18,7 @@ OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, ch
 DTYPES = ("float32", "bfloat16", "float16")
 
 _IMPORTED_BY = os.getpid()
-_loaded: dict[tuple, tuple[Any, Any]] = {}
+_loaded: dict[tuple, tuple[Any, Any]] = {}  # the key begins with the kind of model
 
 
 def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
@@ -97,25 +97,61 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
     return f"{digest}-{hashlib.sha256(repr(extras).encode()).hexdigest()[:8]}" if extras else digest
 
 
-def load_causal_lm(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
+def load_model(
+    model: str,
+    revision: str,
+    dtype: str | None,
+    device: str,
+    auto_class: str = "AutoModelForCausalLM",
+    adapters: bool = False,
+) -> tuple[Any, Any]:
     """
-    A causal LM with its tokenizer, kept for the process (one model at a time).
+    Load a model with its tokenizer, in evaluation mode. The process keeps the last one of each kind; of models that
+    may be adapters the last two, a policy and its reference.
 
     Args:
         model: Hub id or path.
-        revision: From `resolve_revision`, so that what is loaded is what was fingerprinted.
+        revision: Value of `resolve_revision`, so that what is loaded is what was fingerprinted.
         dtype: Precision of the weights, float32 where None.
-        device: Where to put it.
+        device: Device of the model.
+        auto_class: Name of the transformers class that loads it.
+        adapters: Whether to load a PEFT model where the folder or repository holds an adapter.
     """
-    key = (model, revision, dtype, device)
-    if key not in _loaded:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    key = (auto_class, adapters, model, revision, dtype, device)
+    found = _loaded.pop(key, None)
+    if found is None:
+        alike = [other for other in _loaded if other[:2] == key[:2]]
+        for other in alike[: max(0, len(alike) - adapters)]:
+            del _loaded[other]
+        loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
+        found = loaded.to(device).eval(), tokenizer
+    _loaded[key] = found
+    return found
 
-        _loaded.clear()
-        pinned = {} if revision.startswith("sha256:") else {"revision": revision}
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "float32", **pinned)
-        _loaded[key] = (loaded.to(device).eval(), AutoTokenizer.from_pretrained(model, **pinned))
-    return _loaded[key]
+
+def pinned(revision: str | None) -> dict[str, str]:
+    """Return the revision as an argument of `from_pretrained`; none for a local folder, which has no revisions."""
+    return {} if revision is None or revision.startswith("sha256:") else {"revision": revision}
+
+
+def _from_pretrained(
+    model: str, revision: dict[str, str], dtype: str, auto_class: str, adapters: bool
+) -> tuple[Any, Any]:
+    import transformers
+    from transformers.utils import find_adapter_config_file
+
+    auto, tokenizer = getattr(transformers, auto_class), transformers.AutoTokenizer
+    if not adapters or find_adapter_config_file(model, **revision) is None:
+        return auto.from_pretrained(model, dtype=dtype, **revision), tokenizer.from_pretrained(model, **revision)
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(model, **revision)
+    base, base_revision = config.base_model_name_or_path, pinned(config.revision)
+    loaded = PeftModel.from_pretrained(auto.from_pretrained(base, dtype=dtype, **base_revision), model, **revision)
+    try:
+        return loaded, tokenizer.from_pretrained(model, **revision)
+    except (OSError, ValueError):  # an adapter's folder may lack one
+        return loaded, tokenizer.from_pretrained(base, **base_revision)
 
 
 def pick_device(device: str | None, rank: int | None) -> str:

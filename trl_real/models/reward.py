@@ -2,17 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
-from trl_real.models.embed import evaluating
-from trl_real.models.sequences import Ids, common_prefix
+from trl_real.models.reader import ModelReader
+from trl_real.models.sequences import Ids, common_prefix, length_batches, pad
 
 
 class Rewards(NamedTuple):
@@ -28,25 +26,7 @@ class Rewards(NamedTuple):
     n_tokens: Tensor
 
 
-@lru_cache(maxsize=1)
-def load_reward_model(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
-    """
-    A sequence classifier with its tokenizer, kept for the process (one at a time).
-
-    Args:
-        model: Hub id or path.
-        revision: From `trl_real.models.load.resolve_revision`.
-        dtype: Precision of the weights, float32 where None.
-        device: Where to put it.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    pinned = {} if revision.startswith("sha256:") else {"revision": revision}
-    loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype or "float32", **pinned)
-    return loaded.to(device).eval(), AutoTokenizer.from_pretrained(model, **pinned)
-
-
-class RewardReader:
+class RewardReader(ModelReader):
     """
     Scores responses to prompts.
 
@@ -69,17 +49,13 @@ class RewardReader:
     def __init__(
         self, model: nn.Module, tokenizer: Any, batch_tokens: int | None = None, max_length: int | None = None
     ):
-        self.model, self.tokenizer = model, tokenizer
-        self.config = model.config.get_text_config()
+        super().__init__(model, tokenizer, None, batch_tokens)
         if model.config.num_labels != 1:
             raise TrlRealError(
                 f"The model has {model.config.num_labels} outputs where a reward model has 1. "
                 "Give one that was trained with num_labels=1."
             )
-        self.device = next(model.parameters()).device
-        self.batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else 16384)
-        limits = (max_length, getattr(self.config, "max_position_embeddings", None))
-        self.max_length = min((limit for limit in limits if limit), default=None)
+        self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
         """
@@ -93,11 +69,9 @@ class RewardReader:
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)
-        bar = tqdm(total=len(distinct), unit="text", desc="Scoring", leave=False, delay=2, disable=not progress)
-        with evaluating(self.model), bar:
-            for rows, scores in self._run(list(distinct)):
+        with self.passes(list(distinct), len(distinct), progress) as passes:
+            for rows, scores, _ in passes:
                 found[rows] = scores.float().cpu()
-                bar.update(len(rows))
         scores = found[[distinct[ids] for ids, _ in read]]
         truncated = torch.tensor([cut for _, cut in read], dtype=torch.bool)
         return Rewards(scores, truncated, torch.tensor([len(ids) for ids, _ in read], dtype=torch.long))
@@ -128,30 +102,22 @@ class RewardReader:
         kept = whole[:first] + whole[min(first + excess, n_prompt) :]
         return tuple(kept[: self.max_length]), True
 
-    def _run(self, texts: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields the numbers of some texts and their scores, one forward pass at a time. Shape `(R,)`."""
-        order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), texts[i]))
-        while order:
-            longest = max(1, len(texts[order[0]]))
-            size = max(1, self.batch_tokens // longest)
-            ids, order = order[:size], order[size:]
-            yield ids, self._scores([texts[i] for i in ids], longest)
+    def _run(self, work: list[Ids]) -> Iterator[tuple[list[int], Tensor, int]]:
+        for ids in length_batches(work, self.batch_tokens):
+            texts = [work[i] for i in ids]
+            yield ids, self._scores(texts), sum(map(len, texts))
 
-    def _scores(self, texts: list[Ids], longest: int) -> Tensor:
-        known = self.config.pad_token_id
-        pad = _unused(texts, self.config.vocab_size) if known is None else known
-        tokens = torch.full((len(texts), longest), pad)
-        mask = torch.zeros(len(texts), longest, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens[row, : len(text)] = torch.tensor(text)
-            mask[row, : len(text)] = 1
+    def _scores(self, texts: list[Ids]) -> Tensor:
+        configured = self.config.pad_token_id
+        fill = _unused(texts, self.config.vocab_size) if configured is None else configured
+        tokens, mask = pad(texts, fill)
         # A decoder scores at the last token that is no padding, which it knows by the id in its configuration.
-        self.config.pad_token_id = pad
+        self.config.pad_token_id = fill
         try:
             inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
             return self.model(**inputs).logits[:, 0]
         finally:
-            self.config.pad_token_id = known
+            self.config.pad_token_id = configured
 
 
 def _as_prompt(prompt: Any) -> list[dict[str, Any]]:

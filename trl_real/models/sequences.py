@@ -1,7 +1,10 @@
 """Prompts and responses as the token ids that DPO scores: the prompt is context, the response is what counts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
@@ -64,6 +67,32 @@ def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
             break
         n += 1
     return n
+
+
+def length_batches(sequences: list[Ids], batch_tokens: int) -> Iterator[list[int]]:
+    """
+    Yield the numbers of sequences in batches, longest first.
+
+    Args:
+        sequences: Token ids, in any order.
+        batch_tokens: Number of tokens in a batch, padding included; a longer sequence is a batch of its own.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i]))
+    while order:
+        size = max(1, batch_tokens // max(1, len(sequences[order[0]])))
+        yield order[:size]
+        order = order[size:]
+
+
+def pad(sequences: list[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Pad on the right, where a causal model sees no padding. Returns tokens and attention mask, shape `(B, L)`."""
+    longest = max(1, *map(len, sequences))
+    tokens = torch.full((len(sequences), longest), fill)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return tokens, mask
 
 
 def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:

@@ -16,15 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a strategy has its colour in every picture.
-STRATEGY_COLORS = {
-    "easy": "#0072B2",
-    "hard": "#D55E00",
-    "centroid": "#009E73",
-    "certainty": "#E69F00",
-    "d_optimal": "#CC79A7",
-    "random": "#000000",
-}
+# From Okabe and Ito's palette, which colour-blind readers can tell apart.
 OTHER_COLOR = "#56B4E9"
 BASELINE = "random"
 # Colours for strategies of users, from Tol's muted scheme: none is near one of Okabe and Ito's above.
@@ -53,16 +45,17 @@ class ArmStyle(NamedTuple):
     marker: str = "o"
 
 
-def arm_styles(arms: Sequence[str]) -> dict[str, ArmStyle]:
+def arm_styles(arms: Sequence[str], colors: Mapping[str, str]) -> dict[str, ArmStyle]:
     """
     A style for each arm that is no other's: the hue tells the strategy, the line and the marker the geometry.
 
     Args:
         arms: All arms of a study, `"strategy"` or `"strategy@geometry"`; the same list gives the same styles.
+        colors: Colour of each known strategy, as `#rrggbb`.
     """
     strategies = list(dict.fromkeys(arm.partition("@")[0] for arm in arms))
-    users = [name for name in strategies if name not in STRATEGY_COLORS]
-    hues = STRATEGY_COLORS | {name: USER_COLORS[i % len(USER_COLORS)] for i, name in enumerate(users)}
+    users = [name for name in strategies if name not in colors]
+    hues = {**colors} | {name: USER_COLORS[i % len(USER_COLORS)] for i, name in enumerate(users)}
     styles: dict[str, ArmStyle] = {}
     for strategy in strategies:
         variants = [arm for arm in arms if arm.startswith(f"{strategy}@")]
@@ -86,31 +79,23 @@ class Rate(NamedTuple):
 
     Args:
         name: What the line is called.
-        strategy: Settles its colour.
         rate, low, high: Win rate and the ends of its interval, in [0, 1] or NaN.
         group: Lines of one group stand together: those with the same budget.
     """
 
     name: str
-    strategy: str
     rate: float
     low: float
     high: float
     group: str = ""
 
 
-def color_of(strategy: str) -> str:
-    """The strategy's colour; all strategies of users share one."""
-    return STRATEGY_COLORS.get(strategy, OTHER_COLOR)
-
-
 def similarity_figure(
     histogram: Mapping[str, Sequence[float]],
     *,
     name: str,
-    strategy: str,
+    color: str = OTHER_COLOR,
     cut: float | None = None,
-    color: str | None = None,
 ) -> "Figure":
     """
     How similar the two responses of a pair are, in the pool and among the kept rows.
@@ -118,9 +103,8 @@ def similarity_figure(
     Args:
         histogram: `SelectionRecord.histogram`: `edges` (bins + 1 values), `pool` and `kept` (counts).
         name: Title.
-        strategy: Settles the colour of the kept rows.
+        color: Colour of the kept rows.
         cut: Similarity at which the budget ended; None if it ended at no similarity.
-        color: Of the kept rows, if not the strategy's.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -129,7 +113,7 @@ def similarity_figure(
     edges = histogram["edges"]
     axes.stairs(histogram["pool"], edges, fill=True, color=POOL_COLOR, label=f"pool ({sum(histogram['pool'])})")
     kept = f"kept ({sum(histogram['kept'])})"
-    axes.stairs(histogram["kept"], edges, fill=True, color=color or color_of(strategy), alpha=0.85, label=kept)
+    axes.stairs(histogram["kept"], edges, fill=True, color=color, alpha=0.85, label=kept)
     if cut is not None:
         axes.axvline(cut, color=LINE_COLOR, linestyle="--", linewidth=1.8, label=f"cut at {cut:.3g}")
     axes.set_xlabel("similarity of the two responses", fontsize=FONT)
@@ -157,7 +141,7 @@ def win_rate_figure(rates: Sequence[Rate], *, confidence: float = 0.95) -> "Figu
     axes.axvline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
     for rate, y in zip(rates, heights, strict=True):
         if math.isfinite(rate.rate):
-            draw_interval(axes, rate[2:5], y, color=color_of(rate.strategy), hollow=rate.strategy == "random")
+            draw_interval(axes, rate[1:4], y, color=OTHER_COLOR)
         else:
             axes.text(0.5, y, " not measured", fontsize=FONT, va="center")
     ends = [x for rate in rates for x in (rate.low, rate.rate, rate.high) if math.isfinite(x)] + [0.4, 0.6]
@@ -283,15 +267,12 @@ def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def draw_interval(
-    axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, hollow: bool = False, text: str = ""
-) -> None:
-    """A value and the ends of its interval as a point, a line and the number; the baseline is hollow."""
+def draw_interval(axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, text: str = "") -> None:
+    """Draw a value and its interval as a point, a line and the number."""
     value, low, high = ends
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [y, y], color=color, linewidth=3, solid_capstyle="butt")
-    face = "white" if hollow else color
-    axes.plot([value], [y], "o", markersize=9, color=color, mfc=face, markeredgewidth=2, clip_on=False)
+    axes.plot([value], [y], "o", markersize=9, color=color, markeredgewidth=2, clip_on=False)
     write_above(axes, value, y, text or f"{value:.2f}")
 
 

@@ -10,6 +10,9 @@ from trl_real.errors import MissingExtraError
 from trl_real.reports import figures
 
 
+REPORT_FILE = "report.html"
+
+
 def check_extras() -> None:
     """
     Check the optional packages of a report at the start of a long run.

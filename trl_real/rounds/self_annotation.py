@@ -23,8 +23,8 @@ from trl_real.models.generate import generate
 from trl_real.rounds.ablations import ABLATIONS, doubting, trusting
 from trl_real.rounds.base import Rounds, Run, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter
-from trl_real.runtime.atomic_files import check_settings, read_json
-from trl_real.runtime.run_folder import SETTINGS_FILE, Round
+from trl_real.runtime.atomic_files import read_json
+from trl_real.runtime.run_folder import SETTINGS_FILE, Round, check_settings
 from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.truncated_responses import FINISHED

@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.runtime.atomic_files import write_whole
+from trl_real.runtime.atomic_files import write_atomic
 from trl_real.runtime.distributed import once, rank, share, wait
 
 
@@ -75,7 +75,7 @@ class Shards:
             pq.write_table(self._table(rows, numbers), buffer)
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(file, buffer.getvalue())
+                write_atomic(file, buffer.getvalue())
             except OSError as error:
                 raise TrlRealError(
                     f"Cannot write {str(file)!r} ({error.strerror}). Finished shards are safe: make room, run again."

@@ -12,7 +12,7 @@ from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.annotation import choose
 from trl_real.selection.budget import budget_rows, budget_size
-from trl_real.selection.strategies import STRATEGIES, Strategy
+from trl_real.selection.strategies import Strategy, as_strategy, split_geometry
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, decided_pairs, verdicts
 
@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     geometry: str
 
 
-class Ranking(NamedTuple):
+class ScoredPairs(NamedTuple):
     """
     An arm's pair in each row that a seed may choose from.
 
@@ -44,7 +44,7 @@ class Ranking(NamedTuple):
     scores: np.ndarray
     differences: list[np.ndarray]
 
-    def kept(self, budget: float | int) -> np.ndarray:
+    def selected(self, budget: float | int) -> np.ndarray:
         """What the budget buys, as indices into the arrays, ascending."""
         return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))
 
@@ -71,16 +71,11 @@ def parse_arm(name: str) -> Arm:
     Raises:
         TrlRealError: If there is no such strategy or geometry.
     """
-    strategy, _, geometry = name.partition("@")
-    geometry = geometry or "raw"
-    if strategy not in STRATEGIES:
-        raise TrlRealError(f"No strategy {strategy!r} (in {name!r}); there are {', '.join(STRATEGIES)}.")
-    if geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r} (in {name!r}); there are {', '.join(GEOMETRIES)}.")
-    return Arm(STRATEGIES[strategy], geometry)
+    strategy, geometry = split_geometry(name)
+    return Arm(as_strategy(strategy), geometry or "raw")
 
 
-class Chooser:
+class ArmSelector:
     """
     Lets each arm choose from the same rows, seed by seed.
 
@@ -96,19 +91,19 @@ class Chooser:
         if not 0 < pool_share <= 1:
             raise TrlRealError(f"pool_share={pool_share} is no share in (0, 1]. Type 0.9, or 1.0 for the whole pool.")
         self.pool, self.vectors, self.pool_share, self.min_gap = pool, vectors, pool_share, min_gap
-        self.ranking = lru_cache(maxsize=64)(self._ranking)
+        self.scored_pairs = lru_cache(maxsize=64)(self._score_pairs)
 
     def labeled(self, cell: Cell) -> Labeled:
         """The pairs that the cell's budget buys, labelled; ties and missing scores are paid for and left out."""
-        ranking = self.ranking(cell.arm, cell.seed)
-        kept = ranking.kept(cell.budget)
-        places, pairs = ranking.places[kept], ranking.pairs[kept]
+        scored = self.scored_pairs(cell.arm, cell.seed)
+        bought = scored.selected(cell.budget)
+        places, pairs = scored.places[bought], scored.pairs[bought]
         said = verdicts(self.pool, places, pairs, self.min_gap)
         better_first = np.where((said == 0)[:, None], pairs[:, ::-1], pairs)
         decided = (said == 1) | (said == 0)
-        return Labeled(places[decided], better_first[decided], len(kept))
+        return Labeled(places[decided], better_first[decided], len(bought))
 
-    def aside(self, seed: int, n: int) -> Labeled:
+    def validation_pairs(self, seed: int, n: int) -> Labeled:
         """Up to `n` labelled pairs, one a row, from the rows that the seed may not choose from."""
         rest = np.setdiff1d(np.arange(len(self.pool)), self._places(seed))
         places, pairs = decided_pairs(self.pool.take(rest), self.min_gap)
@@ -125,7 +120,7 @@ class Chooser:
         n = len(self.pool)
         return np.sort(np.random.default_rng([seed, n]).permutation(n)[: self.n_pool()])
 
-    def _ranking(self, arm: str, seed: int) -> Ranking:
+    def _score_pairs(self, arm: str, seed: int) -> ScoredPairs:
         strategy, geometry = parse_arm(arm)
         places = self._places(seed)
         rows, vectors = [self.pool.rows[i] for i in places], [self.vectors[i] for i in places]
@@ -135,4 +130,4 @@ class Chooser:
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         first, second = (torch.stack([v[k] for v, k in zip(vectors, side, strict=True)]) for side in pairs.T)
         similarity = pair_similarity(first, second).numpy()
-        return Ranking(places, pairs, similarity, strategy, choice.scores, choice.differences)
+        return ScoredPairs(places, pairs, similarity, strategy, choice.scores, choice.differences)

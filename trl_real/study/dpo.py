@@ -16,8 +16,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl_real.data.conversation import text_of
 from trl_real.functional.drift import embedding_drift
 from trl_real.functional.preference import implicit_margin
-from trl_real.functional.statistics.label_savings import Run, RunPoint
 from trl_real.models.embed import Embedder
+from trl_real.study.trained import RunPoint, TrainingRun
 from trl_real.training.adapters import revision_of
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.trainer import REALDPOTrainer
@@ -65,7 +65,7 @@ class DPOCells:
 
     def __call__(
         self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
-    ) -> list[Run]:
+    ) -> list[TrainingRun]:
         """
         Train on a cell's pairs.
 
@@ -84,7 +84,7 @@ class DPOCells:
 
     def _run(
         self, rate: float, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, drift: bool
-    ) -> Run:
+    ) -> TrainingRun:
         sets = {name: data for name, data in zip(SETS, (validation, test), strict=True) if len(data)}
         config = self._config(rate, len(train), seed, folder)
         trainer = REALDPOTrainer(
@@ -99,7 +99,7 @@ class DPOCells:
         watch = Watch(trainer, len(train), test if drift else None)
         trainer.add_callback(watch)
         trainer.train()
-        return Run(rate, watch.points, trainer.state.log_history, watch.drift)
+        return TrainingRun(rate, watch.points, trainer.state.log_history, watch.drift)
 
     def _config(self, rate: float, n_train: int, seed: int, folder: Path) -> REALDPOConfig:
         config = copy.copy(self.config)

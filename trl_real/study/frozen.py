@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import Fit, pair_loss, tune_bradley_terry
-from trl_real.study.arms import Chooser
+from trl_real.study.arms import ArmSelector
 from trl_real.study.grid import Cell, Result
 from trl_real.study.pool import StudyPool, decided_pairs
 from trl_real.study.trained import metric_sums
@@ -21,7 +21,7 @@ class FrozenCells:
     own labels.
 
     Args:
-        chooser: Chooses and labels.
+        selector: Chooses and labels.
         test: Test rows.
         test_vectors: Their embeddings, `(K, d)` each.
 
@@ -29,11 +29,11 @@ class FrozenCells:
         TrlRealError: If no test pair has a label.
     """
 
-    def __init__(self, chooser: Chooser, test: StudyPool, test_vectors: list[Tensor]):
-        self.chooser, self.test = chooser, test
-        within = torch.cat([v.double() - v.double().mean(0) for v in chooser.vectors])
+    def __init__(self, selector: ArmSelector, test: StudyPool, test_vectors: list[Tensor]):
+        self.selector, self.test = selector, test
+        within = torch.cat([v.double() - v.double().mean(0) for v in selector.vectors])
         self.scale = within.square().mean(0).sqrt().clamp_min(1e-12)  # (d,)
-        places, pairs = decided_pairs(test, chooser.min_gap)
+        places, pairs = decided_pairs(test, selector.min_gap)
         if not len(pairs):
             raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
         self.test_differences = self.differences(test_vectors, places, pairs)
@@ -49,7 +49,7 @@ class FrozenCells:
 
     def __call__(self, cell: Cell) -> Result:
         """Train and test one cell; `arrays` are the metrics' sums over the test pairs of each prompt, and counts."""
-        labeled = self.chooser.labeled(cell)
+        labeled = self.selector.labeled(cell)
         best, fits = self.fit(labeled.places.tobytes(), labeled.pairs.tobytes())
         losses = {f"{fit.ridge:g}": float(pair_loss(self.test_differences @ fit.weights).mean()) for fit in fits}
         arrays = metric_sums(self.test_differences @ best.weights, self.test_prompts)
@@ -76,4 +76,4 @@ class FrozenCells:
 
     def _fit(self, places: bytes, pairs: bytes) -> tuple[Fit, list[Fit]]:
         where, which = np.frombuffer(places, dtype=int), np.frombuffer(pairs, dtype=int).reshape(-1, 2)
-        return tune_bradley_terry(self.differences(self.chooser.vectors, where, which))
+        return tune_bradley_terry(self.differences(self.selector.vectors, where, which))

@@ -1,7 +1,6 @@
 """The run folder of a study: each cell of the grid is done once, however often the study is killed and started."""
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from trl_real.errors import TrlRealError
-from trl_real.runtime.atomic_files import check_settings, read_json, write_json, write_whole
+from trl_real.runtime.atomic_files import read_json, write_atomic, write_json
+from trl_real.runtime.run_folder import RunFolder
 
 
 SETTINGS_FILE, CELLS = "study.json", "cells"
@@ -45,37 +44,24 @@ class Cell:
         return f"{self.arm}-{self.budget:g}-{self.seed}"
 
 
-class RunFolder:
+class StudyFolder(RunFolder):
     """
-    Settings and finished cells on disk. A cell's values are written last and in one step, so that what is there is
-    whole.
+    Folder of a study, with the files of its finished cells. The values of a cell are written last and in one step, so
+    that a file of values stands for a complete cell.
 
     Args:
-        folder: New, empty, or of a study with the same settings.
-        settings: What all cells share, None to take what the folder has; the grid's own sides are no part of it and
-            may grow.
+        folder: Path of a new or empty folder, or of a study with the same settings.
+        settings: Plain values that all cells share, or None to read them from the folder. The sides of the grid are
+            not among them and may grow.
 
     Raises:
         TrlRealError: If the folder holds something else, or a study with other settings.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None):
-        self.folder = Path(folder)
+        super().__init__(folder, settings, SETTINGS_FILE, "study")
         self.cells = self.folder / CELLS
-        if self.folder.exists() and not self.folder.is_dir():
-            raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
-        file = self.folder / SETTINGS_FILE
-        if settings is None:
-            settings = read_json(file)
-        settings = json.loads(json.dumps(settings))
-        if file.exists():
-            check_settings(read_json(file), settings, folder, "study")
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise TrlRealError(f"The folder {str(folder)!r} holds something that is no study. Give a new one.")
-        self.cells.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_json(file, settings)
-        self.settings = settings
+        self.cells.mkdir(exist_ok=True)
 
     def result(self, cell: Cell) -> Result | None:
         """What the cell gave, or None if it is not done."""
@@ -92,7 +78,7 @@ class RunFolder:
         write_json(file, result.values)
 
 
-def run_cells(folder: RunFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
+def run_cells(folder: StudyFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
     """
     Run the cells that are not done, with a bar that tells the time left.
 
@@ -115,7 +101,7 @@ def run_cells(folder: RunFolder, cells: Iterable[Cell], run: Callable[[Cell], Re
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as `.npz`, in one step as `write_whole` does."""
+    """Write arrays by name as `.npz`, in one step as `write_atomic` does."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    write_whole(file, content.getvalue())
+    write_atomic(file, content.getvalue())

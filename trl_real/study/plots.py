@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
-from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.reports import figures
 from trl_real.reports.figures import BASELINE, FONT, LINE_COLOR, POOL_COLOR, ArmStyle
 from trl_real.study.results import Curve, Metric
@@ -222,7 +222,7 @@ def _scale_labels(axes: "Axes", n_labels: Sequence[float]) -> None:
 def _draw_saving(axes: "Axes", saving: Saving, y: float, style: ArmStyle, left: float) -> None:
     """A point, its interval and its number; what lies off the left edge is an arrow to it, and words."""
     edge = left + 0.01
-    ends = Interval(saving.saving, saving.low, saving.high)
+    ends = ValueWithInterval(saving.saving, saving.low, saving.high)
     if ends.low < left and ends.high > left:
         tail = ends.high
         arrow = dict(arrowstyle="-|>", color=style.color, linewidth=3, shrinkA=0, shrinkB=0, mutation_scale=16)

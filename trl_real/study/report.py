@@ -5,15 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.reports import figures
 from trl_real.reports.render import (
-    BASELINE,
-    GAIN,
-    NO_GAIN,
-    NOT_MEASURED,
     REPORT_FILE,
-    WORSE,
     budget_words,
     check_extras,
     in_digits,
@@ -21,11 +16,13 @@ from trl_real.reports.render import (
     render,
     saved,
 )
+from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
-from trl_real.study.results import ENGINES, METRICS, Study
+from trl_real.study.results import ENGINES, METRICS, RANDOM, Study
 
 
 TEMPLATE, PLOTS = "study.html.j2", "plots"
+GAIN, NO_GAIN, WORSE, NOT_MEASURED = "gain", "no gain measured", "worse than random", "not measured"
 MIXED = "mixed"
 DIGITS = {"loss": 4}  # of a metric's values; the others have 3
 # A bootstrap of S seeds sees (S - 1) / S of their variance.
@@ -50,7 +47,7 @@ class StudyVerdict(NamedTuple):
     outcome: str
     better: list[str]
     worse: list[str]
-    at: list[tuple[str, Interval]]
+    at: list[tuple[str, ValueWithInterval]]
 
 
 def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
@@ -97,7 +94,7 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
         MissingExtraError: If jinja2 or matplotlib is not installed.
     """
     check_extras()
-    others = [arm for arm in study.arms if arm != BASELINE]
+    others = [arm for arm in study.arms if arm != RANDOM]
     page = render(
         TEMPLATE,
         study=study,
@@ -128,7 +125,7 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
 
 def _pictures(folder: Path, study: Study) -> dict[str, Any]:
     """Draw and save everything: URIs by metric, or pairs of an arm's or an opinion's name and a URI."""
-    styles = figures.arm_styles(study.arms)
+    styles = figures.arm_styles(study.arms, COLORS)
     pictures: dict[str, Any] = {
         "curves": _curve_pictures(folder, "curves", study.curves, study, styles),
         "savings": _saving_pictures(folder, "savings", study.savings, study, styles),
@@ -185,7 +182,7 @@ def _similarity_pictures(folder: Path, study: Study, styles: Mapping) -> list[tu
     pictures = []
     for i, (arm, histogram) in enumerate(study.histograms.items(), 1):
         if histogram:
-            figure = figures.similarity_figure(histogram, name=arm, strategy=arm, color=styles[arm].color)
+            figure = figures.similarity_figure(histogram, name=arm, color=styles[arm].color)
             pictures.append((arm, saved(folder / f"similarity_{picture_name(i, arm)}", figure)))
     return pictures
 
@@ -249,7 +246,7 @@ def _ends(saving: Saving) -> str:
     return f"[{plots.percent(saving.low)}, {plots.percent(saving.high)}]"
 
 
-def _interval_of(value: Interval, digits: int, sign: bool = False) -> str:
+def _interval_of(value: ValueWithInterval, digits: int, sign: bool = False) -> str:
     """The interval of a figure in words."""
     if math.isnan(value.low) or math.isnan(value.high):
         return "no interval"

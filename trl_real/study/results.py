@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
-from trl_real.functional.statistics.label_savings import Interval, Saving
+from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 
 
 class Metric(NamedTuple):
@@ -52,7 +52,7 @@ class Curve(NamedTuple):
     """
 
     n_labels: list[float]
-    points: list[Interval]
+    points: list[ValueWithInterval]
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Study:
     n_test: int
     confidence: float = 0.95
     curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
-    differences: Mapping[str, Mapping[str, list[Interval]]] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[str, list[ValueWithInterval]]] = field(default_factory=dict)
     savings: Mapping[str, Mapping[str, list[Saving]]] = field(default_factory=dict)
     unlearned: Mapping[str, list[float]] = field(default_factory=dict)
     run_curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)

@@ -17,11 +17,11 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.selection.budget import check_budget
-from trl_real.study.arms import Chooser, parse_arm
+from trl_real.study.arms import ArmSelector, parse_arm
 from trl_real.study.facts import describe
 from trl_real.study.features import embed_rows
 from trl_real.study.frozen import FrozenCells
-from trl_real.study.grid import Cell, RunFolder, run_cells
+from trl_real.study.grid import Cell, StudyFolder, run_cells
 from trl_real.study.pool import StudyPool, split_by_prompt, study_pool
 from trl_real.study.results import RANDOM, Study
 from trl_real.study.summarize import summarize
@@ -108,7 +108,7 @@ def run_study(
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
         "data": _digest(everything),
-        "model": encoder.identity() if encoder else EMBEDDINGS,
+        "model": encoder.fingerprint() if encoder else EMBEDDINGS,
         "embedding": {"context": context, "layer": layer, "max_length": max_length, "dtype": dtype or "float32"},
         "n_test": n_test if n_folds == 1 else None,
         "n_folds": n_folds,
@@ -116,7 +116,7 @@ def run_study(
         "min_gap": min_gap,
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
-    folder = RunFolder(output_dir, settings)
+    folder = StudyFolder(output_dir, settings)
     vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
     frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
@@ -125,7 +125,7 @@ def run_study(
         followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to see the drift
         work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
         each = zip(frozen, work, followed, strict=True)
-        run = FoldedCells([TrainedCells(f.chooser, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
+        run = FoldedCells([TrainedCells(f.selector, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
     facts = describe(frozen[0], arms, budgets, seeds[0], everything)
     facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
     write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
@@ -145,7 +145,7 @@ def _frozen_cells(
     (pool, test), (pool_vectors, test_vectors) = (
         [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
     )
-    return FrozenCells(Chooser(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
+    return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 
 def load_study(folder: str | Path) -> Study:
@@ -159,7 +159,7 @@ def load_study(folder: str | Path) -> Study:
     if not all((folder / name).exists() for name in (GRID_FILE, FACTS_FILE)):
         raise TrlRealError(f"No study in {str(folder)!r}. Give the output_dir of `trl-real study`.")
     grid, facts = read_json(folder / GRID_FILE), read_json(folder / FACTS_FILE)
-    run = RunFolder(folder, None)
+    run = StudyFolder(folder, None)
     cells = grid_cells(*grid.values())
     results = {cell: found for cell in cells if (found := run.result(cell)) is not None}
     return summarize(results, grid, facts, run.settings, n_cells=len(cells))

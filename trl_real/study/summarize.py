@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
-from trl_real.functional.statistics.label_savings import Interval, Saving, label_saving, percentiles, resample_means
+from trl_real.functional.statistics.label_savings import (
+    Saving,
+    ValueWithInterval,
+    label_saving,
+    percentiles,
+    resample_means,
+)
 from trl_real.study.grid import Cell, Result
 from trl_real.study.results import METRICS, RANDOM, Curve, Study
 
@@ -49,7 +55,7 @@ class Curves:
             lambda name, arm: Curve(self.n_labels.tolist(), self._intervals(self._of(name, arm))), self.arms
         )
 
-    def differences(self) -> dict[str, dict[str, list[Interval]]]:
+    def differences(self) -> dict[str, dict[str, list[ValueWithInterval]]]:
         """Arm minus random at each point, by metric and arm."""
         if RANDOM not in self.arms:
             return {}
@@ -99,8 +105,8 @@ class Curves:
     def _others(self) -> list[str]:
         return [arm for arm in self.arms if arm != RANDOM]
 
-    def _intervals(self, values: np.ndarray) -> list[Interval]:
-        return [Interval(float(v[0]), *percentiles(v[1:], self.confidence)) for v in values.T]
+    def _intervals(self, values: np.ndarray) -> list[ValueWithInterval]:
+        return [ValueWithInterval(float(v[0]), *percentiles(v[1:], self.confidence)) for v in values.T]
 
     def _each(self, make: Callable[[str, str], Any], arms: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {name: {arm: make(name, arm) for arm in arms} for name in self.means}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -10,11 +10,42 @@ from datasets import Dataset, load_from_disk
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import pair_loss
-from trl_real.functional.statistics.label_savings import Run, RunPoint
-from trl_real.study.arms import Chooser, Labeled
+from trl_real.study.arms import ArmSelector, Labeled
 from trl_real.study.grid import Cell, Result
 from trl_real.study.pool import StudyPool, decided_pairs, preferences
 from trl_real.study.results import METRICS
+
+
+class RunPoint(NamedTuple):
+    """
+    Margins of a model at one evaluation during training.
+
+    Args:
+        labels: Number of labelled pairs seen so far, each counted once.
+        validation: Margins on the validation pairs. Shape `(v,)`.
+        test: Margins on the test pairs. Shape `(n,)`.
+    """
+
+    labels: float
+    validation: np.ndarray
+    test: np.ndarray
+
+
+class TrainingRun(NamedTuple):
+    """
+    One training at one learning rate.
+
+    Args:
+        learning_rate: Learning rate of the optimizer.
+        points: Evaluations in order; the last one is at the end of the run.
+        log: Log history of the trainer.
+        drift: Drift of the embeddings at the points: `labels` and the fields of `Drift`; may be empty.
+    """
+
+    learning_rate: float
+    points: list[RunPoint]
+    log: list[dict[str, Any]]
+    drift: list[dict[str, float]]
 
 
 class CellTrainer(Protocol):
@@ -25,7 +56,7 @@ class CellTrainer(Protocol):
 
     def __call__(
         self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
-    ) -> list[Run]:
+    ) -> list[TrainingRun]:
         """Train on preferences and return one run a setting that was tried."""
         ...
 
@@ -37,7 +68,7 @@ class TrainedCells:
     Without validation pairs (`pool_share=1`) it is the end of the only run.
 
     Args:
-        chooser: Chooses and labels.
+        selector: Chooses and labels.
         test: Test rows; one pair of each is used.
         train: Trains.
         folder: For what training writes.
@@ -50,17 +81,17 @@ class TrainedCells:
 
     def __init__(
         self,
-        chooser: Chooser,
+        selector: ArmSelector,
         test: StudyPool,
         train: CellTrainer,
         folder: Path,
         n_validation: int = 100,
         followed: tuple[str, int] | None = None,
     ):
-        self.chooser, self.train, self.folder = chooser, train, folder
+        self.selector, self.train, self.folder = selector, train, folder
         self.n_validation, self.followed = n_validation, followed
-        self._last: tuple[Any, list[Run]] = (None, [])
-        places, pairs = decided_pairs(test, chooser.min_gap)
+        self._last: tuple[Any, list[TrainingRun]] = (None, [])
+        places, pairs = decided_pairs(test, selector.min_gap)
         _, first = np.unique(places, return_index=True)
         if not len(first):
             raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
@@ -77,9 +108,9 @@ class TrainedCells:
 
     def __call__(self, cell: Cell) -> Result:
         """Train, pick the best point, sum the metrics over the test pairs of each prompt."""
-        labeled = self.chooser.labeled(cell)
-        aside = self.chooser.aside(cell.seed, self.n_validation)
-        train, validation = (preferences(self.chooser.pool, found.places, found.pairs) for found in (labeled, aside))
+        labeled = self.selector.labeled(cell)
+        aside = self.selector.validation_pairs(cell.seed, self.n_validation)
+        train, validation = (preferences(self.selector.pool, found.places, found.pairs) for found in (labeled, aside))
         if not len(train):
             raise TrlRealError(f"No label of {cell.key} decides, so there is nothing to train on. Lower min_gap.")
         run, point, best_loss = self._trained(cell, labeled, train, validation)
@@ -104,7 +135,7 @@ class TrainedCells:
 
     def _trained(
         self, cell: Cell, labeled: Labeled, train: Dataset, validation: Dataset
-    ) -> tuple[Run, RunPoint, float]:
+    ) -> tuple[TrainingRun, RunPoint, float]:
         """The best run and point, and the least test loss of all; equal sets of one seed (the whole pool) run once."""
         key = (cell.seed, labeled.places.tobytes(), labeled.pairs.tobytes())
         if key != self._last[0]:
@@ -180,7 +211,7 @@ def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndar
     return {**sums, "counts": np.bincount(prompts).astype(float)}
 
 
-def best_point(runs: Sequence[Run]) -> tuple[Run, RunPoint]:
+def best_point(runs: Sequence[TrainingRun]) -> tuple[TrainingRun, RunPoint]:
     """
     The run and the point with the least validation loss; without validation pairs the end of the only run.
 

@@ -12,7 +12,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from trl_real.data.digest import told
-from trl_real.runtime.atomic_files import check_settings, read_json, write_json
+from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.runtime.run_folder import check_settings
 from trl_real.training.adapters import adapter_settings
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.shared_data import data_path
 from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.crowd import AGGREGATIONS, dawid_skene, majority
-from trl_real.functional.statistics.rater_agreement import krippendorff_alpha, pairwise_agreement
+from trl_real.functional.statistics.rater_agreement import krippendorff_alpha
 
 
 SIDES = [0.0, 0.5, 1.0]
@@ -94,21 +94,10 @@ class TestAgreement:
         found = krippendorff_alpha(np.array([[1.0], [0.0], [1.0]]))
         assert found.alpha < 0.5 and math.isnan(found.ci_low) and found.n_pairs == 1
 
-    def test_pairwise_agreement_is_counted_and_kappa_is_cohen_s(self):
-        pytest.importorskip("sklearn")
-        votes = np.array([[1, 0, 0.5, 1, np.nan], [1, 0, 1, 1, 0], [np.nan] * 5, [1, 1, 1, 1, 1]])
-        found = pairwise_agreement(votes)
-        assert found.n[0, 1] == 4 and found.agreement[0, 1] == 0.75
-        chance = 0.5 * 0.75 + 0.25 * 0.25  # both first, both second
-        assert found.kappa[0, 1] == pytest.approx((0.75 - chance) / (1 - chance))
-        assert (found.n == found.n.T).all() and found.n[2].sum() == 0
-        assert np.isnan(found.agreement[2]).all() and np.isnan(found.kappa[3, 3])
-        assert found.agreement[3, 3] == 1 and found.kappa[0, 0] == 1
-
     @pytest.mark.parametrize(
         ("votes", "message"), [(np.array([[1, 0.7]]), "rater 0 on pair 1 is 0.7"), (np.ones(3), "shape")]
     )
-    @pytest.mark.parametrize("use", [krippendorff_alpha, pairwise_agreement, *AGGREGATIONS.values()])
+    @pytest.mark.parametrize("use", [krippendorff_alpha, *AGGREGATIONS.values()])
     def test_bad_votes_are_named(self, use, votes, message):
         with pytest.raises(TrlRealError, match=message):
             use(votes)

@@ -7,9 +7,9 @@ import pytest
 
 from support.shared_data import data_path
 from trl_real.errors import TrlRealError
+from trl_real.functional.statistics.equal_length import equal_length_rate
 from trl_real.functional.statistics.length_control import (
     alpaca_eval_length_controlled,
-    equal_length_win_rate,
     fit_alpaca_eval_weights,
     length_controlled_win_rate,
 )
@@ -32,7 +32,7 @@ def test_length_control_is_the_maximum_likelihood_fit(lengths):
     x = np.tanh(difference / difference.std(ddof=1))[:, None]
     fit = sklearn.LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000)
     fit.fit(np.concatenate([x, x]), [1] * 60 + [0] * 60, sample_weight=np.concatenate([y, 1 - y]))
-    ours = equal_length_win_rate(y, *lengths)
+    ours = equal_length_rate(y, lengths[0] - lengths[1])
     assert ours == pytest.approx(1 / (1 + math.exp(-fit.intercept_[0])), abs=1e-6)
 
 
@@ -49,18 +49,19 @@ def test_length_control_removes_length_bias():
 
 
 def test_length_control_at_its_limits(lengths):
-    y = graded(60)
-    assert equal_length_win_rate(y, lengths[0], lengths[0]) == pytest.approx(y.mean())
-    assert equal_length_win_rate(np.ones(60), *lengths) == 1
-    assert equal_length_win_rate(np.zeros(60), *lengths) == 0
-    assert equal_length_win_rate(np.full(60, 0.5), *lengths) == pytest.approx(0.5)
-    assert math.isnan(equal_length_win_rate(y, lengths[0] + 10, lengths[0])), "one difference in all rows"
-    assert math.isnan(equal_length_win_rate(lengths[0] > lengths[1], *lengths)), "the longer always wins"
+    y, difference = graded(60), lengths[0] - lengths[1]
+    assert equal_length_rate(y, 0 * difference) == pytest.approx(y.mean())
+    assert equal_length_rate(np.ones(60), difference) == 1
+    assert equal_length_rate(np.zeros(60), difference) == 0
+    assert equal_length_rate(np.full(60, 0.5), difference) == pytest.approx(0.5)
+    assert math.isnan(equal_length_rate(y, 0 * difference + 10)), "one difference in all rows"
+    assert math.isnan(equal_length_rate((difference > 0).astype(float), difference)), "the longer always wins"
 
 
 def test_unjudged_rows_need_no_length():
-    with_gap = equal_length_win_rate([1, 0, 0.2, 0.4, None], [9, 5, 8, 6, None], [5, 9, 5, 8, None])
-    assert with_gap == equal_length_win_rate([1, 0, 0.2, 0.4], [9, 5, 8, 6], [5, 9, 5, 8])
+    with_gap = win_rate([1, 0, 0.2, 0.4, None], lengths=[9, 5, 8, 6, None], baseline_lengths=[5, 9, 5, 8, None])
+    without = win_rate([1, 0, 0.2, 0.4], lengths=[9, 5, 8, 6], baseline_lengths=[5, 9, 5, 8])
+    assert with_gap["equal_length_win_rate"] == without["equal_length_win_rate"]
 
 
 def naive_interval(y, lengths, clusters, confidence=0.95, rounds=400):
@@ -197,7 +198,12 @@ def models(alpaca_eval) -> list:
 
 
 def test_length_control_without_difficulty_is_not_that_of_the_leaderboard(models):
-    errors = [100 * equal_length_win_rate(*own) - board.length_controlled_winrate for board, *own in models]
+    errors = []
+    for board, *columns in models:
+        preferences, own, base = (column.to_numpy() for column in columns)
+        judged = ~np.isnan(preferences)
+        rate = equal_length_rate(preferences[judged].clip(0, 1), (own - base)[judged])
+        errors.append(100 * rate - board.length_controlled_winrate)
     assert 4 < np.mean(errors) < 6 and 14 < np.max(np.abs(errors)) < 15, "the figures in the docstring"
 
 

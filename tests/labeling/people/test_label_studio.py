@@ -17,7 +17,7 @@ from datasets import Dataset
 from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
 from trl_real.labeling.people.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
-from trl_real.labeling.people.votes import VoteBook, VotesJudge, vote_matrix
+from trl_real.labeling.people.votes import VoteBook, VotesJudge
 
 
 VERSION, TOKEN = "1.23.2", "a" * 40
@@ -91,10 +91,10 @@ def test_annotator_with_a_changed_address_stays_the_same(tmp_path):
     assert pull_votes(studio, 3, votes) == 1
     studio.address = "bea@example.org"
     assert pull_votes(studio, 3, votes) == 2 and pull_votes(studio, 3, votes) == 0
-    assert vote_matrix(votes)[:2] == (["bea@example.org"], ["one"])
+    assert VoteBook.read(votes).matrix()[:2] == (["bea@example.org"], ["one"])
     studio.pair = "other"
     assert pull_votes(studio, 3, votes) == 2 and pull_votes(studio, 3, votes) == 0
-    assert vote_matrix(votes)[:2] == (["bea@example.org"], ["other"])
+    assert VoteBook.read(votes).matrix()[:2] == (["bea@example.org"], ["other"])
 
 
 def test_every_choice_is_mirrored_when_the_sides_are_swapped():

@@ -17,7 +17,7 @@ from trl_real.functional.statistics.crowd import AGGREGATIONS
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.people.queue import VoteQueue
 from trl_real.labeling.people.report import vote_report
-from trl_real.labeling.people.votes import VERDICTS, VotesJudge, pair_key, vote_matrix
+from trl_real.labeling.people.votes import VERDICTS, VoteBook, VotesJudge, pair_key
 from trl_real.labeling.verdicts import ask, summarize
 from trl_real.runtime.journal import Journal
 
@@ -149,7 +149,7 @@ def test_undo_reverts_votes_one_at_a_time_also_after_a_restart(tmp_path):
     lines = Journal(path).read()
     assert [line["undo"] for line in lines if "undo" in line] == [keys[2], keys[1], keys[1], keys[0]]
     assert sum("verdict" in line for line in lines) == 4  # nothing is deleted
-    assert vote_matrix(path)[2].size == 0
+    assert VoteBook.read(path).matrix()[2].size == 0
 
 
 def test_two_people_in_one_file_do_not_see_each_other(tmp_path):
@@ -160,7 +160,7 @@ def test_two_people_in_one_file_do_not_see_each_other(tmp_path):
         if i == 2:
             assert bob.undo() and bob.vote("tie", 1.0)
     journal.close()
-    names, keys, votes = vote_matrix(tmp_path / "votes.jsonl")
+    names, keys, votes = VoteBook.read(tmp_path / "votes.jsonl").matrix()
     assert names == ["ann", "bob"] and votes.shape == (2, 5) and (votes[0] == 1).all()
     assert sorted(votes[1]) == [0, 0, 0, 0, 0.5] and sorted(keys) == sorted(pair_key(*texts(r)) for r in dataset)
 
@@ -250,7 +250,7 @@ def test_votes_on_a_pair_and_its_swap_share_one_column(tmp_path):
     dataset, path = pool(6), tmp_path / "votes.jsonl"
     voted(path, dataset, ann=["a"] * 6)
     voted(path, mirrored(dataset), bob=["b"] * 6)
-    names, keys, votes = vote_matrix(path)
+    names, keys, votes = VoteBook.read(path).matrix()
     assert names == ["ann", "bob"] and votes.shape == (2, 6) and (votes == 1).all()
     assert [v.probability for v in ask(VotesJudge(path, share), mirrored(dataset)[:])] == [0.0] * 6
     assert screens(VoteQueue(mirrored(dataset), Journal(path), "ann")) == []  # not asked again the other way round
@@ -297,7 +297,7 @@ def test_invalid_vote_line_is_named(tmp_path, line):
     path = tmp_path / "votes.jsonl"
     path.write_text(json.dumps({"opened": 1}) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(TrlRealError, match="Line 2 of the votes is no vote"):
-        vote_matrix(path)
+        VoteBook.read(path).matrix()
 
 
 def test_missing_file_or_file_without_votes_is_named(tmp_path):

@@ -4,6 +4,18 @@ import math
 
 import pytest
 import torch
+from cost_model import (
+    GradientTokens,
+    JudgePrice,
+    Writing,
+    generation_seconds,
+    gradient_flops,
+    judge_money,
+    mean_context,
+    people_money,
+    step_bytes,
+    step_flops,
+)
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -13,21 +25,11 @@ from trl_real.errors import TrlRealError
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.sequences import tokenize_pairs
 from trl_real.selection.planning.cost import (
-    GradientTokens,
-    JudgePrice,
-    Writing,
     feature_bytes,
     folder_bytes,
     forward_flops,
-    generation_seconds,
-    gradient_flops,
-    judge_money,
-    mean_context,
     money_of,
-    people_money,
     seconds_of,
-    step_bytes,
-    step_flops,
     weight_bytes,
 )
 from trl_real.selection.planning.hardware import HARDWARE, hardware_named

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_real.functional.statistics.win_rate import wilson_interval
+from trl_real.functional.statistics.intervals import wilson_interval
 
 
 class AgreementBin(NamedTuple):

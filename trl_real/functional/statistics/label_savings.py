@@ -1,14 +1,14 @@
 """What choosing saves: labels that a strategy needs to reach what a random choice reaches."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from trl_real.errors import TrlRealError
 
 
-class Interval(NamedTuple):
+class ValueWithInterval(NamedTuple):
     """A figure with the ends of its interval; NaN where there is none."""
 
     value: float
@@ -38,38 +38,6 @@ class Saving(NamedTuple):
     low: float
     high: float
     reached: float
-
-
-class RunPoint(NamedTuple):
-    """
-    A model on its way.
-
-    Args:
-        labels: Labelled pairs that it has seen, each counted once.
-        validation: Its margins on pairs put aside. Shape `(v,)`.
-        test: Its margins on the test pairs. Shape `(n,)`.
-    """
-
-    labels: float
-    validation: np.ndarray
-    test: np.ndarray
-
-
-class Run(NamedTuple):
-    """
-    A training run.
-
-    Args:
-        learning_rate: Of its optimizer.
-        points: In order, the end of the run last.
-        log: The trainer's.
-        drift: Of the embeddings at the points: `labels` and the fields of `Drift`; may be empty.
-    """
-
-    learning_rate: float
-    points: list[RunPoint]
-    log: list[dict[str, Any]]
-    drift: list[dict[str, float]]
 
 
 def labels_needed(n_labels: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:

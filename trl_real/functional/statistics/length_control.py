@@ -49,7 +49,7 @@ def length_rates(
         seed: Of the bootstrap.
 
     Returns:
-        `equal_length_win_rate` (see the function of this name), `equal_length_ci_low`, `equal_length_ci_high`
+        `equal_length_win_rate` (see `equal_length_rate`), `equal_length_ci_low`, `equal_length_ci_high`
         (bootstrap by prompt, 2,000 refits; NaN where the rate is), `matched_length_win_rate` (the plain rate over
         `n_matched_length` rows whose lengths differ by at most 10 % of the longer one; NaN of none): a figure without
         a model, for comparison.
@@ -67,38 +67,6 @@ def length_rates(
         "matched_length_win_rate": float(scores[matched].mean()) if matched.any() else float("nan"),
         "n_matched_length": int(matched.sum()),
     }
-
-
-def equal_length_win_rate(
-    preferences: Sequence[float | None], lengths: Sequence[float], baseline_lengths: Sequence[float]
-) -> float:
-    r"""
-    Win rate that a logistic model predicts for responses as long as the baseline's: `sigmoid(theta)` of
-
-    `P(win) = sigmoid(phi * tanh((length - baseline_length) / s) + theta)`
-
-    with `s` the standard deviation of the length differences, fitted by plain maximum likelihood with soft targets.
-
-    **Not comparable with the AlpacaEval leaderboard**, whose length control also knows the difficulty of each
-    instruction: for 20 models of AlpacaEval 2 this function is 5 points too high on average, and up to 15. Compare its
-    values with each other only, on the same prompts. For the leaderboard's, see `length_controlled_win_rate`.
-
-    Args:
-        preferences: Probabilities in [0, 1] that the model's response wins; NaN or None not judged. Shape `(N,)`.
-        lengths, baseline_lengths: Characters of the responses. Shape `(N,)` each.
-
-    Returns:
-        A fraction. 1 or 0 if the model won, or lost, every row; the plain win rate if both responses have the same
-        length in every row. NaN where length cannot be told from quality: no judged row, the same difference (other
-        than 0) in all rows, or a difference that parts all wins from all losses.
-
-    Raises:
-        TrlRealError: If inputs differ in length, or the length of a judged row is missing or negative.
-    """
-    preferences = as_preferences(preferences)
-    judged = ~np.isnan(preferences)
-    own, other = as_lengths(lengths, judged, "lengths"), as_lengths(baseline_lengths, judged, "baseline_lengths")
-    return equal_length_rate(preferences[judged], own - other)
 
 
 def length_controlled_win_rate(

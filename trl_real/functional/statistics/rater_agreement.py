@@ -31,21 +31,6 @@ class Alpha(NamedTuple):
     n_pairs: int
 
 
-class PairwiseAgreement(NamedTuple):
-    """
-    Each rater beside each other one, on the pairs that both voted on.
-
-    Args:
-        agreement: Share of equal votes; NaN without a common pair. Shape `(R, R)`.
-        kappa: Cohen's kappa, agreement beyond chance; NaN where both only ever gave one and the same vote. `(R, R)`.
-        n: Pairs that both voted on. Shape `(R, R)`, int.
-    """
-
-    agreement: np.ndarray
-    kappa: np.ndarray
-    n: np.ndarray
-
-
 def krippendorff_alpha(votes: np.ndarray, confidence: float = 0.95, seed: int = 42) -> Alpha:
     r"""
     Krippendorff's alpha for nominal votes (`evalica`), `1 - observed / expected disagreement`.
@@ -75,42 +60,6 @@ def krippendorff_alpha(votes: np.ndarray, confidence: float = 0.95, seed: int = 
         return Alpha(float("nan"), float("nan"), float("nan"), n_raters, n_pairs)
     low, high = _interval(votes, confidence, seed) if n_pairs > 1 else (float("nan"), float("nan"))
     return Alpha(_alpha(votes), low, high, n_raters, n_pairs)
-
-
-def pairwise_agreement(votes: np.ndarray) -> PairwiseAgreement:
-    """
-    Raw agreement and Cohen's kappa of every two raters.
-
-    Args:
-        votes: As in `krippendorff_alpha`. Shape `(R, P)`.
-
-    Returns:
-        Symmetric matrices; a rater agrees with itself.
-
-    Raises:
-        TrlRealError: If a vote is none of 0, 0.5, 1 and NaN.
-        MissingExtraError: If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.metrics import cohen_kappa_score
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "stats") from None
-
-    votes = as_votes(votes)
-    n_raters = len(votes)
-    agreement, kappa = np.full((2, n_raters, n_raters), np.nan)
-    n = np.zeros((n_raters, n_raters), dtype=int)
-    for i in range(n_raters):
-        for j in range(i, n_raters):
-            both = ~np.isnan(votes[i]) & ~np.isnan(votes[j])
-            one, other = votes[i, both] * 2, votes[j, both] * 2
-            n[i, j] = n[j, i] = both.sum()
-            if not both.any():
-                continue
-            agreement[i, j] = agreement[j, i] = (one == other).mean()
-            if len(np.unique([one, other])) > 1:
-                kappa[i, j] = kappa[j, i] = cohen_kappa_score(one.astype(int), other.astype(int))
-    return PairwiseAgreement(agreement, kappa, n)
 
 
 def as_votes(votes: np.ndarray) -> np.ndarray:

@@ -6,12 +6,9 @@ from typing import Any
 import numpy as np
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.statistics.inputs import as_groups, as_preferences, as_vector, check_confidence
-from trl_real.functional.statistics.intervals import INTERVALS, mean_interval, standard_error, wilson_interval
+from trl_real.functional.statistics.inputs import as_groups, as_preferences, check_confidence
+from trl_real.functional.statistics.intervals import mean_interval, standard_error
 from trl_real.functional.statistics.length_control import length_controlled_win_rate, length_rates
-
-
-__all__ = ["INTERVALS", "as_preferences", "as_vector", "sign_test", "standard_error", "wilson_interval", "win_rate"]
 
 
 def win_rate(

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from trl_real.data.conversation import dialogue, text_of
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
@@ -133,6 +132,8 @@ class ChatJudge(VerdictJudge):
         return {"n_asked": len(questions), "n_cached": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0}
 
     def _pairs(self, batch: dict[str, list[Any]]) -> list["_Pair"]:
+        from trl_real.data.conversation import dialogue, text_of
+
         rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
         return [_Pair.cut(dialogue(prompt), text_of(a), text_of(b), self.max_chars) for prompt, a, b in rows]
 

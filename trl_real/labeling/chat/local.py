@@ -3,11 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.question import Answer, Question
-from trl_real.models.sequences import Ids
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LocalChat:
@@ -37,15 +40,15 @@ class LocalChat:
         *,
         tokenizer: Any = None,
         revision: str | None = None,
-        dtype: Any = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         batch_tokens: int | None = None,
     ):
-        from trl_real.models.lazy_model import LateModel
+        from trl_real.models.lazy_model import LazyModel
 
         if batch_tokens is not None and batch_tokens < 1:
             raise TrlRealError(f"batch_tokens={batch_tokens} reads nothing. Give at least 1, or leave it out.")
-        self.model, self.batch_tokens = LateModel(model, tokenizer, revision, dtype, device), batch_tokens
+        self.model, self.batch_tokens = LazyModel(model, tokenizer, revision, dtype, device), batch_tokens
         self.name = self.model.label
 
     @property
@@ -78,9 +81,8 @@ class LocalChat:
     @cached_property
     def _reader(self) -> Any:
         from trl_real.models.choice import ChoiceReader
-        from trl_real.models.load import load_causal_lm
 
-        model, tokenizer = self.model.load(load_causal_lm)
+        model, tokenizer = self.model.load()
         if not tokenizer.chat_template:
             raise TrlRealError(
                 f"{self.name} has no chat template: it is a base model. Give an instruct model, or a tokenizer with "
@@ -88,7 +90,7 @@ class LocalChat:
             )
         return ChoiceReader(model, tokenizer, self.batch_tokens, self.model.cast_to)
 
-    def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[Ids]:
+    def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[tuple[int, ...]]:
         from jinja2 import TemplateError
 
         if not self._knows_system:

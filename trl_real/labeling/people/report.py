@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl_real.functional.statistics.win_rate import wilson_interval
+from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook
 from trl_real.runtime.atomic_files import without_nan
 

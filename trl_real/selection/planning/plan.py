@@ -21,7 +21,6 @@ from trl_real.selection.planning.hardware import Hardware, hardware_named
 from trl_real.selection.planning.model_shape import empty_model, model_shape, this_cpu, tokenizer_of
 from trl_real.selection.planning.plan_record import Estimate, SelectionPlan
 from trl_real.selection.selector import EmbeddingPairSelector
-from trl_real.selection.strategies import set_budget
 
 
 PLAN_SAMPLE = 1000
@@ -109,7 +108,7 @@ def plan_selection(
         hardware=device,
         n_devices=n_devices,
         tokenizing=sample.seconds * len(dataset) / len(rows),
-        kept_width=(shape.width if shape else _given_width(batch)) if set_budget(selector.scorer) else 0,
+        kept_width=(shape.width if shape else _given_width(batch)) if selector.rule.budget else 0,
         price=device.price if price is None else price,
         labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
@@ -187,7 +186,7 @@ def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]
     for row in rows:
         own = [next(sequences) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
-    embedder._check_length([tree for tree in found if tree.responses])
+    embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)
 
 

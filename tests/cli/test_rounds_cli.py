@@ -1,4 +1,4 @@
-"""Flags of the verbs that run in rounds: what is of no use is refused before anything runs, and what is, arrives."""
+"""Flags of the verbs that run in rounds: unused flags are refused before anything runs, the others take effect."""
 
 import pytest
 
@@ -36,14 +36,14 @@ def files(tmp_path, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_flag_of_no_use_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
+def test_unused_flag_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
     assert main(argv) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert message in told[-1] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--length_normalize"]])
-def test_the_rewards_of_self_annotation_are_normalized_where_it_is_said(flags, monkeypatch):
+def test_self_annotation_rewards_are_normalized_on_request(flags, monkeypatch):
     from trl_real.rounds import self_annotation as self_annotation_rounds
 
     class Made(Exception):

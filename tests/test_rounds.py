@@ -14,7 +14,7 @@ from test_trainer import config, pairs
 from tiny import save_tiny
 
 from trl_real import ScoreJudge, TrlRealError
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.rounds.active import ActiveRounds
 from trl_real.rounds.selectors import ROUND_SELECTORS
 from trl_real.runtime.journal import Journal
@@ -128,8 +128,12 @@ def test_a_dataset_is_known_by_its_rows_in_every_format_and_size(tmp_path):
         first.with_format("numpy"),
         halves,
     ]
-    assert {told(dataset) for dataset in read} == {told(first)}
-    assert told(first.select(range(2499))) != told(first) != told(first.select([*range(2499), 0]))
+    assert {dataset_digest(dataset) for dataset in read} == {dataset_digest(first)}
+    assert (
+        dataset_digest(first.select(range(2499)))
+        != dataset_digest(first)
+        != dataset_digest(first.select([*range(2499), 0]))
+    )
 
 
 def test_an_adapter_is_known_by_what_was_set_in_whatever_order_peft_holds_it():

@@ -166,14 +166,18 @@ class Embedder(ModelReader):
             elif vectors[i] is None:
                 vectors[i] = torch.full((self.config.hidden_size,), torch.nan)
         work = list(trees.values())
-        halves = 2 if self.options.context == "prompt+response" else 1
-        self.check_length(work, f"Type max_length={(self.max_tokens or 0) // halves}.")
+        self.check_trees(work)
         n_tokens = sum(tree.n_tokens for tree in work)
         with self.passes(work, n_tokens, progress) as passes:
             for ids, rows, _ in passes:
                 for i, row in zip(ids, rows.cpu(), strict=True):
                     vectors[i] = row
         return n_tokens
+
+    def check_trees(self, trees: list[Tree]) -> None:
+        """Refuse trees with a sequence that is longer than the model reads; raises `TrlRealError`."""
+        n_texts = 2 if self.options.context == "prompt+response" else 1
+        self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
     def _longest(self, work: list[Tree]) -> int:
         return max(len(tree.prompt) + max(map(len, tree.responses)) for tree in work)

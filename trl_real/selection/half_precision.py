@@ -91,7 +91,7 @@ def settle_doubts(
         again = rescore(exact, doubtful, f"again-{len(settled)}")
         scored = _replaced(scored, doubtful, _with_cost_of(scored.select(doubtful), again))
         before, decision = decision, _decide(selector, scored, budget)
-        error = float(np.abs(decision.scores - before.scores)[doubtful].max())
+        error = _largest_error(before, decision, doubtful)
         judged = np.s_[: 1 if rule.jumps else 2, doubtful]
         finite = np.isfinite(decision.pairs[judged])
         of_pairs = float(np.abs(decision.pairs[judged][finite] - before.pairs[judged][finite]).max())
@@ -107,12 +107,20 @@ def _decide(selector: PairScorer, scored: Dataset, budget: float | int | None) -
     return Decision(*scores_in_set(selector.rule, scores, differences, size), np.stack([scores, scores + gaps]))
 
 
+def _largest_error(before: Decision, after: Decision, rows: np.ndarray) -> float:
+    """Largest change of a score among rows that stay on their side of the cut; a row that crosses it may jump."""
+    stayed = [row for row in rows if (row in before.kept) == (row in after.kept)]
+    return float(np.abs(after.scores - before.scores)[stayed].max(initial=0.0))
+
+
 def _doubtful(decision: Decision, bands: Bands, rule: Strategy) -> np.ndarray:
     if bands.score is None or bands.pair is None:
         return _nearest_to_cut(decision)
     gaps = decision.pairs[1] - decision.pairs[0]
     jumps = rule.jumps or rule.budget is not None
-    return rows_in_doubt(decision.scores, gaps, decision.kept, bands.score, bands.pair, jumps)
+    doubtful = rows_in_doubt(decision.scores, gaps, decision.kept, bands.score, bands.pair, jumps)
+    # Every row of a set weighs on the worth of all others.
+    return doubtful if rule.budget is None else np.union1d(doubtful, decision.kept)
 
 
 def _nearest_to_cut(decision: Decision) -> np.ndarray:

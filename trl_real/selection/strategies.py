@@ -32,6 +32,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 Gap = Callable[[Tensor, Tensor], Tensor]
 
 TIE_TOLERANCE = 1e-6
+MARGINS = 64  # picks of a design at which margins are computed
 
 
 def easy(embeddings: Tensor, draws: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ class RankedSet(NamedTuple):
 
     Args:
         rows: Rows that are taken, in the order of the picks. Shape `(size,)`.
-        scores: Score of each row given the set, lowest first: at its pick for a row that is taken, after the last pick
-            for the others. Shape `(N,)`.
+        scores: How near each row came to the other side, lowest first: below 0 for rows that are taken, at least 0 for
+            the others, by the least margin of any pick. Shape `(N,)`.
     """
 
     rows: Tensor
@@ -127,13 +128,28 @@ def design(differences: Tensor, size: int) -> RankedSet:
     """
     Take the rows of a greedy D-optimal design.
 
+    The margin of a pick is its score less that of the best row that is never taken; it is computed at up to 64 picks,
+    and a pick between two of these has the smaller one of their margins.
+
     Args:
         differences: `phi` of each row's pair. Shape `(N, d)`.
         size: Number of rows to take.
     """
     picked = greedy_design(differences, size)
-    scores = -uncertainty(differences, history=differences[picked.indices]).double()
-    scores[picked.indices] = -picked.scores
+    outside = torch.ones(len(differences), dtype=torch.bool)
+    outside[picked.indices] = False
+    scores = torch.full((len(differences),), torch.inf, dtype=torch.float64)
+    if not size or not outside.any():
+        return RankedSet(picked.indices, scores.where(outside, -scores))
+    steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
+    margins = []
+    for step in steps.tolist():
+        others = uncertainty(differences[outside], history=differences[picked.indices[:step]]).double()
+        scores[outside] = scores[outside].minimum(picked.scores[step] - others)
+        margins.append(picked.scores[step] - others.max())
+    margins = torch.stack(margins)
+    place = torch.searchsorted(steps, torch.arange(size))
+    scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
     return RankedSet(picked.indices, scores)
 
 

@@ -68,12 +68,3 @@ class AnswerCache:
                 f"An answer cannot be kept in {str(self.path)!r} ({error}), so no more are asked for. "
                 "The ones before are safe; mend the disk and run again."
             ) from error
-
-    def __len__(self) -> int:
-        with self._lock:
-            return self._connection.execute("SELECT count(*) FROM answers").fetchone()[0]
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()

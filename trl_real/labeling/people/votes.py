@@ -144,7 +144,14 @@ class VoteBook:
         return self._keys.get(key)
 
     def matrix(self) -> tuple[list[str], list[str], np.ndarray]:
-        """See `vote_matrix`."""
+        """
+        The votes in force as numbers.
+
+        Returns:
+            The annotators (R), the keys of the pairs (P), and the votes, shape `(R, P)`: 1 for `response_a`, 0.5 for a
+            tie, 0 for `response_b`, NaN for a skip or no vote. A pair and its mirror share one column, under the key
+            that was voted on first.
+        """
         annotators = self.annotators
         keys = list(dict.fromkeys(self._keys[vote.key][0] for who in annotators for vote in self.votes(who)))
         place = {key: i for i, key in enumerate(keys)}
@@ -158,24 +165,6 @@ class VoteBook:
         for rater, who in enumerate(self.annotators):
             for vote in self.votes(who):
                 yield rater, who, vote, *self._keys[vote.key]
-
-
-def vote_matrix(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
-    """
-    A votes file as numbers.
-
-    Args:
-        path: Of the file.
-
-    Returns:
-        The annotators (R), the pairs' keys (P), and the votes, shape `(R, P)`: 1 for `response_a`, 0.5 for a tie, 0
-        for `response_b`, NaN for a skip or no vote. A pair and its mirror are one column, under the key that was
-        voted on first.
-
-    Raises:
-        TrlRealError: If there is no such file, or a line of it is no vote.
-    """
-    return VoteBook.read(path).matrix()
 
 
 class VotesJudge(VerdictJudge):

@@ -186,7 +186,7 @@ def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]
     for row in rows:
         own = [next(sequences) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
-    embedder._check_length([tree for tree in found if tree.responses])
+    embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)
 
 

@@ -21,7 +21,7 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([*ACTIVE, "--seed", "7"], "The seeds of the runs are --seeds."),
+        ([*ACTIVE, "--seed", "7"], "Use --seeds for the seeds of the runs."),
         ([*ACTIVE, "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts, not 'score'"),
         ([*ACTIVE, "--human", "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts"),
         ([*ACTIVE, "--generate", "2"], "--generate needs a judge that reads new texts, not 'score'"),
@@ -29,7 +29,7 @@ def files(tmp_path, monkeypatch):
         ([*SPA, "--human"], "--human has nothing to judge here"),
         ([*SPA, "--judge", "chat"], "--judge has nothing to judge here"),
         ([*SPA, "--min_gap", "3"], "--min_gap has nothing to judge here"),
-        ([*SPA, "--port", "3"], "--port is of the page for people"),
+        ([*SPA, "--port", "3"], "--port needs --human"),
         ([*ACTIVE, "--human", "--min_gap", "3"], "With --human people judge"),
         ([*ACTIVE, "--generate", "2", "--judge", "panel", "--panel", "panel.yaml"], "new texts, not 'score'"),
         (["study", "--dataset", "s.jsonl", "--output_dir", "out", "--engine", "dpo", "--seed=5"], "type --seeds"),

@@ -48,7 +48,7 @@ def test_yaml_setting_equals_the_flag(verb, settings, flags, tmp_path):
 def test_yaml_switch_is_true_or_false(value, tmp_path, capsys):
     config = tmp_path / "settings.yaml"
     config.write_text(f"human: {value}")
-    assert "'human' is on or off" in fails(capsys, "active", "--config", str(config))
+    assert "Write true or false." in fails(capsys, "active", "--config", str(config))
 
 
 def test_yaml_setting_is_refused_where_the_flag_is(tmp_path, capsys):
@@ -63,11 +63,11 @@ def test_model_is_loaded_with_the_settings_of_the_trl_model_config():
     from trl import ModelConfig
 
     from trl_real import REALDPOConfig
-    from trl_real.cli.train import load_as_told
+    from trl_real.cli.train import set_model_init_kwargs
 
     def told(given=None, **model):
         config = REALDPOConfig("x", use_cpu=True, bf16=False, model_init_kwargs=given)
-        load_as_told(config, ModelConfig(**model))
+        set_model_init_kwargs(config, ModelConfig(**model))
         return config.model_init_kwargs
 
     assert told() is None

@@ -81,7 +81,7 @@ class TestLoad:
         with caplog.at_level(logging.WARNING, logger=files.__name__):
             load(tmp_path)
         assert caplog.messages == [
-            f"{tmp_path}: not read, since their names or formats fit no split: more.parquet, record.json"
+            f"{tmp_path}: skipped files that belong to no split by name or format: more.parquet, record.json"
         ]
 
     def test_a_file_that_changed_is_read_again(self, pool, tmp_path):
@@ -102,7 +102,7 @@ class TestLoadErrors:
         monkeypatch.chdir(tmp_path)
         for name in ("pool.parquet", "./pool", "/no/such/folder", "a/b/c"):
             assert message(load, name) == (
-                f"No file or folder {name!r}. Check the path; it was looked for from {str(tmp_path)!r}."
+                f"No file or folder {name!r}. Check the path; it is relative to {str(tmp_path)!r}."
             )
 
     def test_name_that_is_neither_a_path_nor_on_the_hub(self):
@@ -147,7 +147,7 @@ class TestLoadErrors:
         path = tmp_path / name
         path.write_text(content)
         assert message(load, path) == (
-            f"Cannot read {str(path)!r}: {reason}. Check that it is complete and what its ending says."
+            f"Cannot read {str(path)!r}: {reason}. Check that it is complete and that its suffix fits its format."
         )
 
     def test_a_damaged_saved_dataset(self, pool, tmp_path):
@@ -162,13 +162,13 @@ class TestLoadErrors:
         (tmp_path / "pool.xlsx").touch()
         assert message(load, tmp_path / "pool.xlsx") == (
             f"{str(tmp_path / 'pool.xlsx')!r} does not end in one of {sorted(FORMATS)}. "
-            "Rename it after its format, or convert it."
+            "Give it the suffix of its format, or convert it."
         )
 
     def test_a_folder_with_nothing_to_read(self, tmp_path):
         (tmp_path / "notes.txt").touch()
         assert message(load, tmp_path) == (
-            f"Nothing to read in the folder {str(tmp_path)!r}: neither a saved dataset nor a file that ends in one of "
+            f"Nothing to read in the folder {str(tmp_path)!r}: no saved dataset, and no file that ends in one of "
             f"{sorted(FORMATS)}. Give another folder or a file."
         )
 

@@ -310,7 +310,7 @@ class TestUltraFeedback:
         assert str(error.value) == (
             "No field 'overal_score' in column 'completions'; it has ['annotations', 'critique', "
             "'custom_system_prompt', 'fine-grained_score', 'model', 'overall_score', 'principle', 'response']. "
-            "Bring a list of {'response', 'model', 'overall_score'} a row, or name the score: score='…'."
+            "Give a list of {'response', 'model', 'overall_score'} per row, or name the score: score='…'."
         )
 
     def test_plain_texts_as_completions_are_refused(self):
@@ -376,8 +376,8 @@ class TestBinarized:
         with pytest.raises(TrlRealError) as error:
             from_binarized(Dataset.from_dict({"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}))
         assert str(error.value) == (
-            "Column 'chosen' holds string where a list of messages should be. Text needs no conversion: leave "
-            "from_ultrafeedback_binarized out, or use from_hh_rlhf for full dialogues."
+            "Column 'chosen' holds string where a list of messages should be. Text needs no conversion: do "
+            "not call from_ultrafeedback_binarized, or use from_hh_rlhf for full dialogues."
         )
 
 
@@ -490,7 +490,7 @@ def test_a_ratio_below_one_is_refused(ratio):
     with pytest.raises(TrlRealError) as error:
         from_shp(shp(("p", "a", "b", 4, 2)), min_ratio=ratio)
     assert str(error.value) == (
-        f"min_ratio is {ratio}, a ratio of higher to lower. Give 1 or more, or None for no filter."
+        f"min_ratio={ratio} is below 1. Give 1 or more (higher score / lower score), or None for no filter."
     )
 
 

@@ -165,7 +165,7 @@ def test_chat_judge_reports_a_row_without_a_prompt():
     class Model:
         name, answers = "model", None
 
-    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Leave such"):
+    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Remove such"):
         annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
 
 

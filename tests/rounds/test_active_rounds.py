@@ -15,7 +15,7 @@ from support.rounds import active, pool
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge, TrlRealError
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.rounds.selectors import ROUND_SELECTORS
 from trl_real.runtime.journal import Journal
 from trl_real.training.adapters import adapter_settings
@@ -107,8 +107,12 @@ def test_dataset_digest_depends_only_on_the_rows(tmp_path):
         first.with_format("numpy"),
         halves,
     ]
-    assert {told(dataset) for dataset in read} == {told(first)}
-    assert told(first.select(range(2499))) != told(first) != told(first.select([*range(2499), 0]))
+    assert {dataset_digest(dataset) for dataset in read} == {dataset_digest(first)}
+    assert (
+        dataset_digest(first.select(range(2499)))
+        != dataset_digest(first)
+        != dataset_digest(first.select([*range(2499), 0]))
+    )
 
 
 def test_adapter_settings_do_not_depend_on_their_order_in_peft():

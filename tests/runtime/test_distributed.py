@@ -120,7 +120,7 @@ def test_journals_of_all_processes_are_read(tmp_path):
         journal.append({"value": 5})
     assert (tmp_path / "j").read_text().count("\n") == 2
     (tmp_path / "j.1").write_text("no JSON\n")
-    with pytest.raises(TrlRealError, match=r"Line 1 of '.*j\.1' is no JSON object"):
+    with pytest.raises(TrlRealError, match=r"Line 1 of '.*j\.1' is not a JSON object"):
         Journal(tmp_path / "j").read()
 
 

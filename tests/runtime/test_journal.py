@@ -44,7 +44,7 @@ def test_complete_last_line_without_line_break_is_read(tmp_path):
 
 def test_invalid_json_line_is_named(tmp_path):
     (tmp_path / "j.jsonl").write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
-    with pytest.raises(TrlRealError, match="Line 2 of .* is no JSON object"):
+    with pytest.raises(TrlRealError, match="Line 2 of .* is not a JSON object"):
         Journal(tmp_path / "j.jsonl").read()
     with pytest.raises(TrlRealError, match="is a folder"):
         Journal(tmp_path)
@@ -64,7 +64,7 @@ def test_full_disk_is_reported_and_loses_nothing(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"n": 1})
     whole, journal._file = journal._file, open("/dev/full", "wb", buffering=0)
-    with pytest.raises(TrlRealError, match="No space left on device.*make room and run again"):
+    with pytest.raises(TrlRealError, match="No space left on device.*free some disk space and run again"):
         journal.append({"n": 2})
     journal._file = whole
     assert journal.read() == [{"n": 1}]

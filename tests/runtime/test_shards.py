@@ -91,13 +91,13 @@ class TestShardedMap:
             write(file, content)
 
         monkeypatch.setattr(shards_module, "write_atomic", full)
-        with pytest.raises(TrlRealError, match="No space left on device.*make room, run again"):
+        with pytest.raises(TrlRealError, match="No space left on device.*free some disk space and run again"):
             lengths(tmp_path)
         monkeypatch.undo()
         assert lengths(tmp_path)[1] == list(range(24, 50))
 
     def test_zero_shard_rows_is_refused(self, tmp_path):
-        with pytest.raises(TrlRealError, match="shard_rows=0 holds no row. Type shard_rows=512."):
+        with pytest.raises(TrlRealError, match="shard_rows=0 must be at least 1. Type shard_rows=512."):
             lengths(tmp_path, shard_rows=0)
 
 

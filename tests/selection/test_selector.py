@@ -234,7 +234,7 @@ class TestMapContract:
     def test_user_column_is_never_overwritten(self, pool, column):
         mine = pool.add_column(column, ["mine"] * len(pool))
         for run in (lambda: mine.map(selector()), lambda: selector().select(mine)):
-            with pytest.raises(TrlRealError, match=f"column '{column}' of its own.*rename_column"):
+            with pytest.raises(TrlRealError, match=f"already has a column '{column}'.*rename_column"):
                 run()
 
     def test_every_skip_reason_is_reported(self):

@@ -157,7 +157,7 @@ class TestExact:
             yield from rows[:: 1 if len(passes) == 2 else -1]  # the first pass is the look at the features
 
         kept = EmbeddingPairSelector().select(IterableDataset.from_generator(changing), 5, shards=tmp_path)
-        with pytest.raises(TrlRealError, match="other rows than the first time, from row 0 on"):
+        with pytest.raises(TrlRealError, match="differs from its first pass, from row 0 on"):
             list(kept)
 
     @pytest.mark.parametrize(("second", "where"), [(range(25), 20), (range(35), 30), (range(20), 20)])
@@ -247,7 +247,7 @@ class TestErrors:
             ({}, {"budget": 0.01, "sample": 9}, "in the sample is none. Type sample=10000."),
             ({}, {"budget": 0.5, "sample": 0}, "sample=0 is no number of rows. Type sample=1000."),
             ({"strategy": "d_optimal"}, {"budget": 0.5, "sample": 9}, "strategy='d_optimal' weighs rows against each"),
-            ({}, {"budget": 0.5, "shards": "x", "shard_rows": 0}, "shard_rows=0 holds no row"),
+            ({}, {"budget": 0.5, "shards": "x", "shard_rows": 0}, "shard_rows=0 must be at least 1"),
             ({}, {"budget": 0.5, "shards": "x", "num_proc": 2}, "Leave num_proc out"),
         ],
     )

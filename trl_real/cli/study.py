@@ -3,7 +3,7 @@
 import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.train import load_as_told, on_cpu, parsed
+from trl_real.cli.train import on_cpu, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
 
@@ -142,6 +142,6 @@ def _dpo_cells(args: argparse.Namespace):
     require(args, "model")
     argv = on_cpu([*args.rest, "--output_dir", args.output_dir])
     config, model = parsed((REALDPOConfig, ModelConfig), argv)
-    load_as_told(config, model)
+    set_model_init_kwargs(config, model)
     rates = args.learning_rates or (1e-5, 1e-4)
     return DPOCells(args.model, config, get_peft_config(model), rates, args.n_evaluations, given=args.rest)

@@ -1,6 +1,5 @@
 """The win rate while a model is trained, beside the length of what it writes."""
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare
 from trl_real.evaluation.comparison import Comparison
 from trl_real.labeling.verdicts import Judge
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
 
@@ -139,7 +139,7 @@ def _drawn(prompts: list[Any], n: int, seed: int) -> list[int]:
     """Rows that a hash of seed and text puts first, in their own order."""
 
     def draw(row: int) -> bytes:
-        return hashlib.sha256(f"{seed}\0{dialogue(prompts[row])}".encode("utf-8", "surrogatepass")).digest()
+        return sha256(seed, dialogue(prompts[row]))
 
     return sorted(sorted(range(len(prompts)), key=draw)[:n])
 

@@ -1,6 +1,5 @@
 """Two policies, or two columns of completions, and one judge: how often the one beats the other."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.runtime.digests import sha256
 
 
 if TYPE_CHECKING:
@@ -255,4 +255,4 @@ def _completion(value: Any, column: str, row: int) -> str:
 def _key(prompt: Any) -> str:
     """A hash that two rows share if their prompts are the same."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return sha256(text).hex()[:16]

@@ -1,6 +1,5 @@
 """Selected pairs become preferences."""
 
-import hashlib
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
 from trl_real.runtime.journal import Journal
 
@@ -200,8 +200,7 @@ def identity_of(judge: Judge, but: Sequence[str] = ()) -> str:
 
 
 def _digest(value: Any) -> str:
-    said = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True, default=str)).hex()
 
 
 def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """How far a judge can be trusted, before it is: its verdicts beside labels that are known."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from trl_real.functional.statistics.calibration import calibration_temperature, 
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.runtime.atomic_files import without_nan
+from trl_real.runtime.digests import sha256
 
 
 PREFERENCE = "preference"
@@ -193,5 +193,4 @@ def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
 def _swapped(one: str, other: str, seed: int) -> bool:
     """A side for the first of two texts that the label does not tell."""
     low, high = sorted((one, other))
-    drawn = hashlib.sha256(f"{seed}\0{low}\0{high}".encode("utf-8", "surrogatepass")).digest()[0] & 1
-    return bool(drawn) != (one > other)
+    return bool(sha256(seed, low, high)[0] & 1) != (one > other)

@@ -1,6 +1,5 @@
 """A policy's own generations become preferences, judged by the policy itself (SPA, arXiv 2406.04412)."""
 
-import hashlib
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from trl_real.labeling.agreement import gold_agreement
 from trl_real.labeling.implicit_reward import UNFINISHED, UNUSABLE, ImplicitRewardJudge
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, ask
+from trl_real.runtime.digests import sha256
 
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,7 @@ def best_random(texts: Sequence[str], scores: Sequence[float], seed: int) -> tup
     best = max(range(len(scores)), key=scores.__getitem__)
 
     def drawn(i: int) -> bytes:
-        said = f"{seed}\0{texts[best]}\0{texts[i]}"
-        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+        return sha256(seed, texts[best], texts[i])
 
     return best, min((i for i in range(len(scores)) if i != best), key=drawn)
 

@@ -1,12 +1,12 @@
 """Texts that were written, kept by what they hang on."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import once
 from trl_real.runtime.journal import Journal
 
@@ -62,7 +62,7 @@ class Kept:
             self.journal.close()
 
     def _key(self, parts: Sequence[Any]) -> str:
-        return hashlib.sha256(f"{self.settings}{json.dumps(parts)}".encode()).hexdigest()[:40]
+        return sha256(f"{self.settings}{json.dumps(parts)}").hex()[:40]
 
 
 def columns(rows: list[list[Written]]) -> tuple[list[list[str]], list[list[str]]]:

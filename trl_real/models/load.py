@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.digests import sha256
 
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -94,7 +95,7 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         extras += [backend.to_str(), repr(tokenizer.chat_template)]
-    return f"{digest}-{hashlib.sha256(repr(extras).encode()).hexdigest()[:8]}" if extras else digest
+    return f"{digest}-{sha256(extras).hex()[:8]}" if extras else digest
 
 
 def load_model(
@@ -193,7 +194,7 @@ def _folder_digest(folder: Path) -> str:
     if not any(path.match(pattern) for path in files for pattern in WEIGHT_FILES):
         raise TrlRealError(f"No weights ({', '.join(WEIGHT_FILES)}) in {str(folder)!r}. Give a saved model's folder.")
     digests = [f"{path.name}:{_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
-    return f"sha256:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()[:40]}"
+    return f"sha256:{sha256(chr(10).join(digests)).hex()[:40]}"
 
 
 @lru_cache(maxsize=256)

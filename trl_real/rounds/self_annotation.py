@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import load_peft_weights
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport
@@ -124,8 +124,8 @@ class SelfAnnotationRounds(Rounds):
         return {
             **{name: getattr(self, name) for name in own},
             "generation": {name: value for name, value in self.settled.items() if name != "batch_size"},
-            "seed_labels": told(self.seed_labels),
-            "prompts": told(self.prompts),
+            "seed_labels": dataset_digest(self.seed_labels),
+            "prompts": dataset_digest(self.prompts),
             "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 

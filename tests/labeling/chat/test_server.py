@@ -87,7 +87,7 @@ def test_permanent_fault_is_a_failure_with_its_reason_and_loses_nothing(judge, f
         batch = {name: values[1:] for name, values in rows(3).items()}
         found = client.verdicts(batch)
     assert all(math.isnan(v.probability) and v.failure and v.outcome == "failed" for v in found)
-    reasons = {"cut JSON": "no chat completion", "other model": "served_as", "huge": "1 MB", "drip": "in time"}
+    reasons = {"cut JSON": "not a chat completion", "other model": "served_as", "huge": "1 MB", "drip": "in time"}
     assert reasons.get(fault, "no connection" if fault == "reset" else f"status {fault}") in found[0].failure
     assert len(found) == 2
 

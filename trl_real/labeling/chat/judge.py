@@ -1,6 +1,5 @@
 """A chat model that reads two responses and names the better one, in this process or behind an endpoint."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
 from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.runtime.digests import sha256
 
 
 CUT = " […]"
@@ -142,8 +142,7 @@ class ChatJudge(VerdictJudge):
         if self.orders == "both":
             return False, True
         low, high = sorted((pair.a, pair.b))  # a row with its responses swapped is shown in the same way
-        said = f"{self.seed}\0{pair.prompt}\0{low}\0{high}".encode("utf-8", "surrogatepass")
-        return (bool(hashlib.sha256(said).digest()[0] & 1) != (pair.a > pair.b),)
+        return (bool(sha256(self.seed, pair.prompt, low, high)[0] & 1) != (pair.a > pair.b),)
 
     def _question(self, pair: "_Pair", swapped: bool) -> Question:
         first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)

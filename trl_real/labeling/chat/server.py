@@ -1,6 +1,5 @@
 """A chat model behind an OpenAI-compatible server: vLLM, llama.cpp, TGI, a router, OpenAI itself."""
 
-import hashlib
 import json
 import os
 import threading
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.chat.question import Answer, Question
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 
 
@@ -114,8 +114,7 @@ class Endpoint:
 
     def key(self, question: Question) -> str:
         """Hash of everything that the answer hangs on; whether probabilities come along is no part of it."""
-        said = json.dumps([self.identity, question.messages], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        return sha256(json.dumps([self.identity, question.messages], sort_keys=True)).hex()
 
     def body(self, question: Question) -> dict[str, Any]:
         """The request."""

@@ -1,6 +1,5 @@
 """What a chat model is asked about two responses, and how its answer is read."""
 
-import hashlib
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.digests import sha256
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class JudgeTemplate:
     @cached_property
     def digest(self) -> str:
         """Short hash of everything that the template says."""
-        said = json.dumps([self.system, self.user, self.labels])
-        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return sha256(json.dumps([self.system, self.user, self.labels])).hex()[:12]
 
     @cached_property
     def _compiled(self) -> tuple[Any, Any]:
@@ -148,8 +147,7 @@ def normalized(token: str) -> str:
 
 def _fence(*texts: str) -> str:
     """A line that none of the texts can hold, since it depends on all of them."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    return f"=====[{digest[:16]}]====="
+    return f"=====[{sha256(*texts).hex()[:16]}]====="
 
 
 PAIRWISE = JudgeTemplate(

@@ -1,6 +1,5 @@
 """The pairs that one person has yet to vote on, in an order of their own."""
 
-import hashlib
 import math
 import statistics
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from datasets import Dataset
 
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, pair_key
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
 
@@ -244,7 +244,7 @@ class VoteQueue:
 
 
 def _draw(seed: int, annotator: str, what: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{annotator}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    return sha256(seed, annotator, what, name)
 
 
 def _now() -> str:

@@ -1,6 +1,5 @@
 """Votes of people: what a vote is, how a file of votes is read, and the judge that it makes."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
 
@@ -39,7 +39,7 @@ def pair_key(prompt: Any, response_a: Any, response_b: Any) -> str:
 
     said = [[[m.get("role"), text_of([m])] for m in prompt] if is_messages(prompt) else prompt]
     said += [text_of(response) if is_messages(response) else response for response in (response_a, response_b)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+    return sha256(json.dumps(said)).hex()[:32]
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ class VotesJudge(VerdictJudge):
         said = getattr(aggregation, "__name__", str(aggregation))
         self._verdict = _aggregation(aggregation)(self._votes) if self._votes.size else np.full(len(keys), np.nan)
         self.name = f"votes:{said}"
-        digest = hashlib.sha256(repr((keys, self.annotators, self._votes.tolist())).encode("utf-8", "surrogatepass"))
-        self.identity = {"name": self.name, "votes": digest.hexdigest()[:32]}
+        digest = sha256((keys, self.annotators, self._votes.tolist()))
+        self.identity = {"name": self.name, "votes": digest.hex()[:32]}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """The verdicts on a batch of pairs; `members` are the annotators in the order of `annotators`."""

@@ -88,7 +88,7 @@ class ChoiceReader(ModelReader):
         tokens = [self.tokens_of(label) for label in labels]
         self.check_length(list(chats), "Shorten it.")
         if not all(chats):
-            raise TrlRealError(f"Chat {list(map(bool, chats)).index(False)} is empty. Leave it out.")
+            raise TrlRealError(f"Chat {list(map(bool, chats)).index(False)} is empty. Remove it.")
         distinct = {chat: i for i, chat in enumerate(dict.fromkeys(chats))}
         found = torch.full((len(distinct), len(labels)), torch.nan)
         with self.passes(list(distinct), len(distinct), progress) as passes:

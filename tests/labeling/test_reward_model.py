@@ -202,7 +202,7 @@ class TestModels:
 
     def test_a_model_with_several_outputs_is_refused(self):
         model = AutoModelForSequenceClassification.from_config(LlamaConfig(**{**WIDE, "num_labels": 3}))
-        with pytest.raises(TrlRealError, match="has 3 outputs where a reward model has 1"):
+        with pytest.raises(TrlRealError, match="has 3 outputs, but a reward model has 1"):
             judge(model)(ROWS)
 
     @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ class TestModels:
 
     @pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), without_template()], ids=["template", "plain"])
     def test_a_prompt_that_is_neither_text_nor_messages(self, tokenizer):
-        with pytest.raises(TrlRealError, match="holds int where a text or messages should be"):
+        with pytest.raises(TrlRealError, match="holds int instead of a text or messages"):
             judge(tokenizer=tokenizer)({"prompt": [3], "response_a": ["a"], "response_b": ["b"]})
 
     def test_no_pairs(self):

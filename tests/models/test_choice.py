@@ -283,7 +283,7 @@ class TestLocalChat:
         travelled = pickle.loads(pickle.dumps(named))
         assert ChatJudge(travelled, template=SHORT)(ROWS) == pytest.approx(expected, abs=1e-6)
         assert travelled.identity == named.identity and len(before) < 5000
-        with pytest.raises(TrlRealError, match="does not travel"):
+        with pytest.raises(TrlRealError, match="cannot be sent"):
             pickle.dumps(LocalChat(tiny_model(), tokenizer=TOKENIZER))
 
     def test_identity_depends_on_weights_template_and_precision(self, tmp_path):

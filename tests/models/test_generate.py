@@ -192,7 +192,7 @@ def test_prompt_gets_exactly_one_bos_token_where_the_tokenizer_adds_one(policy):
 
 
 BAD = [
-    ({"n": 0}, "n=0 writes nothing"),
+    ({"n": 0}, "n=0 generates nothing"),
     ({"max_new_tokens": 0}, "max_new_tokens=0"),
     ({"temperature": -1.0}, "temperature=-1.0 is out of range"),
     ({"top_p": 0.0}, "top_p=0.0 is out of range"),

@@ -83,7 +83,7 @@ def test_responses_before_an_error_are_kept(tmp_path):
     assert len(path.read_text().splitlines()) == 2
     with pytest.raises(TrlRealError, match="Is the server up"):
         ask(server, PROMPTS, max_retries=0)
-    with pytest.raises(TrlRealError, match="concurrency=0 writes nothing. Give 1 or more"):
+    with pytest.raises(TrlRealError, match="concurrency=0 generates nothing. Give 1 or more"):
         generate_from_server("http://127.0.0.1:9/v1", MODEL, PROMPTS, concurrency=0)
     with pytest.raises(TrlRealError, match="Prompt 0 is empty"):
         ask(server, [""])

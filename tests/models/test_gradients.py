@@ -35,7 +35,7 @@ PROMPTS = [SENTENCES[i % 5][: 14 + 3 * i] for i in range(6)]
 FIRST = [" " + SENTENCES[(i + 1) % 5][: 9 + 5 * i] for i in range(6)]
 SECOND = [" " + SENTENCES[(i + 2) % 5][: 31 - 4 * i] for i in range(6)]
 EXACT = GradientOptions(projection_dim=None)
-METHODS = ("packed", "padded", "padded left", "one by one")
+METHODS = ("packed", "padded", "one by one")
 
 SMALL = dict(
     vocab_size=304, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -117,8 +117,7 @@ def test_t1_gradients_equal_autograd_in_every_family(name):
     made = features(model)
     assert error(made(PROMPTS, FIRST).vectors, naive(model, PROMPTS, FIRST)) < 1e-5  # norms in float32
     assert made.method == ("padded" if name == "gemma2" else "packed")  # soft caps are not packed
-    single = adapted(family(name), dtype=torch.float32)  # in float64, left padding makes Gemma 2 itself return NaN
-    assert error(features(single, "padded left")(PROMPTS, FIRST).vectors, naive(single, PROMPTS, FIRST)) < 1e-5
+    assert error(features(model, "padded")(PROMPTS, FIRST).vectors, naive(model, PROMPTS, FIRST)) < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,7 +127,7 @@ def test_a_pairs_gradient_is_the_difference_of_two(method):
     assert error(features(model, method).differences(PROMPTS, FIRST, SECOND).vectors, expected) < 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS[:3])
+@pytest.mark.parametrize("method", METHODS[:2])
 def test_t2_gradients_sum_to_the_gradient_of_the_batch(method):
     model = adapted()
     found = features(model, method)(PROMPTS, FIRST).vectors.sum(0)
@@ -293,7 +292,7 @@ def test_model_state_is_restored():
 
 
 HIDDEN = {
-    "DoRA": ({"use_dora": True}, "no plain LoRA matrices"),
+    "DoRA": ({"use_dora": True}, "not plain LoRA matrices"),
     "whole modules": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save"),
     "biases": ({"target_modules": ["q_proj"], "lora_bias": True}, "lora_B.bias"),
     "the head": ({"target_modules": ["q_proj", "lm_head"]}, "output layer"),
@@ -310,7 +309,9 @@ def test_unsupported_layers_are_reported_once_and_computed_one_at_a_time(name, c
         found = made(PROMPTS[:3], FIRST[:3]).vectors
         made(PROMPTS[:1], FIRST[:1])
     assert made.method == "one by one"
-    assert sum("response by response" in record.message and reason in record.message for record in caplog.records) == 1
+    assert (
+        sum("one response at a time" in record.message and reason in record.message for record in caplog.records) == 1
+    )
     assert error(found, naive(model, PROMPTS[:3], FIRST[:3])) < 1e-10
 
 

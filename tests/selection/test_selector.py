@@ -372,9 +372,7 @@ class TestProcesses:
             except TrlRealError as error:
                 print(error)
         """
-        assert "does not travel to a new process (spawn). Give the selector a path" in run_python(
-            code, travelled.hex()
-        )
+        assert "cannot be sent to a new process (spawn). Give the selector a path" in run_python(code, travelled.hex())
 
 
 class TestFingerprint:

@@ -125,7 +125,7 @@ class LazyModel:
 
     def __getstate__(self) -> dict[str, Any]:
         if self.name is None:
-            raise TrlRealError("A loaded model does not travel to a new process. Give the judge a path or a Hub id.")
+            raise TrlRealError("A loaded model cannot be sent to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
 
 

@@ -92,7 +92,7 @@ def test_a_plan_of_scores_asks_nobody(tmp_path, capsys):
     rows = {"prompt": ["a"], "response": ["b"], "baseline_response": ["c"], "score": [1.0], "baseline_score": [0.0]}
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
     assert main(["win-rate", "--dataset", str(tmp_path / "rows.parquet"), "--plan"]) == 0
-    assert capsys.readouterr().out == "score:scores asks nobody\n"
+    assert capsys.readouterr().out == "score:scores asks no questions\n"
 
 
 def test_a_verdict_that_failed_needs_no_length(tmp_path, capsys):

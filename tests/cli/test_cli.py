@@ -86,7 +86,7 @@ def test_win_rate_plan_with_scores_asks_no_judge(tmp_path, capsys):
     rows = {"prompt": ["a"], "response": ["b"], "baseline_response": ["c"], "score": [1.0], "baseline_score": [0.0]}
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
     assert main(["win-rate", "--dataset", str(tmp_path / "rows.parquet"), "--plan"]) == 0
-    assert capsys.readouterr().out == "score:scores asks nobody\n"
+    assert capsys.readouterr().out == "score:scores asks no questions\n"
 
 
 def test_failed_verdict_needs_no_length(tmp_path, capsys):

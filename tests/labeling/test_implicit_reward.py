@@ -228,7 +228,7 @@ class TestPasses:
         kept.update({"c": 0.1 + 0.2})
         assert KeptSums(path) == {"a": -1.5, "c": 0.1 + 0.2}
         path.write_text('{"key": 1}\n')
-        with pytest.raises(TrlRealError, match="Line 1 of .* holds no sums"):
+        with pytest.raises(TrlRealError, match="Line 1 of .* has no sums"):
             KeptSums(path)
 
 
@@ -444,7 +444,7 @@ class TestSelfAnnotation:
     def test_mistakes_get_a_one_line_error(self):
         with pytest.raises(MissingColumnError, match="No column 'responses'"):
             annotated(pool().remove_columns("responses"))
-        with pytest.raises(TrlRealError, match="No pick 'worst_best'; there are best_worst, best_random"):
+        with pytest.raises(TrlRealError, match="Unknown pick 'worst_best': choose from best_worst, best_random"):
             annotated(pick="worst_best")
         with pytest.raises(TrlRealError, match="Group the rows of a prompt first"):
             annotated(Dataset.from_dict({"prompt": ["a"], "responses": ["b"]}))

@@ -213,7 +213,7 @@ class TestModels:
             ({"scale": 0.0}, "scale=0.0"),
             ({"min_gap": -1.0}, "min_gap=-1.0"),
             ({"max_length": 0}, "max_length=0"),
-            ({"dtype": "bfloat16"}, "is for a model that is given by name"),
+            ({"dtype": "bfloat16"}, "only applies to a model given by name"),
         ],
     )
     def test_bad_settings_get_a_one_line_error(self, settings, words):

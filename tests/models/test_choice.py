@@ -311,7 +311,7 @@ class TestLocalChat:
             ({"model": tiny_model()}, "needs its tokenizer"),
             ({"model": tiny_model(), "tokenizer": TOKENIZER, "dtype": "int8"}, "dtype='int8' is not one of"),
             ({"model": tiny_model().bfloat16(), "tokenizer": TOKENIZER, "dtype": "float32"}, "are bfloat16"),
-            ({"model": "x", "batch_tokens": 0}, "batch_tokens=0 reads nothing"),
+            ({"model": "x", "batch_tokens": 0}, "batch_tokens=0 is too small"),
         ],
     )
     def test_bad_settings_get_a_one_line_error(self, settings, words):

@@ -190,7 +190,7 @@ def phases_of(this: Round) -> dict[str, dict[str, float]]:
 
 def setting_of(judge: Judge) -> str:
     """A judge as a setting; votes may be added while rounds go on."""
-    return f"{name_of(judge)}, {identity_of(judge, but=('votes',))}"
+    return f"{name_of(judge)}, {identity_of(judge, ignore=('votes',))}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:

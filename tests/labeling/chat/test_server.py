@@ -207,12 +207,12 @@ def test_money_is_counted_before_and_after(judge):
 
 def test_max_cost_stops_before_it_is_exceeded_and_resumes(judge):
     with JudgeServer() as server:
-        with pytest.raises(TrlRealError, match="max_cost=0.04 would be passed: .* are spent.*raise max_cost"):
+        with pytest.raises(TrlRealError, match="would exceed max_cost=0.04: .* are spent.*raise max_cost"):
             judge(server, price=(10.0, 20.0), max_cost=0.04)(rows(100))
         asked = len(server.bodies)
         spent = asked * (100 * 10 + 20) / 1e6
         assert 0 < spent <= 0.04
-        with pytest.raises(TrlRealError, match="would be passed"):
+        with pytest.raises(TrlRealError, match="would exceed"):
             judge(server, price=(10.0, 20.0), max_cost=0.04)(rows(100))
         assert len(server.bodies) == asked  # what is left of the sum buys no more
         found = judge(server, price=(10.0, 20.0), max_cost=10)(rows(100))
@@ -223,7 +223,7 @@ def test_max_cost_stops_before_it_is_exceeded_and_resumes(judge):
     ("settings", "message"),
     [
         ({"max_cost": 1.0}, "max_cost needs the price"),
-        ({"price": (1.0,)}, "price=.*read and written"),
+        ({"price": (1.0,)}, "price=.*read and generated"),
         ({"concurrency": 0}, "concurrency=0 is too small. Give 1"),
         ({"timeout": 0}, "timeout=0 leaves no time"),
         ({"orders": "three"}, "orders='three' is not one of both, one"),
@@ -310,14 +310,14 @@ def test_full_disk_stops_the_requests(judge, tmp_path):
     with JudgeServer() as server:
         cache = AnswerCache(tmp_path / "small.sqlite")
         cache._connection.execute("PRAGMA max_page_count=4")
-        with pytest.raises(TrlRealError, match="cannot be kept in .*full.*mend the disk and run again"):
+        with pytest.raises(TrlRealError, match="Cannot store an answer in .*full.*fix the disk and run again"):
             judge(server, cache=cache)(rows(300))
         assert len(server.bodies) < 300
 
 
 def test_other_files_are_refused_as_cache(tmp_path):
     (tmp_path / "text").write_text("no database" * 1000)
-    with pytest.raises(TrlRealError, match="cannot serve as a cache of answers"):
+    with pytest.raises(TrlRealError, match="cannot be used as a cache of answers"):
         AnswerCache(tmp_path / "text")
 
 
@@ -353,7 +353,7 @@ def test_batch_file_is_exported_and_its_answers_imported(judge, tmp_path):
         assert client(rows(4)) == pytest.approx(expected(rows(4)))
         assert len(server.bodies) == n_requests + 1
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(TrlRealError, match="Line 1 of .* is no answer of a batch service"):
+    with pytest.raises(TrlRealError, match="Line 1 of .* is not a result of a batch service"):
         import_batch(client.model, tmp_path / "bad.jsonl")
 
 

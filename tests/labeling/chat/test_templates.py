@@ -98,18 +98,20 @@ def test_template_can_be_pickled_after_use(name):
 
 
 def test_mistakes_get_a_one_line_error(tmp_path):
-    with pytest.raises(TrlRealError, match="No template 'pairwize'; there are pairwise, alpaca_eval, real"):
+    with pytest.raises(TrlRealError, match="Unknown template 'pairwize': give pairwise, alpaca_eval, real"):
         as_template("pairwize")
     (tmp_path / "bad.yaml").write_text("question: x")
-    with pytest.raises(TrlRealError, match="is no template"):
+    with pytest.raises(TrlRealError, match="is not a template"):
         as_template(tmp_path / "bad.yaml")
     for part, value in (("first", "1"), ("tie", "no"), ("user", "5"), ("system", "[a]")):
         (tmp_path / "bad.yaml").write_text("".join({"user": "user: x\n", part: f"{part}: {value}\n"}.values()))
-        with pytest.raises(TrlRealError, match=f"'{part}' of a template is .*, no text. Put it in quotes: {part}: "):
+        with pytest.raises(
+            TrlRealError, match=f"'{part}' of a template is .*, not a text. Put it in quotes: {part}: "
+        ):
             as_template(tmp_path / "bad.yaml")
     with pytest.raises(TrlRealError, match="'answer' is undefined. It may use prompt, first, second"):
         JudgeTemplate(user="{{ answer }}").messages("p", "x", "y")
-    with pytest.raises(TrlRealError, match="is no Jinja"):
+    with pytest.raises(TrlRealError, match="is not valid Jinja"):
         JudgeTemplate(user="{{ prompt ").messages("p", "x", "y")
     with pytest.raises(TrlRealError, match="Give different words"):
         JudgeTemplate(user="x", first="A", second="A")

@@ -53,7 +53,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
-        (401, b"{}", "does not take the key"),
+        (401, b"{}", "rejects the key"),
         (200, b"<html>", "does not answer like Label Studio"),
         (400, b'{"detail": "title too short"}', "answered 400 to /api/projects/: .*title too short"),
     ],
@@ -110,7 +110,7 @@ def test_every_choice_is_mirrored_when_the_sides_are_swapped():
         (["--push"], "--label_studio is missing"),
         (["--label_studio", "http://127.0.0.1:9", "--pull"], "--votes is missing"),
         (["--label_studio", "http://127.0.0.1:9", "--push", "--dataset", "x"], "Give --api_key, or set LABEL_STUDIO"),
-        (["--label_studio", "x", "--push", "--pull", "--dataset", "x"], "Give one of --push and --pull"),
+        (["--label_studio", "x", "--push", "--pull", "--dataset", "x"], "Give either --push or --pull"),
     ],
 )
 def test_mistakes_get_a_one_line_error(flags, message, capsys, monkeypatch):
@@ -220,7 +220,7 @@ def test_the_command_line_does_the_same(server, tmp_path, capsys, monkeypatch):
     assert "5 new lines" in err and "ann@example.org" in out and TOKEN not in out + err
     with pytest.raises(TrlRealError, match="answered 404"):
         pull_votes(LabelStudio(server, TOKEN), 9999, votes)
-    with pytest.raises(TrlRealError, match="does not take the key"):
+    with pytest.raises(TrlRealError, match="rejects the key"):
         LabelStudio(server, "b" * 40).names()
 
 

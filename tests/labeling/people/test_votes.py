@@ -296,7 +296,7 @@ def test_report_counts_only_current_votes(tmp_path):
 def test_invalid_vote_line_is_named(tmp_path, line):
     path = tmp_path / "votes.jsonl"
     path.write_text(json.dumps({"opened": 1}) + "\n" + json.dumps(line) + "\n")
-    with pytest.raises(TrlRealError, match="Line 2 of the votes is no vote"):
+    with pytest.raises(TrlRealError, match="Line 2 of the votes is not valid"):
         VoteBook.read(path).matrix()
 
 
@@ -304,7 +304,7 @@ def test_missing_file_or_file_without_votes_is_named(tmp_path):
     with pytest.raises(TrlRealError, match="label --human"):
         VotesJudge(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text('{"probability": 1}\n')
-    with pytest.raises(TrlRealError, match="other lines than votes"):
+    with pytest.raises(TrlRealError, match="is not a votes file"):
         VotesJudge(tmp_path / "other.jsonl")
 
 
@@ -343,7 +343,7 @@ def test_aggregations_are_chosen_by_name(tmp_path):
     for name in AGGREGATIONS:
         judge = VotesJudge(path, name)
         assert [v.outcome for v in ask(judge, dataset[:])] == truth and judge.name == f"votes:{name}"
-    with pytest.raises(TrlRealError, match="No aggregation 'mode'"):
+    with pytest.raises(TrlRealError, match="Unknown aggregation 'mode'"):
         VotesJudge(path, "mode")
 
 

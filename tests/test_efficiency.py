@@ -87,7 +87,7 @@ def test_the_interval_keeps_curves_that_do_not_get_there():
 
 @pytest.mark.parametrize("level", [0.0, -1, 1.1, float("nan")])
 def test_a_level_out_of_range_is_one_line(level):
-    with pytest.raises(TrlRealError, match="is no share in"):
+    with pytest.raises(TrlRealError, match="is not in"):
         saving([0, 1, 2, 3], [0, 1, 2, 3], level)
 
 

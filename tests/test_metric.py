@@ -68,7 +68,7 @@ def test_options_are_those_of_the_function(metric):
         metric.compute(preferences=preferences, method="normal")
     with pytest.raises(TrlRealError, match="No option 'level'. Beside the columns there are confidence, method, seed"):
         metric.compute(preferences=preferences, level=0.9)
-    with pytest.raises(TrlRealError, match="leave difficulty out and read equal_length_win_rate"):
+    with pytest.raises(TrlRealError, match="leave difficulty out and use equal_length_win_rate"):
         metric.compute(preferences=PREFERENCES, difficulty=[0.0] * 6, **OPTIONAL)
 
 

@@ -276,8 +276,8 @@ def test_files_of_a_study_are_plain_json(tmp_path):
         ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
         ({"budgets": [1.5]}, "out of range"),
         ({"budgets": [500]}, "but only 108 rows have a pair"),
-        ({"n_test": 1000}, "leaves nothing to choose from or to test on. Type n_folds=4."),
-        ({"pool_share": 0.0}, "is no share in"),
+        ({"n_test": 1000}, "leaves the pool or the test set empty. Type n_folds=4."),
+        ({"pool_share": 0.0}, "is not in"),
         ({"min_gap": 5.0}, "No test pair has a label"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
     pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
     with pytest.raises(MissingColumnError, match="No column 'scores'"):
         study(tmp_path / "s", pool)
-    with pytest.raises(TrlRealError, match="second_opinion='other' is about labelled pairs"):
+    with pytest.raises(TrlRealError, match="second_opinion='other' needs labelled pairs"):
         study(tmp_path / "s", pool, second_opinion="other")
     with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
         study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))
@@ -307,7 +307,7 @@ def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(TrlRealError, match="holds something that is no study"):
+    with pytest.raises(TrlRealError, match="is not empty and has no study"):
         study(tmp_path)
     with pytest.raises(TrlRealError, match="is a file"):
         study(tmp_path / "mine")

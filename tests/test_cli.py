@@ -224,7 +224,7 @@ def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, 
     assert len(json.loads(capsys.readouterr().out)["arms"]) == 4
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
 
-    assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")
+    assert "has a run with another seed" in fails(capsys, *argv, "--seed", "7")
 
 
 def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys, caplog):

@@ -271,8 +271,8 @@ def test_files_of_a_study_are_plain_json(tmp_path):
     [
         ({"arms": ["esay"]}, "No strategy 'esay'"),
         ({"arms": ["easy@flat"]}, "No geometry 'flat'"),
-        ({"arms": "easy"}, "is no list of arms"),
-        ({"budgets": []}, "is no list of budgets"),
+        ({"arms": "easy"}, "is not a list of arms"),
+        ({"budgets": []}, "is not a list of budgets"),
         ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
         ({"budgets": [1.5]}, "out of range"),
         ({"budgets": [500]}, "but only 108 rows have a pair"),

@@ -47,7 +47,7 @@ class FrozenCells:
         return len(self.test_prompts)
 
     def __call__(self, cell: Cell) -> Result:
-        """Train and test one cell; `arrays` holds sums of the metrics over the test pairs of each prompt, and counts."""
+        """Train and test one cell; `arrays` holds sums of metrics over the test pairs of each prompt, and counts."""
         labeled = self.selector.labeled(cell)
         best, fits = self.fit(labeled.places.tobytes(), labeled.pairs.tobytes())
         losses = {f"{fit.ridge:g}": float(pair_loss(self.test_differences @ fit.weights).mean()) for fit in fits}

@@ -47,7 +47,7 @@ class Cell:
 
 class RunFolder:
     """
-    Settings and finished cells on disk. A cell's values are written last and in one step, so that every cell on disk is
+    Settings and finished cells on disk. A cell's values are written last and in one step, so that cells on disk are
     complete.
 
     Args:

@@ -24,7 +24,7 @@ def write_comparison_report(
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Write `report.html`, a page that needs no other file and no network, and its figures as PNG files.
+    Write `report.html`, a self-contained page without network access, and its figures as PNG files.
 
     Args:
         folder: Folder to write to; created if needed.

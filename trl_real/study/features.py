@@ -1,4 +1,4 @@
-"""Embeddings of a study's responses, stored in parts in its run folder."""
+"""Embeddings of a study's responses, stored part by part in its run folder."""
 
 from pathlib import Path
 

@@ -80,7 +80,7 @@ def is_whole(budget: float | int, n_pool: float) -> bool:
 
 def write_study_report(folder: str | Path, study: Study) -> Path:
     """
-    Write `report.html`, a page that needs no other file and no network, and its figures to the folder `plots/`.
+    Write `report.html`, a self-contained page without network access, and its figures to the folder `plots/`.
 
     Args:
         folder: Folder to write to; created if needed.

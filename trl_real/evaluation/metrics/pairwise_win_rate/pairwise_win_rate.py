@@ -68,8 +68,8 @@ class PairwiseWinRate(evaluate.Metric):
     """
     Metric that collects preferences (`add`, `add_batch`, `compute`, also over several processes) and computes rates.
 
-    The optional inputs are ordinary columns, empty if not given. Pass them to `add_batch` or `compute`, always together
-    with the preferences of their rows.
+    The optional inputs are ordinary columns, empty if not given. Pass them to `add_batch` or `compute`, together with
+    the preferences of their rows.
     """
 
     def _info(self) -> evaluate.MetricInfo:

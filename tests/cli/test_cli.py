@@ -218,7 +218,7 @@ def test_demo_runs_all_steps_once_and_refuses_other_settings(small_demo, capsys,
     assert len(json.loads(capsys.readouterr().out)["arms"]) == 4
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
 
-    assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")
+    assert "has a run with another seed" in fails(capsys, *argv, "--seed", "7")
 
 
 def test_train_resumes_a_killed_run(tmp_path, model, capsys, caplog):

@@ -65,7 +65,7 @@ def test_arms_run_together_and_their_page_shows_the_annotation(model, tmp_path, 
     second = run(model, tmp_path, capsys, *flags, "--rounds", 2)
     assert second["runs"]["detection"][0][:3] == first["runs"]["detection"][0]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert len(Loads(page).urls) == 3 and "What was self-annotated" in page
+    assert len(Loads(page).urls) == 3 and "Self-annotated labels" in page
     told = [row["annotation"]["n_labeled"] for row in second["runs"]["expansion"][0][2:]]
     found = [float(cell[2]) for cell in cells(page, "expansion") if cell[0].startswith("round")]
     assert len(found) == len(told) == 2 and found[0] == pytest.approx(

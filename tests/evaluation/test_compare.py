@@ -144,7 +144,7 @@ def test_failed_verdict_is_neither_win_nor_loss(dataset):
 def test_summary_is_readable_and_dict_is_json(dataset):
     comparison = compare_columns(dataset, LongerIsBetter())
     first, second, *doubts = comparison.summary().split("\n")
-    assert doubts == ["doubt: 4 prompts: only large differences can be seen"]
+    assert doubts == ["doubt: 4 prompts: too few to detect small differences"]
     assert first.startswith("win rate 0.60 [") and first.endswith("(n=5: 2 wins, 1 losses, 2 ties, 0 failed)")
     assert "response against baseline_response, judged by longer" in second and "characters" in second
     values = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
@@ -169,7 +169,7 @@ def test_mistakes_are_named(dataset):
         compare_columns(dataset, judge, prompt="question")
     with pytest.raises(TrlRealError, match="both 'response'"):
         compare_columns(dataset, judge, baseline="response")
-    with pytest.raises(TrlRealError, match="of type object is no policy"):
+    with pytest.raises(TrlRealError, match="of type object is not a policy"):
         compare_columns(dataset, judge, model=object())
     with pytest.raises(TrlRealError, match=r"dataset\['test'\]"):
         compare_columns(DatasetDict({"test": dataset}), judge)
@@ -220,7 +220,7 @@ def test_policy_without_tokenizer_and_non_policy_are_refused():
     rows = Dataset.from_dict({"prompt": ["one"], "baseline_response": ["x"]})
     with pytest.raises(TrlRealError, match="needs its tokenizer"):
         compare_columns(rows, lambda batch: [1.0], model=tiny_model())
-    with pytest.raises(TrlRealError, match="of type int is no policy"):
+    with pytest.raises(TrlRealError, match="of type int is not a policy"):
         compare_columns(rows, lambda batch: [1.0], model=7)
 
 
@@ -231,7 +231,7 @@ def test_lists_are_compared_as_columns_are(dataset):
     assert (found.model, found.baseline) == ("ours", "theirs")
     scored = {"scores": [[2.0, 1.0]] * 5, "pair": [[0, 1]] * 5}
     assert compare(*columns, ScoreJudge(), columns=scored).rates["n_wins"] == 4
-    with pytest.raises(TrlRealError, match="2 model for 5 prompts. Give one a prompt"):
+    with pytest.raises(TrlRealError, match="2 model for 5 prompts. Give one per prompt"):
         compare(dataset["prompt"], ["a", "b"], dataset["response"], LongerIsBetter())
     with pytest.raises(TrlRealError, match="both called 'x'"):
         compare(*columns, LongerIsBetter(), names=("x", "x"))

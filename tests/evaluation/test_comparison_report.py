@@ -121,7 +121,7 @@ def test_several_columns_are_ranked(rows, tmp_path, capsys):
         assert main(list(map(str, argv))) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert {line.split()[0] for line in lines[:3]} == set(SIZES) and "1000" in "".join(lines)
-    assert "All on one scale" in (tmp_path / "out" / "report.html").read_text()
+    assert "Ranking on one scale" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_verdicts_with_lengths_are_checked(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.claims import random_embeddings
+from support.claims import random_embeddings, uncertainty
 from trl_real.errors import TrlRealError
 from trl_real.functional import greedy_design as greedy
 from trl_real.functional.design import NORMALIZATIONS, greedy_design, pair_features
@@ -16,14 +16,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def normal(n, d, seed=0, dtype=torch.float64):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def uncertainty(features, history=None):
-    """`phi^T V^-1 phi` from the explicit inverse, with ridge 1."""
-    v = torch.eye(features.shape[1], dtype=features.dtype)
-    if history is not None:
-        v = v + history.T @ history
-    return ((features @ torch.linalg.inv(v)) * features).sum(1)
 
 
 def brute_force(features, k, ridge=1.0, history=None, allowed=None, prompts=None, max_per_prompt=None):

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from claims import uncertainty
 from scipy.stats import spearmanr
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.design import pair_features, uncertainty
+from trl_real.functional.design import pair_features
 from trl_real.functional.projection import PROJECTIONS, make_projection
 
 

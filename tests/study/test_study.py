@@ -271,13 +271,13 @@ def test_files_of_a_study_are_plain_json(tmp_path):
     [
         ({"arms": ["esay"]}, "No strategy 'esay'"),
         ({"arms": ["easy@flat"]}, "No geometry 'flat'"),
-        ({"arms": "easy"}, "is no list of arms"),
-        ({"budgets": []}, "is no list of budgets"),
+        ({"arms": "easy"}, "is not a list of arms"),
+        ({"budgets": []}, "is not a list of budgets"),
         ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
         ({"budgets": [1.5]}, "out of range"),
         ({"budgets": [500]}, "but only 108 rows have a pair"),
-        ({"n_test": 1000}, "leaves nothing to choose from or to test on. Type n_folds=4."),
-        ({"pool_share": 0.0}, "is no share in"),
+        ({"n_test": 1000}, "leaves the pool or the test set empty. Type n_folds=4."),
+        ({"pool_share": 0.0}, "is not in"),
         ({"min_gap": 5.0}, "No test pair has a label"),
     ],
 )
@@ -291,7 +291,7 @@ def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
     pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
     with pytest.raises(MissingColumnError, match="No column 'scores'"):
         study(tmp_path / "s", pool)
-    with pytest.raises(TrlRealError, match="second_opinion='other' is about labelled pairs"):
+    with pytest.raises(TrlRealError, match="second_opinion='other' needs labelled pairs"):
         study(tmp_path / "s", pool, second_opinion="other")
     with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
         study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))

@@ -148,7 +148,7 @@ def test_page_shows_every_number_of_a_study(whole):
         "n = 321 test pairs, 10 seeds",
         "a pool of 1,000 pairs",
         "3 budgets (10%, 40%, 100%)",
-        "0.0016 nats a pair lower",
+        "0.0016 nats per pair lower",
         "similarity 0.457, just kept prompt ask response a one",
         "embedding model tiny",
         "min_gap 0.25",
@@ -166,7 +166,7 @@ def test_verdict_comes_first_and_states_the_savings(whole):
     assert "contains 0 at each of the 2 budgets below the whole pool" in text
     assert "with 500 labels (test loss 0.6456): not reached, save in 31% of the resamples." in text
     assert text.index("easy: gain") < text.index("Labels saved") < text.index("Loss, margin and accuracy")
-    assert "A falling chosen reward is no fault in itself" in text and "are not labels avoided by selection" in text
+    assert "A falling chosen reward is not an error" in text and "are not labels avoided by selection" in text
 
 
 def test_unreached_and_unknown_values_are_shown_in_words(whole, tmp_path):
@@ -241,10 +241,10 @@ def test_engine_is_named_next_to_every_figure_that_depends_on_it(tmp_path, engin
 
 def test_page_notes_unfinished_studies_and_few_seeds(tmp_path):
     text = text_of_page(written(tmp_path, study(n_done=7)))
-    assert text.index("Not finished: 7 of 90 cells are done") < text.index("What came out")
+    assert text.index("Not finished: 7 of 90 cells are done") < text.index("Results")
     assert "those of the 10 seeds that have all their cells" in text
     one = text_of_page(written(tmp_path, study(seeds=[3])))
-    assert "With one seed there is no interval over seeds" in one and "draws test prompts with" in one
+    assert "With one seed, the intervals do not include" in one and "draws test prompts with" in one
     assert "3 seeds are few" in text_of_page(written(tmp_path, study(seeds=[1, 2, 3])))
     assert not re.search("Not finished|With one seed|are few", text_of_page(written(tmp_path, study())))
 

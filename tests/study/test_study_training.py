@@ -156,7 +156,7 @@ def test_the_command_line(model, tmp_path, capsys):
     (tmp_path / "s" / "report.html").unlink()
     assert main(["report", "--dataset", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
-    assert ("Labels saved against random" in out or "learned nothing measurable" in out) and "report: " in out
+    assert ("Labels saved compared with random" in out or "learned nothing measurable" in out) and "report: " in out
     assert (tmp_path / "s" / "report.html").read_text() == page
 
 

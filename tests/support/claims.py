@@ -126,3 +126,11 @@ def naive_similarity(embeddings: Tensor) -> np.ndarray:
         [row[i] @ row[j] / (np.sqrt(row[i] @ row[i]) * np.sqrt(row[j] @ row[j])) for i, j in pairs] for row in values
     ]
     return np.array(cosine)
+
+
+def uncertainty(features, history=None):
+    """`phi^T V^-1 phi` from the explicit inverse, with ridge 1."""
+    v = torch.eye(features.shape[1], dtype=features.dtype)
+    if history is not None:
+        v = v + history.T @ history
+    return ((features @ torch.linalg.inv(v)) * features).sum(1)

@@ -66,9 +66,11 @@ def test_options_equal_those_of_the_function(metric):
     assert drawn["ci_low"] != metric.compute(preferences=preferences, method="bootstrap")["ci_low"]
     with pytest.raises(TrlRealError, match="method is 'normal'"):
         metric.compute(preferences=preferences, method="normal")
-    with pytest.raises(TrlRealError, match="No option 'level'. Beside the columns there are confidence, method, seed"):
+    with pytest.raises(
+        TrlRealError, match="Unknown option 'level'. Besides the columns, use confidence, method, seed"
+    ):
         metric.compute(preferences=preferences, level=0.9)
-    with pytest.raises(TrlRealError, match="leave difficulty out and read equal_length_win_rate"):
+    with pytest.raises(TrlRealError, match="leave difficulty out and use equal_length_win_rate"):
         metric.compute(preferences=PREFERENCES, difficulty=[0.0] * 6, **OPTIONAL)
 
 

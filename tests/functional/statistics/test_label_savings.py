@@ -87,7 +87,7 @@ def test_interval_keeps_curves_that_do_not_reach_the_target():
 
 @pytest.mark.parametrize("level", [0.0, -1, 1.1, float("nan")])
 def test_level_out_of_range_gets_a_one_line_error(level):
-    with pytest.raises(TrlRealError, match="is no share in"):
+    with pytest.raises(TrlRealError, match="is not in"):
         saving([0, 1, 2, 3], [0, 1, 2, 3], level)
 
 

@@ -163,10 +163,10 @@ def test_own_fit_is_the_cross_validated_one_by_hand():
 @pytest.mark.parametrize(
     ("rows", "difficulties", "extra", "message"),
     [
-        (12, 12, {}, "here are 12 rows. For other prompts leave difficulty out and read equal_length_win_rate"),
-        (805, 12, {}, "here are 12 difficulties"),
-        (805, 805, {"clusters": [0, *range(804)]}, "here are 804 prompts"),
-        (805, 805, {"lengths": None, "baseline_lengths": None}, "difficulty came without lengths"),
+        (12, 12, {}, "found 12 rows. For other prompts leave difficulty out and use equal_length_win_rate"),
+        (805, 12, {}, "found 12 difficulties"),
+        (805, 805, {"clusters": [0, *range(804)]}, "found 804 prompts"),
+        (805, 805, {"lengths": None, "baseline_lengths": None}, "difficulty needs lengths"),
     ],
 )
 def test_the_leaderboard_s_figure_is_refused_for_other_prompts(rows, difficulties, extra, message):

@@ -152,8 +152,8 @@ def test_a_model_that_won_or_lost_everything_has_no_finite_rating():
     assert (best.model, best.rating, best.win_rate) == ("god", math.inf, 1)
     assert (worst.model, worst.rating, worst.win_rate) == ("null", -math.inf, 0)
     assert ranking.notes == [
-        "god: only won, on every way to the reference: no finite rating.",
-        "null: only lost, on every way to the reference: no finite rating.",
+        "god: won all comparisons that connect it to the reference: no finite rating.",
+        "null: lost all comparisons that connect it to the reference: no finite rating.",
     ]
     alone = bradley_terry_ranking(**battles(30), reference="c", rounds=20)
     for row, expected in zip(ranking.rows[1:-1], alone.rows, strict=True):
@@ -165,7 +165,7 @@ def test_models_that_never_met_are_not_compared():
     ranking = bradley_terry_ranking(["a", "a", "x", "x"], ["b", "b", "y", "y"], [1, 0, 1, 0], reference="a", rounds=20)
     assert [row.model for row in ranking.rows] == ["a", "b", "x", "y"]
     assert all(math.isnan(row.rating) and math.isnan(row.win_rate) for row in ranking.rows[2:])
-    assert ranking.notes == ["x, y: never met a, not even by way of others: no rating."]
+    assert ranking.notes == ["x, y: never met a, not even through other models: no rating."]
     assert ranking.words().count("\n") == 4
     json.dumps(ranking.to_dict(), allow_nan=False)
 

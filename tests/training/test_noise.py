@@ -17,7 +17,7 @@ from support.tiny import save_tiny
 from support.training import LORA, config, history, naive_log_probs, pairs, words
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs, implicit_margin
-from trl_real.training.noise import NoiseWindow
+from trl_real.training.noise_window import NoiseWindow
 
 
 MODES = ["plain", "lora", "precompute", "lora precompute", "reference", "streaming", "accumulation", "ld_alpha"]

@@ -199,13 +199,10 @@ class ActiveRounds(Rounds):
 
 def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> Run:
     """
-    Choose, label and train in rounds: `ActiveRounds(pool=pool, judge=judge, **settings).run(rounds)`.
+    Run ActiveDPO with the settings of [`ActiveRounds`]: choose, label and train in rounds.
 
     Args:
-        pool: Prompts with responses.
-        judge: Labels the pairs that are chosen.
-        rounds: In all; those that are done are not done again.
-        **settings: Of `ActiveRounds`.
+        rounds: Number of rounds in total; finished rounds are not repeated.
     """
     return ActiveRounds(pool=pool, judge=judge, **settings).run(rounds)
 

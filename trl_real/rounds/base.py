@@ -67,18 +67,7 @@ class Run:
 
 @dataclass
 class Rounds(ABC):
-    """
-    A run in rounds, and all that its rounds share.
-
-    Args:
-        model: Hub id or path of the model before alignment.
-        args: Of the trainer.
-        output_dir: Folder of the run; a run that was killed goes on from there.
-        peft_config: Of the adapter; rank 16 on all linear layers by default.
-        eval_dataset: Labelled pairs that every round is tested on, against the model before alignment.
-        evaluate: Takes the policy and its tokenizer, returns further metrics, such as a win rate.
-        seed: Of everything that is drawn.
-    """
+    """Base class of runs in rounds: the settings and steps that all methods share, described in `ActiveRounds`."""
 
     model: str
     args: REALDPOConfig

@@ -275,15 +275,10 @@ def self_annotation_rounds(
     seed_labels: Dataset, prompts: Dataset, model: str, args: REALDPOConfig, *, rounds: int = 3, **settings: Any
 ) -> Run:
     """
-    SPA in one call: `SelfAnnotationRounds(…, **settings).run(rounds)`.
+    Run SPA with the settings of [`SelfAnnotationRounds`]: train on the seed labels, then self-annotate in rounds.
 
     Args:
-        seed_labels: Preferences.
-        prompts: A column `prompt`.
-        model: Hub id or path of the model before alignment.
-        args: Of the trainer.
-        rounds: After the seed's; those that are done are not done again.
-        **settings: Of `SelfAnnotationRounds`.
+        rounds: Number of rounds after the seed round; finished rounds are not repeated.
     """
-    own = {"seed_labels": seed_labels, "prompts": prompts, "model": model, "args": args}
-    return SelfAnnotationRounds(**own, **settings).run(rounds)
+    settings |= {"seed_labels": seed_labels, "prompts": prompts, "model": model, "args": args}
+    return SelfAnnotationRounds(**settings).run(rounds)

@@ -10,8 +10,8 @@ from trl import DPOConfig
 
 from trl_real.errors import TrlRealError
 from trl_real.selection.strategies import STRATEGIES
-from trl_real.training.labels import reads_soft_labels
-from trl_real.training.noise import shortest_window
+from trl_real.training.label_confidence import reads_soft_labels
+from trl_real.training.noise_window import shortest_window
 
 
 class Range(NamedTuple):

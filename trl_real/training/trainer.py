@@ -14,8 +14,9 @@ from trl import DPOConfig, DPOTrainer
 from trl_real.errors import TrlRealError
 from trl_real.functional.preference import compose_flips, implicit_margin
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.evaluation import EvalRows, row_sums
-from trl_real.training.labels import (
+from trl_real.training.eval_rows import EvalRows, row_sums
+from trl_real.training.forward_hooks import PairLogProbs, Recorder, check_head, extrapolated_pair, pair_log_probs
+from trl_real.training.label_confidence import (
     CONFIDENCE,
     ConfidenceCollator,
     check_dataset,
@@ -23,9 +24,8 @@ from trl_real.training.labels import (
     reads_soft_labels,
     without_confidence,
 )
-from trl_real.training.noise import NoiseWindow
-from trl_real.training.recorder import PairLogProbs, Recorder, check_head, extrapolated_pair, pair_log_probs
-from trl_real.training.selecting import SelectingDPOTrainer, checkpoint_folder
+from trl_real.training.noise_window import NoiseWindow
+from trl_real.training.selecting_trainer import SelectingDPOTrainer, checkpoint_folder
 
 
 class REALDPOTrainer(SelectingDPOTrainer):

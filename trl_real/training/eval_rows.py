@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_real.functional.preference import preference_metrics
-from trl_real.training.recorder import PairLogProbs, Recorder, aligned
+from trl_real.training.forward_hooks import PairLogProbs, Recorder, aligned
 
 
 COLUMNS = (

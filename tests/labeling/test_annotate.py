@@ -269,7 +269,8 @@ def test_panel_pools_verdicts_and_reports_agreement():
     assert (report.panel.n_judges, report.panel.n_pairs) == (3, 3)
     assert JudgePanel(members, "majority")(pool()[:]) == pytest.approx([2 / 3, 1 / 3, 5 / 6, math.nan], nan_ok=True)
     assert JudgePanel(members, quorum=1)(pool()[:])[3] == 0.7
-    for broken, message in ((dict(judges=[Once()]), "The panel has 1 judges"), (dict(judges=members, pooling="max"), "pooling"),
+    for broken, message in ((dict(judges=[Once()]), "The panel has 1 judges"),
+                            (dict(judges=members, pooling="max"), "pooling"),
                             (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
         with pytest.raises(TrlRealError, match=message):
             JudgePanel(**broken)

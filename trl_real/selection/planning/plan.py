@@ -64,7 +64,8 @@ def plan_selection(
 
     Up to 1,000 rows are drawn by the selector's seed and tokenized as the selector would; the parameters are counted
     from the model's config. Left out: equal responses, which run once; the rows near a decision, which a half
-    precision run reads again (`SelectionPlan.again` says which); loading data and model; padding, where a model cannot be packed.
+    precision run reads again (`SelectionPlan.again` says which); loading data and model; padding, where a model
+    cannot be packed.
 
     Args:
         selector: Strategy, model and settings.

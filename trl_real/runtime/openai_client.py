@@ -145,7 +145,7 @@ class Requests:
     def _refused(self, error: Any) -> Exception:
         """Return the error for a status: retry, give up on this request, or give up on all requests."""
         status = error.status_code
-        said = " ".join(str(error.message).split())[:200]
+        message = " ".join(str(error.message).split())[:200]
         code = getattr(error, "code", None)
         if status in HOPELESS or code == "insufficient_quota":
             meaning = HOPELESS.get(status, "has no quota left for this key")
@@ -156,7 +156,7 @@ class Requests:
                 with self._lock:  # other threads have to wait, too
                     self._not_before = max(self._not_before, time.monotonic() + min(pause, self.deadline))
             return _TryAgain(f"status {status}", pause)
-        return NotAnswered(f"status {status}: {said}")
+        return NotAnswered(f"status {status}: {message}")
 
     def _checked(self, content: bytes) -> dict[str, Any]:
         """Return the completion after checking its form and its model."""

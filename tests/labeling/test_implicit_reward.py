@@ -553,5 +553,5 @@ class TestRelabeling:
                 relabel(self.labels, judge(), budget)
         with pytest.raises(TrlRealError, match="undecided='lose'"):
             relabel(self.labels, judge(), 1, undecided="lose")
-        with pytest.raises(MissingColumnError, match="self_annotate returned"):
+        with pytest.raises(MissingColumnError, match="output of self_annotate"):
             relabel(pool(), judge(), 1)

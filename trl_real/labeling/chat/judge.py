@@ -45,7 +45,7 @@ class ChatJudge(VerdictJudge):
         rule: Rule that combines two orders: `"mean"` of the probabilities, or `"agree"` (a win if both name the same
             winner, else a tie, as in MT-bench).
         tie_margin: Largest distance from 0.5 at which a verdict becomes a tie.
-        calibration: Temperature that divides the log-odds; `check` estimates it.
+        calibration: Temperature that divides the log-odds, as estimated by `check`.
         max_chars: Maximum number of characters of the prompt (from its end) and of each response (from its start).
         max_failure_rate: Maximum share of failed pairs in a batch of 20 or more; above it, judging stops.
         seed: Seed of the order; also sent to the server.

@@ -18,7 +18,7 @@ from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 
 
-CHARACTERS_A_TOKEN = 3.0  # more in Latin script, so estimates are high
+CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
 TOP_TOKENS = 20  # maximum of OpenAI and vLLM
 
 
@@ -189,7 +189,7 @@ class Endpoint:
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = choice["message"]["content"] or ""
         read = usage.get("prompt_tokens") or (_input_tokens(question) if question else 0)
-        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_A_TOKEN)
+        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
         kept = {
             "text": text,
             "top": _top(choice.get("logprobs")),
@@ -265,7 +265,7 @@ def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
 
 
 def _input_tokens(question: Question) -> int:
-    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_A_TOKEN)
+    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_PER_TOKEN)
 
 
 def _check(

@@ -38,7 +38,7 @@ CHOICES = {
     "tie": {"a": "tie", "b": "tie"},
     "skip": {"a": "skip", "b": "skip"},
 }
-IN_FORCE = ("verdict", "annotator", "key")  # a vote with a change in one of these is written again
+COMPARED = ("verdict", "annotator", "key")  # a change in one of these writes the vote again
 AT_A_TIME, TIMEOUT = 250, 60.0
 SERVER = "label studio"  # annotator name in the draw of the sides: everybody on the server sees the same
 
@@ -225,5 +225,5 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         yield {**vote.to_line(), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
 
 
-def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = IN_FORCE) -> bool:
+def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = COMPARED) -> bool:
     return one is None or any(one.get(name) != other[name] for name in by)

@@ -92,9 +92,7 @@ class VoteBook:
 
     def __init__(self, lines: Iterable[dict[str, Any]] = ()):
         self.n_undone: dict[str, int] = {}
-        self._keys: dict[
-            str, tuple[str, bool]
-        ] = {}  # key -> the key that the pair first had, and whether it is flipped
+        self._keys: dict[str, tuple[str, bool]] = {}  # key -> first key of the pair, and whether it is swapped
         self._votes: dict[str, dict[str, Vote]] = {}
         for number, line in enumerate(lines, 1):
             self.add(line, number)

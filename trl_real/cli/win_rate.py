@@ -13,36 +13,20 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the flags: a column of verdicts; two columns of completions or two policies; or several columns."""
     add_common(parser)
     add = parser.add_argument
-    add(
-        "--preferences",
-        help="column of verdicts in [0, 1]: 1 is a win of the model, 0 of the baseline, 0.5 a tie",
-    )
+    add("--preferences", help="column of verdicts in [0, 1]: 1 the model wins, 0 the baseline, 0.5 a tie")
     add("--clusters", help="with --preferences: column with an id per prompt, equal in rows that share a prompt")
     add("--lengths", help="with --preferences: column of the model's lengths, in characters")
     add("--baseline_lengths", help="with --preferences: column of the baseline's lengths")
     add("--model", default="response", help="column of the model's completions, or a policy: Hub id or path")
-    add(
-        "--baseline",
-        default="baseline_response",
-        help="column of the baseline's completions, or a policy: Hub id or path",
-    )
-    add(
-        "--models",
-        nargs="+",
-        metavar="COLUMN",
-        help="several columns of completions to compare and rank",
-    )
+    add("--baseline", default="baseline_response", help="column of the baseline's completions, or a policy")
+    add("--models", nargs="+", metavar="COLUMN", help="columns of completions to compare and rank")
     add("--reference", help="with --models: column with rating 1000 (default: the last)")
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
     add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
     add("--prompt", default="prompt", help="column of the prompts")
     add("--confidence", type=float, default=0.95, help="level of the interval")
     add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
-    add(
-        "--difficulty",
-        metavar="FILE",
-        help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only",
-    )
+    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
     add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
     add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")

@@ -18,11 +18,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--lengths", help="with --preferences: column of the model's lengths, in characters")
     add("--baseline_lengths", help="with --preferences: column of the baseline's lengths")
     add("--model", default="response", help="column of the model's completions, or a policy: Hub id or path")
-    add(
-        "--baseline",
-        default="baseline_response",
-        help="column of the baseline's completions, or a policy: Hub id or path",
-    )
+    add("--baseline", default="baseline_response", help="column of the baseline's completions, or a policy")
     add("--models", nargs="+", metavar="COLUMN", help="columns of completions to compare and rank")
     add("--reference", help="with --models: column with rating 1000 (default: the last)")
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
@@ -30,7 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--prompt", default="prompt", help="column of the prompts")
     add("--confidence", type=float, default=0.95, help="level of the interval")
     add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
-    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty)")
+    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
     add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
     add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")

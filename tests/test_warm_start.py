@@ -127,7 +127,7 @@ def test_an_adapter_goes_on_too_and_a_checkpoint_of_which_nothing_is_known_is_to
         assert warm_start(base, rows, args, peft_config=adapter).state.global_step == 2
     (tmp_path / "sft" / "run_settings.json").unlink()
     warm_start(base, rows, args, peft_config=adapter)
-    assert "is not known" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
+    assert "are unknown" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
 
 
 def test_nothing_is_reported(base, tmp_path, monkeypatch):

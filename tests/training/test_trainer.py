@@ -366,7 +366,7 @@ def test_checkpoint_of_another_training_set_gets_a_one_line_error(model, tmp_pat
     refused("has 15 rows", fewer, resume_from_checkpoint=checkpoint)
     long = [{**row, "prompt": "Question? " * 40} for row in pairs()]
     mixed = Dataset.from_list([*pairs(2), *long[2:]])
-    refused("whose prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
+    refused("its prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
     unselected = {"selection_strategy": None, "selection_budget": None}
     refused("Give the whole training set and type selection_strategy='easy', selection_budget=6", **unselected)
 
@@ -428,7 +428,7 @@ def test_two_processes_select_what_one_selects_and_fail_together(model, tmp_path
     [
         (
             {"selection_strategy": "esay", "selection_budget": 0.5},
-            "No selection_strategy 'esay'; there are easy, hard",
+            "Unknown selection_strategy 'esay'. Choose one of easy, hard",
         ),
         ({"selection_strategy": "easy"}, "without selection_budget would keep every pair. Give a share"),
         ({"selection_budget": 0.5}, "without selection_strategy would be ignored. Give selection_strategy='easy'"),
@@ -480,7 +480,7 @@ def useless(n: int = 4) -> Dataset:
 @pytest.mark.parametrize(
     ("dataset", "budget", "message"),
     [
-        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "which a stream does not show"),
+        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "but this one is a stream"),
         (lambda: Dataset.from_list(pairs()).rename_column("chosen", "better"), 0.5, "No column 'chosen'"),
         (lambda: Dataset.from_list([{**r, "images": []} for r in pairs()]), 0.5, "has a column 'images'"),
         (lambda: Dataset.from_list(pairs(4)), 5, "selection_budget=5, but the training set has 4 rows"),
@@ -497,7 +497,7 @@ def test_unusable_dataset_gets_a_one_line_error(dataset, budget, message, model,
 def test_sharded_model_is_refused(model, tmp_path):
     sharded = AutoModelForCausalLM.from_pretrained(model)
     sharded.model.norm.weight.ds_id = 0
-    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is spread over processes.*Select beforehand"):
+    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is sharded over processes.*Select beforehand"):
         selecting(tmp_path, sharded, Dataset.from_list(pairs()))
 
 

@@ -91,7 +91,7 @@ def test_a_round_more_goes_on_and_other_settings_are_refused(model, tmp_path):
     assert three.rounds[:3] == two.rounds and three.rounds[3]["n_asked"] == 12
     with pytest.raises(TrlRealError, match="holds a run with budget=4, not 5"):
         active(model, tmp_path, budget=5)
-    with pytest.raises(TrlRealError, match="No selector 'esay'; there are gradient"):
+    with pytest.raises(TrlRealError, match="Unknown selector 'esay'. Choose one of gradient"):
         active(model, tmp_path, selector="esay")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")

@@ -15,7 +15,7 @@ from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import TIE, Judge
-from trl_real.rounds.base import NothingLeft, Rounds, Run, drawn, phases_of, setting_of
+from trl_real.rounds.base import NothingLeft, Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.selectors import ROUND_SELECTORS, Chooser
 from trl_real.rounds.training import round_config, train_adapter
 from trl_real.runtime.run_folder import SETTINGS_FILE, Round
@@ -198,7 +198,7 @@ class ActiveRounds(Rounds):
         return from_rows(rows, {name: labels.features[name] for name in HISTORY})
 
 
-def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> Run:
+def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> RoundsResult:
     """
     Run ActiveDPO with the settings of [`ActiveRounds`]: choose, label and train in rounds.
 

@@ -47,7 +47,7 @@ class NothingLeft(TrlRealError):
 
 
 @dataclass
-class Run:
+class RoundsResult:
     """
     Results of a run.
 
@@ -85,9 +85,9 @@ class Rounds(ABC):
                 raise MissingColumnError(name, self.eval_dataset.column_names, "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
-    def run(self, rounds: int) -> Run:
+    def run(self, rounds: int) -> RoundsResult:
         """Run the rounds that are not finished yet, up to the given total."""
-        result = Run(self.runs.folder, self.name, self.seed, self.start())
+        result = RoundsResult(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
             try:
                 result.rounds.append(self.round(number, result.rounds[-1]))

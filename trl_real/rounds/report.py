@@ -85,7 +85,7 @@ class Arms:
     Runs of all arms.
 
     Args:
-        runs: Runs by arm: one list of rounds, `Run.rounds`, per seed.
+        runs: Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed.
         kind: Kind of the arms.
     """
 
@@ -192,7 +192,7 @@ def write_rounds_report(
 
     Args:
         folder: Folder to write to; created if missing.
-        runs: Runs by arm: one list of rounds, `Run.rounds`, per seed.
+        runs: Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed.
         kind: Kind of the arms: `ACTIVE`, or this module's `SELF_ANNOTATION` for `self_annotation_rounds`.
         facts: Facts about the run to show on the page; no secrets.
 

@@ -21,7 +21,7 @@ from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import Judge
 from trl_real.models.generate import generate
 from trl_real.rounds.ablations import ABLATIONS, noise_off, noise_settings
-from trl_real.rounds.base import Rounds, Run, drawn, phases_of, setting_of
+from trl_real.rounds.base import Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter
 from trl_real.runtime.atomic_files import check_settings, read_json
 from trl_real.runtime.run_folder import SETTINGS_FILE, Round
@@ -131,7 +131,7 @@ class SelfAnnotationRounds(Rounds):
             "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 
-    def run(self, rounds: int) -> Run:
+    def run(self, rounds: int) -> RoundsResult:
         """
         Run the rounds that are not finished yet, up to the given total.
 
@@ -277,7 +277,7 @@ class SelfAnnotationRounds(Rounds):
 
 def self_annotation_rounds(
     seed_labels: Dataset, prompts: Dataset, model: str, args: REALDPOConfig, *, rounds: int = 3, **settings: Any
-) -> Run:
+) -> RoundsResult:
     """
     Run SPA with the settings of [`SelfAnnotationRounds`]: train on the seed labels, then self-annotate in rounds.
 

@@ -50,13 +50,7 @@ PAPER = {
 
 
 class SelectingDPOTrainer(DPOTrainer):
-    """
-    Base class of [`REALDPOTrainer`] that selects training rows at init, saves their numbers and resumes on them.
-
-    Attributes:
-        selection_record (`SelectionRecord`, *optional*): Record of the selection, if there was one.
-        selected_rows (`np.ndarray`, *optional*): Numbers of the selected rows in the given training set, ascending.
-    """
+    """Base class of [`REALDPOTrainer`] that selects training rows at init, saves their numbers and resumes on them."""
 
     _pool: Dataset | None = None
     _candidates: Dataset | None = None

@@ -17,12 +17,8 @@ from trl_real.data.digest import dataset_digest
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import identity_of
 from trl_real.labeling.verdicts import Judge, name_of
-<<<<<<< HEAD
-from trl_real.rounds.testing import keep_test_pairs, metrics_on_test_pairs
-from trl_real.runtime.digests import sha256
-=======
 from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
->>>>>>> w-train
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.run_folder import Round, RoundFolder
 from trl_real.training.adapters import (
     adapter_settings,
@@ -182,13 +178,8 @@ def phases_of(this: Round) -> dict[str, dict[str, float]]:
 
 
 def setting_of(judge: Judge) -> str:
-<<<<<<< HEAD
-    """A judge as a setting; votes may be added while rounds go on."""
-    return f"{name_of(judge)}, {identity_of(judge, ignore=('votes',))}"
-=======
     """Return a judge as a setting, without votes, which may be added during a run."""
-    return f"{name_of(judge)}, {identity_of(judge, but=('votes',))}"
->>>>>>> w-train
+    return f"{name_of(judge)}, {identity_of(judge, ignore=('votes',))}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
@@ -201,10 +192,5 @@ def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
     """
     found: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
-<<<<<<< HEAD
         found.setdefault(sha256(*seeds, dialogue(prompt)), []).append(i)
-=======
-        key = "\0".join([*map(str, seeds), dialogue(prompt)])
-        found.setdefault(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest(), []).append(i)
->>>>>>> w-train
     return [found[key] for key in sorted(found)]

@@ -121,13 +121,9 @@ def _embedding(name: str, chooser: Chooser) -> RoundSelector:
     return WithoutLabeled(selector, chooser.responses)
 
 
-<<<<<<< HEAD
 COLORS = strategies.COLORS | {"certainty": "#E69F00"}
 
-ROUND_SELECTORS: dict[str, Maker] = {
-=======
 ROUND_SELECTORS: dict[str, Factory] = {
->>>>>>> w-train
     "gradient": _gradient,
     "certainty": _margin,
     "uncertainty": _margin,

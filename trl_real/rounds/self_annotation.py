@@ -125,15 +125,9 @@ class SelfAnnotationRounds(Rounds):
         own = ("ablation", "seed_epochs", "epochs", "pick", "length_normalize", "drop_unfinished", "soft_labels")
         return {
             **{name: getattr(self, name) for name in own},
-<<<<<<< HEAD
-            "generation": {name: value for name, value in self.settled.items() if name != "batch_size"},
+            "generation": {name: value for name, value in self.generation_settings.items() if name != "batch_size"},
             "seed_labels": dataset_digest(self.seed_labels),
             "prompts": dataset_digest(self.prompts),
-=======
-            "generation": {name: value for name, value in self.generation_settings.items() if name != "batch_size"},
-            "seed_labels": told(self.seed_labels),
-            "prompts": told(self.prompts),
->>>>>>> w-train
             "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 

@@ -52,13 +52,8 @@ class WinRateAgainstStart:
         return {"win_rate": found.rates["win_rate"], "completion_length": found.model_length}
 
     def _of_start(self, policy: Any, tokenizer: Any) -> list[str]:
-<<<<<<< HEAD
-        said = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
-        path = self.folder / f"start-{sha256(said).hex()[:16]}.json"
-=======
         key = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
-        path = self.folder / f"start-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
->>>>>>> w-train
+        path = self.folder / f"start-{sha256(key).hex()[:16]}.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with without_adapter(policy):

@@ -43,7 +43,7 @@ style: $(STAMP)  ## Mend what the linter can
 
 docs: $(STAMP)  ## Build the site into site/, and check every link and page
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	$(BIN)/python -m pytest tests/test_docs.py tests/test_site.py -k "lead or TestMenus or public_name"
+	$(BIN)/python -m pytest tests/project/test_docs.py tests/project/test_site.py -k "lead or TestMenus or public_name"
 	@echo "Open site/index.html"
 
 bench: $(STAMP)  ## Tokens a second of the embedder beside plain batches, sentence-transformers and REAL's script

@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
 from trl_real.models import generate as ours
-from trl_real.models.decoding import Decoder
-from trl_real.models.sampling import Sampler
+from trl_real.models.decoding import Decoder, Sampler
 
 
 BATCH_SIZES = (32, 64, 128)
@@ -34,7 +33,7 @@ class Timed(Decoder):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.spent = Counter()
-        for name in ("read", "go_on", "sampler"):
+        for name in ("read", "continue_rows", "sampler"):
             setattr(self, name, self.timed(name, getattr(self, name)))
 
     def timed(self, name, function):

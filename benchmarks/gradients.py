@@ -117,7 +117,7 @@ class Bench:
     def bare(self, pairs: Pairs) -> None:
         """The same passes, and nobody looks at what flows through them: the floor."""
         features, model = self.ours(8192), self.model
-        with measured(model, []), packed(features.causal_lm):
+        with measured(model, []), packed(features.body):
             handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_())
             for step in packed_passes(self.rows(pairs), features.batch_tokens):
                 if step.context and not step.context.extra["kept"]:

@@ -10,21 +10,23 @@ Every figure is an estimate. Models are counted from their configs, without weig
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
-
-from trl_real.selection.planning.cost import (
+from cost_model import (
     GradientTokens,
     JudgePrice,
-    ModelShape,
     Writing,
-    feature_bytes,
-    folder_bytes,
-    forward_flops,
     generation_seconds,
     gradient_flops,
     judge_money,
-    money_of,
     people_money,
+)
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from trl_real.selection.planning.cost import (
+    ModelShape,
+    feature_bytes,
+    folder_bytes,
+    forward_flops,
+    money_of,
     seconds_of,
     weight_bytes,
 )

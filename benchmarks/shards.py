@@ -63,7 +63,7 @@ def memory(pid: int) -> dict[str, float]:
 def rows(args: argparse.Namespace) -> None:
     """Memory of each worker by the share of the shards that are done."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from tiny import save_tiny
+    from support.tiny import save_tiny
 
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)

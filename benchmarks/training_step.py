@@ -28,7 +28,7 @@ from trl_real.functional.preference import Head, extrapolated_log_probs
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from tiny import tiny_model, tiny_tokenizer
+from support.tiny import tiny_model, tiny_tokenizer
 
 
 PLAIN, AGAIN = "DPOTrainer", "DPOTrainer, again"

@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.data.files import check_target, load, save
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
-    from trl_real.runtime.distributed import join, rank
+    from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.budget import check_budget
     from trl_real.selection.selector import EmbeddingPairSelector
 
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     check_budget(args.budget)
-    join()
+    init_distributed()
     if args.source is not None and args.source not in SOURCES:
         raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")

@@ -1,4 +1,4 @@
-"""One page that tells how a model fares against a baseline, and what speaks against the figure."""
+"""Report page of win rates: rates with intervals, reasons to doubt them, and details of the judge."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.plots import length_figure
 from trl_real.functional.statistics.ranking import Ranking
 from trl_real.reports import figures
-from trl_real.reports.render import check_extras, render, saved
+from trl_real.reports.render import REPORT_FILE, check_extras, render, saved
 
 
-REPORT_FILE, TEMPLATE = "report.html", "comparison.html.j2"
+TEMPLATE = "comparison.html.j2"
 
 
 def write_comparison_report(
@@ -24,15 +24,15 @@ def write_comparison_report(
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Write `report.html`, which needs no other file and no network, and its pictures as PNG files beside it.
+    Write `report.html`, a self-contained page without network access, and its figures as PNG files.
 
     Args:
-        folder: Made if need be.
-        comparisons: At least one.
-        title: Headline.
-        ranking: Of several models.
+        folder: Folder to write to; created if needed.
+        comparisons: Comparisons to show, at least one.
+        title: Title of the page.
+        ranking: Ranking of several models.
         paired: Tests between two models in words, by their names.
-        facts: Further facts about the run; never a secret: all of it is shown.
+        facts: Further facts about the run; the page shows all of them, so no secrets.
 
     Returns:
         Path of `report.html`.
@@ -42,7 +42,7 @@ def write_comparison_report(
     """
     check_extras()
     folder = Path(folder)
-    rates = [figures.Rate(f"{c.model} : {c.baseline}", "", *_interval(c)) for c in comparisons]
+    rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
     pictures = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None

@@ -1,13 +1,14 @@
 """
-Who says which response is better.
+Table of the judges, and the judge that compares scores.
 
-A judge is a callable with a `name`. It is given a batch of rows with `prompt`, `response_a` and `response_b` and says
-for each the probability in [0, 1] that `response_a` is better: 1 and 0 are sure, 0.5 is a tie, NaN is no verdict.
+A judge is a callable with a `name`. It takes a batch of rows with `prompt`, `response_a` and `response_b` and returns,
+for each row, the probability in [0, 1] that `response_a` is better: 1 and 0 are certain, 0.5 is a tie, NaN means no
+verdict.
 """
 
 import math
-from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from trl_real.errors import MissingColumnError, TrlRealError
@@ -17,13 +18,13 @@ from trl_real.labeling.verdicts import Judge, Verdict
 
 class ScoreJudge(VerdictJudge):
     """
-    The better-scored response is better; scores that are equal, or too near to each other, are a tie.
+    Judge that prefers the response with the higher score; scores that are equal, or too close, are a tie.
 
     Args:
-        column: List of scores aligned with the row's responses, of which `pair` names two.
-        min_gap: Least difference of two scores, in units of the score, that decides.
-        min_ratio: Least ratio of the higher score to the lower one that decides; scores of 0 and below have no ratio
-            and are no verdict. REAL asks for 1.5 of the votes on SHP-2.
+        column: Column with a list of scores, one per response of the row.
+        min_gap: Smallest score difference that decides, in units of the score.
+        min_ratio: Smallest ratio of the higher to the lower score that decides. Scores of 0 and below have no ratio
+            and give no verdict. REAL uses 1.5 on the votes of SHP-2.
 
     Raises:
         TrlRealError: If `min_gap` is negative or `min_ratio` below 1.
@@ -31,24 +32,24 @@ class ScoreJudge(VerdictJudge):
 
     def __init__(self, column: str = "scores", min_gap: float = 0.0, min_ratio: float | None = None):
         if not min_gap >= 0:
-            raise TrlRealError(f"min_gap={min_gap} is negative. Give 0 to decide by any difference.")
+            raise TrlRealError(f"min_gap={min_gap} is negative. Give 0 to let any difference decide.")
         if min_ratio is not None and not min_ratio >= 1:
-            raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give the higher score over the lower, such as 1.5.")
+            raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give a ratio of scores, such as 1.5.")
         self.column, self.min_gap, self.min_ratio = column, min_gap, min_ratio
         self.name = f"score:{column}"
         self.identity = {"name": self.name, "min_gap": min_gap, "min_ratio": min_ratio}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
-        """Verdicts on a batch of selected pairs; raises what `evidence` does."""
+        """Judge a batch of selected pairs; raises the errors of `evidence`."""
         found = [self._verdict(*scores) for scores in self.evidence(batch)]
         return [Verdict(p, failure="no scores to compare" if math.isnan(p) else "", source=self.name) for p in found]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[tuple[float, float]]:
         """
-        The two scores of each selected pair, NaN where there is none.
+        Return the two scores of each selected pair, NaN for a missing one.
 
         Raises:
-            MissingColumnError: If the scores or the pairs are not there.
+            MissingColumnError: If the column of scores or of pairs is missing.
             TrlRealError: If a row has fewer scores than its pair needs.
         """
         if self.column not in batch:
@@ -64,8 +65,8 @@ class ScoreJudge(VerdictJudge):
             return math.nan, math.nan
         if max(first, second) >= len(scores):
             raise TrlRealError(
-                f"Column {self.column!r} has {len(scores)} scores in a row whose pair is {list(pair)}. "
-                "Bring one score a response, None where there is none."
+                f"Column {self.column!r} has {len(scores)} scores in a row with the pair {list(pair)}. "
+                "Give one score per response, None for a missing one."
             )
         return tuple(math.nan if scores[i] is None else float(scores[i]) for i in (first, second))
 
@@ -80,20 +81,46 @@ class ScoreJudge(VerdictJudge):
         return float(first > second)
 
 
-def _late(module: str, name: str) -> Callable[..., Judge]:
-    """A judge whose module, and the libraries that it needs, load when it is made."""
+@dataclass(frozen=True)
+class JudgeSpec:
+    """
+    Entry of `JUDGES`: call it with the arguments of the judge's class to make the judge.
 
-    def make(*args: Any, **settings: Any) -> Judge:
-        return getattr(import_module(f"trl_real.labeling.{module}"), name)(*args, **settings)
+    Args:
+        home: Class of the judge, as `module:Class` below `trl_real.labeling`; imported when it is needed.
+        about: Line of help for `--judge`.
+        first: Name of the flag for the first positional argument; empty if the judge has none.
+        reads_new_texts: Whether the judge can compare texts that it has not seen before.
+        backends: Classes that take the judge's `**settings`, as `module:Class`: without and with `base_url`.
+    """
 
-    return make
+    home: str
+    about: str
+    first: str = ""
+    reads_new_texts: bool = True
+    backends: tuple[str, ...] = ()
+
+    def __call__(self, *args: Any, **settings: Any) -> Judge:
+        return load_class(self.home)(*args, **settings)
 
 
-JUDGES: dict[str, Callable[..., Judge]] = {
-    "score": ScoreJudge,
-    "reward": _late("reward_model", "RewardModelJudge"),
-    "chat": _late("chat", "ChatJudge"),
-    "votes": _late("votes", "VotesJudge"),
-    "implicit_reward": _late("implicit_reward", "ImplicitRewardJudge"),
-    "panel": _late("panel", "JudgePanel"),
+def load_class(home: str) -> type:
+    """Import a class given as `module:Class` below `trl_real.labeling`."""
+    return resolve_name(f"trl_real.labeling.{home}")
+
+
+JUDGES: dict[str, JudgeSpec] = {
+    "score": JudgeSpec("judges:ScoreJudge", "scores in the data", reads_new_texts=False),
+    "reward": JudgeSpec("reward_model:RewardModelJudge", "a reward model", first="model"),
+    "chat": JudgeSpec(
+        "chat.judge:ChatJudge",
+        "a chat model, here or on a server",
+        first="model",
+        backends=("chat.local:LocalChat", "chat.server:Endpoint"),
+    ),
+    "votes": JudgeSpec("people.votes:VotesJudge", "votes of people", first="votes", reads_new_texts=False),
+    "implicit_reward": JudgeSpec(
+        "implicit_reward:ImplicitRewardJudge", "a policy compared with its reference", first="model"
+    ),
+    "panel": JudgeSpec("panel:JudgePanel", "several judges", first="panel"),
 }

@@ -1,17 +1,18 @@
-"""Mean-pooled hidden states of responses, from the backbone of the very model that will be aligned."""
+"""Mean-pooled hidden states of responses, from the backbone of the model that will be aligned."""
 
 import copy
 import time
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.models.packing import Pack, Tree, fits_window, gives_the_same, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
+from trl_real.models.reader import ModelReader, check_lengths, without_peft
+from trl_real.models.sequences import length_batches, pad
 
 
 Context = Literal["response", "prompt+response"]
@@ -23,12 +24,12 @@ MEMO_BYTES = 2**25
 class EmbedderOptions:
     """
     Args:
-        context: Read the response alone, or after its prompt; only response tokens are averaged in both cases.
-        layer: -1 for the last hidden state, else an index into `hidden_states` (0: the input embeddings).
-        max_length: Tokens of a response that are read, from its start; of a prompt, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
-        include_bos: Put the BOS token before the response and average it, too (REAL's script on Llama).
-        include_eos: Put the EOS token after the response and average it, too (REAL's script on SHP).
+        context: Whether to read the response alone or after its prompt; only response tokens are averaged.
+        layer: Index into `hidden_states` (0: the input embeddings), -1 for the last hidden state.
+        max_length: Maximum number of tokens to read: of a response from its start, of a prompt from its end.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        include_bos: Whether to put the BOS token before the response and average it too (REAL's script on Llama).
+        include_eos: Whether to put the EOS token after the response and average it too (REAL's script on SHP).
 
     Raises:
         TrlRealError: If a value is out of range.
@@ -44,20 +45,17 @@ class EmbedderOptions:
     def __post_init__(self) -> None:
         if self.context not in get_args(Context):
             raise TrlRealError(f"context={self.context!r} is not one of {', '.join(get_args(Context))}.")
-        for name in ("max_length", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+        check_lengths(self.max_length, self.batch_tokens)
 
 
 @dataclass
 class Embeddings:
     """
     Args:
-        vectors: One row a response, float32 on the CPU. Shape `(n, d)`.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        n_tokens: Tokens that went through the model for them.
-        seconds: Time it took.
+        vectors: Embeddings, one row per response, float32 on the CPU. Shape `(n, d)`.
+        truncated: Whether each response was cut. Shape `(n,)`, bool.
+        n_tokens: Number of tokens that the model read.
+        seconds: Duration.
     """
 
     vectors: Tensor
@@ -66,22 +64,24 @@ class Embeddings:
     seconds: float = 0.0
 
 
-class Embedder:
+class Embedder(ModelReader):
     r"""
     `f(y) = (1/T) sum_t A(y)_t`, with `A(y)` the last hidden states over the tokens of a response (REAL, Eq. 7).
 
     The hidden states are those that the LM head reads (after the final norm). Sequences run packed, without padding,
-    where a check on this very model shows that packing gives what one response at a time gives; else sorted by length
-    and padded. Pooling is in float32.
+    if a check on this model shows that packing equals one response at a time; else sorted by length and padded.
+    Pooling is in float32.
 
     Args:
-        model: A causal LM, a PEFT model or a backbone.
-        tokenizer: Its tokenizer.
-        options: What to read and how to pool.
-        dtype: Precision of the matrix products; by default the weights'. Half-precision weights that are asked for
-            float32 are copied.
-        memoize: Keep recent embeddings, so that a text that comes again in a later batch is not run again.
+        model: Causal LM, PEFT model or backbone.
+        tokenizer: Tokenizer of the model.
+        options: Options for reading and pooling.
+        dtype: Precision of the matrix products; by default the weights'. For float32, half-precision weights are
+            copied.
+        memoize: Whether to cache recent embeddings, so that an equal text in a later batch is not run again.
     """
+
+    desc, counts_tokens = "Embedding", True
 
     def __init__(
         self,
@@ -91,33 +91,30 @@ class Embedder:
         dtype: torch.dtype | None = None,
         memoize: bool = False,
     ):
-        self.model, self.tokenizer = model, tokenizer
         self.options = options = options or EmbedderOptions()
-        self.backbone = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        backbone = without_peft(model).base_model
         self.original: nn.Module | None = None
-        if dtype == torch.float32 != next(self.backbone.parameters()).dtype:
-            self.original, self.copied = self.backbone, _versions(self.backbone)
-            self.backbone = copy.deepcopy(self.original).float().eval()
-        weights = next(self.backbone.parameters())
-        self.device = weights.device
-        self.batch_tokens = options.batch_tokens or (1024 if self.device.type == "cpu" else 16384)
-        self.cast_to = dtype if dtype not in (None, weights.dtype) else None
+        if dtype == torch.float32 != next(backbone.parameters()).dtype:
+            self.original, self.copied = backbone, _versions(backbone)
+            backbone = copy.deepcopy(backbone).float().eval()
+        super().__init__(model, tokenizer, backbone, options.batch_tokens, dtype)
         self.before = [tokenizer.bos_token_id] * (options.include_bos and tokenizer.bos_token_id is not None)
         self.after = [tokenizer.eos_token_id] * (options.include_eos and tokenizer.eos_token_id is not None)
-        self.packs_well: bool | None = None
+        n_texts = 2 if options.context == "prompt+response" else 1
+        self.packs_well = None if fits_window(self.config, n_texts * options.max_length) else False
         self.memo: dict[Any, Tensor] | None = {} if memoize else None
 
     def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
         """
-        Embed responses; equal ones (with equal prompts, where these are read) run once.
+        Embed responses; equal ones (with equal prompts, if these are read) run once.
 
         Args:
-            prompts: One a response: text, messages or None.
+            prompts: One per response: text, messages or None.
             responses: Texts.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
-            TrlRealError: If a layer is asked for that the model does not have.
+            TrlRealError: If the model does not have the layer.
         """
         started = time.perf_counter()
         self._renew_copy()
@@ -125,18 +122,18 @@ class Embedder:
         distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
         vectors: list[Tensor | None] = [(self.memo or {}).get(sequence) for sequence in distinct]
         n_tokens = self._embed(list(distinct), vectors, progress)
-        self._remember(distinct, vectors)
+        self._add_to_memo(distinct, vectors)
         rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
         return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
 
     def _renew_copy(self) -> None:
-        """Copy the weights to float32 again if they were trained since."""
+        """Copy the weights to float32 again if they have changed."""
         if self.original is not None and self.copied != _versions(self.original):
             self.copied = _versions(self.original)
-            self.backbone = copy.deepcopy(self.original).float().eval()
+            self.body = copy.deepcopy(self.original).float().eval()
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
-        """Each response as `(prompt ids, response ids)`, and whether it was cut."""
+        """Return each response as `(prompt ids, response ids)`, and whether it was cut."""
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":
@@ -155,11 +152,11 @@ class Embedder:
         if isinstance(prompt, str):
             return prompt
         if not isinstance(prompt, list):
-            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
         return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
-        """Fill in the vectors that are missing; returns the tokens that it took."""
+        """Fill in the missing vectors; return the number of tokens read."""
         trees: dict[tuple, Tree] = {}
         for i, (prompt, response) in enumerate(distinct):
             if vectors[i] is None and response:
@@ -167,34 +164,28 @@ class Embedder:
                 tree.responses.append(response)
                 tree.ids.append(i)
             elif vectors[i] is None:
-                vectors[i] = torch.full((self.backbone.config.get_text_config().hidden_size,), torch.nan)
-        self._check_length(list(trees.values()))
-        n_tokens = sum(tree.n_tokens for tree in trees.values())
-        run = closing(self._run(list(trees.values())))  # attention is given back even if the loop is broken off
-        with evaluating(self.model), self._precision(), _bar(n_tokens, progress) as bar, run as batches:
-            for ids, rows, n_done in batches:
+                vectors[i] = torch.full((self.config.hidden_size,), torch.nan)
+        work = list(trees.values())
+        self.check_trees(work)
+        n_tokens = sum(tree.n_tokens for tree in work)
+        with self.passes(work, n_tokens, progress) as passes:
+            for ids, rows, _ in passes:
                 for i, row in zip(ids, rows.cpu(), strict=True):
                     vectors[i] = row
-                bar.update(n_done)
         return n_tokens
 
-    def _check_length(self, trees: list[Tree]) -> None:
-        limit = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
-        longest = max((len(tree.prompt) + max(map(len, tree.responses)) for tree in trees), default=0)
-        if limit and longest > limit:
-            fits = limit // 2 if self.options.context == "prompt+response" else limit
-            raise TrlRealError(f"A text has {longest} tokens, but the model reads {limit}. Type max_length={fits}.")
+    def check_trees(self, trees: list[Tree]) -> None:
+        """Refuse trees with a sequence that is longer than the model reads; raises `TrlRealError`."""
+        n_texts = 2 if self.options.context == "prompt+response" else 1
+        self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
-    def _run(self, trees: list[Tree]):
-        """Yields response ids, their vectors and the number of tokens, one forward pass at a time."""
-        if trees and self.packs_well is None:
-            self.packs_well = self._check_packing()
-        if self.packs_well:
-            with packed(self.backbone):
-                for pack in make_packs(trees, self.batch_tokens):
-                    yield pack.ids, self._run_pack(pack), len(pack.tokens)
-        else:
-            yield from self._run_padded(trees)
+    def _longest(self, work: list[Tree]) -> int:
+        return max(len(tree.prompt) + max(map(len, tree.responses)) for tree in work)
+
+    def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
+        with packed(self.body):
+            for pack in make_packs(work, self.batch_tokens):
+                yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
     def _run_pack(self, pack: Pack) -> Tensor:
         tokens, positions, owners = (
@@ -203,45 +194,34 @@ class Embedder:
         hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)
         return _segment_mean(hidden[0], owners, len(pack.ids))
 
-    def _run_padded(self, trees: list[Tree]):
-        """Sorted by length; half the budget a batch, which was the fastest when padding is attended to."""
-        flat = [(t.prompt + r, len(t.prompt), i) for t in trees for r, i in zip(t.responses, t.ids, strict=True)]
-        flat.sort(key=lambda sequence: -len(sequence[0]))
-        while flat:
-            longest = len(flat[0][0])
-            batch, flat = _split(flat, max(1, self.batch_tokens // 2 // longest))
-            tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-            owners = torch.full((len(batch), longest), -1)
-            mask = torch.zeros(len(batch), longest, dtype=torch.long)
-            for row, (sequence, n_prompt, _) in enumerate(batch):
-                tokens[row, : len(sequence)] = torch.tensor(sequence)
-                owners[row, n_prompt : len(sequence)] = row
-                mask[row, : len(sequence)] = 1
+    def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
+        """Use half the budget per batch, which was the fastest with padding."""
+        flat = [(t.prompt + r, len(t.prompt), i) for t in work for r, i in zip(t.responses, t.ids, strict=True)]
+        for batch in length_batches([tokens for tokens, _, _ in flat], self.batch_tokens // 2):
+            sequences, n_prompts, ids = zip(*(flat[i] for i in batch), strict=True)
+            tokens, mask = pad(list(sequences))
+            columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
+            owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
             hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
             vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
-            yield [i for _, _, i in batch], vectors, int(mask.sum())
+            yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
         if self.options.layer == -1:
-            return self.backbone(**inputs, use_cache=False).last_hidden_state
-        states = self.backbone(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
+            return self.body(**inputs, use_cache=False).last_hidden_state
+        states = self.body(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
         if not -len(states) <= self.options.layer < len(states):
             raise TrlRealError(
                 f"layer={self.options.layer}, but the model has hidden states 0 to {len(states) - 1} (or -1)."
             )
         return states[self.options.layer]
 
-    def _check_packing(self) -> bool:
-        """Whether packing is exact on this model."""
-        config = self.backbone.config.get_text_config()
-        n_texts = 2 if self.options.context == "prompt+response" else 1
-        if not fits_window(config, n_texts * self.options.max_length):
-            return False
-        ids = made_up(config.vocab_size, (7, 4, 4, 3, 9))
+    def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        ids = made_up(self.config.vocab_size, (7, 4, 4, 3, 9))
         trees = [Tree((), [ids[1]], [0]), Tree((), [ids[2][::-1]], [1]), Tree(ids[0], ids[3:], [2, 3])]
 
         def together() -> Tensor:
-            with packed(self.backbone):
+            with packed(self.body):
                 (pack,) = make_packs(trees, 10**6)
                 return self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
 
@@ -250,13 +230,9 @@ class Embedder:
             runs = [(n, self._hidden_states(input_ids=torch.tensor([ids], device=self.device))) for n, ids in pairs]
             return torch.stack([hidden[0, n:].float().mean(0) for n, hidden in runs])
 
-        exact = self.cast_to is None and next(self.backbone.parameters()).dtype == torch.float32
-        return gives_the_same(together, alone, exact)
+        return together, alone
 
-    def _precision(self):
-        return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
-
-    def _remember(self, distinct: dict, vectors: list[Tensor]) -> None:
+    def _add_to_memo(self, distinct: dict, vectors: list[Tensor]) -> None:
         if self.memo is None:
             return
         self.memo.update(zip(distinct, vectors, strict=True))
@@ -265,21 +241,8 @@ class Embedder:
             del self.memo[sequence]
 
 
-@contextmanager
-def evaluating(model: nn.Module):
-    """Without gradients and dropout; each module is in training again afterwards if it was before."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in in_training:
-            module.training = True
-
-
 def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
-    """Mean of the tokens of each owner, in float32. Shapes `(T, d)`, `(T,)` to `(R, d)`; owner -1 is left out."""
+    """Average the tokens of each owner in float32, except owner -1. Shapes `(T, d)`, `(T,)` to `(R, d)`."""
     sums = hidden.new_zeros(n_rows + 1, hidden.shape[-1], dtype=torch.float32)
     counts = sums.new_zeros(n_rows + 1)
     owners = torch.where(owners < 0, n_rows, owners)
@@ -290,11 +253,3 @@ def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:
     return [(parameter.data_ptr(), parameter._version) for parameter in module.parameters()]
-
-
-def _split(items: list, n: int) -> tuple[list, list]:
-    return items[:n], items[n:]
-
-
-def _bar(n_tokens: int, progress: bool) -> tqdm:
-    return tqdm(total=n_tokens, unit="tok", desc="Embedding", leave=False, delay=2, disable=not progress)

@@ -1,6 +1,5 @@
-"""Where embeddings come from: a name, a loaded model, an encoder; loaded late, never pickled, known by its weights."""
+"""A model that embeds texts: given by name and loaded late, or a loaded model, or an object with `encode`."""
 
-import os
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
@@ -8,39 +7,32 @@ import torch
 
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
-from trl_real.models.load import (
-    checked_dtype,
-    is_forked,
-    load_causal_lm,
-    object_digest,
-    pick_device,
-    prepare_process,
-    resolve_revision,
-)
+from trl_real.models.lazy_model import LazyModel
+from trl_real.models.load import is_forked, pick_device, prepare_process
 
 
-# A loaded model does not travel; a forked worker finds the one that it inherited here.
+# A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
 _alive: WeakValueDictionary[str, "Encoder"] = WeakValueDictionary()
-_with_model: WeakSet["Encoder"] = WeakSet()  # whether or not anyone has asked for their identity
+_with_model: WeakSet["Encoder"] = WeakSet()  # also those without a fingerprint yet
 
 
-class Encoder:
+class Encoder(LazyModel):
     """
-    Embeds texts with a model that may not be loaded yet.
+    A model that embeds texts and is loaded at the first call.
 
-    Pickled and hashed it holds settings and the model's identity, no weights: `datasets` gets the same fingerprint in
-    every process, and another one when the weights change.
+    It pickles as its settings and its fingerprint, without weights: `datasets` gets the same hash in every process,
+    and another one when the weights change.
 
     Args:
         model: Hub id or path; a loaded `PreTrainedModel` or `PeftModel`; or an object with `encode(list[str])`.
-        tokenizer: For a loaded model.
+        tokenizer: Tokenizer of a loaded model.
         revision: Branch, tag or commit, for a Hub id.
-        dtype: Precision; float32 where None and the model is given by name, else that of the weights.
+        dtype: Precision; by default float32 for a model given by name, else that of the weights.
         device: By default the accelerator of this rank, else the CPU. A loaded model stays where it is.
-        options: How to read and pool.
+        options: Options for reading and pooling.
 
     Raises:
-        TrlRealError: If the model is nothing of the kind, has no tokenizer, or cannot read in context.
+        TrlRealError: If the model is of another type, has no tokenizer, or cannot read in context.
     """
 
     def __init__(
@@ -52,69 +44,55 @@ class Encoder:
         device: str | None = None,
         options: EmbedderOptions | None = None,
     ):
-        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-        self.model = None if self.name else model
-        self.tokenizer = tokenizer
-        self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
         self.options = options or EmbedderOptions()
-        self._identity: str | None = None
+        super().__init__(model, tokenizer, revision, dtype, device)
         self.memoize = bool(self.name)  # a loaded model's weights may change
         self._embedders: dict[str, Embedder] = {}
-        self._check()
-        if self.model is not None:
+        if self.name:
+            self.tokenizer = None  # its own is read
+        else:
             _with_model.add(self)
 
     def _check(self) -> None:
         kind = type(self.model).__name__
-        if self.name:
-            return
-        if self.has_backbone and self.tokenizer is None:
-            raise TrlRealError(
-                f"A loaded {kind} needs its tokenizer: give tokenizer=AutoTokenizer.from_pretrained(…)."
-            )
-        if not self.has_backbone and not hasattr(self.model, "encode"):
+        if self.has_backbone:
+            self._check_tokenizer()
+        elif not hasattr(self.model, "encode"):
             raise TrlRealError(f"model is a {kind}. Give a Hub id, a path, a loaded model or one with encode(texts).")
-        if not self.has_backbone and self.options.context != "response":
+        elif self.options.context != "response":
             raise TrlRealError("context='prompt+response' needs a causal LM, not an encoder. Type context='response'.")
 
     @property
     def has_backbone(self) -> bool:
-        """Whether it is a transformers (or PEFT) model, rather than an object with `encode` only."""
+        """Whether this is a transformers (or PEFT) model, rather than an object with `encode` only."""
         return bool(self.name) or hasattr(self.model, "base_model")
 
     @property
     def label(self) -> str:
-        """A name for the record."""
-        if self.name:
-            return self.name
-        config = getattr(self.model, "config", None)
-        return getattr(config, "_name_or_path", "") or type(self.model).__name__
+        """Name for the record, a local path in full."""
+        return self._full_name or type(self.model).__name__
 
-    @property
-    def precision(self) -> str:
-        """The dtype that it embeds in, for the record."""
-        return self.dtype or str(getattr(self.model, "dtype", "float32")).removeprefix("torch.")
-
-    def identity(self) -> str:
-        """The commit on the Hub (asked for once), or a digest of the weights as they are now."""
-        if self.name and (self._identity is None or self._identity.startswith("sha256:")):
-            self._identity = resolve_revision(self.name, self.revision)
-        elif self.model is not None:
-            self._identity = object_digest(self.model, self.tokenizer)
-            _alive[self._identity] = self
-        return self._identity
+    def fingerprint(self) -> str:
+        """Return the commit on the Hub (asked for once), or a digest of the weights as they are now."""
+        if (self._fingerprint or "").startswith("sha256:") and self.name:
+            self._fingerprint = None
+        if self.name or self.model is not None:
+            self._fingerprint = super().fingerprint()
+        if self.model is not None:
+            _alive[self._fingerprint] = self
+        return self._fingerprint
 
     def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
         """
         Embed texts.
 
         Args:
-            prompts: One a text; read with `context="prompt+response"` only.
+            prompts: One per text; read with `context="prompt+response"` only.
             texts: Responses.
-            rank: Of this worker; picks the device.
+            rank: Rank of this worker, which picks the device.
 
         Raises:
-            TrlRealError: If the model was loaded in another process and did not come along.
+            TrlRealError: If the model was loaded in another process and is not available in this one.
         """
         prepare_process()
         if self.name is None and self.model is None:
@@ -128,49 +106,43 @@ class Encoder:
 
     def _adopt(self) -> None:
         """Take the model that this process inherited; the settings stay this encoder's own."""
-        if self._identity not in _alive:
+        if self._fingerprint not in _alive:
             for encoder in list(_with_model):
-                encoder.identity()
-        known = _alive.get(self._identity)
-        if known is None or known.model is None:
+                encoder.fingerprint()
+        inherited = _alive.get(self._fingerprint)
+        if inherited is None or inherited.model is None:
             raise TrlRealError(
-                "A loaded model does not travel to a new process (spawn). Give the selector a path or a Hub id."
+                "A loaded model cannot be sent to a new process (spawn). Give the selector a path or a Hub id."
             )
-        self.model, self.tokenizer = known.model, known.tokenizer
+        self.model, self.tokenizer = inherited.model, inherited.tokenizer
 
     def in_float32(self) -> "Encoder | None":
-        """The same model in float32, or None if it cannot differ."""
+        """Return a copy that runs in float32, or None if this one does already."""
         if self.dtype in (None, "float32") or not self.has_backbone:
             return None
-        if self.name:
-            return Encoder(self.name, None, self.revision, "float32", self.device, self.options)
-        return Encoder(self.model, self.tokenizer, None, "float32", self.device, self.options)
+        return Encoder(self.name or self.model, self.tokenizer, self.revision, "float32", self.device, self.options)
 
-    def forgetful(self) -> "Encoder":
-        """The same model without a memory: what a batch gives, to the last bit, hangs on no batch before it."""
+    def without_memo(self) -> "Encoder":
+        """Return a copy without the cache of embeddings: a batch's, to the last bit, do not depend on earlier ones."""
         if not self.memoize:
             return self
         other = Encoder(self.name, None, self.revision, self.dtype, self.device, self.options)
-        other.memoize, other._identity = False, self._identity
+        other.memoize, other._fingerprint = False, self._fingerprint
         return other
 
     def _embedder(self, rank: int | None) -> Embedder:
         device = pick_device(self.device, rank)
-        if self.name:
-            model, tokenizer = load_causal_lm(self.name, self.identity(), self.dtype, device)
-        else:
-            model, tokenizer = self.model, self.tokenizer
-        known = self._embedders.get(device)
-        if known is None or known.model is not model:
+        model, tokenizer = self.load(rank=rank)
+        embedder = self._embedders.get(device)
+        if embedder is None or embedder.model is not model:
             dtype = getattr(torch, self.dtype) if self.dtype else None
-            known = Embedder(model, tokenizer, dtype=dtype, options=self.options, memoize=self.memoize)
-            self._embedders = {device: known}
-        return known
+            embedder = Embedder(model, tokenizer, dtype=dtype, options=self.options, memoize=self.memoize)
+            self._embedders = {device: embedder}
+        return embedder
 
     def __getstate__(self) -> dict[str, Any]:
-        identity = self.identity() if self.name or self.model is not None else self._identity
         names = ("name", "revision", "dtype", "device", "options", "memoize")
-        return {"_identity": identity, **{name: self.__dict__[name] for name in names}}
+        return {"_fingerprint": self.fingerprint(), **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, model=None, tokenizer=None, _embedders={})

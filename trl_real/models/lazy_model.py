@@ -1,100 +1,140 @@
-"""A judge's model: by name, loaded when it is first needed, or as it is."""
+"""A model given by name, which is loaded when it is first needed, or a loaded model."""
 
-import hashlib
 import os
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from trl_real.errors import TrlRealError
-from trl_real.models.load import checked_dtype, object_digest, pick_device, prepare_process, resolve_revision
+from trl_real.models.load import (
+    checked_dtype,
+    load_model,
+    object_digest,
+    pick_device,
+    prepare_process,
+    resolve_revision,
+)
+from trl_real.runtime.digests import sha256
 
 
-class LateModel:
+class LazyModel:
     """
-    A model with its tokenizer, that is loaded when it is asked for and stays with whoever holds this.
+    A model with its tokenizer, loaded at the first call of `load`.
 
-    Given by name, it pickles to names; a loaded model does not travel.
+    Given by name, it pickles as its settings, without weights; a loaded model cannot be pickled.
 
     Args:
-        model: Hub id or path, or a loaded model.
-        tokenizer: For a loaded model; beside a name, one that is taken instead of the model's own.
+        model: Hub id, path or loaded model.
+        tokenizer: Tokenizer of a loaded model; next to a name, it replaces the model's own.
         revision: Branch, tag or commit, for a Hub id.
-        dtype: Precision, float32 where None and the model is given by name, else that of the weights.
+        dtype: Precision; by default float32 for a model given by name, else that of the weights.
         device: By default the accelerator, else the CPU. A loaded model stays where it is.
 
     Raises:
-        TrlRealError: If it is no model, a loaded one has no tokenizer, or float32 is asked of lower weights.
+        TrlRealError: If this is not a model, a loaded one has no tokenizer, or float32 is asked of lower weights.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, revision: str | None, dtype: Any, device: str | None):
-        named = isinstance(model, str | os.PathLike)
-        kind = type(model).__name__
-        if not named and not (hasattr(model, "config") and hasattr(model, "dtype")):
-            raise TrlRealError(f"model is a {kind}. Give a Hub id, a path or a loaded model.")
-        if not named and tokenizer is None:
-            raise TrlRealError(
-                f"A loaded {kind} needs its tokenizer: give tokenizer=AutoTokenizer.from_pretrained(…)."
-            )
-        self.path = os.fspath(model) if named else None
-        self.loaded, self.tokenizer = None if named else model, tokenizer
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | None = None,
+    ):
+        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+        self.model, self.tokenizer = None if self.name else model, tokenizer
         self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
-        self.label = shown_name(self.path or getattr(model.config, "_name_or_path", "")) or kind
-        if not named and self.dtype == "float32" != self.precision:
+        self._fingerprint: str | None = None
+        if self.name is None:
+            self._check()
+
+    def _check(self) -> None:
+        """Refuse a loaded model that is not supported."""
+        if not (hasattr(self.model, "config") and hasattr(self.model, "dtype")):
+            raise TrlRealError(f"model is a {type(self.model).__name__}. Give a Hub id, a path or a loaded model.")
+        self._check_tokenizer()
+        if self.dtype == "float32" != self.weights_dtype:
             raise TrlRealError(
-                f"The loaded model's weights are {self.precision}: leave dtype out, or load in float32."
+                f"The loaded model's weights are {self.weights_dtype}: leave dtype out, or load in float32."
             )
+
+    def _check_tokenizer(self) -> None:
+        if self.tokenizer is None:
+            raise TrlRealError(
+                f"A loaded {type(self.model).__name__} needs its tokenizer: "
+                "give tokenizer=AutoTokenizer.from_pretrained(…)."
+            )
+
+    @property
+    def label(self) -> str:
+        """Short name, for records and messages."""
+        return shown_name(self._full_name) or type(self.model).__name__
+
+    @property
+    def _full_name(self) -> str:
+        return self.name or getattr(getattr(self.model, "config", None), "_name_or_path", "")
+
+    @property
+    def weights_dtype(self) -> str:
+        """Precision of the weights."""
+        if self.name:
+            return self.dtype or "float32"
+        return str(getattr(self.model, "dtype", "float32")).removeprefix("torch.")
 
     @property
     def precision(self) -> str:
-        """Of the weights."""
-        return (self.dtype or "float32") if self.path else str(self.loaded.dtype).removeprefix("torch.")
+        """Precision of the matrix products."""
+        return self.dtype or self.weights_dtype
 
     @property
     def cast_to(self) -> torch.dtype | None:
-        """What a loaded model's matrix products run in, None for its own precision."""
-        return getattr(torch, self.dtype) if self.path is None and self.dtype not in (None, self.precision) else None
+        """Precision to cast the matrix products of a loaded model to, None for that of its weights."""
+        return None if self.precision == self.weights_dtype else getattr(torch, self.precision)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What its answers hang on: name, weights, tokenizer and template, precision."""
-        if self.path is None:
-            revision = object_digest(self.loaded, self.tokenizer)
-            return {"model": self.label, "revision": revision, "dtype": self.dtype or self.precision}
-        own = {} if self.tokenizer is None else {"tokenizer": _digest(self.tokenizer)}
-        return {"model": self.label, "revision": self._commit, "dtype": self.precision, **own}
+        """Everything that the model's answers depend on: name, weights, tokenizer and template, precision."""
+        own = {"tokenizer": _digest(self.tokenizer)} if self.name and self.tokenizer is not None else {}
+        return {"model": self.label, "revision": self.fingerprint(), "dtype": self.precision, **own}
 
-    def load(self, loader: Callable[..., tuple[Any, Any]]) -> tuple[Any, Any]:
+    def fingerprint(self) -> str:
+        """Return the commit on the Hub or a digest of the folder (computed once), or one of the loaded weights."""
+        if self.name is None:
+            return object_digest(self.model, self.tokenizer)
+        self._fingerprint = self._fingerprint or resolve_revision(self.name, self.revision)
+        return self._fingerprint
+
+    def load(
+        self, auto_class: str = "AutoModelForCausalLM", adapters: bool = False, rank: int | None = None
+    ) -> tuple[Any, Any]:
         """
-        The model and the tokenizer.
+        Return the model and its tokenizer.
 
         Args:
-            loader: Loads by name, revision, dtype and device, as `trl_real.models.load.load_causal_lm` does.
+            auto_class: Name of the transformers class that loads it.
+            adapters: Whether to load a PEFT model where the name is that of an adapter.
+            rank: Rank of this worker, which picks the device.
         """
         prepare_process()
-        if self.path is None:
-            return self.loaded, self.tokenizer
-        model, tokenizer = loader(self.path, self._commit, self.dtype, pick_device(self.device, None))
+        if self.name is None:
+            return self.model, self.tokenizer
+        device = pick_device(self.device, rank)
+        model, tokenizer = load_model(self.name, self.fingerprint(), self.dtype, device, auto_class, adapters)
         return model, self.tokenizer or tokenizer
 
-    @cached_property
-    def _commit(self) -> str:
-        return resolve_revision(self.path, self.revision)
-
     def __getstate__(self) -> dict[str, Any]:
-        if self.path is None:
-            raise TrlRealError("A loaded model does not travel to a new process. Give the judge a path or a Hub id.")
+        if self.name is None:
+            raise TrlRealError("A loaded model cannot be sent to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
 
 
 def shown_name(model: str) -> str:
-    """A model's name as it stands beside labels, which travel: of a local folder, the last part of its path."""
+    """Return a model's name without machine-specific parts: the last part of a local folder's path."""
     return os.path.basename(model.rstrip("/")) if os.path.isabs(model) or os.path.isdir(model) else model
 
 
 def _digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(repr([vocabulary, tokenizer.chat_template]).encode()).hexdigest()[:12]
+    return sha256([vocabulary, tokenizer.chat_template]).hex()[:12]

@@ -1,25 +1,23 @@
-"""Log-probabilities of responses under a model, many a forward pass, and the model that is asked: loaded late."""
+"""Log-probabilities of responses under a model, many in one forward pass."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.models.embed import evaluating
-from trl_real.models.packing import Pack, Tree, fits_window, gives_the_same, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, made_up, make_packs, packed
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
+from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
 
 
-# Logits of a pass, in numbers: a quarter of a gigabyte in float32 on a CPU, a gigabyte elsewhere.
+# Maximum number of logits in a pass: a quarter of a gigabyte in float32 on a CPU, a gigabyte elsewhere.
 MAX_LOGITS = {"cpu": 2**26, "elsewhere": 2**28}
 
 
@@ -29,10 +27,10 @@ class LogProbs:
     Args:
         sums: Summed log-probabilities of the responses' tokens, their end included, in nats; 0 for a blank response.
             Shape `(n,)`, float64 on the CPU.
-        n_scored: Tokens that were summed up. Shape `(n,)`.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        n_tokens: Tokens that went through the model for them.
-        seconds: Time it took.
+        n_scored: Number of tokens in each sum. Shape `(n,)`.
+        truncated: Whether each response was cut. Shape `(n,)`, bool.
+        n_tokens: Number of tokens that the model read.
+        seconds: Duration.
     """
 
     sums: Tensor
@@ -42,24 +40,24 @@ class LogProbs:
     seconds: float = 0.0
 
 
-class ResponseLogProbs:
+class ResponseLogProbs(ModelReader):
     r"""
     `log pi(y | x) = sum_t log pi(y_t | x, y_<t)` over the tokens of the response, its end included, as TRL's
     `DPOTrainer` sums them: the policy's or the reference's part of an implicit reward.
 
-    Responses to the same prompt share it: sequences run packed, without padding, and the prompt is read once, where a
-    check on this very model shows that this gives what one response at a time gives; else padded. Softmax and sums
-    are in float32 or better. A sum does not depend on what else is in the batch beyond rounding.
+    Sequences run packed, without padding, and a prompt is read once for all its responses, if a check on this model
+    shows that this equals one response at a time; else padded. Softmax and sums are in float32 or better. Except for
+    rounding, a sum does not depend on the rest of the batch.
 
     Args:
-        model: A causal LM, or a PEFT model with a LoRA adapter, in whatever state it is (on, or off).
-        tokenizer: Its tokenizer.
-        max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        model: Causal LM, or PEFT model with a LoRA adapter, which may be on or off.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
         dtype: Precision of the matrix products; by default the weights'.
 
     Raises:
-        TrlRealError: If a value is out of range, or the adapter is one of virtual tokens.
+        TrlRealError: If a value is out of range, or the adapter adds virtual tokens.
     """
 
     def __init__(
@@ -73,39 +71,32 @@ class ResponseLogProbs:
         check_lengths(max_length, batch_tokens)
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
             raise TrlRealError("The adapter puts virtual tokens before the prompt, which is not supported. Use LoRA.")
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        weights = next(self.causal_lm.parameters())
-        self.device, self.sum_in = weights.device, torch.promote_types(weights.dtype, torch.float32)
-        self.cast_to = dtype if dtype not in (None, weights.dtype) else None
-        self.exact = self.cast_to is None and weights.dtype == self.sum_in
-        self.config = self.causal_lm.config.get_text_config()
-        on_cpu = self.device.type == "cpu"
-        room = MAX_LOGITS["cpu" if on_cpu else "elsewhere"] // self.config.vocab_size
-        self.batch_tokens = max(1, min(batch_tokens or (1024 if on_cpu else 16384), room))
-        self.packs_well: bool | None = None
+        super().__init__(model, tokenizer, without_peft(model), batch_tokens, dtype)
+        self.max_length = max_length
+        max_logits = MAX_LOGITS["cpu" if self.device.type == "cpu" else "elsewhere"]
+        self.batch_tokens = max(1, min(self.batch_tokens, max_logits // self.config.vocab_size))
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> LogProbs:
         """
         Score responses; equal ones to equal prompts run once.
 
         Args:
-            prompts: One a response: text, messages or None.
+            prompts: One per response: text, messages or None.
             responses: Texts or messages.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
         """
-        return self.of(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
+        return self.score(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
 
-    def of(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
+    def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
         """
-        Score what is tokenized already; equal sequences run once.
+        Score tokenized responses; equal sequences run once.
 
         Args:
-            sequences: From `tokenize_pairs`.
-            progress: Show a bar, from the third second on.
+            sequences: Output of `tokenize_pairs`.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -113,16 +104,13 @@ class ResponseLogProbs:
         started = time.perf_counter()
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
-        self._check_length(sequences)
-        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one for blanks
+        self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
+        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one is for blank responses
         n_tokens = 0
-        bar = tqdm(total=len(distinct), unit="text", desc="Scoring", leave=False, delay=2, disable=not progress)
-        run = closing(self._run(list(distinct)))  # attention is given back even if the loop is broken off
-        with evaluating(self.model), self._precision(), bar, run as passes:
+        with self.passes(list(distinct), len(distinct), progress) as passes:
             for ids, values, n_done in passes:
                 sums.index_add_(0, torch.tensor(ids), values.double().cpu())
                 n_tokens += n_done
-                bar.update(len(set(ids)))
         return LogProbs(
             sums[[distinct.get(row, -1) for row in rows]],
             torch.tensor([row.n_scored for row in rows], dtype=torch.long),
@@ -131,89 +119,57 @@ class ResponseLogProbs:
             time.perf_counter() - started,
         )
 
-    def _check_length(self, sequences: list[Sequence]) -> None:
-        limit = getattr(self.config, "max_position_embeddings", None)
-        longest = max((len(s.prompt) + len(s.response) for s in sequences), default=0)
-        if limit and longest > limit:
-            raise TrlRealError(
-                f"A text has {longest} tokens, but the model reads {limit}. Type max_length={limit // 2}."
-            )
+    def _longest(self, work: list[Row]) -> int:
+        return max(row.n_tokens for row in work)
 
-    def _run(self, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
-        """Yields, a forward pass at a time, the row of each scored token, its log-probability, and tokens read."""
-        if not rows:
-            return
-        if self.packs_well is None:
-            self.packs_well = self._check_packing()
-        if self.packs_well and fits_window(self.config, max(row.n_tokens for row in rows)):
-            yield from self._run_packed(rows)
-        else:
-            yield from self._run_padded(rows)
-
-    def _run_packed(self, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
-        with packed(self.causal_lm):
-            for pack in make_packs(prompt_trees(rows, self.batch_tokens), self.batch_tokens):
+    def _run_packed(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
+        with packed(self.body):
+            for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):
                 before, labels, ids = scored_places(pack)
                 tokens, positions = (torch.tensor([x], device=self.device) for x in (pack.tokens, pack.positions))
                 logits = self._logits(before, input_ids=tokens, position_ids=positions, segments=pack.segments)
-                yield ids, self._of_labels(logits[0], labels), len(pack.tokens)
+                yield ids, self._label_log_probs(logits[0], labels), len(pack.tokens)
 
-    def _run_padded(self, rows: list[Row], batch_tokens: int | None = None) -> Iterator[tuple]:
-        for step in padded_passes(rows, batch_tokens or self.batch_tokens):
-            logits = self.causal_lm(**step.inputs(self.device), use_cache=False).logits
+    def _run_padded(self, work: list[Row], batch_tokens: int | None = None) -> Iterator[tuple]:
+        for step in padded_passes(work, batch_tokens or self.batch_tokens):
+            logits = self.body(**step.inputs(self.device), use_cache=False).logits
             yield (
                 [step.ids[row] for row in step.rows],
-                self._of_labels(step.scored(logits), step.labels),
+                self._label_log_probs(step.scored(logits), step.labels),
                 step.n_tokens,
             )
 
     def _logits(self, places: list[int], **inputs: Any) -> Tensor:
-        """The logits at some places. Shape `(1, T, V)`."""
+        """Return the logits at some positions. Shape `(1, T, V)`."""
         kept = torch.tensor(places, device=self.device)
-        logits = self.causal_lm(**inputs, use_cache=False, logits_to_keep=kept).logits
+        logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
         return logits if logits.shape[1] == len(places) else logits[:, kept]
 
-    def _of_labels(self, logits: Tensor, labels: list[int]) -> Tensor:
+    def _label_log_probs(self, logits: Tensor, labels: list[int]) -> Tensor:
         return LabelLogProbs.apply(logits, torch.tensor(labels, device=self.device), self.sum_in)
 
-    def _check_packing(self) -> bool:
-        """Whether packing and shared prompts are exact on this model."""
+    def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         a, b, c, d = made_up(self.config.vocab_size, (7, 4, 3, 9))
         rows = [Row(a, (b,)), Row(a, (d,)), Row((), (c + b[::-1],)), Row(c, (d[::-1],))]
 
-        def collected(passes: Iterator[tuple]) -> Tensor:
+        def collected(run: Callable[[], Iterator[tuple]]) -> Tensor:
             sums = torch.zeros(len(rows), dtype=torch.float64)
-            for ids, values, _ in passes:
+            for ids, values, _ in run():
                 sums.index_add_(0, torch.tensor(ids), values.double().cpu())
             return sums
 
-        return gives_the_same(
-            lambda: collected(self._run_packed(rows)), lambda: collected(self._run_padded(rows, 1)), self.exact
+        return partial(collected, partial(self._run_packed, rows)), partial(
+            collected, partial(self._run_padded, rows, 1)
         )
-
-    def _precision(self) -> Any:
-        return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
-
-
-def check_lengths(max_length: int, batch_tokens: int | None) -> None:
-    """
-    Refuse lengths that read nothing.
-
-    Raises:
-        TrlRealError: If one is below 1.
-    """
-    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
-        if value is not None and value < 1:
-            raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
 
 
 def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
     """
-    Responses on the prompts that they share. A tree of more than `max_tokens` tokens is cut between responses.
+    Group responses by prompt. A tree of more than `max_tokens` tokens is cut between responses.
 
     Args:
-        rows: Different ones, of one response each.
-        max_tokens: Tokens in a forward pass.
+        rows: Distinct rows of one response each.
+        max_tokens: Number of tokens in a forward pass.
     """
     by_prompt: dict[Ids, list[tuple[Ids, int]]] = defaultdict(list)
     for i, row in enumerate(rows):
@@ -233,8 +189,8 @@ def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
 
 def scored_places(pack: Pack) -> tuple[list[int], list[int], list[int]]:
     """
-    The scored tokens of a pack: the place of the token before each, the token, and the response it belongs to. The
-    first token of a response without a prompt has none before it.
+    Return the scored tokens of a pack: the index of the token before each, the token, and its response. The first
+    token of a response without a prompt is not scored, since it has no token before it.
     """
     before, labels, ids = [], [], []
     prompt_end = last = -1
@@ -247,35 +203,3 @@ def scored_places(pack: Pack) -> tuple[list[int], list[int], list[int]]:
             ids.append(pack.ids[owner])
         last = owner
     return before, labels, ids
-
-
-@lru_cache(maxsize=2)
-def load_policy(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
-    """
-    A causal LM with its tokenizer, as a PEFT model where the folder or repository holds an adapter; a policy and its
-    reference are kept for the process.
-
-    Args:
-        model: Hub id or path.
-        revision: From `trl_real.models.load.resolve_revision`.
-        dtype: Precision of the weights, float32 where None.
-        device: Where to put it.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import find_adapter_config_file
-
-    pinned = {} if revision.startswith("sha256:") else {"revision": revision}
-    if find_adapter_config_file(model, **pinned) is None:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or "float32", **pinned)
-        return loaded.to(device).eval(), AutoTokenizer.from_pretrained(model, **pinned)
-    from peft import PeftConfig, PeftModel
-
-    config = PeftConfig.from_pretrained(model, **pinned)
-    of_base = {} if config.revision is None else {"revision": config.revision}
-    base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, dtype=dtype or "float32", **of_base)
-    loaded = PeftModel.from_pretrained(base, model, **pinned)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, **pinned)
-    except (OSError, ValueError):  # an adapter's folder need not hold one
-        tokenizer = AutoTokenizer.from_pretrained(config.base_model_name_or_path, **of_base)
-    return loaded.to(device).eval(), tokenizer

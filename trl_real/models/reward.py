@@ -1,26 +1,24 @@
-"""Rewards of responses, from a sequence classifier with one output."""
+"""Rewards of responses, computed by a sequence classifier with one output."""
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
-from trl_real.models.embed import evaluating
-from trl_real.models.sequences import Ids, common_prefix
+from trl_real.models.reader import ModelReader
+from trl_real.models.sequences import Ids, common_prefix, length_batches, pad
 
 
 class Rewards(NamedTuple):
     """
     Args:
-        scores: Of the responses, float32; NaN or infinite where the model gave that. Shape `(N,)`.
-        truncated: Whether something was cut. Shape `(N,)`, bool.
-        n_tokens: Read of each, whether or not an equal one was read already. Shape `(N,)`.
+        scores: Rewards, float32; NaN or infinite if the model returned that. Shape `(N,)`.
+        truncated: Whether prompt or response was cut. Shape `(N,)`, bool.
+        n_tokens: Number of tokens of each, also of repeated ones. Shape `(N,)`.
     """
 
     scores: Tensor
@@ -28,39 +26,21 @@ class Rewards(NamedTuple):
     n_tokens: Tensor
 
 
-@lru_cache(maxsize=1)
-def load_reward_model(model: str, revision: str, dtype: str | None, device: str) -> tuple[Any, Any]:
-    """
-    A sequence classifier with its tokenizer, kept for the process (one at a time).
-
-    Args:
-        model: Hub id or path.
-        revision: From `trl_real.models.load.resolve_revision`.
-        dtype: Precision of the weights, float32 where None.
-        device: Where to put it.
-    """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    pinned = {} if revision.startswith("sha256:") else {"revision": revision}
-    loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype or "float32", **pinned)
-    return loaded.to(device).eval(), AutoTokenizer.from_pretrained(model, **pinned)
-
-
-class RewardReader:
+class RewardReader(ModelReader):
     """
     Scores responses to prompts.
 
-    With a chat template, prompt and response go through it as messages; without one, they are read one after the
-    other, with the tokenizer's special tokens around them and the EOS token at the end where it has one, as TRL's
-    `RewardTrainer` trains on text. Responses are sorted by length and padded on the right; a score does not depend on
-    what else is in the batch.
+    With a chat template, prompt and response go through it as messages. Without one, they are concatenated, with the
+    tokenizer's special tokens around them and its EOS token, if any, at the end, as TRL's `RewardTrainer` trains on
+    text. Responses are sorted by length and padded on the right; a score does not depend on the rest of the batch.
 
     Args:
-        model: A sequence classifier with one output.
-        tokenizer: Its tokenizer.
-        batch_tokens: Tokens in a forward pass, padding included; by default 1024 on a CPU and 16384 elsewhere.
-        max_length: Tokens that are read: the response whole if it fits, and the end of the prompt. By default what
-            the model reads.
+        model: Sequence classifier with one output.
+        tokenizer: Tokenizer of the model.
+        batch_tokens: Number of tokens in a forward pass, padding included; by default 1024 on a CPU and 16384
+            elsewhere.
+        max_length: Maximum number of tokens: the full response if it fits, and the end of the prompt. By default the
+            model's limit.
 
     Raises:
         TrlRealError: If the model does not have one output.
@@ -69,17 +49,13 @@ class RewardReader:
     def __init__(
         self, model: nn.Module, tokenizer: Any, batch_tokens: int | None = None, max_length: int | None = None
     ):
-        self.model, self.tokenizer = model, tokenizer
-        self.config = model.config.get_text_config()
+        super().__init__(model, tokenizer, None, batch_tokens)
         if model.config.num_labels != 1:
             raise TrlRealError(
-                f"The model has {model.config.num_labels} outputs where a reward model has 1. "
+                f"The model has {model.config.num_labels} outputs, but a reward model has 1. "
                 "Give one that was trained with num_labels=1."
             )
-        self.device = next(model.parameters()).device
-        self.batch_tokens = batch_tokens or (1024 if self.device.type == "cpu" else 16384)
-        limits = (max_length, getattr(self.config, "max_position_embeddings", None))
-        self.max_length = min((limit for limit in limits if limit), default=None)
+        self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
         """
@@ -88,22 +64,20 @@ class RewardReader:
         Args:
             prompts: `N` texts or message lists.
             responses: `N` texts or message lists.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
         """
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)
-        bar = tqdm(total=len(distinct), unit="text", desc="Scoring", leave=False, delay=2, disable=not progress)
-        with evaluating(self.model), bar:
-            for rows, scores in self._run(list(distinct)):
+        with self.passes(list(distinct), len(distinct), progress) as passes:
+            for rows, scores, _ in passes:
                 found[rows] = scores.float().cpu()
-                bar.update(len(rows))
         scores = found[[distinct[ids] for ids, _ in read]]
         truncated = torch.tensor([cut for _, cut in read], dtype=torch.bool)
         return Rewards(scores, truncated, torch.tensor([len(ids) for ids, _ in read], dtype=torch.long))
 
     def _tokenize(self, prompts: list[Any], responses: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
-        """The ids of each prompt alone, and of prompt and response."""
+        """Return the ids of each prompt alone, and of prompt and response."""
         if not prompts:
             return [], []
         if self.tokenizer.chat_template:
@@ -119,7 +93,7 @@ class RewardReader:
         return tuple(self.tokenizer(texts, add_special_tokens=special)["input_ids"] for texts in (alone, whole))
 
     def _cut(self, alone: list[int], whole: list[int]) -> tuple[Ids, bool]:
-        """At most `max_length` tokens: first the prompt loses its beginning (not a BOS), then the response its end."""
+        """Cut to `max_length` tokens: first the start of the prompt (except a BOS), then the end of the response."""
         excess = 0 if self.max_length is None else len(whole) - self.max_length
         if excess <= 0:
             return tuple(whole), False
@@ -128,41 +102,33 @@ class RewardReader:
         kept = whole[:first] + whole[min(first + excess, n_prompt) :]
         return tuple(kept[: self.max_length]), True
 
-    def _run(self, texts: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields the numbers of some texts and their scores, one forward pass at a time. Shape `(R,)`."""
-        order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), texts[i]))
-        while order:
-            longest = max(1, len(texts[order[0]]))
-            size = max(1, self.batch_tokens // longest)
-            ids, order = order[:size], order[size:]
-            yield ids, self._scores([texts[i] for i in ids], longest)
+    def _run(self, work: list[Ids]) -> Iterator[tuple[list[int], Tensor, int]]:
+        for ids in length_batches(work, self.batch_tokens):
+            texts = [work[i] for i in ids]
+            yield ids, self._scores(texts), sum(map(len, texts))
 
-    def _scores(self, texts: list[Ids], longest: int) -> Tensor:
-        known = self.config.pad_token_id
-        pad = _unused(texts, self.config.vocab_size) if known is None else known
-        tokens = torch.full((len(texts), longest), pad)
-        mask = torch.zeros(len(texts), longest, dtype=torch.long)
-        for row, text in enumerate(texts):
-            tokens[row, : len(text)] = torch.tensor(text)
-            mask[row, : len(text)] = 1
-        # A decoder scores at the last token that is no padding, which it knows by the id in its configuration.
-        self.config.pad_token_id = pad
+    def _scores(self, texts: list[Ids]) -> Tensor:
+        configured = self.config.pad_token_id
+        fill = _unused(texts, self.config.vocab_size) if configured is None else configured
+        tokens, mask = pad(texts, fill)
+        # A decoder scores at the last token that is not the pad token of its config.
+        self.config.pad_token_id = fill
         try:
             inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
             return self.model(**inputs).logits[:, 0]
         finally:
-            self.config.pad_token_id = known
+            self.config.pad_token_id = configured
 
 
 def _as_prompt(prompt: Any) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
     return prompt
 
 
 def _unused(texts: list[Ids], vocab_size: int) -> int:
-    """A token to pad with that none of the texts holds, so that no end is taken for padding."""
+    """Return a pad token that no text contains, so that no last token is mistaken for padding."""
     used = set().union(*texts)
     return next((token for token in range(vocab_size) if token not in used), 0)

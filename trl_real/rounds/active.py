@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_real.data.conversation import after_prompt, in_form
 from trl_real.data.convert import from_rows, iterate
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
 from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
@@ -87,7 +87,7 @@ class ActiveRounds(Rounds):
             "restart": self.restart,
             "generation": self.generation,
             "n_prompts": self.n_prompts,
-            "pool": told(self.pool if self.generation is None else self.pool.select_columns(["prompt"])),
+            "pool": dataset_digest(self.pool if self.generation is None else self.pool.select_columns(["prompt"])),
         }
 
     def start(self) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Base of runs in rounds: a folder per run, a base model with an adapter per round, and tests between rounds."""
 
 import copy
-import hashlib
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -14,11 +13,12 @@ from datasets import Dataset
 from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import identity_of
 from trl_real.labeling.verdicts import Judge, name_of
 from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.run_folder import Round, RoundFolder
 from trl_real.training.adapters import (
     adapter_settings,
@@ -122,9 +122,9 @@ class Rounds(ABC):
         return {
             "model": self.model,
             "seed": self.seed,
-            "test": None if self.eval_dataset is None else told(self.eval_dataset),
+            "test": None if self.eval_dataset is None else dataset_digest(self.eval_dataset),
             **adapter_settings(self.peft_config),
-            "trainer": hashlib.sha256(repr(sorted(trainer.items())).encode()).hexdigest()[:16],
+            "trainer": sha256(sorted(trainer.items())).hex()[:16],
         }
 
     def base(self) -> tuple[Any, Any]:
@@ -179,7 +179,7 @@ def phases_of(this: Round) -> dict[str, dict[str, float]]:
 
 def setting_of(judge: Judge) -> str:
     """Return a judge as a setting, without votes, which may be added during a run."""
-    return f"{name_of(judge)}, {identity_of(judge, but=('votes',))}"
+    return f"{name_of(judge)}, {identity_of(judge, ignore=('votes',))}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
@@ -192,6 +192,5 @@ def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
     """
     found: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        key = "\0".join([*map(str, seeds), dialogue(prompt)])
-        found.setdefault(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest(), []).append(i)
+        found.setdefault(sha256(*seeds, dialogue(prompt)), []).append(i)
     return [found[key] for key in sorted(found)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from trl_real.reports.figures import FONT, arm_styles, legend, new_axes, tidy
 from trl_real.reports.render import check_extras, render, saved
+from trl_real.rounds.selectors import COLORS
 
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def rounds_figure(arms: Arms, metric: str) -> "Figure":
         MissingExtraError: If matplotlib is not installed.
     """
     figure, axes = new_axes(height=3.8, title=metric)
-    styles = arm_styles(list(arms.runs))
+    styles = arm_styles(list(arms.runs), COLORS)
     for name in arms.runs:
         points = arms.curve(name, metric)
         x, y = [p.x for p in points], [p.mean for p in points]

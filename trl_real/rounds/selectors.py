@@ -9,8 +9,8 @@ from datasets import Dataset
 from trl_real.data.conversation import text_of
 from trl_real.data.convert import from_rows, iterate
 from trl_real.functional.bayesian_head import ACQUISITIONS
+from trl_real.selection import strategies
 from trl_real.selection.record import SelectionRecord
-from trl_real.selection.strategies import STRATEGIES
 
 
 class RoundSelector(Protocol):
@@ -121,10 +121,12 @@ def _embedding(name: str, chooser: Chooser) -> RoundSelector:
     return WithoutLabeled(selector, chooser.responses)
 
 
+COLORS = strategies.COLORS | {"certainty": "#E69F00"}
+
 ROUND_SELECTORS: dict[str, Factory] = {
     "gradient": _gradient,
     "certainty": _margin,
     "uncertainty": _margin,
     **dict.fromkeys(ACQUISITIONS, _head),
-    **dict.fromkeys(STRATEGIES, _embedding),
+    **dict.fromkeys(strategies.STRATEGIES, _embedding),
 }

@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import load_peft_weights
 
 from trl_real.data.conversation import dialogue
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import LabelReport
@@ -23,8 +23,8 @@ from trl_real.models.generate import generate
 from trl_real.rounds.ablations import ABLATIONS, noise_off, noise_settings
 from trl_real.rounds.base import Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter
-from trl_real.runtime.atomic_files import check_settings, read_json
-from trl_real.runtime.run_folder import SETTINGS_FILE, Round
+from trl_real.runtime.atomic_files import read_json
+from trl_real.runtime.run_folder import SETTINGS_FILE, Round, check_settings
 from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.truncated_responses import FINISHED
@@ -126,8 +126,8 @@ class SelfAnnotationRounds(Rounds):
         return {
             **{name: getattr(self, name) for name in own},
             "generation": {name: value for name, value in self.generation_settings.items() if name != "batch_size"},
-            "seed_labels": told(self.seed_labels),
-            "prompts": told(self.prompts),
+            "seed_labels": dataset_digest(self.seed_labels),
+            "prompts": dataset_digest(self.prompts),
             "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 

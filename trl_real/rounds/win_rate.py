@@ -1,6 +1,5 @@
 """Win rate of each round's policy against the model before alignment."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from trl_real.labeling.verdicts import Judge
 from trl_real.models.generate import generate_responses
 from trl_real.models.implicit import without_adapter
 from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.runtime.digests import sha256
 
 
 class WinRateAgainstStart:
@@ -53,7 +53,7 @@ class WinRateAgainstStart:
 
     def _of_start(self, policy: Any, tokenizer: Any) -> list[str]:
         key = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
-        path = self.folder / f"start-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        path = self.folder / f"start-{sha256(key).hex()[:16]}.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with without_adapter(policy):

@@ -1,4 +1,4 @@
-"""Several processes at one job: joining them, sharing the work out, and telling all of them what one found."""
+"""Work shared by several processes: join them, split the work, and exchange results."""
 
 import os
 import sys
@@ -14,101 +14,102 @@ if TYPE_CHECKING:
 
 K, T = TypeVar("K"), TypeVar("T")
 
-# Numbers that are sent at a time: 64 MB in float32.
+# Numbers sent at a time: 64 MB in float32.
 BLOCK = 2**24
-# Processes wait for the slowest one; a launcher ends them all when one dies.
-PATIENCE = timedelta(days=7)
+# Processes wait for the slowest one; when one fails, the launcher ends them all.
+TIMEOUT = timedelta(days=7)
 
 
-def join() -> None:
-    """Become one of the processes that `accelerate launch` or `torchrun` started, where one of them did."""
+def init_distributed() -> None:
+    """Join the processes started by `accelerate launch` or `torchrun`; do nothing in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _group() is None:
         import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 for one that is alone."""
+    """Return the index of this process, from 0; 0 for a single process."""
     group = _group()
     return group.get_rank() if group else 0
 
 
-def share(items: Sequence[T], together: bool = True) -> Sequence[T]:
+def share(items: Sequence[T], all_processes: bool = True) -> Sequence[T]:
     """
-    The part of some items that is this process's: every `world_size`-th.
+    Return the items for this process: every `world_size`-th.
 
     Args:
-        items: The same, in the same order, in all processes.
-        together: False where this process works alone, whatever others there are.
+        items: All items, in the same order in all processes.
+        all_processes: Whether all processes call this. If False, this process works alone and gets all items.
     """
-    group = _group(together)
+    group = _group(all_processes)
     return items[group.get_rank() :: group.get_world_size()] if group else items
 
 
 def is_mine(number: int) -> bool:
-    """Whether the job of that number is this process's: `share` where it is not known how many there will be."""
+    """Return whether the item with this number is for this process: `share` for an unknown number of items."""
     group = _group()
     return group is None or number % group.get_world_size() == group.get_rank()
 
 
 def wait() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes get here."""
     group = _group()
     if group:
         group.barrier()
 
 
-def once(function: Callable[[], T], together: bool = True) -> T:
+def once(function: Callable[[], T], all_processes: bool = True) -> T:
     """
-    What `function` returns in the first process, in all of them; all wait for it.
+    Call a function in the first process and return its result in all processes.
 
     Args:
-        function: Called in the first process alone.
-        together: As in `share`.
+        function: Function to call in the first process only.
+        all_processes: Whether all processes call this. If False, this process calls the function itself.
 
     Raises:
-        TrlRealError: In all of them, if it does so in the first.
+        TrlRealError: In all processes, if the function raises it in the first one.
     """
-    group = _group(together)
+    group = _group(all_processes)
     if group is None:
         return function()
-    told: list = [None, None]
+    result_and_error: list = [None, None]
     if group.get_rank() == 0:
         try:
-            told[0] = function()
+            result_and_error[0] = function()
         except TrlRealError as error:
-            told[1] = error
-    group.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            result_and_error[1] = error
+    group.broadcast_object_list(result_and_error, src=0)
+    result, error = result_and_error
+    if error is not None:
+        raise error
+    return result
 
 
-def gather(mine: dict[K, T], together: bool = True) -> dict[K, T]:
+def gather(entries: dict[K, T], all_processes: bool = True) -> dict[K, T]:
     """
-    The entries of all processes, in all of them; all wait for the last one.
+    Return the entries of all processes, in all processes.
 
     Args:
-        mine: Of this process.
-        together: As in `share`.
+        entries: Entries of this process.
+        all_processes: Whether all processes call this. If False, the entries of this process are returned.
     """
-    group = _group(together)
+    group = _group(all_processes)
     if group is None:
-        return mine
+        return entries
     parts: list = [None] * group.get_world_size()
-    group.all_gather_object(parts, mine)
+    group.all_gather_object(parts, entries)
     return {key: value for part in parts for key, value in part.items()}
 
 
 def sum_over_processes(rows: "torch.Tensor", device: "torch.device") -> None:
     """
-    Add up, in place, what all processes hold: exact where all but one of them hold zeros. One alone keeps its own.
+    Add up the rows of all processes, in place; exact if every element is nonzero in at most one process.
 
     Args:
-        rows: Of the same shape in all processes. Shape `(n, d)`.
-        device: One that the group's backend sends from.
+        rows: Rows of this process, with the same shape in all processes. Shape `(n, d)`.
+        device: Device from which the group's backend sends.
     """
     group = _group()
     for block in rows.split(max(1, BLOCK // rows.shape[1])) if group else ():
@@ -117,7 +118,12 @@ def sum_over_processes(rows: "torch.Tensor", device: "torch.device") -> None:
         block.copy_(moved)
 
 
-def _group(together: bool = True) -> Any:
-    """`torch.distributed` where processes are joined, else None; torch is not loaded to find that out."""
-    distributed = sys.modules.get("torch.distributed") if together else None
+def _group(all_processes: bool = True) -> Any:
+    """
+    Return `torch.distributed` if this process is in a group, else None; a single process does not import torch.
+
+    `accelerate.PartialState` does not fit here: for a group made without a launcher's environment variables, it counts
+    one process.
+    """
+    distributed = sys.modules.get("torch.distributed") if all_processes else None
     return distributed if distributed and distributed.is_initialized() else None

@@ -1,5 +1,6 @@
-"""The folder of a run in rounds: each step is done once, however often the run is killed and started."""
+"""Folder of a run: its settings are checked at every start, and each step is done only once."""
 
+import json
 import logging
 import shutil
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.errors import TrlRealError
-from trl_real.runtime.atomic_files import check_settings, read_json, write_json
+from trl_real.runtime.atomic_files import read_json, write_json
 
 
 logger = logging.getLogger(__name__)
@@ -18,43 +19,62 @@ SETTINGS_FILE, STATE_FILE = "rounds.json", "state.json"
 Step = Callable[[], Mapping[str, Any] | None]
 
 
-class RoundFolder:
+class RunFolder:
     """
-    Settings, and a folder and a state file for each round.
+    Folder of a run, with a file of the settings that it was started with.
 
     Args:
-        folder: New, empty, or of a run with the same settings.
-        settings: Plain values that every round hangs on. The number of rounds is no part of them and may grow.
+        folder: Path of a new or empty folder, or of a run with the same settings.
+        settings: Plain values that all results depend on, or None to read them from the folder. The length of a run
+            (its rounds, or the sides of its grid) is not one of them and may grow.
+        file: Name of the settings file.
+        kind: Kind of the run, for error messages.
 
     Raises:
         TrlRealError: If the folder holds something else, or a run with other settings.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None, file: str, kind: str):
         self.folder = Path(folder)
-        file = self.folder / SETTINGS_FILE
+        path = self.folder / file
         if self.folder.exists() and not self.folder.is_dir():
             raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
-        if file.exists():
-            check_settings(read_json(file), dict(settings), folder, "run")
+        self.settings = read_json(path) if settings is None else json.loads(json.dumps(settings))
+        if path.exists():
+            check_settings(read_json(path), self.settings, folder, kind)
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise TrlRealError(f"The folder {str(folder)!r} holds something that is no run. Give a new one.")
+            raise TrlRealError(f"The folder {str(folder)!r} holds files, but not a {kind}. Give a new one.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_json(file, settings)
+        if not path.exists():
+            write_json(path, self.settings)
+
+
+class RoundFolder(RunFolder):
+    """
+    Folder of a run in rounds, with a folder and a state file for each round.
+
+    Args:
+        folder, settings: As in `RunFolder`.
+
+    Raises:
+        TrlRealError: As in `RunFolder`.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+        super().__init__(folder, settings, SETTINGS_FILE, "run")
 
     def round(self, number: int) -> "Round":
-        """The round of this number; 0 holds what there was before the first."""
+        """Return the round with this number; round 0 holds the state before the first round."""
         return Round(self.folder / f"round-{number:02d}", number)
 
 
 class Round:
     """
-    One round: its files, and what its steps came to.
+    Files of one round, and the results of its steps.
 
     Args:
-        folder: Made if need be.
-        number: For the log.
+        folder: Path of the round's folder; created if missing.
+        number: Number of the round, for the log.
     """
 
     def __init__(self, folder: Path, number: int):
@@ -72,37 +92,37 @@ class Round:
 
     def take(self, run: Path, steps: Sequence[str]) -> None:
         """
-        Copy steps that are done in another run, unless this round has begun.
+        Copy finished steps from another run, if this round has not begun.
 
         Args:
-            run: Its folder.
-            steps: Those to copy, if they are done, with the round's files.
+            run: Path of the other run's folder.
+            steps: Names of the steps to copy if they are done, together with the round's files.
         """
         other = Round(run / self.folder.name, self.number)
         if self.state or not other.state:
             return
-        kept = {name: value for name, value in other.state.items() if name in steps}
-        left = {STATE_FILE} | ({"adapter", "trainer"} if kept != other.state else set())
+        copied = {name: value for name, value in other.state.items() if name in steps}
+        left_out = {STATE_FILE} | ({"adapter", "trainer"} if copied != other.state else set())
         for path in other.folder.iterdir():
-            if path.is_dir() and path.name not in left:
+            if path.is_dir() and path.name not in left_out:
                 shutil.copytree(path, self / path.name, ignore=shutil.ignore_patterns("cache-*"), dirs_exist_ok=True)
-            elif path.name not in left:
+            elif path.name not in left_out:
                 shutil.copy2(path, self / path.name)
-        self.state = kept
-        write_json(self.folder / STATE_FILE, kept)
+        self.state = copied
+        write_json(self.folder / STATE_FILE, copied)
 
     def step(self, name: str, run: Step, **settings: Any) -> dict[str, Any]:
         """
-        Do a step, unless it is done.
+        Do a step, or return its stored result if it is done.
 
         Args:
-            name: Of the step.
-            run: Does it, and leaves its files whole; returns plain values to be kept. Its seconds are kept with them.
-                What it wrote before a kill it must be able to write again.
-            **settings: Of this round's step alone, kept with it: plain values that may differ from round to round.
+            name: Name of the step.
+            run: Function that does the step and returns plain values to store; the seconds it took are added. After
+                a kill it is called again and must overwrite its own files.
+            **settings: Settings of this step, stored with it: plain values that may differ from round to round.
 
         Returns:
-            What was kept.
+            Stored values.
 
         Raises:
             TrlRealError: If the step was done with other settings.
@@ -116,3 +136,24 @@ class Round:
             self.state[name] = {**values, **settings, "seconds": round(time.perf_counter() - started, 3)}
             write_json(self.folder / STATE_FILE, self.state)
         return self.state[name]
+
+
+def check_settings(found: dict[str, Any], wanted: dict[str, Any], folder: str | Path, kind: str) -> None:
+    """
+    Check that a folder was started with the same settings.
+
+    Args:
+        found: Settings stored in the folder.
+        wanted: Settings of this start.
+        folder: Path of the folder, for the error.
+        kind: Kind of the folder's content, such as `"run"`, for the error.
+
+    Raises:
+        TrlRealError: If a setting differs; names the first one.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise TrlRealError(
+                f"The folder {str(folder)!r} holds a {kind} with {name}={found.get(name)!r}, not "
+                f"{wanted.get(name)!r}. Give another output_dir, or the settings it was started with."
+            )

@@ -15,7 +15,7 @@ from trl_real.data.pairs import Candidates, pool_candidates, preference_candidat
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.design import by_response
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
-from trl_real.selection.strategies import Strategy, centroid, d_optimal, easy, hard, lowest, set_budget
+from trl_real.selection.strategies import Score, Strategy, as_strategy, lowest
 
 
 _NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
@@ -31,8 +31,8 @@ class Choice:
         pairs: Indices into the row's responses, lower first; -1 without a pair. Shape `(N, 2)`, int32.
         similarity: Of the two; NaN without a pair or without embeddings. Shape `(N,)`, float32.
         scores: Of the pair; NaN without one. Shape `(N,)`, float64.
-        gaps: How much worse the next pair scores; infinite if there is none, 0 if that cannot be told from scores.
-            Shape `(N,)`, float64.
+        gaps: How far the pair is ahead of any other (`Strategy.gap`); infinite where there is no other. Shape `(N,)`,
+            float64.
         differences: Of the pair's unit vectors, float32, shape `(d,)`; empty unless the strategy's budget looks at
             them. `N` of them.
     """
@@ -53,16 +53,17 @@ def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> lis
     return [preference_candidates(*row) for row in zip(prompts, batch["chosen"], batch["rejected"], strict=True)]
 
 
-def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed: int) -> Choice:
+def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | Score, seed: int) -> Choice:
     """
     Apply a strategy to rows of any number of responses.
 
     Args:
         rows: Candidates; rows with a reason to skip are passed over.
         vectors: One tensor a row, a line a candidate, shape `(K, d)`; `d = 0` if the strategy looks at none.
-        scorer: The strategy.
-        seed: Of the draws.
+        strategy: Record or function.
+        seed: Seed of the draws.
     """
+    strategy = as_strategy(strategy)
     n = len(rows)
     choice = Choice(
         np.full((n, 2), -1, np.int32),
@@ -77,19 +78,20 @@ def choose(rows: list[Candidates], vectors: list[Tensor], scorer: Strategy, seed
             groups[len(row.texts)].append(index)
     for n_responses, members in groups.items():
         embeddings = torch.stack([vectors[i] for i in members])  # (N, K, d)
-        draws = _draws([rows[i] for i in members], scorer, seed)  # (N, P)
-        scores = _checked(scorer(embeddings, draws), draws.shape, scorer).double()
+        draws = _draws([rows[i] for i in members], strategy, seed)  # (N, P)
+        scores = _checked(strategy(embeddings, draws), draws.shape, strategy).double()
         picked = lowest(scores)
         first, second = candidate_pairs(n_responses)[:, picked]
         order = np.array([rows[i].indices for i in members])
         each = np.arange(len(members))
         choice.pairs[members] = np.stack([order[each, first.numpy()], order[each, second.numpy()]], axis=1)
         choice.scores[members] = scores[each, picked].numpy()
-        choice.gaps[members] = _gaps(scores, scorer)
+        if scores.shape[1] > 1 and embeddings.shape[-1]:
+            choice.gaps[members] = strategy.gap(embeddings, scores).numpy()
         if embeddings.shape[-1]:
             ends = embeddings[each, first], embeddings[each, second]
             choice.similarity[members] = pair_similarity(*ends).numpy()
-            if set_budget(scorer):
+            if strategy.budget:
                 for i, difference in zip(members, by_response(*map(Tensor.double, ends)).float(), strict=True):
                     choice.differences[i] = difference.numpy()
     return choice
@@ -142,10 +144,10 @@ def content_key(seed: int, prompt: Any, texts: list[str]) -> bytes:
     return digest.digest()
 
 
-def _draws(rows: list[Candidates], scorer: Strategy, seed: int) -> Tensor:
+def _draws(rows: list[Candidates], strategy: Strategy, seed: int) -> Tensor:
     """Uniform numbers in [0, 1), one a candidate pair, from the seed and the content. Shape `(N, P)`."""
     n_pairs = len(rows[0].texts) * (len(rows[0].texts) - 1) // 2
-    if scorer in (easy, hard, centroid, d_optimal):
+    if not as_strategy(strategy).needs_draws:
         return torch.zeros(len(rows), n_pairs, dtype=torch.float64)
     pairs = candidate_pairs(len(rows[0].texts)).T.tolist()
     keys = [content_key(seed, row.prompt, [row.texts[i], row.texts[j]]) for row in rows for i, j in pairs]
@@ -153,24 +155,15 @@ def _draws(rows: list[Candidates], scorer: Strategy, seed: int) -> Tensor:
     return torch.from_numpy(numbers.reshape(len(rows), n_pairs))
 
 
-def _checked(scores: Any, shape: torch.Size, scorer: Strategy) -> Tensor:
+def _checked(scores: Any, shape: torch.Size, strategy: Strategy) -> Tensor:
     """The scores, once it is certain that a function of the user's gave one finite number a candidate pair."""
-    name = getattr(scorer, "__name__", type(scorer).__name__)
+    name = strategy.__name__
     if not isinstance(scores, Tensor) or scores.shape != shape:
         found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
         raise TrlRealError(f"Strategy {name} must return a tensor (N, P), here {tuple(shape)}; it returned {found}.")
     if not torch.isfinite(scores).all():
         raise TrlRealError(f"Strategy {name} returned scores that are not finite. Return a large number instead.")
     return scores
-
-
-def _gaps(scores: Tensor, scorer: Strategy) -> np.ndarray | float:
-    if scores.shape[1] == 1:
-        return np.inf if scorer in (easy, hard, centroid) else 0.0
-    if scorer not in (easy, hard):
-        return 0.0
-    two = scores.topk(2, largest=False).values
-    return (two[:, 1] - two[:, 0]).numpy()
 
 
 def _digest(text: str) -> bytes:

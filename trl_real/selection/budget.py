@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trl_real.errors import TooFewPairsError, TrlRealError
-from trl_real.selection.strategies import TIE_TOLERANCE, Strategy, set_budget
+from trl_real.selection.strategies import TIE_TOLERANCE, RankedSet, Score, Strategy, as_strategy
 
 
 # bfloat16 moved similarities by at most 0.012 (SmolLM2-135M, HH-RLHF); rows nearer to a decision than this are redone.
@@ -85,43 +85,65 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     return np.sort(np.concatenate([sure, tied[: size - len(sure)]]))
 
 
-def budget_rows(strategy: Strategy, scores: np.ndarray, differences: Sequence[np.ndarray], size: int) -> np.ndarray:
+def budget_rows(
+    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
+) -> np.ndarray:
     """
-    The rows that a budget takes: those with the lowest scores, unless the strategy has a budget of its own.
+    Take the rows that a budget buys: those with the lowest scores, unless the strategy has a budget of its own.
 
     Args:
-        strategy: Whose scores they are.
-        scores: As in `lowest_rows`. Shape `(N,)`.
-        differences: Of the unit vectors of each row's pair, shape `(d,)`; looked at by a budget of its own alone.
-        size: How many to take.
+        strategy: Record or function that gave the scores.
+        scores: Scores as in `lowest_rows`. Shape `(N,)`.
+        differences: Difference of the unit vectors of each row's pair, shape `(d,)`; read by a set budget only.
+        size: Number of rows to take.
 
     Returns:
         Row indices, ascending. Shape `(size,)`.
     """
-    own = set_budget(strategy)
+    return scores_in_set(strategy, scores, differences, size)[0]
+
+
+def scores_in_set(
+    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The rows of `budget_rows`, and the scores that decided: with a set budget the scores given the set.
+
+    Returns:
+        Row indices, ascending, shape `(size,)`; and scores, NaN for rows without a pair, shape `(N,)`.
+    """
+    own = as_strategy(strategy).budget
     rows = np.flatnonzero(np.isfinite(scores))
     if own is None or not len(rows):
-        return lowest_rows(scores, size)
-    vectors = torch.from_numpy(np.stack([differences[row] for row in rows]))
-    return np.sort(rows[own(vectors, size).numpy()])
+        return lowest_rows(scores, size), scores
+    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows])), size)
+    decided = np.full(len(scores), np.nan)
+    decided[rows] = found.scores.numpy()
+    return np.sort(rows[found.rows.numpy()]), decided
 
 
-def rows_in_doubt(scores: np.ndarray, gaps: np.ndarray, size: int, band: float) -> np.ndarray:
+def rows_in_doubt(
+    scores: np.ndarray, gaps: np.ndarray, kept: np.ndarray, band: float, gap_band: float, jumps: bool = False
+) -> np.ndarray:
     """
-    Rows whose place could change if every score moved by up to `band`.
+    Find the rows whose place could change if every score moved by up to `band`.
 
     Args:
-        scores: One score a row; NaN without a pair. Shape `(N,)`.
-        gaps: How far the row's second-best pair is behind; infinite where there is one pair only, 0 where the choice
-            may hang on anything. Shape `(N,)`.
-        size: Rows that the budget takes.
+        scores: Score of each row, NaN without a pair. Shape `(N,)`.
+        gaps: How far the row's best pair is ahead of any other; infinite where there is no other. Shape `(N,)`.
+        kept: Rows that the budget takes: those with the lowest scores. Shape `(k,)`.
         band: Largest error of a score.
+        gap_band: Largest error of the score of a single pair.
+        jumps: Whether a row with another pair may have any score.
 
     Returns:
         Row indices, ascending.
     """
-    ranked = np.sort(scores[np.isfinite(scores)])
-    cut = (ranked[size - 1] + ranked[size]) / 2 if 0 < size < len(ranked) else math.inf
+    cut = math.inf
+    outside = np.isfinite(scores)
+    outside[kept] = False
+    if len(kept) and outside.any():
+        cut = (scores[kept].max() + scores[outside].min()) / 2
     near_cut = np.abs(scores - cut) <= band
-    other_pair = (gaps <= 2 * band) & ((scores <= cut + 2 * band) | (gaps == 0))
+    other_pair = (gaps <= 2 * gap_band) & (jumps | (scores <= cut + 2 * band))
     return np.flatnonzero((near_cut | other_pair) & np.isfinite(scores))

@@ -13,7 +13,7 @@ from datasets.fingerprint import Hasher
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import GEOMETRIES, Geometry
-from trl_real.runtime.atomic_files import write_whole
+from trl_real.runtime.atomic_files import write_atomic
 from trl_real.runtime.stream_shards import Chunks
 from trl_real.selection.annotation import content_key, gather_candidates
 from trl_real.selection.scorer import PairScorer
@@ -89,7 +89,7 @@ def _geometry(selector, pool: bool, keys: Keys, sample: Dataset, folder: Path | 
     file = folder / f"geometry-{digest.hexdigest()}.safetensors"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
+        write_atomic(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
     return Geometry(**safetensors.torch.load(file.read_bytes()))
 
 

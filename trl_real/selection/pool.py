@@ -1,216 +1,132 @@
-"""A selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
+"""Selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import (
-    Dataset,
-    Features,
-    IterableDataset,
-    List,
-    Value,
-    concatenate_datasets,
-)
+from datasets import Dataset, Features, IterableDataset, concatenate_datasets
 
-from trl_real.data.columns import (
-    EMBEDDINGS,
-    OWN_FEATURES,
-    POOL_COLUMNS,
-    PREFERENCE_COLUMNS,
-    check_own_columns,
-    is_pool,
-    to_columns,
-)
-from trl_real.selection.annotation import to_own_columns
-from trl_real.selection.budget import HALF_PRECISION_BAND, budget_rows, budget_size, rows_in_doubt
+from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.fitting import fitted_geometry
+from trl_real.selection.half_precision import settle_doubts
 from trl_real.selection.record import SelectionRecord, describe_similarity
 from trl_real.selection.scorer import PairScorer
-from trl_real.selection.strategies import set_budget
+from trl_real.selection.scoring_columns import (
+    SCORING_FEATURES,
+    ScoringPass,
+    columns_read,
+    numbers,
+    plain_rows,
+    scoring_features,
+    vectors,
+)
 
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
-Score = Callable[[PairScorer, np.ndarray | None, str], Dataset]
-
-# Columns of the scoring pass that do not outlive it; the cost of a batch stands in its first row.
-SCORING_FEATURES = {
-    "_score": Value("float64"),
-    "_gap": Value("float64"),
-    "_difference": List(Value("float32")),
-    "_n_responses": Value("int32"),
-    "_n_truncated": Value("int32"),
-    "_n_tokens": Value("int64"),
-    "_seconds": Value("float64"),
-}
+T = TypeVar("T")
 
 
-class ScoringPass:
-    """The map behind `select`: the selector's columns and, beside them, what the budget and the record need."""
+class Pool(Protocol):
+    """Rows to select from, wherever they are: `DatasetPool`, or `trl_real.selection.streaming.StreamPool`."""
 
-    def __init__(self, selector: PairScorer, pool: bool):
-        self.selector, self.pool = selector, pool
+    def once(self, function: Callable[[], T]) -> T:
+        """Give all processes what `function` returns in the first one, where processes share the work."""
+        ...
 
-    def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
-        """Score a batch; `row_ids` are the rows' numbers in the dataset."""
-        rows_, choice, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
-        own = to_own_columns(rows_, choice)
-        once = [1] + [0] * (len(rows_) - 1)
-        return {
-            **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},
-            "_score": choice.scores,
-            "_gap": choice.gaps,
-            "_difference": choice.differences,
-            "_n_responses": [len(row.texts) for row in rows_],
-            "_n_truncated": cost["truncated"],
-            "_n_tokens": [cost["n_tokens"] * first for first in once],
-            "_seconds": [cost["seconds"] * first for first in once],
-        }
+    def fit(self) -> Any:
+        """Return the selector's geometry, fitted to some rows."""
+        ...
+
+    def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
+        """Score the rows with the given numbers (None for all), and keep the scores under `name`."""
+        ...
+
+    def join(self, added: Dataset, kept: np.ndarray) -> Any:
+        """Return the kept rows with the selector's columns."""
+        ...
 
 
-def select_from(
-    selector: PairScorer, dataset: Dataset, budget: float | int | None, engine: Engine
-) -> tuple[Dataset, SelectionRecord]:
+def select_rows(selector: PairScorer, pool: Pool, budget: float | int | None) -> tuple[Any, SelectionRecord]:
     """
-    Fit the geometry, score every row, keep those that the budget buys.
+    Fit the geometry, score every row, and keep those that the budget buys.
 
     Args:
         selector: Strategy, model and settings; a geometry other than raw is fitted anew.
-        dataset: A pool or labelled pairs, in any format.
-        budget: As in `EmbeddingPairSelector.select`.
-        engine: How the rows are scored.
+        pool: Rows to select from.
+        budget: Budget as in `EmbeddingPairSelector.select`.
 
     Returns:
-        The kept rows, in the dataset's format, and the record.
+        The kept rows in their old order, and the record.
     """
-    plain, pool = plain_rows(selector, dataset)
     if selector.geometry != "raw" and selector.embeds:
-        selector.fitted = engine.once(lambda: fitted_geometry(selector, dataset, engine.folder))
-
-    def score(scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
-        return score_rows(scorer, plain if rows is None else plain.select(rows), pool, engine, name)
-
-    added, kept, record = ranked(selector, budget, score, engine.once)
-    if len(plain):
-        chosen = concatenate_datasets([plain, added], axis=1).select(kept)
-    else:  # concatenate_datasets forgets the columns of what is empty
-        features = Features({**plain.features, **added.features})
-        chosen = Dataset.from_dict({name: [] for name in features}, features=features)
-    if dataset.format["type"]:
-        chosen = chosen.with_format(dataset.format["type"], **dataset.format["format_kwargs"])
-    return chosen, record
+        selector.fitted = pool.once(pool.fit)
+    scored = pool.score(selector, None, "scores")
+    scored, n_rescored = settle_doubts(selector, scored, budget, pool.score, pool.once)
+    kept, record = pool.once(lambda: cut(selector, scored, budget, n_rescored))
+    return pool.join(scored.remove_columns(list(SCORING_FEATURES)), kept), record
 
 
-def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
-    """The rows as Python values, less the selector's columns of an earlier run, and whether they are a pool."""
-    pool = is_pool(dataset.column_names, selector.responses)
-    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
-    check_own_columns(dataset.column_names, own)
-    return dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names]), pool
-
-
-def ranked(
-    selector: PairScorer, budget: float | int | None, score: Score, once: Callable
-) -> tuple[Dataset, np.ndarray, SelectionRecord]:
+class DatasetPool:
     """
-    Score every row and cut, wherever the rows are.
+    The rows of a `Dataset`.
 
     Args:
-        selector: Strategy, model and settings.
-        budget: As in `EmbeddingPairSelector.select`.
-        score: Scores all rows, or those of the numbers it is given.
-        once: Makes all processes have what the first one found.
-
-    Returns:
-        The selector's columns, a row a row of the pool; the numbers of the kept rows, ascending; and the record.
+        selector: Selector that reads them.
+        dataset: Pool or labelled pairs, in any format.
+        engine: How the rows are scored.
     """
-    scored = score(selector, None, "scores")
-    scored, rescored = _settle_doubts(selector, scored, budget, score, once)
-    kept, record = once(lambda: cut(selector, scored, budget, len(rescored)))
-    return scored.remove_columns(list(SCORING_FEATURES)), kept, record
+
+    def __init__(self, selector: PairScorer, dataset: Dataset, engine: Engine):
+        self.selector, self.dataset, self.engine = selector, dataset, engine
+        self.plain, self.is_pool = plain_rows(selector, dataset)
+        self.once = engine.once
+
+    def fit(self) -> Any:
+        """Return the geometry, fitted to the rows with the lowest digests."""
+        return fitted_geometry(self.selector, self.dataset, self.engine.folder)
+
+    def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
+        """Score rows by their numbers, ascending; None for all."""
+        read, arrays = columns_read(scorer, self.plain.column_names, self.is_pool)
+        plain = (self.plain if rows is None else self.plain.select(rows)).select_columns(read)
+        if arrays:
+            plain = plain.with_format("numpy", columns=arrays, output_all_columns=True)
+        features = scoring_features(self.is_pool)
+        if not len(plain):
+            return Dataset.from_dict({name: [] for name in features}, features=features)
+        scorer = without_cache(scorer) if isinstance(self.engine, Sharded) else scorer
+        return self.engine(ScoringPass(scorer, self.is_pool), plain, features, name)
+
+    def join(self, added: Dataset, kept: np.ndarray) -> Dataset:
+        """Return the kept rows with the selector's columns, in the dataset's format."""
+        if len(self.plain):
+            chosen = concatenate_datasets([self.plain, added], axis=1).select(kept)
+        else:  # concatenate_datasets forgets the columns of an empty dataset
+            features = Features({**self.plain.features, **added.features})
+            chosen = Dataset.from_dict({name: [] for name in features}, features=features)
+        form = self.dataset.format
+        return chosen.with_format(form["type"], **form["format_kwargs"]) if form["type"] else chosen
 
 
-def cut(selector, scored: Dataset, budget, n_rescored: int) -> tuple[np.ndarray, SelectionRecord]:
-    """Numbers of the rows that the budget buys, ascending, and the record."""
+def cut(
+    selector: PairScorer, scored: Dataset, budget: float | int | None, n_rescored: int
+) -> tuple[np.ndarray, SelectionRecord]:
+    """Return the numbers of the rows that the budget buys, ascending, and the record."""
     scores = numbers(scored, "_score")
     size = budget_size(budget, int(np.isfinite(scores).sum()))
-    differences = _vectors(scored, "_difference") if set_budget(selector.scorer) else []
-    kept = budget_rows(selector.scorer, scores, differences, size)
+    differences = vectors(scored, "_difference") if selector.rule.budget else []
+    kept = budget_rows(selector.rule, scores, differences, size)
     return kept, _record(selector, budget, scored, kept, n_rescored)
 
 
-def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
-    """Those of a pool's columns that a selector reads, and those of them that it reads as arrays."""
-    read = [selector.responses] if pool else ["chosen", "rejected"]
-    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in columns]
-    given = EMBEDDINGS in read and selector.encoder is None and selector.embeds
-    return read, [EMBEDDINGS] if given else []
-
-
-def scoring_features(pool: bool) -> Features:
-    """Of what a `ScoringPass` gives."""
-    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
-    return Features({**{name: OWN_FEATURES[name] for name in names}, **SCORING_FEATURES})
-
-
-def forgetful(selector: PairScorer) -> PairScorer:
-    """The selector, such that what a batch gives hangs on no batch before it: for scores that are kept in parts."""
+def without_cache(selector: PairScorer) -> PairScorer:
+    """Return a copy without the embedding cache, so that scores do not depend on earlier batches."""
     selector = copy.copy(selector)
-    selector.encoder = selector.encoder and selector.encoder.forgetful()
+    selector.encoder = selector.encoder and selector.encoder.without_memo()
     return selector
-
-
-def score_rows(selector: PairScorer, plain: Dataset, pool: bool, engine: Engine, name: str) -> Dataset:
-    """A `ScoringPass` over all rows of a dataset, by an engine that calls it `name`."""
-    read, arrays = columns_read(selector, plain.column_names, pool)
-    plain = plain.select_columns(read)
-    if arrays:
-        plain = plain.with_format("numpy", columns=arrays, output_all_columns=True)
-    features = scoring_features(pool)
-    if not len(plain):
-        return Dataset.from_dict({name: [] for name in features}, features=features)
-    if isinstance(engine, Sharded):
-        selector = forgetful(selector)
-    return engine(ScoringPass(selector, pool), plain, features, name)
-
-
-def _settle_doubts(selector, scored: Dataset, budget, score: Score, once: Callable) -> tuple[Dataset, np.ndarray]:
-    """Embed rows near a decision again in float32, until no decision hangs on half precision."""
-    exact = copy.copy(selector)
-    exact.encoder = selector.encoder and selector.encoder.in_float32()
-    settled = np.zeros(0, int)
-    if exact.encoder is None:
-        return scored, settled
-    band = HALF_PRECISION_BAND
-    while True:
-        scores = numbers(scored, "_score")
-        doubtful = once(lambda: np.setdiff1d(_doubtful(scores, scored, budget, band), settled))  # noqa: B023
-        if not len(doubtful):
-            return scored, settled
-        again = score(exact, doubtful, f"again-{len(settled)}")
-        again = _with_cost_of(scored.select(doubtful), again)
-        worst = float(np.abs(numbers(again, "_score") - scores[doubtful]).max())
-        band = max(band, 1.5 * worst) if worst < 1 else band
-        order = np.arange(len(scored))
-        order[doubtful] = len(scored) + np.arange(len(doubtful))
-        scored = concatenate_datasets([scored, again]).select(order).flatten_indices()
-        settled = np.union1d(settled, doubtful)
-
-
-def _doubtful(scores: np.ndarray, scored: Dataset, budget, band: float) -> np.ndarray:
-    size = budget_size(budget, int(np.isfinite(scores).sum()))
-    return rows_in_doubt(scores, numbers(scored, "_gap"), size, band)
-
-
-def _with_cost_of(first: Dataset, again: Dataset) -> Dataset:
-    """Rows scored again, with the tokens and seconds of both passes."""
-    for name in ("_n_tokens", "_seconds"):
-        both = numbers(first, name) + numbers(again, name)
-        again = again.remove_columns(name).add_column(name, both, feature=SCORING_FEATURES[name])
-    return again.select_columns(first.column_names)
 
 
 def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int) -> SelectionRecord:
@@ -220,13 +136,12 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     encoder = selector.encoder
     options = vars(encoder.options) if encoder else {}
     settings = {**options, "dtype": encoder.precision} if encoder else {}
-    name = selector.strategy if isinstance(selector.strategy, str) else _name_of(selector.strategy)
     return SelectionRecord(
-        strategy=name,
+        strategy=_name_of(selector.strategy),
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
-        revision=encoder.identity() if encoder else None,
+        revision=encoder.fingerprint() if encoder else None,
         settings={**settings, "geometry": selector.geometry} if selector.embeds else {},
         n_rows=len(scored),
         n_kept=len(kept),
@@ -241,25 +156,9 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     )
 
 
-def numbers(dataset: Dataset, column: str) -> np.ndarray:
-    """A numeric column as one array, without a pass through Python."""
-    if not len(dataset):
-        return np.zeros(0)
-    return dataset.select_columns(column).with_format("arrow")[:][column].to_numpy()
-
-
-def _vectors(dataset: Dataset, column: str) -> list[np.ndarray]:
-    """A column of lists, as views of what lies in the file."""
-    if not len(dataset):
-        return []
-    chunks = dataset.select_columns(column).with_format("arrow")[:][column].chunks
-    return [
-        vector
-        for lists in chunks
-        for vector in np.split(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()).cumsum()[:-1])
-    ]
-
-
-def _name_of(function) -> str:
+def _name_of(strategy: Any) -> str:
+    if isinstance(strategy, str):
+        return strategy
+    function = getattr(strategy, "score", strategy)
     function = getattr(function, "func", function)
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -11,7 +11,7 @@ from trl_real.runtime.ray_workers import run_on_ray
 from trl_real.runtime.shards import SHARD_ROWS, Batch
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import DESCRIPTION, Sharded
-from trl_real.selection.pool import select_from
+from trl_real.selection.pool import DatasetPool, select_rows
 from trl_real.selection.selector import EmbeddingPairSelector
 
 
@@ -81,5 +81,5 @@ def select_on_ray(
         raise TrlRealError("A loaded model does not travel to Ray's actors. Give the selector a path or a Hub id.")
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     engine = OnRay(Path(shards).resolve(), shard_rows, batch_size, num_actors, num_cpus, num_gpus, address)
-    kept, selector.record = select_from(selector, dataset, budget, engine)
+    kept, selector.record = select_rows(selector, DatasetPool(selector, dataset, engine), budget)
     return kept

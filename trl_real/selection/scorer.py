@@ -16,7 +16,7 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
 from trl_real.selection.annotation import Choice, choose, gather_candidates, given_vectors, skip_nonfinite
-from trl_real.selection.strategies import STRATEGIES, Strategy, uniform
+from trl_real.selection.strategies import Score, Strategy, as_strategy, split_geometry
 
 
 # Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
@@ -36,7 +36,7 @@ class PairScorer:
         self,
         model: Any = None,
         *,
-        strategy: str | Strategy = "easy",
+        strategy: str | Strategy | Score = "easy",
         tokenizer: Any = None,
         revision: str | None = None,
         context: Context = "response",
@@ -53,10 +53,10 @@ class PairScorer:
         include_eos: bool = False,
         on_nonfinite: Literal["error", "skip"] = "error",
     ):
-        self.strategy, self.responses, self.seed = strategy, responses, seed
-        self.geometry, self.on_nonfinite = checked_geometry(geometry, center), on_nonfinite
+        self.strategy, named = split_geometry(strategy)
+        self.geometry, self.on_nonfinite = checked_geometry(geometry, center, named), on_nonfinite
+        self.responses, self.seed = responses, seed
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
-        self.scorer  # noqa: B018  (raises if there is no such strategy)
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
         if on_nonfinite not in ("error", "skip"):
@@ -67,20 +67,14 @@ class PairScorer:
         self.fitted: Geometry | None = None
 
     @property
-    def scorer(self) -> Strategy:
-        """The strategy as a function."""
-        if callable(self.strategy):
-            return self.strategy
-        if not isinstance(self.strategy, str) or self.strategy not in STRATEGIES:
-            raise TrlRealError(
-                f"No strategy {self.strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function."
-            )
-        return STRATEGIES[self.strategy]
+    def rule(self) -> Strategy:
+        """The strategy's record."""
+        return as_strategy(self.strategy)
 
     @property
     def embeds(self) -> bool:
         """Whether the strategy looks at embeddings."""
-        return self.scorer is not uniform
+        return self.rule.reads_embeddings
 
     def annotate(
         self, batch: dict[str, list], pool: bool, rank: int | None = None, row_ids: list[int] | None = None
@@ -104,7 +98,7 @@ class PairScorer:
                 f"Embeddings of {where} are missing or hold NaN or infinity. "
                 "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
             )
-        return rows, choose(rows, vectors, self.scorer, self.seed), cost
+        return rows, choose(rows, vectors, self.rule, self.seed), cost
 
     def features(self, features: Features) -> Features:
         """The features of a dataset after `map`: for `IterableDataset.map(features=…)`, which cannot see them."""
@@ -143,15 +137,23 @@ class PairScorer:
         self.__dict__.update({name: value for name, value in state.items() if name != "version"})
 
 
-def checked_geometry(geometry: str, center: bool) -> str:
+def checked_geometry(geometry: str, center: bool, named: str | None) -> str:
     """
-    The name of a geometry, from the two ways to ask for one.
+    Return the name of the geometry from the three ways to ask for one.
+
+    Args:
+        geometry: Name in `GEOMETRIES`.
+        center: Short for `"centered"`.
+        named: Geometry in the name of the strategy, such as `"easy@centered"`.
 
     Raises:
-        TrlRealError: If there is no such geometry, or the two differ.
+        TrlRealError: If the geometry is unknown, or two of them differ.
     """
     if geometry not in GEOMETRIES:
         raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
+    asked = "centered" if center else geometry
     if center and geometry not in ("raw", "centered"):
         raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
-    return "centered" if center else geometry
+    if named is not None and asked not in ("raw", named):
+        raise TrlRealError(f"The strategy names geometry {named!r}, but geometry={asked!r}. Leave one of them out.")
+    return named or asked

@@ -23,7 +23,7 @@ from trl_real.selection.annotation import (
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import Mapped, Sharded
 from trl_real.selection.fitting import fitted_geometry
-from trl_real.selection.pool import select_from
+from trl_real.selection.pool import DatasetPool, select_rows
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.scorer import PairScorer
 from trl_real.selection.streaming import select_stream
@@ -160,7 +160,7 @@ class EmbeddingPairSelector(PairScorer):
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams; a Dataset is ranked as a whole. Leave it out.")
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
-        kept, self.record = select_from(self, dataset, budget, engine)
+        kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
         return kept
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":

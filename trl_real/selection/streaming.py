@@ -11,25 +11,16 @@ from datasets import Dataset, Features, IterableDataset
 
 from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS, to_columns
 from trl_real.errors import TrlRealError
+from trl_real.functional.geometry import Geometry
 from trl_real.runtime.distributed import once
 from trl_real.runtime.stream_shards import Chunks, map_chunks, typed
 from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.engines import DESCRIPTION, Mapped
 from trl_real.selection.fitting import fitted_geometry, geometry_of_stream
-from trl_real.selection.pool import (
-    ScoringPass,
-    columns_read,
-    cut,
-    forgetful,
-    numbers,
-    plain_rows,
-    ranked,
-    score_rows,
-    scoring_features,
-)
+from trl_real.selection.pool import DatasetPool, cut, select_rows, without_cache
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.scorer import PairScorer
-from trl_real.selection.strategies import set_budget
+from trl_real.selection.scoring_columns import ScoringPass, columns_read, numbers, plain_rows, scoring_features
 
 
 Selected = tuple[IterableDataset, SelectionRecord]
@@ -98,23 +89,44 @@ def select_exactly(
     Raises:
         TrlRealError: If the stream is not the same again, or as `select`.
     """
-    plain, pool = plain_rows(selector, typed(stream))
-    read, arrays = columns_read(selector, plain.column_names, pool)
-    chunks = Chunks(plain, read, shard_rows, tuple(arrays))
-    if selector.geometry != "raw" and selector.embeds:
-        selector.fitted = once(lambda: geometry_of_stream(selector, chunks, pool, folder))
-
-    def score(scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
-        scoring = ScoringPass(forgetful(scorer), pool)
-        settings = {"batch_size": batch_size, "desc": DESCRIPTION, "only": rows}
-        return map_chunks(scoring, chunks, scoring_features(pool), folder / name, **settings)
-
-    added, kept, record = ranked(selector, budget, score, once)
-    features = Features({**plain.features, **added.features})
-    return IterableDataset.from_generator(KeptRows(chunks, added, kept), features=features), record
+    return select_rows(selector, StreamPool(selector, stream, folder, shard_rows, batch_size), budget)
 
 
-class KeptRows:
+class StreamPool:
+    """
+    The rows of a stream, read in chunks; scores stay in a folder.
+
+    Args:
+        selector: Selector that reads them.
+        stream: Stream with the same rows in the same order each time.
+        folder: Folder for the scores.
+        shard_rows: Rows of a chunk.
+        batch_size: Rows of a batch.
+    """
+
+    def __init__(self, selector: PairScorer, stream: IterableDataset, folder: Path, shard_rows: int, batch_size: int):
+        self.selector, self.folder, self.batch_size, self.once = selector, folder, batch_size, once
+        self.plain, self.is_pool = plain_rows(selector, typed(stream))
+        read, arrays = columns_read(selector, self.plain.column_names, self.is_pool)
+        self.chunks = Chunks(self.plain, read, shard_rows, tuple(arrays))
+
+    def fit(self) -> Geometry:
+        """Return the geometry, fitted to the rows with the lowest digests."""
+        return geometry_of_stream(self.selector, self.chunks, self.is_pool, self.folder)
+
+    def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
+        """Score rows by their numbers, ascending; None for all."""
+        scoring = ScoringPass(without_cache(scorer), self.is_pool)
+        settings = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
+        return map_chunks(scoring, self.chunks, scoring_features(self.is_pool), self.folder / name, **settings)
+
+    def join(self, added: Dataset, kept: np.ndarray) -> IterableDataset:
+        """Return the kept rows as a stream that reads this one again."""
+        features = Features({**self.plain.features, **added.features})
+        return IterableDataset.from_generator(JoinedRows(self.chunks, added, kept), features=features)
+
+
+class JoinedRows:
     """
     The last pass over a stream: its kept rows with the selector's columns.
 
@@ -129,7 +141,7 @@ class KeptRows:
 
     def __call__(self):
         """The rows, one by one."""
-        for start, batch in self.chunks.whole():
+        for start, batch in self.chunks.full_chunks():
             rows = self.kept[slice(*np.searchsorted(self.kept, (start, start + self.chunks.size)))].tolist()
             own = self.added[rows] if rows else {}
             for i, row in enumerate(rows):
@@ -172,7 +184,7 @@ def select_by_sample(
     rows = _to_dataset(list(drawn), plain.features)
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = fitted_geometry(selector, rows)
-    scored = score_rows(selector, rows, pool, Mapped(None, batch_size), "sample")
+    scored = DatasetPool(selector, rows, Mapped(None, batch_size)).score(selector, None, "sample")
     scores = numbers(scored, "_score")
     n_pairs = int(np.isfinite(scores).sum())
     share = 1.0 if budget is None else budget
@@ -229,7 +241,7 @@ def _check_sample(selector: PairScorer, budget: Any, sample: int) -> None:
             f"budget={budget} rows cannot be told from a sample. Give a share such as 0.25, or type shards='a_folder' "
             "instead of sample for the exact cut in two passes."
         )
-    if set_budget(selector.scorer):
+    if selector.rule.budget:
         raise TrlRealError(
             f"strategy={selector.strategy!r} weighs rows against each other, which no threshold does. "
             "Type shards='a_folder' instead of sample for the exact cut in two passes."

@@ -1,4 +1,4 @@
-"""What the report tells beside the curves: similarities, examples at the cut, agreement by similarity, recipe."""
+"""Facts for the report besides the curves: similarities, examples at the cut, agreement by similarity, recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_ter
 from trl_real.functional.similarity import pair_similarity
 from trl_real.functional.statistics.agreement_by_similarity import agreement_by_similarity
 from trl_real.selection.record import describe_similarity, library_versions
-from trl_real.study.arms import Ranking
+from trl_real.study.arms import ScoredPairs
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool
@@ -27,23 +27,23 @@ def describe(
     frozen: FrozenCells, arms: Sequence[str], budgets: Sequence[float | int], seed: int, everything: StudyPool
 ) -> dict[str, Any]:
     """
-    Facts for the report, as plain JSON values.
+    Collect facts for the report, as plain JSON values.
 
     Args:
-        frozen: Has the chooser and the test set.
-        arms, budgets: The grid's.
-        seed: Whose choices are shown, at the middle budget.
+        frozen: Cells with the selector and the test set.
+        arms, budgets: Sides of the grid.
+        seed: Seed of the selections to show, at the middle budget.
         everything: All rows of the study, test rows included.
     """
-    chooser = frozen.chooser
+    selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]
     chosen = [arm for arm in arms if arm != RANDOM]
-    rankings = {arm: chooser.ranking(arm, seed) for arm in chosen}
+    scored = {arm: selector.scored_pairs(arm, seed) for arm in chosen}
     return {
-        "n_pool": chooser.n_pool(),
+        "n_pool": selector.n_pool(),
         "n_test": frozen.n_test,
-        "histograms": {arm: _histogram(rankings[arm], budget) for arm in chosen},
-        "examples": {arm: _examples(chooser.pool, rankings[arm], budget) for arm in chosen},
+        "histograms": {arm: _histogram(scored[arm], budget) for arm in chosen},
+        "examples": {arm: _examples(selector.pool, scored[arm], budget) for arm in chosen},
         "agreement": _agreement(frozen, seed),
         "recipe": {
             "rows with a pair": len(everything),
@@ -56,29 +56,29 @@ def describe(
     }
 
 
-def _histogram(ranking: Ranking, budget: float | int) -> dict[str, list]:
-    return describe_similarity(ranking.similarity, ranking.similarity[ranking.kept(budget)])["histogram"]
+def _histogram(pairs: ScoredPairs, budget: float | int) -> dict[str, list]:
+    return describe_similarity(pairs.similarity, pairs.similarity[pairs.selected(budget)])["histogram"]
 
 
-def _examples(pool: StudyPool, ranking: Ranking, budget: float | int) -> list[dict[str, Any]]:
-    """Of the pairs that the budget buys those with the highest scores, of the others those with the lowest."""
-    order = np.argsort(ranking.scores, kind="stable")
-    bought = np.isin(order, ranking.kept(budget))
+def _examples(pool: StudyPool, pairs: ScoredPairs, budget: float | int) -> list[dict[str, Any]]:
+    """Return the pairs on both sides of the cut: the last ones in the budget and the first ones outside it."""
+    order = np.argsort(pairs.scores, kind="stable")
+    bought = np.isin(order, pairs.selected(budget))
     ends = {"just kept": order[bought][-N_EXAMPLES:], "just left out": order[~bought][:N_EXAMPLES]}
-    return [_example(pool, ranking, int(i), where) for where, places in ends.items() for i in places]
+    return [_example(pool, pairs, int(i), where) for where, places in ends.items() for i in places]
 
 
-def _example(pool: StudyPool, ranking: Ranking, i: int, where: str) -> dict[str, Any]:
-    row = pool.rows[ranking.places[i]]
-    texts = [(f"response {side}", row.texts[k]) for side, k in zip("ab", ranking.pairs[i], strict=True)]
+def _example(pool: StudyPool, pairs: ScoredPairs, i: int, where: str) -> dict[str, Any]:
+    row = pool.rows[pairs.places[i]]
+    texts = [(f"response {side}", row.texts[k]) for side, k in zip("ab", pairs.pairs[i], strict=True)]
     prompt = text_of(row.prompt) if row.prompt else ""
-    return {"where": where, "similarity": float(ranking.similarity[i]), "prompt": prompt, "texts": texts}
+    return {"where": where, "similarity": float(pairs.similarity[i]), "prompt": prompt, "texts": texts}
 
 
 def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
-    """By second opinion: that of a model that has not seen the pair, and that of a column, where there is one."""
-    labeled = frozen.chooser.labeled(Cell(RANDOM, 1.0, seed))
-    vectors = frozen.chooser.vectors
+    """Return agreement by second opinion: a model that has not seen the pair, and a column if there is one."""
+    labeled = frozen.selector.labeled(Cell(RANDOM, 1.0, seed))
+    vectors = frozen.selector.vectors
     both = list(zip(labeled.places.tolist(), labeled.pairs.tolist(), strict=True))
     if len(both) < 2:
         return {}
@@ -88,8 +88,7 @@ def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     fit, _ = tune_bradley_terry(differences)
     verdicts = torch.sigmoid(left_out_margins(differences, fit)).numpy()
     found = {LEFT_OUT: agreement_by_similarity(similarity, verdicts)}
-    opinions = frozen.chooser.pool.opinions
+    opinions = frozen.selector.pool.opinions
     if opinions is not None:
-        said = opinions[labeled.places]
-        found[SECOND_OPINION] = agreement_by_similarity(similarity, said)
+        found[SECOND_OPINION] = agreement_by_similarity(similarity, opinions[labeled.places])
     return found

@@ -1,7 +1,6 @@
-"""The run folder of a study: each cell of the grid is done once, however often the study is killed and started."""
+"""Run folder of a study: each cell of the grid runs once, even if the study is killed and restarted."""
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from trl_real.errors import TrlRealError
-from trl_real.runtime.atomic_files import check_settings, read_json, write_json, write_whole
+from trl_real.runtime.atomic_files import read_json, write_atomic, write_json
+from trl_real.runtime.run_folder import RunFolder
 
 
 SETTINGS_FILE, CELLS = "study.json", "cells"
 
 
 class Result(NamedTuple):
-    """What a cell gave: plain values, and arrays by name."""
+    """Result of a cell: plain values, and arrays by name."""
 
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -27,12 +26,12 @@ class Result(NamedTuple):
 @dataclass(frozen=True)
 class Cell:
     """
-    One model of the study.
+    Cell of the grid: one trained model.
 
     Args:
         arm: Strategy, or strategy and geometry (`"easy@centered"`).
         budget: Share in (0, 1], or number of pairs.
-        seed: Of the pool's sample, of random choices and of training.
+        seed: Seed of the pool's sample, of random selection and of training.
     """
 
     arm: str
@@ -41,44 +40,31 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of its files."""
+        """File name of the cell, without extension."""
         return f"{self.arm}-{self.budget:g}-{self.seed}"
 
 
-class RunFolder:
+class StudyFolder(RunFolder):
     """
-    Settings and finished cells on disk. A cell's values are written last and in one step, so that what is there is
-    whole.
+    Folder of a study, with the files of its finished cells. The values of a cell are written last and in one step, so
+    that a file of values stands for a complete cell.
 
     Args:
-        folder: New, empty, or of a study with the same settings.
-        settings: What all cells share, None to take what the folder has; the grid's own sides are no part of it and
-            may grow.
+        folder: Path of a new or empty folder, or of a study with the same settings.
+        settings: Plain values that all cells share, or None to read them from the folder. The sides of the grid are
+            not among them and may grow.
 
     Raises:
         TrlRealError: If the folder holds something else, or a study with other settings.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any] | None):
-        self.folder = Path(folder)
+        super().__init__(folder, settings, SETTINGS_FILE, "study")
         self.cells = self.folder / CELLS
-        if self.folder.exists() and not self.folder.is_dir():
-            raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
-        file = self.folder / SETTINGS_FILE
-        if settings is None:
-            settings = read_json(file)
-        settings = json.loads(json.dumps(settings))
-        if file.exists():
-            check_settings(read_json(file), settings, folder, "study")
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise TrlRealError(f"The folder {str(folder)!r} holds something that is no study. Give a new one.")
-        self.cells.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_json(file, settings)
-        self.settings = settings
+        self.cells.mkdir(exist_ok=True)
 
     def result(self, cell: Cell) -> Result | None:
-        """What the cell gave, or None if it is not done."""
+        """Return the result of a cell, or None if it is not done."""
         file = self.cells / f"{cell.key}.json"
         if not file.exists():
             return None
@@ -86,24 +72,24 @@ class RunFolder:
             return Result(read_json(file), dict(arrays))
 
     def save(self, cell: Cell, result: Result) -> None:
-        """Keep what the cell gave."""
+        """Write the result of a cell."""
         file = self.cells / f"{cell.key}.json"
         write_arrays(file.with_suffix(".npz"), result.arrays)
         write_json(file, result.values)
 
 
-def run_cells(folder: RunFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
+def run_cells(folder: StudyFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
     """
-    Run the cells that are not done, with a bar that tells the time left.
+    Run the cells that are not done, with a progress bar.
 
     Args:
-        folder: Where they are kept.
-        cells: In the order in which they are run.
-        run: Runs one.
-        desc: Of the bar.
+        folder: Run folder of the study.
+        cells: Cells in the order in which they run.
+        run: Function that runs one cell.
+        desc: Label of the progress bar.
 
     Returns:
-        How many were run.
+        Number of cells that were run.
     """
     cells = list(cells)
     missing = [cell for cell in cells if not (folder.cells / f"{cell.key}.json").exists()]
@@ -115,7 +101,7 @@ def run_cells(folder: RunFolder, cells: Iterable[Cell], run: Callable[[Cell], Re
 
 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as `.npz`, in one step as `write_whole` does."""
+    """Write arrays by name as `.npz`, in one step as `write_atomic` does."""
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    write_whole(file, content.getvalue())
+    write_atomic(file, content.getvalue())

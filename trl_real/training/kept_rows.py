@@ -1,6 +1,6 @@
 """Rows selected for training: checks before the selection, files with rows and record, model card section."""
 
-import os
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.training.config import REALDPOConfig
 
@@ -36,10 +37,9 @@ class KeptRows:
         """Write both files into `folder`; the file of row numbers is complete or absent."""
         path = Path(folder) / ROWS_FILE
         self.record.save(folder)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.save(file, self.rows)
-        os.replace(partial, path)
+        content = io.BytesIO()
+        np.save(content, self.rows)
+        write_atomic(path, content.getvalue())
 
     @classmethod
     def load(cls, folder: str | Path | None) -> "KeptRows | None":

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from trl_real.runtime.atomic_files import write_atomic
 
 
 WINDOW_FILE = "noise_window.json"
@@ -47,9 +48,7 @@ class NoiseWindow:
         """Write the margins into `folder`; the file is complete or absent."""
         path = Path(folder) / WINDOW_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"margins": list(self.margins)}), encoding="utf-8")
-        os.replace(partial, path)
+        write_atomic(path, json.dumps({"margins": list(self.margins)}).encode())
 
     def load(self, folder: str | Path | None) -> None:
         """Continue with the margins that `save` wrote; start empty without a folder or file."""

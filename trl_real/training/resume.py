@@ -11,8 +11,9 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from trl_real.data.digest import told
-from trl_real.runtime.atomic_files import check_settings, read_json, write_json
+from trl_real.data.digest import dataset_digest
+from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.runtime.run_folder import check_settings
 from trl_real.training.adapters import adapter_settings
 
 
@@ -53,7 +54,7 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
         TrlRealError: If the run has other data or settings; the message names the first difference.
     """
     checkpoint, file = last_checkpoint(args.output_dir), Path(args.output_dir) / SETTINGS_FILE
-    settings = _settings(args) | {"model": model, "dataset": told(dataset)} | adapter_settings(peft_config)
+    settings = _settings(args) | {"model": model, "dataset": dataset_digest(dataset)} | adapter_settings(peft_config)
     if checkpoint is None and args.process_index == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, settings)

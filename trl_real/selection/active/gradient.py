@@ -12,8 +12,7 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.design import greedy_design, pair_features
 from trl_real.models.adapters import active_adapter
 from trl_real.models.gradients import GradientFeatures, GradientOptions, Gradients
-from trl_real.models.lazy_model import LateModel
-from trl_real.models.log_probs import load_policy
+from trl_real.models.lazy_model import LazyModel
 from trl_real.selection.active.base import ActiveSelector, Picks, Reading, checked_cap, cosines
 from trl_real.selection.active.gradient_shards import gradients_in_shards
 from trl_real.selection.active.pool import ActivePool
@@ -137,10 +136,10 @@ class GradientPairSelector(ActiveSelector):
         greedy_design(nothing, 0, ridge=ridge)  # and if the ridge is out of range
         if not isinstance(model, str | os.PathLike):
             active_adapter(model)
-        self.model = LateModel(model, tokenizer, revision, dtype, device)
+        self.model = LazyModel(model, tokenizer, revision, dtype, device)
 
     def _read(self, pool: ActivePool, plain: Dataset) -> Reading:
-        model, tokenizer = self.model.load(load_policy)
+        model, tokenizer = self.model.load(adapters=True)
         features = GradientFeatures(model, tokenizer, self.options, self.model.cast_to)
         settings = {
             **{name: getattr(self.options, name) for name in ("projection", "projection_dim", "max_length")},

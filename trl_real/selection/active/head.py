@@ -144,7 +144,7 @@ class HeadPairSelector(ActiveSelector):
         return torch.stack(whole).float() if whole else torch.zeros(0, 1), reading
 
     def _ask_encoder(self, keys: list[tuple[str, str]], pool: ActivePool, reading: Reading) -> None:
-        identity = self.encoder.identity()
+        identity = self.encoder.fingerprint()
         if identity != self._known_by:
             self._known, self._cut, self._known_by = {}, set(), identity
         new = [i for i, key in enumerate(keys) if key not in self._known]

@@ -21,7 +21,6 @@ from trl_real.selection.planning.hardware import Hardware, hardware_named
 from trl_real.selection.planning.model_shape import empty_model, model_shape, this_cpu, tokenizer_of
 from trl_real.selection.planning.plan_record import Estimate, SelectionPlan
 from trl_real.selection.selector import EmbeddingPairSelector
-from trl_real.selection.strategies import set_budget
 
 
 PLAN_SAMPLE = 1000
@@ -65,7 +64,8 @@ def plan_selection(
 
     Up to 1,000 rows are drawn by the selector's seed and tokenized as the selector would; the parameters are counted
     from the model's config. Left out: equal responses, which run once; the rows near a decision, which a half
-    precision run reads again; loading data and model; padding, where a model cannot be packed.
+    precision run reads again (`SelectionPlan.again` says which); loading data and model; padding, where a model
+    cannot be packed.
 
     Args:
         selector: Strategy, model and settings.
@@ -109,10 +109,11 @@ def plan_selection(
         hardware=device,
         n_devices=n_devices,
         tokenizing=sample.seconds * len(dataset) / len(rows),
-        kept_width=(shape.width if shape else _given_width(batch)) if set_budget(selector.scorer) else 0,
+        kept_width=(shape.width if shape else _given_width(batch)) if selector.rule.budget else 0,
         price=device.price if price is None else price,
         labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
+        again=_again(selector, sample.responses),
     )
 
 
@@ -187,7 +188,7 @@ def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]
     for row in rows:
         own = [next(sequences) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
-    embedder._check_length([tree for tree in found if tree.responses])
+    embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)
 
 
@@ -206,6 +207,12 @@ def _given_width(batch: dict[str, list]) -> int:
 
 def _mean_bytes(row: Candidates) -> float:
     return sum(len(text.encode()) for text in row.texts) / max(1, len(row.texts))
+
+
+def _again(selector: EmbeddingPairSelector, responses: np.ndarray) -> str:
+    """Rows that a half-precision run embeds again (`trl_real.selection.half_precision`), in words."""
+    rows = "the rows of the budget and those that compete with them" if selector.rule.budget else "rows near the cut"
+    return rows + (", and rows with two close pairs," if responses.max() > 2 else "") + " are"
 
 
 def _labels(budget: float | int | None, pairs: float, exact: bool) -> int:

@@ -1,0 +1,123 @@
+"""Settings from flags and YAML files, including the trainer's, and the settings that an output folder records."""
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from support.command_line import fails
+from support.tiny import save_tiny
+from trl_real.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings", "flags"),
+    [
+        ("active", {"selectors": "random", "seeds": 1}, ["--selectors", "random", "--seeds", "1"]),
+        ("active", {"seeds": [1, 2], "judge": None}, ["--seeds", "1", "2"]),
+        ("active", {"continue": True}, ["--continue"]),
+        ("active", {"restart": False}, ["--continue"]),
+        ("active", {"continue": False}, []),
+        ("active", {"seeds": [], "human": False, "min_gap": -1e-5}, ["--min_gap=-1e-05"]),
+        ("study", {"title": "-RMB"}, ["--title=-RMB"]),
+        ("push", {"private": False}, ["--no-private"]),
+        ("push", {"private": True}, ["--private"]),
+        ("label", {"model": "m", "price": [1, 2.5]}, ["--model", "m", "--price", "1", "2.5"]),
+        ("label", {"min_gap": "1e-2"}, ["--min_gap", "0.01"]),
+        ("study", {"engine": "dpo", "budgets": [0.5, 1.0, 100]}, "--engine dpo --budgets 0.5 1.0 100".split()),
+    ],
+    ids=str,
+)
+def test_yaml_setting_equals_the_flag(verb, settings, flags, tmp_path):
+    from importlib import import_module
+
+    from trl_real.cli.main import _parse
+
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    module = import_module(f"trl_real.cli.{verb}")
+    by_file = vars(_parse(verb, module, ["--config", str(config)]))
+    assert {**by_file, "config": None} == vars(_parse(verb, module, flags))
+
+
+@pytest.mark.parametrize("value", ["'true'", "1", "on please"])
+def test_yaml_switch_is_true_or_false(value, tmp_path, capsys):
+    config = tmp_path / "settings.yaml"
+    config.write_text(f"human: {value}")
+    assert "Write true or false." in fails(capsys, "active", "--config", str(config))
+
+
+def test_yaml_setting_is_refused_where_the_flag_is(tmp_path, capsys):
+    config = tmp_path / "settings.yaml"
+    config.write_text("engine: DPO")
+    with pytest.raises(SystemExit):
+        main(["study", "--config", str(config)])
+    assert "invalid choice: 'DPO'" in capsys.readouterr().err
+
+
+def test_model_is_loaded_with_the_settings_of_the_trl_model_config():
+    from trl import ModelConfig
+
+    from trl_real import REALDPOConfig
+    from trl_real.cli.train import set_model_init_kwargs
+
+    def told(given=None, **model):
+        config = REALDPOConfig("x", use_cpu=True, bf16=False, model_init_kwargs=given)
+        set_model_init_kwargs(config, ModelConfig(**model))
+        return config.model_init_kwargs
+
+    assert told() is None
+    asked = {"model_revision": "v2", "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert told(**asked) == {"revision": "v2", "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert told({"dtype": "float32"}, **asked)["dtype"] == "float32"
+    assert told(load_in_4bit=True)["quantization_config"].load_in_4bit
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_model_that_cannot_be_loaded_as_requested_is_an_error(verb, tmp_path, model):
+    rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
+    Dataset.from_dict(rows).to_json(str(tmp_path / "pairs.jsonl"))
+    argv = [verb, "--dataset", tmp_path / "pairs.jsonl", "--model", model, "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match="nonsense"):
+        main([*map(str, argv), "--attn_implementation", "nonsense", "--max_steps", "1", "--bf16", "False"])
+
+
+def test_evaluation_without_labels_gets_a_one_line_error(tmp_path, capsys):
+    Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}).to_json(str(tmp_path / "pairs.jsonl"))
+    argv = ["train", "--dataset", str(tmp_path / "pairs.jsonl"), "--model", "m", "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--eval_strategy", "steps", "--eval_steps", "1", "--bf16", "False"]) == 2
+    assert "--eval_strategy steps needs --eval_dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_train_epochs", "4"], "num_train_epochs=1.0, not 4.0"),
+        (["--use_peft", "--lora_r", "2"], "adapter=None, not 'LORA'"),
+        (["--dataset", "other.parquet"], "dataset='4 rows, "),
+        (["--per_device_train_batch_size", "4", "--logging_steps", "3", "--save_total_limit", "2"], None),
+        (["--dataset", "copy.parquet"], None),
+    ],
+    ids=str,
+)
+def test_output_folder_of_another_training_is_refused(
+    verb, flags, message, tmp_path, model, capsys, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"q{i}? ", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(4)]
+    for name, part in (("pairs", rows), ("copy", rows), ("other", rows[::-1])):
+        Dataset.from_list(part).to_parquet(f"{name}.parquet")
+    argv = [verb, "--dataset", "pairs.parquet", "--model", model, "--output_dir", "out", "--num_train_epochs", "1"]
+    argv += ["--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
+    assert main(argv) == 0
+    capsys.readouterr()
+    if message is None:
+        assert main([*argv, *flags]) == 0
+        assert "The run has already reached its last step, 2: nothing to train." in caplog.text
+    else:
+        assert f"'out' holds a training with {message}" in fails(capsys, *argv, *flags)

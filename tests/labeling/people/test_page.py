@@ -1,0 +1,316 @@
+"""The labeling page: display of hostile text, and a real browser driven by keys."""
+
+import html
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unicodedata
+import urllib.error
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from support.browser import Browser, rows
+from support.project import ROOT
+from trl_real.errors import TrlRealError
+from trl_real.labeling.people.desk import Desk
+from trl_real.labeling.people.page_html import end_html, pair_html, status_html, text_html
+from trl_real.labeling.people.queue import Pair, Progress
+from trl_real.runtime.journal import Journal
+
+
+HOSTILE = (
+    "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'></div></section><style>body{display:none}"
+    "</style> ${window.hacked=1} {{value}} &lt; \u202eoverride \u2067isolate \u200f \x00\x1b[31m \u200b\u200b\u200b"
+    "\U000e0041 \u05e9\u05dc\u05d5\u05dd\n\u2028"
+)
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "", " \n", "\ud800x\udfff", "a\r\nb\rc", "x" * 20000, "<" * 9])
+def test_text_is_shown_unchanged(text):
+    shown = text_html(text)
+    shown.encode("utf-8")
+    plain = re.sub(r'<span class="mark" title="[A-Za-z0-9 -]+">U\+[0-9A-F]{4,6}( ×[0-9,]+)?</span>', "", shown)
+    assert not set("<>\"'") & set(plain)
+    hidden = {char for char in plain if unicodedata.category(char) in ("Cc", "Cf", "Cs")}
+    assert hidden <= set("\n\t\u200e\u200f\u061c")
+    expected = "".join(c for c in text.replace("\r\n", "\n").replace("\r", "\n") if not _unseen(c))
+    assert html.unescape(plain) == expected
+
+
+def _unseen(char: str) -> bool:
+    kept = "\n\t\u200e\u200f\u061c"
+    return char not in kept and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def test_consecutive_invisible_characters_get_one_mark():
+    assert text_html("a" + "\u200b" * 10_000 + "b").count("mark") == 1 and "×10,000" in text_html("\u200b" * 10_000)
+    family = "\U0001f468\u200d\U0001f469"
+    assert text_html(family) == family  # joiners make one emoji of two
+
+
+@pytest.mark.parametrize("prompt", [HOSTILE, [{"role": HOSTILE, "content": HOSTILE}], [], None, ""])
+def test_no_field_of_a_pair_escapes_its_element(prompt):
+    class Tags(HTMLParser):
+        found: list = []
+
+        def handle_starttag(self, tag, attrs):
+            self.found.append(tag)
+            assert not any(name.startswith("on") for name, _ in attrs)
+
+    progress = Progress(3, {"a": 1, "tie": 0, "b": 0, "skip": 1}, 1, 0, 2.0)
+    pair = Pair("k", 0, prompt, HOSTILE, "", "a")
+    for shown in (pair_html(pair, progress, HOSTILE, 1, HOSTILE), end_html(progress, HOSTILE, 1, HOSTILE)):
+        tags = Tags()
+        tags.found = []
+        tags.feed(shown)
+        assert not {"script", "img", "style"} & set(tags.found) and shown.count("<div") == shown.count("</div")
+    assert "(empty)" in pair_html(pair, progress, "ann", 1)
+
+
+def test_status_shows_counts_and_pace():
+    status = status_html(Progress(1000, {"a": 90, "tie": 5, "b": 3, "skip": 2}, 50, 43, 12.0), "ann")
+    for part in ("<b>100</b> of 1,000 pairs", "2 skipped", "12 s a pair", "300 pairs an hour", "about 3.0 h to go"):
+        assert part in status
+
+
+def test_desk_accepts_each_vote_once_and_reports_stale_votes(tmp_path):
+    desk = Desk(Dataset.from_list(rows(2)), tmp_path / "votes.jsonl")
+    key = _key(desk.show("ann"))
+    said = {"annotator": "ann", "key": key, "seconds": 1}
+    assert _key(desk.act("left", {**said, "key": None})) == key  # pressed too early
+    assert _key(desk.act("left", said)) != key
+    assert "Another window moved on" in desk.act("right", said)
+    assert desk.act("left", {"key": key}) == "" and desk.show("  ") == ""
+    assert _key(desk.show("bob")) and not desk.finished.is_set()
+    for name in ("ann", "bob", "bob"):
+        view = desk.act("tie", {"annotator": name, "key": _key(desk.show(name)), "seconds": "x"})
+    assert 'id="end"' in view and desk.finished.is_set()
+    assert _key(desk.act("undo", {"annotator": "bob", "key": ""}))
+    desk.close()
+    lines = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
+    assert [next(iter(line)) for line in lines] == ["opened", *["key"] * 4, "undo"]
+
+
+def test_second_desk_on_the_same_file_is_refused(tmp_path):
+    desk = Desk(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl")
+    with pytest.raises(TrlRealError, match="Another process is writing"):
+        Desk(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl")
+    desk.close()
+
+
+def test_vote_that_cannot_be_written_is_not_counted(tmp_path):
+    desk = Desk(Dataset.from_list(rows(2)), tmp_path / "votes.jsonl")
+    key = _key(desk.show("ann"))
+    desk.close()
+    with Journal(tmp_path / "votes.jsonl") as other:
+        other.append({"opened": 2})
+        assert "Another process is writing" in desk.act("left", {"annotator": "ann", "key": key})
+    assert _key(desk.show("ann")) == key and _key(desk.act("left", {"annotator": "ann", "key": key})) != key
+    desk.close()
+
+
+def _key(view: str) -> str:
+    return view.split('data-key="')[1].split('"')[0]
+
+
+SERVER = """
+import json, sys
+from datasets import Dataset
+from trl_real.labeling.people.page import serve_page
+data, options = (json.loads(open(path).read()) for path in sys.argv[1:3])
+serve_page(Dataset.from_list(data), on_ready=lambda url: print(url, flush=True), **options)
+"""
+
+
+class Server:
+    """The page in a separate process that can be killed and started again at the same address."""
+
+    def __init__(self, folder: Path, data: list[dict], **options):
+        self.folder, self.votes = folder, folder / "votes.jsonl"
+        self.home = folder / "home"
+        self.home.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        (folder / "pool.json").write_text(json.dumps(data))
+        (folder / "options.json").write_text(json.dumps({"votes": str(self.votes), "port": self.port, **options}))
+        self.start()
+
+    def start(self) -> None:
+        settings = {"HOME": self.home, "TMPDIR": self.home, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+        arguments = [self.folder / "pool.json", self.folder / "options.json"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=open(self.folder / "errors.txt", "ab"),
+            text=True,
+            cwd=self.home,
+            env={**os.environ, **{name: str(value) for name, value in settings.items()}},
+        )
+        self.url = self.process.stdout.readline().strip()
+        assert self.url == f"http://127.0.0.1:{self.port}/", (self.folder / "errors.txt").read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.votes.read_text().splitlines()]
+
+
+@pytest.fixture
+def serve(tmp_path):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    servers = []
+
+    def start(data: list[dict], **options) -> Server:
+        servers.append(Server(tmp_path, data, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+def test_a_person_votes_by_keys_reloads_and_undoes(serve, browser):
+    server = serve(rows(6), guidelines="# Be kind\n![far](https://example.invalid/x.png)")
+    browser.driver.get(server.url)
+    seen = [browser.enter("ann 1234u")]  # the keys in a name are letters of the name
+    assert server.lines() == [{"opened": 6, "seed": 42}]
+    seen.append(browser.vote("1"))
+    browser.press("33")  # a second press comes before the next pair was looked at
+    seen.append(browser.shown())
+    held = {"type": "rawKeyDown", "key": "2", "code": "Digit2", "windowsVirtualKeyCode": 50, "autoRepeat": True}
+    browser.driver.execute_cdp_cmd("Input.dispatchKeyEvent", held)
+    browser.press("\ue009" + "4")  # with Ctrl it is another program's key
+    browser.press("\ue000")
+    assert browser.shown() == seen[-1]
+    browser.driver.refresh()
+    assert browser.shown() == seen[-1] and "ann 1234u" in browser.text()
+    seen.append(browser.vote("2"))
+    assert browser.vote("u") == seen[2] and browser.vote("U") == seen[1]
+    assert [browser.vote("3"), browser.vote("4")] == seen[2:4]
+    seen += [browser.vote("1"), browser.vote("2"), browser.vote("2")]
+    assert seen[-1] == "" and "6 pairs done" in browser.text()
+    assert browser.vote("u") == seen[5] and browser.vote("4") == ""
+    votes = [line for line in server.lines() if "verdict" in line]
+    sides = [{"a": "1", "b": "3"} if vote["shown_first"] == "a" else {"a": "3", "b": "1"} for vote in votes]
+    pressed = [{**side, "tie": "2", "skip": "4"}[v["verdict"]] for side, v in zip(sides, votes, strict=True)]
+    assert pressed == list("132341224"[:3]) + list("341224")
+    assert all(0.3 < vote["seconds"] < 30 and vote["annotator"] == "ann 1234u" for vote in votes)
+    assert browser.asked_for() <= {"https://example.invalid/x.png"}  # and the policy stopped that one
+    assert browser.run("return document.querySelectorAll('footer a').length") == 0
+    _another_person_in_another_tab(browser, server)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
+    written = [path for path in server.home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
+    assert not written  # Matplotlib, which Gradio imports where it is installed, keeps a list of fonts
+
+
+def _another_person_in_another_tab(browser: Browser, server: Server) -> None:
+    first = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    browser.driver.get(server.url)
+    assert browser.enter("eve")
+    browser.vote("2")
+    assert "1 of 6 pairs" in browser.text() and server.lines()[-1]["annotator"] == "eve"
+    browser.driver.close()
+    browser.driver.switch_to.window(first)
+    browser.driver.refresh()
+    assert browser.shown() == "" and "ann 1234u" in browser.text()
+
+
+@pytest.mark.slow
+def test_killed_server_loses_no_vote_and_hostile_text_is_escaped(serve, browser):
+    data = rows(4) + [
+        {"prompt": HOSTILE, "response_a": HOSTILE + "x" * 20_000, "response_b": "\u200b", "pair": [0, 1]}
+    ]
+    server = serve(data, annotator="bob", until_done=True)
+    browser.asked_for()
+    browser.driver.get(server.url)
+    seen = [browser.shown()]
+    for verdict in "12":
+        seen.append(browser.vote(verdict))
+    browser.press("3")
+    time.sleep(0.05)
+    server.process.send_signal(signal.SIGKILL)
+    server.kill()
+    with open(server.votes, "ab") as file:
+        file.write(b'{"key": "half a li')
+    server.start()
+    browser.driver.refresh()
+    at = browser.shown()
+    while at:
+        if at not in seen:
+            seen.append(at)
+        if "hacked" in browser.run("return document.querySelector('#prompt').innerText"):
+            _look_at_hostile(browser)
+            _try_the_doors(server)
+        at = browser.vote("3")
+    assert server.process.wait(20) == 0
+    votes = [line["key"] for line in server.lines() if "verdict" in line]
+    assert len(votes) == len(set(votes)) == 5 and set(seen) == set(votes) and not browser.asked_for()
+
+
+def _look_at_hostile(browser: Browser) -> None:
+    assert not browser.run("return window.hacked")
+    assert "<script>window.hacked=1</script>" in browser.run("return document.querySelector('#prompt').innerText")
+    panels = browser.run(
+        "return [...document.querySelectorAll('.sides .panel')].map(p => {const s = p.querySelector('.scroll'),"
+        " r = p.getBoundingClientRect(); return [r.left, r.right, r.bottom, s.scrollWidth - s.clientWidth]})"
+    )
+    (left, middle, bottom, spill), (other, right, bottom_too, spill_too) = panels
+    assert 0 <= left < middle <= other < right <= 1280 and bottom == bottom_too and spill == spill_too == 0
+    buttons = browser.run("return document.querySelector('#votes').getBoundingClientRect().toJSON()")
+    assert bottom <= buttons["top"] + 1
+    assert buttons["bottom"] <= browser.run("return innerHeight")
+    heights = "return [...document.querySelectorAll('.sides .scroll')].map(s => s.scrollHeight > s.clientHeight)"
+    assert sorted(browser.run(heights)) == [False, True]  # only the long one scrolls
+    browser.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+    )
+    assert browser.run("return document.documentElement.scrollWidth <= innerWidth")
+    browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def _try_the_doors(server: Server) -> None:
+    """What a page of another site, or a curious neighbour, would try."""
+    answer = urllib.request.urlopen(server.url)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    strange = urllib.request.Request(server.url, headers={"Host": "evil.example"})
+    for request in (strange, f"{server.url}gradio_api/file={server.votes}", f"{server.url}gradio_api/file=/etc/hosts"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code in (400, 403, 404)
+
+
+def test_used_port_is_reported(tmp_path):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    from trl_real.labeling.people.page import serve_page
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(TrlRealError, match=f"Cannot listen on 127.0.0.1:{port}"):
+            serve_page(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl", port=port)
+
+
+def test_unreadable_guidelines_are_named(tmp_path):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    from trl_real.labeling.people.page import build_page
+
+    data, votes = Dataset.from_list(rows(1)), tmp_path / "votes.jsonl"
+    with pytest.raises(TrlRealError, match="Cannot read the guidelines"):
+        build_page(data, votes, guidelines="none.md")
+    (tmp_path / "g.md").write_text("# Kind")
+    build_page(data, votes, guidelines=tmp_path / "g.md").desk.close()

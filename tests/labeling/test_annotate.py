@@ -1,0 +1,272 @@
+"""Tests of `annotate`: labels from scores and other judges."""
+
+import math
+
+import pytest
+from datasets import Dataset, concatenate_datasets
+
+from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
+from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.chat.judge import ChatJudge
+from trl_real.labeling.panel import JudgePanel
+from trl_real.labeling.people.votes import pair_key
+from trl_real.runtime.journal import Journal
+
+
+def pool(**columns):
+    rows = {
+        "prompt": ["p0", "p1", "p2", "p3"],
+        "responses": [["a", "b"], ["c", "d", "e"], ["f", "g"], ["h", "i"]],
+        "scores": [[1.0, 2.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]],
+        "pair": [[0, 1], [0, 2], [0, 1], [0, 1]],
+        "response_a": ["a", "c", "f", "h"],
+        "response_b": ["b", "e", "g", "i"],
+        "similarity": [0.1, 0.2, 0.3, 0.4],
+        "skipped": ["", "", "", ""],
+    }
+    return Dataset.from_dict({**rows, **columns})
+
+
+def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_apart():
+    report = LabelReport()
+    labeled = annotate(pool(), ScoreJudge(), report=report)
+    assert labeled["chosen"][:] == ["b", "c"]
+    assert labeled["rejected"][:] == ["a", "e"]
+    assert report.counts == {"labeled": 2, "ties": 1, "failed": 1}
+    assert labeled["label_confidence"][:] == [1.0, 1.0]
+    assert set(labeled["label_source"]) == {"score:scores"}
+    assert labeled.column_names == [
+        "prompt", "chosen", "rejected", "label_confidence", "label_source",
+        "pair", "response_a", "response_b", "similarity", "skipped",
+    ]  # fmt: skip
+
+
+def test_swapping_the_responses_does_not_change_the_label():
+    swapped = pool(responses=[["b", "a"], ["e", "d", "c"], ["g", "f"], ["i", "h"]],
+                   scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]])  # fmt: skip
+    first, second = annotate(pool(), ScoreJudge()), annotate(swapped, ScoreJudge())
+    assert first["chosen"][:] == second["chosen"][:] and first["rejected"][:] == second["rejected"][:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.0, 1.0, 0.5, math.nan]),
+        ({"min_gap": 1.0}, [0.0, 1.0, 0.5, math.nan]),
+        ({"min_gap": 1.5}, [0.5, 0.5, 0.5, math.nan]),
+        ({"min_ratio": 1.5}, [0.0, 1.0, 0.5, math.nan]),
+        ({"min_ratio": 1.8}, [0.0, 0.5, 0.5, math.nan]),
+    ],
+)
+def test_gap_or_ratio_below_the_minimum_is_a_tie(settings, expected):
+    assert ScoreJudge(**settings)(pool()[:]) == pytest.approx(expected, nan_ok=True)
+
+
+def test_scores_of_zero_have_no_ratio():
+    verdicts = ScoreJudge(min_ratio=1.5)(pool(scores=[[0.0, 2.0], [-1.0, 9.0, -2.0], [5.0, 1.0], [1.0, 1.0]])[:])
+    assert verdicts == pytest.approx([math.nan, math.nan, 1.0, 0.5], nan_ok=True)
+
+
+def test_rows_without_a_pair_get_no_label():
+    rows = pool(pair=[[-1, -1], [0, 2], [0, 1], [0, 1]], skipped=["empty response", "", "", ""])
+    report = LabelReport()
+    assert annotate(rows, ScoreJudge(), report=report)["prompt"][:] == ["p1"]
+    assert (report.n_rows, report.n_without_pair, sum(report.counts.values())) == (4, 1, 3)
+
+
+def test_text_response_to_a_conversational_prompt_becomes_an_assistant_message():
+    prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
+    labeled = annotate(pool(prompt=prompts), ScoreJudge())
+    assert labeled[0]["chosen"] == [{"role": "assistant", "content": "b"}]
+    assert labeled[0]["prompt"] == prompts[0]
+
+
+def test_messages_stay_messages():
+    responses = [[[{"role": "assistant", "content": t}] for t in row] for row in pool()["responses"]]
+    prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
+    labeled = annotate(pool(prompt=prompts, responses=responses), ScoreJudge())
+    assert labeled[1]["rejected"] == [{"role": "assistant", "content": "e"}]
+
+
+def said(text, role="assistant"):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
+def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
+    rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
+    labeled = annotate(rows, ScoreJudge())[1]
+    assert labeled["prompt"] == said("p1", "user")
+    assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
+
+
+def test_full_dialogues_lose_the_prompt_messages():
+    prompts = [said(f"p{i}", "user") for i in range(4)]
+    rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
+    assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
+
+
+def test_text_next_to_messages_with_parts_becomes_a_part():
+    parts = lambda text: [{"type": "text", "text": text}]  # noqa: E731
+    prompts = [said(parts(f"p{i}"), "user") for i in range(4)]
+    assert annotate(pool(prompt=prompts), ScoreJudge())[1]["chosen"] == said(parts("c"))
+    answers = [[said(parts(text)) for text in row] for row in pool()["responses"]]
+    assert annotate(pool(responses=answers), ScoreJudge())[1]["prompt"] == said(parts("p1"), "user")
+
+
+def test_a_soft_verdict_gives_its_confidence():
+    class Unsure:
+        name = "unsure"
+
+        def __call__(self, batch):
+            return [0.3] * len(batch["prompt"])
+
+    labeled = annotate(pool(), Unsure(), batch_size=3)
+    assert labeled["chosen"][:] == ["b", "e", "g", "i"]
+    assert labeled["label_confidence"][:] == pytest.approx([0.7] * 4)
+
+
+def test_all_ties_give_an_empty_dataset_with_the_same_columns():
+    labeled = annotate(pool(), ScoreJudge(min_gap=100.0))
+    assert len(labeled) == 0 and "label_confidence" in labeled.column_names
+
+
+class Wrong:
+    name = "wrong"
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def __call__(self, batch):
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda: annotate(pool().remove_columns("pair"), ScoreJudge()), "No column 'pair'.*Select pairs first"),
+        (lambda: annotate(Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]}), ScoreJudge()), "have labels"),
+        (lambda: annotate(pool().remove_columns("prompt"), ScoreJudge()), "No column 'prompt'.*rename_column"),
+        (lambda: annotate(pool(), ScoreJudge("votes")), "No column 'votes'.*or --column"),
+        (lambda: annotate(pool(scores=[[1.0]] * 4), ScoreJudge()), "1 scores in a row with the pair \\[0, 1\\]"),
+        (lambda: ScoreJudge(min_gap=-1), "min_gap=-1 is negative"),
+        (lambda: ScoreJudge(min_ratio=0.5), "min_ratio=0.5 is below 1"),
+        (lambda: annotate(pool(), Wrong([0.5])), "wrong returned 1 verdicts on 4 rows"),
+        (lambda: annotate(pool(), Wrong([0.5, 1.0, 7.0, 0.0])), "returned 7.0 on row 2"),
+    ],
+)
+def test_each_mistake_gets_a_one_line_error_with_a_fix(break_it, message):
+    with pytest.raises(TrlRealError, match=message) as caught:
+        break_it()
+    assert "\n" not in str(caught.value)
+
+
+def test_chat_judge_reports_a_row_without_a_prompt():
+    class Model:
+        name, answers = "model", None
+
+    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Remove such"):
+        annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
+
+
+def test_a_missing_column_can_be_caught_by_name():
+    with pytest.raises(MissingColumnError):
+        annotate(pool().remove_columns("pair"), ScoreJudge())
+
+
+class Once:
+    """A judge that is never asked about the same pair twice."""
+
+    def __init__(self, name="once", stop_after=None):
+        self.name, self.stop_after, self.seen = name, stop_after, []
+
+    def __call__(self, batch):
+        answers = []
+        for prompt in batch["prompt"]:
+            if len(self.seen) == self.stop_after:
+                raise KeyboardInterrupt
+            assert prompt not in self.seen
+            self.seen.append(prompt)
+            answers.append({"p0": 0.9, "p1": 0.2, "p2": 0.5, "p3": None}[prompt])
+        return answers
+
+
+def test_interrupted_run_resumes_without_asking_twice(tmp_path):
+    judge, journal = Once(stop_after=2), tmp_path / "verdicts.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        annotate(pool(), judge, batch_size=1, journal=journal)
+    judge.stop_after, report = None, LabelReport()
+    labeled = annotate(pool(), judge, batch_size=1, journal=journal, report=report)
+    assert judge.seen == ["p0", "p1", "p2", "p3"] and report.n_resumed == 2
+    assert labeled.to_list() == annotate(pool(), Once(), batch_size=3).to_list()
+    judge.seen = []
+    again = annotate(pool(), judge, journal=journal, report=report)
+    assert judge.seen == ["p3"] and report.n_resumed == 3  # what failed is asked again
+    assert again.to_list() == labeled.to_list()
+
+
+def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
+    for name in ("one", "other"):
+        judge = Once(name)
+        annotate(pool(), judge, journal=tmp_path / "j.jsonl")
+        assert len(judge.seen) == 4
+    assert {line["name"] for line in Journal(tmp_path / "j.jsonl").read()} == {"one", "other"}
+
+
+@pytest.mark.parametrize("judge", [ScoreJudge(), JudgePanel([ScoreJudge(), ScoreJudge(min_gap=0.5)])])
+def test_journal_key_of_a_row_includes_its_scores(judge, tmp_path):
+    corrected = pool(scores=[[2.0, 1.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]])
+    for rows in (pool(), corrected, concatenate_datasets([pool(), corrected])):
+        labeled = annotate(rows, judge, journal=tmp_path / "j.jsonl")
+        assert labeled.to_list() == annotate(rows, judge).to_list()
+    report = LabelReport()
+    annotate(corrected, judge, journal=tmp_path / "j.jsonl", report=report)
+    assert report.n_resumed == 3  # all but the failure
+
+
+def test_journal_keys_of_text_judges_equal_the_pair_keys(tmp_path):
+    annotate(pool(), JudgePanel([Once(), Once()]), journal=tmp_path / "j.jsonl")
+    keys = [line["key"] for line in Journal(tmp_path / "j.jsonl").read()]
+    assert keys == [pair_key(*row) for row in (("p0", "a", "b"), ("p1", "c", "e"), ("p2", "f", "g"))]
+
+
+def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
+    doubled = concatenate_datasets([pool(), pool().select([2, 1, 0])])
+    judge = Once()
+    labeled = annotate(doubled, judge, journal=tmp_path / "j.jsonl")
+    assert judge.seen == ["p0", "p1", "p2", "p3"]
+    assert labeled["prompt"][:] == ["p0", "p1", "p1", "p0"]
+
+
+def test_agreement_with_gold_counts_the_pairs_that_both_decided():
+    report = LabelReport()
+    annotate(pool(), Once(), gold=ScoreJudge(), report=report)
+    gold = report.gold  # scores say: b, a, tie, none; the judge: a, b, tie, none
+    assert (gold.n, gold.n_agree, gold.n_undecided, gold.rate) == (2, 0, 0, 0.0)
+    assert "agreement with gold labels 0.00" in report.words()
+    assert report.to_dict()["gold"]["ci_high"] == pytest.approx(0.6576, abs=1e-3)
+    annotate(pool(), ScoreJudge(), gold=ScoreJudge(), report=report)
+    assert report.gold.rate == 1.0
+
+
+def test_panel_pools_verdicts_and_reports_agreement():
+    class Says:
+        def __init__(self, *answers):
+            self.name, self.answers = f"says {answers[0]}", answers
+
+        def __call__(self, batch):
+            return self.answers[: len(batch["prompt"])]
+
+    members = [Says(0.9, 0.2, 0.6, None), Says(0.8, 0.6, 0.5, None), Says(0.4, 0.1, 0.9, 0.7)]
+    report = LabelReport()
+    labeled = annotate(pool(), JudgePanel(members), report=report)
+    assert labeled["label_confidence"][:] == pytest.approx([0.7, 0.7, 2 / 3])
+    assert labeled["chosen"][:] == ["a", "e", "f"]
+    assert report.verdicts.failures == {"fewer than 2 judges had a verdict": 1}
+    assert (report.panel.n_judges, report.panel.n_pairs) == (3, 3)
+    assert JudgePanel(members, "majority")(pool()[:]) == pytest.approx([2 / 3, 1 / 3, 5 / 6, math.nan], nan_ok=True)
+    assert JudgePanel(members, quorum=1)(pool()[:])[3] == 0.7
+    for broken, message in ((dict(judges=[Once()]), "panel has 1"), (dict(judges=members, pooling="max"), "pooling"),
+                            (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
+        with pytest.raises(TrlRealError, match=message):
+            JudgePanel(**broken)

@@ -1,0 +1,319 @@
+"""The efficiency study: which data it may read, how a cell is computed, and resuming after a kill."""
+
+import json
+import math
+import multiprocessing
+import time
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from trl_real import MissingColumnError, TrlRealError
+from trl_real.runtime import atomic_files
+from trl_real.study import grid
+from trl_real.study.arms import ArmSelector, parse_arm
+from trl_real.study.frozen import FrozenCells
+from trl_real.study.grid import Cell, StudyFolder
+from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
+from trl_real.study.report import write_study_report
+from trl_real.study.run import grid_cells, load_study, run_study
+
+
+GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "seeds": [0, 1], "n_test": 40}
+
+
+def rows(n: int = 160, d: int = 6, seed: int = 0, k: int = 2) -> dict[str, list]:
+    """Responses with a quality that is linear in their embeddings; two rows share a prompt."""
+    generator = np.random.default_rng(seed)
+    vectors = generator.normal(size=(n, k, d)) + 2
+    quality = vectors @ generator.normal(size=d) + generator.logistic(size=(n, k))
+    found = {"prompt": [f"prompt {i // 2}" for i in range(n)], "embeddings": []}
+    if k == 2:
+        better = quality[:, 0] > quality[:, 1]
+        found["chosen"] = [f"good {i} {seed}" for i in range(n)]
+        found["rejected"] = [f"bad {i} {seed}" for i in range(n)]
+        found["embeddings"] = [v.tolist() if b else v[::-1].tolist() for v, b in zip(vectors, better, strict=True)]
+        return found
+    found["responses"] = [[f"response {i} {j}" for j in range(k)] for i in range(n)]
+    return {**found, "scores": quality.round(1).tolist(), "embeddings": vectors.tolist()}
+
+
+def study(folder, dataset=None, **changes):
+    return run_study(dataset or Dataset.from_dict(rows()), None, folder, **{**GRID, **changes})
+
+
+def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
+    everything = study_pool(dataset, embeddings=True)
+    pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
+    return FrozenCells(ArmSelector(pool, pool.vectors), test, test.vectors)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# What it may not look at.
+
+
+def test_pool_and_test_prompts_are_disjoint_and_row_order_does_not_matter():
+    dataset = Dataset.from_dict(rows())
+    pool = study_pool(dataset)
+    keys = np.array(pool.prompt_keys())
+    train, test = split_by_prompt(pool, 40, 1, 0)[0]
+    assert not set(keys[train]) & set(keys[test]) and len(train) + len(test) == 160 and len(test) == 40
+    shuffled = study_pool(dataset.shuffle(seed=3))
+    again = np.array(shuffled.prompt_keys())[split_by_prompt(shuffled, 40, 1, 0)[0][1]]
+    assert sorted(again) == sorted(keys[test])
+
+
+def test_folds_test_every_prompt_once_and_none_of_the_pool(tmp_path):
+    pool = study_pool(Dataset.from_dict(rows()))
+    keys = np.array(pool.prompt_keys())
+    splits = split_by_prompt(pool, 40, 4, 0)
+    assert sorted(np.concatenate([test for _, test in splits])) == list(range(160))
+    assert all(len(test) == 40 and not set(keys[train]) & set(keys[test]) for train, test in splits)
+    found = study(tmp_path / "s", n_folds=4)
+    assert found.n_test == 160 and found.curves["loss"]["random"].n_labels == [27, 108]
+    one = study(tmp_path / "t")
+    curves = [s.curves["loss"]["random"].points[-1] for s in (found, one)]
+    assert curves[0].high - curves[0].low < 0.8 * (curves[1].high - curves[1].low)
+
+
+@pytest.mark.parametrize("arm", ["random", "easy", "hard", "centroid", "easy@whitened"])
+@pytest.mark.parametrize("k", [2, 5])
+def test_choosing_reads_no_label(arm, k):
+    dataset = rows(k=k)
+    other = {**dataset}
+    if k == 2:
+        other |= {"chosen": dataset["rejected"], "rejected": dataset["chosen"]}
+        other["embeddings"] = [pair[::-1] for pair in dataset["embeddings"]]
+    else:
+        other["scores"] = np.random.default_rng(9).normal(size=(160, 5)).tolist()
+    first, second = (prepared(Dataset.from_dict(x)).selector.scored_pairs(arm, 0) for x in (dataset, other))
+    np.testing.assert_array_equal(first.places, second.places)
+    order = np.argsort(first.scores, kind="stable")[:30], np.argsort(second.scores, kind="stable")[:30]
+    assert set(first.places[order[0]]) == set(second.places[order[1]])
+    if k > 2:
+        np.testing.assert_array_equal(first.pairs, second.pairs)
+
+
+def test_arms_of_a_seed_share_their_rows_and_seeds_do_not():
+    selector = prepared(Dataset.from_dict(rows())).selector
+    first, second = selector.scored_pairs("easy", 0).places, selector.scored_pairs("hard", 0).places
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == selector.n_pool() == round(0.9 * 120)
+    assert set(first) != set(selector.scored_pairs("easy", 1).places)
+    aside = selector.validation_pairs(0, 100)
+    assert len(aside.places) == 12 and not set(aside.places) & set(first)
+
+
+# What a cell is.
+
+
+@pytest.mark.parametrize("cell", [Cell("easy", 0.25, 0), Cell("random", 30, 1), Cell("hard@centered", 1.0, 2)])
+def test_cell_equals_a_logistic_regression_on_the_chosen_pairs(cell):
+    frozen = prepared(Dataset.from_dict(rows()))
+    result = frozen(cell)
+    labeled = frozen.selector.labeled(cell)
+    x = torch.stack(
+        [
+            frozen.selector.vectors[i][a] - frozen.selector.vectors[i][b]
+            for i, (a, b) in zip(labeled.places, labeled.pairs, strict=True)
+        ]
+    ).double()
+    x = (x / frozen.scale).numpy()
+    both, label = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # half the weight each: as one pair
+    fit = LogisticRegression(C=1 / (2 * result.values["ridge"]), fit_intercept=False, tol=1e-10, max_iter=1000)
+    fit.fit(both, label)
+    margins = frozen.test_differences.numpy() @ fit.coef_[0]
+    assert result.values["loss"] == pytest.approx(np.logaddexp(0, -margins).mean(), abs=1e-5)
+    assert result.values["accuracy"] == (margins > 0).mean()
+    assert result.values["margin"] == pytest.approx(margins.mean(), abs=1e-5)
+    assert result.values["n_labels"] == len(x) == (30 if cell.budget == 30 else round(cell.budget * 108))
+
+
+def test_ties_and_missing_scores_use_the_budget_and_are_not_trained_on():
+    pool = rows(n=60, k=3)
+    pool["scores"][:20] = [[1.0, 1.0, 1.0]] * 20
+    pool["scores"][20:30] = [[None, 1.0, None]] * 10
+    frozen = prepared(Dataset.from_dict(pool), n_test=10)
+    result = frozen(Cell("easy", 1.0, 0))
+    assert result.values["n_labels"] == frozen.selector.n_pool() and result.values["n_undecided"] > 15
+
+
+def test_test_pairs_of_a_pool_are_all_pairs_with_different_scores():
+    pool = study_pool(
+        Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b", "c"]], "scores": [[2.0, 1.0, 2.0]]})
+    )
+    places, pairs = decided_pairs(pool)
+    assert places.tolist() == [0, 0] and pairs.tolist() == [[0, 1], [2, 1]]
+    assert decided_pairs(pool, min_gap=1.5)[1].tolist() == []
+    assert preferences(pool, places, pairs)[:] == {
+        "prompt": ["x", "x"], "chosen": ["a", "c"], "rejected": ["b", "b"],
+    }  # fmt: skip
+
+
+def test_whole_pool_makes_all_arms_equal_and_saves_nothing(tmp_path):
+    found = study(tmp_path / "s")
+    ends = {arm: curve.points[-1] for arm, curve in found.curves["loss"].items()}
+    assert ends["easy"] == ends["hard@centered"] == ends["random"]
+    assert [interval[-1].value for interval in found.differences["loss"].values()] == [0.0, 0.0]
+    assert all(saving[-1].saving >= 0 for saving in found.savings["loss"].values())
+    assert found.n_done == found.n_cells == 12 and found.arms[0] == "random"
+
+
+def test_labels_that_follow_the_features_are_learned(tmp_path):
+    found = study(tmp_path / "s")
+    assert found.curves["loss"]["random"].points[-1].value < math.log(2) - 0.1
+    assert found.curves["accuracy"]["random"].points[-1].value > 0.65
+    assert found.curves["loss"]["random"].n_labels == [27, 108]
+
+
+def test_no_saving_is_reported_where_random_selection_learns_nothing(tmp_path):
+    noise = rows()
+    order = np.random.default_rng(5).random(160) < 0.5
+    noise["embeddings"] = [v if keep else v[::-1] for v, keep in zip(noise["embeddings"], order, strict=True)]
+    found = study(tmp_path / "s", Dataset.from_dict(noise))
+    assert found.unlearned["loss"] == [1 / 3, 2 / 3, 1.0]
+    assert found.savings["loss"] == {"easy": [], "hard@centered": []}
+    page = write_study_report(tmp_path / "s", found).read_text()
+    assert "Random's interval there holds what a model without a label has" in page
+    assert study(tmp_path / "t").unlearned["loss"] == []
+
+
+def test_agreement_with_a_second_opinion_is_reported_by_similarity(tmp_path):
+    dataset = Dataset.from_dict({**rows(), "other": [1.0, 0.0] * 80})
+    found = study(tmp_path / "s", dataset, second_opinion="other")
+    bins = found.agreement["a second annotator"]
+    assert sum(row.n for row in bins) == 108 and 0.3 < np.mean([row.agreement for row in bins]) < 0.7
+
+
+# The run folder.
+
+
+def test_finished_cells_are_not_repeated_and_the_grid_may_grow(tmp_path, monkeypatch):
+    first = study(tmp_path / "s")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "cells").iterdir()}
+    assert study(tmp_path / "s") == first and load_study(tmp_path / "s") == first
+    grown = study(tmp_path / "s", budgets=[0.5], seeds=[2], arms=["easy@centered"])
+    assert grown.budgets == [0.25, 0.5, 1.0] and grown.seeds == [0, 1, 2] and grown.n_cells == 4 * 3 * 3
+    assert all(file.stat().st_mtime_ns == at for file, at in times.items())
+
+
+def test_incomplete_study_reports_its_finished_cells(tmp_path):
+    study(tmp_path / "s")
+    for file in (tmp_path / "s" / "cells").glob("*-1.json"):
+        file.unlink()
+    found = load_study(tmp_path / "s")
+    assert (found.n_done, found.n_cells) == (6, 12) and found.curves["loss"]["easy"].points[0].value > 0
+    for file in (tmp_path / "s" / "cells").glob("easy-0.25-0.json"):
+        file.unlink()
+    assert load_study(tmp_path / "s").curves == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n_test": 30}, "n_test=40, not 30"), ({"pool_share": 0.5}, "pool_share=0.9, not 0.5")],
+)
+def test_another_study_in_the_folder_is_refused(changes, message, tmp_path):
+    study(tmp_path / "s")
+    with pytest.raises(TrlRealError, match=message):
+        study(tmp_path / "s", **changes)
+    with pytest.raises(TrlRealError, match="holds a study with data="):
+        study(tmp_path / "s", Dataset.from_dict(rows(seed=1)))
+
+
+def slow_study(folder, **changes):
+    """For a process that is killed: each write takes a while."""
+    torch.set_num_threads(1)
+    write = atomic_files.write_atomic
+
+    def slow(file, content):
+        time.sleep(0.01)
+        write(file, content)
+
+    grid.write_atomic = atomic_files.write_atomic = slow
+    study(folder, **changes)
+
+
+def test_study_killed_at_any_moment_resumes_to_the_same_tables(tmp_path):
+    larger = {"seeds": [0, 1, 2], "budgets": [0.25, 0.5, 1.0]}
+    expected = study(tmp_path / "whole", **larger)
+    generator, n_killed, context = np.random.default_rng(0), 0, multiprocessing.get_context("fork")
+    for _ in range(6):
+        process = context.Process(target=slow_study, args=(tmp_path / "killed",), kwargs=larger)
+        process.start()
+        time.sleep(generator.uniform(0.0, 0.6))
+        n_killed += process.is_alive()
+        process.kill()
+        process.join()
+    assert n_killed
+    done = len(list((tmp_path / "killed").glob("cells/*.json")))
+    again = study(tmp_path / "killed", **larger)
+    assert again == expected and done <= again.n_cells == 27
+
+
+def test_files_of_a_study_are_plain_json(tmp_path):
+    study(tmp_path / "s")
+    for name in ("study.json", "grid.json", "facts.json", "cells/easy-0.25-0.json"):
+        assert isinstance(json.loads((tmp_path / "s" / name).read_text()), dict)
+    assert StudyFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
+    assert len(grid_cells(["a"], [1, 2], [3, 4])) == 4
+
+
+# What a user can get wrong.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["esay"]}, "No strategy 'esay'"),
+        ({"arms": ["easy@flat"]}, "No geometry 'flat'"),
+        ({"arms": "easy"}, "is not a list of arms"),
+        ({"budgets": []}, "is not a list of budgets"),
+        ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
+        ({"budgets": [1.5]}, "out of range"),
+        ({"budgets": [500]}, "but only 108 rows have a pair"),
+        ({"n_test": 1000}, "leaves the pool or the test set empty. Type n_folds=4."),
+        ({"pool_share": 0.0}, "is not in"),
+        ({"min_gap": 5.0}, "No test pair has a label"),
+    ],
+)
+def test_invalid_grid_gets_a_one_line_error(changes, message, tmp_path):
+    with pytest.raises(TrlRealError, match=message) as raised:
+        study(tmp_path / "s", **changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
+    pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
+    with pytest.raises(MissingColumnError, match="No column 'scores'"):
+        study(tmp_path / "s", pool)
+    with pytest.raises(TrlRealError, match="second_opinion='other' needs labelled pairs"):
+        study(tmp_path / "s", pool, second_opinion="other")
+    with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
+        study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))
+    with pytest.raises(TrlRealError, match="None of the 2 rows has a pair"):
+        useless = {
+            "prompt": ["x", "y"],
+            "chosen": ["a", ""],
+            "rejected": ["a", "b"],
+            "embeddings": [[[1.0], [2.0]]] * 2,
+        }
+        study(tmp_path / "s", Dataset.from_dict(useless))
+
+
+def test_folder_with_other_files_is_not_changed(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(TrlRealError, match="holds files, but not a study"):
+        study(tmp_path)
+    with pytest.raises(TrlRealError, match="is a file"):
+        study(tmp_path / "mine")
+    with pytest.raises(TrlRealError, match="No study in"):
+        load_study(tmp_path)
+
+
+def test_arms_are_strategies_and_geometries():
+    assert parse_arm("easy").geometry == "raw" and parse_arm("hard@centered").geometry == "centered"

@@ -1,0 +1,124 @@
+"""Base class of the readers: objects that run texts through a model and generate nothing."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from trl_real.errors import TrlRealError
+from trl_real.models.packing import fits_window, gives_the_same
+
+
+ACCELERATOR_TOKENS = 16384  # default number of tokens in a forward pass, except on a CPU
+
+
+class ModelReader:
+    """
+    Reads texts with a model: device, precision, length check, progress bar, and the choice between packed and padded
+    forward passes.
+
+    A subclass implements `_longest(work)`, the number of tokens of the longest sequence; `_run_packed(work)` and
+    `_run_padded(work)`, which yield what `_run` yields; and `_trial()`, two functions that read made-up sequences,
+    packed and one at a time: packing is used if their results are equal.
+
+    Args:
+        model: Model in evaluation or training mode; its mode is restored after each call.
+        tokenizer: Tokenizer of the model.
+        body: Part of the model that runs, by default the model itself.
+        batch_tokens: Number of tokens in a forward pass; by default `cpu_tokens` on a CPU and 16384 elsewhere.
+        dtype: Precision of the matrix products (autocast); by default the weights'.
+        cpu_tokens: Default number of tokens in a forward pass on a CPU (its caches).
+    """
+
+    desc, item = "Scoring", "text"  # for the progress bar and for messages
+    counts_tokens = False  # whether the progress bar counts tokens rather than items
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        body: nn.Module | None = None,
+        batch_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+        cpu_tokens: int = 1024,
+    ):
+        self.model, self.tokenizer, self.body = model, tokenizer, model if body is None else body
+        weights = next(self.body.parameters())
+        self.device, self.config = weights.device, self.body.config.get_text_config()
+        self.batch_tokens = batch_tokens or (cpu_tokens if self.device.type == "cpu" else ACCELERATOR_TOKENS)
+        self.cast_to = dtype if dtype not in (None, weights.dtype) else None
+        self.sum_in = torch.promote_types(weights.dtype, torch.float32)
+        self.exact = self.cast_to is None and weights.dtype == self.sum_in
+        self.packs_well: bool | None = None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Number of tokens that the model reads, None if its config does not say."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def check_length(self, work: list, fix: str) -> None:
+        """Raise an error that ends with `fix` if a sequence is longer than the model reads."""
+        longest = self._longest(work) if work else 0
+        if self.max_tokens and longest > self.max_tokens:
+            raise TrlRealError(f"A {self.item} has {longest} tokens, but the model reads {self.max_tokens}. {fix}")
+
+    @contextmanager
+    def passes(self, work: list, total: int, progress: bool) -> Iterator[Iterator[tuple]]:
+        """
+        Enter evaluation mode and the precision, and yield an iterator over forward passes that moves a progress bar of
+        length `total`. On leaving, the model's own attention is restored, also after an error in the caller's loop.
+        """
+        unit = "tok" if self.counts_tokens else self.item
+        bar = tqdm(total=total, unit=unit, desc=self.desc, leave=False, delay=2, disable=not progress)
+        with self._mode(), bar, closing(self._run(work)) as steps:
+            yield self._counted(steps, bar)
+
+    def _counted(self, steps: Iterator[tuple], bar: tqdm) -> Iterator[tuple]:
+        for step in steps:
+            yield step
+            bar.update(step[2] if self.counts_tokens else len(set(step[0])))
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        with evaluating(self.model), self._autocast():
+            yield
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
+
+    def _run(self, work: list) -> Iterator[tuple]:
+        """Yield sequence numbers, their values and the number of tokens, one forward pass at a time."""
+        if not work:
+            return
+        if self.packs_well is None:
+            self.packs_well = gives_the_same(*self._trial(), self.exact)
+        packs = self.packs_well and fits_window(self.config, self._longest(work))
+        yield from self._run_packed(work) if packs else self._run_padded(work)
+
+
+def check_lengths(max_length: int, batch_tokens: int | None) -> None:
+    """Raise an error if a length is below 1."""
+    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+        if value is not None and value < 1:
+            raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
+
+
+def without_peft(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside a PEFT model, adapter layers included, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch off gradients and dropout; afterwards each module is in its own mode again."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in in_training:
+            module.training = True

@@ -1,0 +1,96 @@
+"""Columns of the scoring pass: what a selection reads of a pool, and what it finds for each row."""
+
+from typing import TypeVar
+
+import numpy as np
+from datasets import Dataset, Features, IterableDataset, List, Value
+
+from trl_real.data.columns import (
+    EMBEDDINGS,
+    OWN_FEATURES,
+    POOL_COLUMNS,
+    PREFERENCE_COLUMNS,
+    check_own_columns,
+    is_pool,
+    to_columns,
+)
+from trl_real.selection.annotation import to_own_columns
+from trl_real.selection.scorer import PairScorer
+
+
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+
+# Columns that the scoring pass adds for the budget and the record; a batch's cost is in its first row.
+SCORING_FEATURES = {
+    "_score": Value("float64"),
+    "_gap": Value("float64"),
+    "_difference": List(Value("float32")),
+    "_n_responses": Value("int32"),
+    "_n_truncated": Value("int32"),
+    "_n_tokens": Value("int64"),
+    "_seconds": Value("float64"),
+}
+
+
+class ScoringPass:
+    """Map behind `select`: it adds the selector's columns, and those that the budget and the record need."""
+
+    def __init__(self, selector: PairScorer, pool: bool):
+        self.selector, self.pool = selector, pool
+
+    def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
+        """Score a batch; `row_ids` are the rows' numbers in the dataset."""
+        rows_, choice, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
+        own = to_own_columns(rows_, choice)
+        once = [1] + [0] * (len(rows_) - 1)
+        return {
+            **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},
+            "_score": choice.scores,
+            "_gap": choice.gaps,
+            "_difference": choice.differences,
+            "_n_responses": [len(row.texts) for row in rows_],
+            "_n_truncated": cost["truncated"],
+            "_n_tokens": [cost["n_tokens"] * first for first in once],
+            "_seconds": [cost["seconds"] * first for first in once],
+        }
+
+
+def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
+    """Return the rows as Python values without the columns of an earlier selection, and whether they are a pool."""
+    pool = is_pool(dataset.column_names, selector.responses)
+    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    check_own_columns(dataset.column_names, own)
+    return dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names]), pool
+
+
+def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
+    """Return the columns of a pool that a selector reads, and those among them that it reads as arrays."""
+    read = [selector.responses] if pool else ["chosen", "rejected"]
+    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in columns]
+    given = EMBEDDINGS in read and selector.encoder is None and selector.embeds
+    return read, [EMBEDDINGS] if given else []
+
+
+def scoring_features(pool: bool) -> Features:
+    """Return the features of the output of a `ScoringPass`."""
+    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    return Features({**{name: OWN_FEATURES[name] for name in names}, **SCORING_FEATURES})
+
+
+def numbers(dataset: Dataset, column: str) -> np.ndarray:
+    """Return a numeric column as one array, without a pass through Python."""
+    if not len(dataset):
+        return np.zeros(0)
+    return dataset.select_columns(column).with_format("arrow")[:][column].to_numpy()
+
+
+def vectors(dataset: Dataset, column: str) -> list[np.ndarray]:
+    """Return a column of lists as views of the Arrow file."""
+    if not len(dataset):
+        return []
+    chunks = dataset.select_columns(column).with_format("arrow")[:][column].chunks
+    return [
+        vector
+        for lists in chunks
+        for vector in np.split(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()).cumsum()[:-1])
+    ]

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from support.tiny import save_tiny
+from support.tiny import save_tiny, tiny_tokenizer
 from support.training import LORA, as_dialogues, as_messages, config, history, pairs
 from trl_real import EmbeddingPairSelector, REALDPOConfig, REALDPOTrainer, SelectionRecord, TrlRealError
+from trl_real.functional.similarity import candidate_pairs
 from trl_real.models.sequences import tokenize_pairs
 
 
@@ -115,6 +116,31 @@ def text_of(row: dict) -> str:
     """The chosen answer, without the end that TRL writes after it."""
     chosen = row["chosen"] if isinstance(row["chosen"], str) else row["chosen"][-1]["content"]
     return chosen.removesuffix("<|im_end|>")
+
+
+def by_length(embeddings, draws):
+    """A user's strategy, here one that looks at the norms."""
+    first, second = candidate_pairs(embeddings.shape[1])
+    norms = embeddings.double().norm(dim=-1)
+    return (norms[:, first] - norms[:, second]).abs() / norms.amax()
+
+
+@pytest.mark.parametrize("strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=str)
+def test_strategy_with_a_geometry_or_a_function_selects_as_the_selector_does(strategy, model, tmp_path):
+    dataset = Dataset.from_list(pairs())
+    args = {"selection_strategy": strategy, "selection_budget": 5, "max_steps": 2, "save_strategy": "steps"}
+    trainer = selecting(tmp_path, model, dataset, save_steps=1, **args)
+    selector = EmbeddingPairSelector(
+        AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer(), strategy=strategy
+    )
+    assert [text_of(row) for row in trainer.train_dataset] == [text_of(row) for row in selector.select(dataset, 5)]
+    trainer.train()
+    trainer.create_model_card()
+    card, folder = (tmp_path / "README.md").read_text(), str(tmp_path / "checkpoint-1")
+    assert f"by strategy `{strategy if isinstance(strategy, str) else trainer.args.selection_strategy}`" in card
+    again = selecting(tmp_path, model, dataset, **args)
+    again.train(resume_from_checkpoint=folder)
+    assert again.selected_rows.tolist() == trainer.selected_rows.tolist()
 
 
 @pytest.mark.parametrize("strategy", ["hard", "random"])
@@ -428,7 +454,7 @@ def test_two_processes_select_what_one_selects_and_fail_together(model, tmp_path
     [
         (
             {"selection_strategy": "esay", "selection_budget": 0.5},
-            "Unknown selection_strategy 'esay'. Choose one of easy, hard",
+            "No selection_strategy 'esay'; there are easy, hard",
         ),
         ({"selection_strategy": "easy"}, "without selection_budget would keep every pair. Give a share"),
         ({"selection_budget": 0.5}, "without selection_strategy would be ignored. Give selection_strategy='easy'"),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trl import DPOConfig
 
 from trl_real.errors import TrlRealError
-from trl_real.selection.strategies import STRATEGIES
+from trl_real.selection.strategies import STRATEGIES, split_geometry
 from trl_real.training.label_confidence import reads_soft_labels
 from trl_real.training.noise_window import shortest_window
 
@@ -85,9 +85,10 @@ class REALDPOConfig(DPOConfig):
     can be trained on.
 
     Args:
-        selection_strategy (`str`, *optional*):
-            Name in `STRATEGIES` of the strategy that ranks the pairs by embeddings of their responses in the model to
-            train (REAL, arXiv 2409.17169). By default all pairs are kept, as in [`~trl.DPOTrainer`].
+        selection_strategy (`str` or function, *optional*):
+            Strategy that ranks the pairs by embeddings of their responses in the model to train (REAL, arXiv
+            2409.17169): a name in `STRATEGIES`, a name with a geometry such as `"easy@centered"`, or a function as
+            [`EmbeddingPairSelector`] takes it. By default all pairs are kept, as in [`~trl.DPOTrainer`].
         selection_budget (`float`, *optional*):
             Part of the training set to keep: a share in (0, 1] of the rows with a pair, or a whole number of rows
             above 1.
@@ -110,11 +111,13 @@ class REALDPOConfig(DPOConfig):
             of the two is given; if a number is out of its range; if a setting would be ignored.
     """
 
-    selection_strategy: str | None = field(
+    # `None` is second: the argument parser of transformers takes the first type then.
+    selection_strategy: str | None | Callable = field(
         default=None,
         metadata={
             "help": "Strategy that ranks the training pairs by embeddings of their responses in the model to train: "
-            f"{', '.join(STRATEGIES)}. By default all pairs are kept. Needs selection_budget."
+            + "; ".join(f"{name} ({strategy.help})" for name, strategy in STRATEGIES.items())
+            + ". A geometry may follow, as in easy@centered. By default all pairs are kept. Needs selection_budget."
         },
     )
     selection_budget: float | None = field(
@@ -147,8 +150,11 @@ class REALDPOConfig(DPOConfig):
 
     def __post_init__(self):
         strategy, budget = self.selection_strategy, self.selection_budget
-        if strategy is not None and strategy not in STRATEGIES:
-            raise TrlRealError(f"Unknown selection_strategy {strategy!r}. Choose one of {', '.join(STRATEGIES)}.")
+        if strategy is not None:
+            try:
+                split_geometry(strategy)
+            except TrlRealError as error:
+                raise TrlRealError(str(error).replace("No strategy", "No selection_strategy", 1)) from None
         if strategy is not None and budget is None:
             raise TrlRealError(
                 f"selection_strategy={strategy!r} without selection_budget would keep every pair. "

@@ -137,6 +137,12 @@ def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
     return replace(record, model=model, n_rows=record.n_rows + n_dropped, skipped=skipped)
 
 
+def named_strategy(record: SelectionRecord) -> str:
+    """Return the strategy of a record with its geometry, such as `"easy@centered"`."""
+    geometry = record.settings.get("geometry", "raw")
+    return record.strategy if geometry == "raw" else f"{record.strategy}@{geometry}"
+
+
 def selection_section(record: SelectionRecord) -> str:
     """Return the model card's section about the selection; it quotes nothing from the data."""
     budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
@@ -145,8 +151,8 @@ def selection_section(record: SelectionRecord) -> str:
     )
     skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
     return (
-        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{record.strategy}`, budget {budget}, seed "
-        f"{record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
+        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
+        f"seed {record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
         f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
         f"| not chosen | {record.n_not_chosen} |\n{skipped}"
     )

@@ -1,5 +1,6 @@
 """TRL's `DPOTrainer` that selects its training pairs at init, and resumes on the same pairs."""
 
+import copy
 import os
 import textwrap
 import warnings
@@ -17,8 +18,16 @@ from trl import DPOConfig, DPOTrainer
 from trl_real.errors import TrlRealError
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
+from trl_real.selection.strategies import strategy_name
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.kept_rows import KeptRows, check_selectable, check_unsharded, complete_record, selection_section
+from trl_real.training.kept_rows import (
+    KeptRows,
+    check_selectable,
+    check_unsharded,
+    complete_record,
+    named_strategy,
+    selection_section,
+)
 from trl_real.training.truncated_responses import without_ends
 
 
@@ -54,6 +63,9 @@ class SelectingDPOTrainer(DPOTrainer):
             check_selectable(given.get("train_dataset"), given["args"])
         super().__init__(*args, **kwargs)
         self.train_dataset = self._select(self.train_dataset)
+        if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
+            self.args = copy.copy(self.args)
+            self.args.selection_strategy = strategy_name(self.args.selection_strategy)
 
     @property
     def selection_record(self) -> SelectionRecord | None:
@@ -158,7 +170,7 @@ class SelectingDPOTrainer(DPOTrainer):
             record = saved.record
             raise TrlRealError(
                 f"{folder} was trained on rows that the trainer selected. Give the whole training set and type "
-                f"selection_strategy={record.strategy!r}, selection_budget={record.budget!r}."
+                f"selection_strategy={named_strategy(record)!r}, selection_budget={record.budget!r}."
             )
         chosen, rows = self._kept.rows, self._rows_of(saved, folder)
         if np.array_equal(chosen, saved.rows):

@@ -21,7 +21,7 @@ def add_streaming(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> "Dataset | None":
+def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> Any:
     """
     Select from a stream, and write the kept rows as they come.
 

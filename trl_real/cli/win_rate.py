@@ -62,8 +62,8 @@ def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
     )
     n_prompts = len(set(values["clusters"])) if "clusters" in values else len(dataset)
     lengths = {name: [length for length in values.get(name, []) if length is not None] for name in LENGTHS}
-    means = [sum(found) / len(found) if found else float("nan") for found in lengths.values()]
-    doubts = rate_doubts(rates, *means, n_prompts) + length_doubts("the model", lengths["lengths"])
+    own, other = (sum(found) / len(found) if found else float("nan") for found in lengths.values())
+    doubts = rate_doubts(rates, own, other, n_prompts) + length_doubts("the model", lengths["lengths"])
     for doubt in doubts:
         say(f"{'DO NOT TRUST' if doubt.grave else 'doubt'}: {doubt.words}")
     if args.output_dir:

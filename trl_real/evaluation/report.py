@@ -43,7 +43,7 @@ def write_comparison_report(
     check_extras()
     folder = Path(folder)
     rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
-    pictures = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
+    pictures: dict[str, Any] = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None
         if figure is not None:
@@ -64,4 +64,5 @@ def write_comparison_report(
 
 
 def _interval(comparison: Comparison) -> tuple[float, float, float]:
-    return tuple(figures.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
+    value, low, high = (figures.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
+    return value, low, high

@@ -180,7 +180,7 @@ class KeptSums(dict):
                 raise TrlRealError(f"Line {number} of {str(path)!r} holds no sums. Give the path of a new file.")
             super().update(line["sums"])
 
-    def update(self, found: dict[str, float]) -> None:
+    def update(self, found: dict[str, float]) -> None:  # type: ignore[override]  # takes a dict only
         """Keep some more."""
         if found:
             with Journal(self.path) as lines:

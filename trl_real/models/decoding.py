@@ -95,7 +95,8 @@ class Decoder:
     def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):
         self.model, self.sampler, self.ends, self.batch_size = model, sampler, frozenset(ends), batch_size
         self.device = next(model.parameters()).device
-        self.slots = Slots(model.config.get_text_config(), batch_size)
+        config: Any = model.config
+        self.slots = Slots(config.get_text_config(), batch_size)
         self.prefill_tokens = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "elsewhere"]
         self.rows: list[Response] = []
         self.next = 0  # the column that the next token goes into
@@ -171,7 +172,9 @@ class Decoder:
 
     def _group(self, waiting: deque[Response], n_free: int) -> list[Response]:
         """The next responses, as many as there are rows for and as a forward pass over their prompts takes."""
-        group, prompts, width = [], set(), 0
+        group: list[Response] = []
+        prompts: set[Ids] = set()
+        width = 0
         while waiting and len(group) < n_free:
             prompt = waiting[0].prompt
             width = max(width, len(prompt))
@@ -212,8 +215,9 @@ class Decoder:
 
 def decodes_well(model: nn.Module) -> bool:
     """Whether rows that come and go are exact on this model: not so where layers have a state of another kind."""
-    config = model.config.get_text_config()
-    if model.config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+    whole: Any = model.config
+    config = whole.get_text_config()
+    if whole.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         return False
     a, b, c = (ids + (1,) for ids in made_up(config.vocab_size, (5, 2, 9)))
 

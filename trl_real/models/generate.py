@@ -167,7 +167,7 @@ class _Drawn(LogitsProcessor):
 
 def _write(
     model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
-) -> Iterator[Response]:
+) -> Generator[Response, None, None]:
     if not responses:
         return
     if decodes_well(model):
@@ -178,8 +178,8 @@ def _write(
 
 
 def _by_library(
-    model: nn.Module, sampler: Sampler, ends: Collection[int], batch: list[Response]
-) -> Iterator[Response]:
+    model: Any, sampler: Sampler, ends: Collection[int], batch: list[Response]
+) -> Generator[Response, None, None]:
     """A batch by `model.generate`."""
     width = max(len(response.prompt) for response in batch)
     padding = [width - len(response.prompt) for response in batch]
@@ -202,7 +202,7 @@ def _by_library(
 
 
 def _asked(
-    model: nn.Module, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
+    model: Any, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
 ) -> list[Response]:
     """All responses, in order. Their labels are the row and the number of the response."""
     reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -16,7 +16,8 @@ from trl_real.selection.record import SelectionRecord
 class RoundSelector(Protocol):
     """Chooses pairs that are worth a label, given what was labelled."""
 
-    record: SelectionRecord
+    @property
+    def record(self) -> SelectionRecord: ...
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
         """The pairs, with `pair`, `response_a`, `response_b` and the pool's columns."""

@@ -85,8 +85,8 @@ class Requests:
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_in_vain,
-            sleep=self.stopped.wait,
+            stop=cast(Any, stop_after_attempt(self.max_retries + 1)) | stop_before_delay(self.deadline) | self._is_in_vain,
+            sleep=cast(Any, self.stopped.wait),
             reraise=True,
         )
         try:

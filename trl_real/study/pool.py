@@ -44,7 +44,7 @@ class StudyPool:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, indices: Sequence[int]) -> "StudyPool":
+    def take(self, indices: Sequence[int] | np.ndarray) -> "StudyPool":
         """The rows at these places."""
         return StudyPool(
             [self.rows[i] for i in indices],
@@ -93,7 +93,7 @@ def study_pool(
             fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
             raise MissingColumnError(name, dataset.column_names, fix)
     found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
-    found.skipped = Counter()
+    found.skipped = skipped = Counter()
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
         _add(found, to_columns(batch), pool, responses, scores, second_opinion)
     if not found.rows:

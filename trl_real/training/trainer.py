@@ -160,6 +160,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
             chosen, rejected = extrapolated_pair(record, inputs, self.args.noise_extrapolation, self.ld_alpha)
         margin = implicit_margin(chosen, rejected, ref_chosen, ref_rejected, self.beta).float()
         everyone = self.accelerator.gather(margin).cpu().double().numpy()
+        assert self._noise is not None
         threshold = self._noise.threshold  # Of earlier batches: this one does not vote on itself.
         self._noise.add(everyone)
         if threshold is not None:
@@ -235,6 +236,6 @@ def check_given(given: dict[str, Any]) -> None:
         )
 
 
-def _smooths(args: DPOConfig | None) -> bool:
+def _smooths(args: DPOConfig | None) -> TypeGuard[REALDPOConfig]:
     """Whether doubtful pairs are to be found."""
     return isinstance(args, REALDPOConfig) and args.noise_smoothing > 0

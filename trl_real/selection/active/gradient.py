@@ -202,6 +202,7 @@ class GradientPairSelector(ActiveSelector):
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         features, history = reading.values
         free = torch.from_numpy(np.flatnonzero(pool.free))
+        candidates: Any  # what `greedy_design` reads of a tensor
         if features.ends is None:
             candidates = PairRows(features.vectors[free], None, features.normalize)
         else:

@@ -44,7 +44,7 @@ class ModelShape(NamedTuple):
     per_rank: int
 
 
-def forward_flops(shape: ModelShape, tokens: float, context: float = 0.0) -> float:
+def forward_flops(shape: ModelShape, tokens: Number, context: Number | float = 0.0) -> Number:
     """
     FLOP of a pass through the backbone, `T (2 P + 4 L a c)`: each weight is multiplied and added once a token, and in
     each layer the query meets `c` keys, the weights of attention `c` values. No LM head: embeddings need none.

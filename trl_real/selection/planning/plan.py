@@ -182,9 +182,10 @@ def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]
     """The tokens of each row, its prompt once, and how many responses were cut; fails where the model would."""
     asked = [(row.prompt, text) for row in rows for text in row.texts]
     sequences, truncated = embedder._tokenize(*map(list, zip(*asked, strict=True))) if asked else ([], [])
-    found, sequences = [], iter(sequences)
+    found: list[Tree] = []
+    left = iter(sequences)
     for row in rows:
-        own = [next(sequences) for _ in row.texts]
+        own = [next(left) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
     embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)

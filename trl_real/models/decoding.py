@@ -74,7 +74,7 @@ class Response:
     label: Any = None
     tokens: list[int] = field(default_factory=list)
     start: int = 0
-    state: np.random.Generator | None = None
+    state: np.random.Generator | Any = None
 
     def ended(self, ends: Collection[int]) -> bool:
         """Whether it came to an end of its own."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +201,7 @@ def _by_library(
         yield response
 
 
-def _asked(
-    model: Any, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
-) -> list[Response]:
+def _asked(model: Any, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int) -> list[Response]:
     """All responses, in order. Their labels are the row and the number of the response."""
     reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     asked = []

@@ -1,6 +1,6 @@
 """Base class of the readers: objects that run texts through a model and generate nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 

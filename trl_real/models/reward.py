@@ -1,7 +1,7 @@
 """Rewards of responses, from a sequence classifier with one output."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch

@@ -91,9 +91,9 @@ class Rounds(ABC):
     def __post_init__(self) -> None:
         self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT writes into it
         self.check()
-        columns = ("chosen", "rejected") if self.eval_dataset is None else self.eval_dataset.column_names
+        columns = None if self.eval_dataset is None else self.eval_dataset.column_names
         for name in ("chosen", "rejected"):
-            if name not in columns:
+            if columns is not None and name not in columns:
                 raise MissingColumnError(name, columns, "eval_dataset are labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 

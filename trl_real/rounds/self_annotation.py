@@ -208,7 +208,8 @@ class SelfAnnotationRounds(Rounds):
             cache=self.runs.folder / "sums.jsonl",
         )
         report = SelfAnnotationReport()
-        settings: dict[str, Any] = {"pick": self.pick, "drop_unfinished": self.drop_unfinished, "seed": self.seed + this.number}
+        settings: dict[str, Any] = {"pick": self.pick, "drop_unfinished": self.drop_unfinished}
+        settings["seed"] = self.seed + this.number
         save(self_annotate(load(str(this / "pool")), judge, report=report, **settings), this / "self_labels")
         found = {**report.to_dict(), "judge": "implicit_reward"}
         return {"n_tokens": report.n_tokens, "reference": judge.reference_digest, "report": found}

@@ -103,7 +103,7 @@ def run_study(
     )
     splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
-    encoder = None if given else Encoder(model, tokenizer, revision, dtype, device, options)
+    encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)
     settings = {
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
@@ -117,7 +117,9 @@ def run_study(
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
     folder = StudyFolder(output_dir, settings)
-    vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
+    vectors: Any = everything.vectors
+    if encoder is not None:
+        vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
     frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
     run = FoldedCells(frozen)

@@ -32,7 +32,8 @@ LEARNING: tuple[str, ...] = (
 LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
 LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
 NOT_LEARNING: tuple[str, ...] = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs")
-NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code")
+NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing")
+NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -53,13 +53,13 @@ class SelectingDPOTrainer(DPOTrainer):
     _candidates: Dataset | None = None
     _kept: KeptRows | None = None
 
-    @wraps(DPOTrainer.__init__, assigned=())
+    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
     def __init__(self, *args, **kwargs):
         given = signature(DPOTrainer).bind(*args, **kwargs).arguments
         if selects(given.get("args")):
             check_selectable(given.get("train_dataset"), given["args"])
         super().__init__(*args, **kwargs)
-        self.train_dataset = self._select(self.train_dataset)
+        self.train_dataset: Any = self._select(self.train_dataset)
 
     @property
     def selection_record(self) -> SelectionRecord | None:
@@ -147,6 +147,7 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _rows_of(self, kept: KeptRows, folder: str | None = None) -> Dataset:
         """The prepared rows that were kept, here or in the run that saved them in `folder`."""
+        assert self._candidates is not None
         numbers = _numbers(self._candidates)
         if folder is not None:
             kept.check(folder, self._n_given, numbers)
@@ -166,6 +167,7 @@ class SelectingDPOTrainer(DPOTrainer):
                 f"{folder} was trained on rows that the trainer selected. Give the whole training set and type "
                 f"selection_strategy={record.strategy!r}, selection_budget={record.budget!r}."
             )
+        assert self._kept is not None
         chosen, rows = self._kept.rows, self._rows_of(saved, folder)
         if np.array_equal(chosen, saved.rows):
             return

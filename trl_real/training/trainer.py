@@ -3,7 +3,7 @@
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -83,12 +83,12 @@ class REALDPOTrainer(SelectingDPOTrainer):
     _eval_rows: EvalRows | None = None
     evaluation_rows: dict[str, dict[str, Tensor]] = {}
 
-    @wraps(DPOTrainer.__init__, assigned=())
+    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
     def __init__(self, *args, **kwargs):
         given = signature(DPOTrainer).bind(*args, **kwargs).arguments
         check_given(given)
         super().__init__(*args, **kwargs)
-        self.data_collator = ConfidenceCollator(self.data_collator)
+        self.data_collator: Any = ConfidenceCollator(self.data_collator)
         if _smooths(self.args):
             self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
             self._head_is_checked = False
@@ -113,7 +113,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if CONFIDENCE not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, CONFIDENCE]
+            self._signature_columns: list[str] = [*self._signature_columns, CONFIDENCE]
 
     def compute_ref_log_probs(self, model, inputs):
         """TRL's reference log-probabilities of a batch, whose confidences the model must not see."""

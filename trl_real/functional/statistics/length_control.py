@@ -1,6 +1,5 @@
 """What a win rate would be if both sides wrote equally much: AlpacaEval's figure, and one for any prompts."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -53,7 +53,7 @@ class GradientPass:
 
 
 def gradients_in_shards(
-    features: GradientFeatures, identity: dict[str, Any], prompts: list[Any], texts: list[str], folder: str | PathLike
+    features: GradientFeatures, identity: dict[str, Any], prompts: list[Any], texts: list[str], folder: str | Path
 ) -> Gradients:
     """
     `features(prompts, texts)` in shards (`trl_real.runtime.shards`): what a killed run has computed is found again.

@@ -6,10 +6,14 @@ attention (heads times their size), `T` tokens, `c` tokens that a token attends 
 A multiply-add is two operations (FLOP). Norms, activations, softmax and the tokenizer are left out.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from trl_real.selection.planning.hardware import BYTES, Hardware
 
+
+Number = TypeVar("Number", float, np.ndarray)
 
 HOUR = 3600.0  # seconds
 SCORE_BYTES = 8  # the one number a row that the cut looks at: float64

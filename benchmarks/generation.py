@@ -33,7 +33,7 @@ class Timed(Decoder):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.spent = Counter()
-        for name in ("read", "go_on", "sampler"):
+        for name in ("read", "continue_rows", "sampler"):
             setattr(self, name, self.timed(name, getattr(self, name)))
 
     def timed(self, name, function):

@@ -1,25 +1,25 @@
-"""What a user can get wrong, said in one line: what was found, and what to type."""
+"""Errors for mistakes of the user: each message is one line with what was found and what to type."""
 
 from collections.abc import Iterable
 
 
 class TrlRealError(ValueError):
-    """A mistake in the input or the settings that the user can mend; the command line prints it and exits with 2."""
+    """Mistake in the input or the settings that the user can fix; the command line prints it and exits with 2."""
 
     def __reduce__(self):
-        # Worker processes send their errors home: by message, whatever a subclass's constructor takes.
+        # Pickle by message, because constructors of subclasses take other arguments.
         return _restore, (type(self), self.args)
 
 
 class MissingColumnError(TrlRealError):
-    """A column that is needed is not there."""
+    """A required column is missing."""
 
     def __init__(self, column: str, found: Iterable[str], fix: str):
         super().__init__(f"No column {column!r} in the dataset; it has {sorted(found)}. {fix}")
 
 
 class TooFewPairsError(TrlRealError):
-    """A budget asks for more pairs than there are; `room` says how many there are."""
+    """A budget is larger than the number of pairs; `room` is the number of pairs."""
 
     def __init__(self, message: str, room: int):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Claims about `trl-real active` and its page."""
+"""Tests of `trl-real active` and its report page."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_curves_differences_and_costs_are_means_over_seeds(tmp_path):
     assert len(urls) == 1 and not re.search(r"https?://|<script|<link", page)
 
 
-def test_arms_are_compared_with_as_many_labels_and_stand_under_them(tmp_path):
+def test_arms_are_compared_at_equal_label_counts(tmp_path):
     """The baseline's third round found two labels only, so that it stands at 22, and has no fourth."""
     short = [*rounds(0.02, 0)[:3], {**rounds(0.02, 0)[3], "n_asked": 22}]
     page = write_rounds_report(tmp_path, {"gradient": [rounds(0.05, 0)], "random": [short]}).read_text()
@@ -51,13 +51,13 @@ def test_arms_are_compared_with_as_many_labels_and_stand_under_them(tmp_path):
     assert cells(page, "random")[0] == ["1", "0.500", "0.520", "0.540", "0.560", "", "–"]
 
 
-def test_runs_of_unequal_length_and_one_seed_still_make_a_page(tmp_path):
+def test_page_is_written_for_runs_of_unequal_length_and_one_seed(tmp_path):
     runs = {"easy": [rounds(0.1, 0)[:2]], "random": [rounds(0.1, 0)]}
     assert len(Arms(runs).curve("easy", "accuracy")) == 2
     assert write_rounds_report(tmp_path, runs).exists()
 
 
-def test_arms_and_seeds_run_side_by_side_and_go_on(tmp_path, capsys):
+def test_arms_and_seeds_run_together_and_resume(tmp_path, capsys):
     model = save_tiny(tmp_path / "model")
     pool().to_parquet(str(tmp_path / "pool.parquet"))
     Dataset.from_list(pairs(6)).to_parquet(str(tmp_path / "test.parquet"))
@@ -74,7 +74,7 @@ def test_arms_and_seeds_run_side_by_side_and_go_on(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.html", "easy-0", "random-1", "loss.png"}
 
 
-def test_labelled_pairs_are_a_pool_whose_order_tells_nothing(tmp_path, capsys):
+def test_labelled_pairs_become_a_pool_without_order_information(tmp_path, capsys):
     from trl_real.cli.active import _as_pool
 
     rows = Dataset.from_list(pairs(20))

@@ -1,4 +1,4 @@
-"""Claims about the command line: one verb writes what the next one reads, and a mistake is one line."""
+"""Tests of the command line: each verb reads the output of the one before, and a mistake gives a one-line error."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def pool(tmp_path):
     return path
 
 
-def test_select_label_train_hand_over_to_each_other(tmp_path, pool, model, capsys):
+def test_select_label_and_train_work_one_after_the_other(tmp_path, pool, model, capsys):
     chosen, labels, trained = (str(tmp_path / name) for name in ("chosen", "labels", "trained"))
     assert main(["select", "--dataset", str(pool), "--model", model, "--budget", "8", "--output_dir", chosen]) == 0
     out, err = capsys.readouterr()
@@ -58,7 +58,7 @@ def test_select_label_train_hand_over_to_each_other(tmp_path, pool, model, capsy
     assert SelectionRecord.load(trained).strategy == "hard"
 
 
-def test_settings_come_from_yaml_and_flags_win(tmp_path, pool, model, capsys):
+def test_settings_come_from_yaml_and_flags_override_them(tmp_path, pool, model, capsys):
     config = tmp_path / "select.yaml"
     config.write_text(
         f"dataset: {pool}\nmodel: {model}\nstrategy: random\nbudget: 0.5\noutput_dir: {tmp_path / 'a'}\n"
@@ -71,7 +71,7 @@ def test_settings_come_from_yaml_and_flags_win(tmp_path, pool, model, capsys):
     assert json.loads(capsys.readouterr().out)["strategy"] == "hard"
 
 
-def test_train_reads_yaml_too(tmp_path, model, capsys):
+def test_train_reads_yaml(tmp_path, model, capsys):
     rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
     data = tmp_path / "pairs.jsonl"
     Dataset.from_dict(rows).to_json(str(data))
@@ -82,14 +82,14 @@ def test_train_reads_yaml_too(tmp_path, model, capsys):
     assert "train_loss" in json.loads(capsys.readouterr().out)
 
 
-def test_a_plan_of_scores_asks_nobody(tmp_path, capsys):
+def test_win_rate_plan_with_scores_asks_no_judge(tmp_path, capsys):
     rows = {"prompt": ["a"], "response": ["b"], "baseline_response": ["c"], "score": [1.0], "baseline_score": [0.0]}
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
     assert main(["win-rate", "--dataset", str(tmp_path / "rows.parquet"), "--plan"]) == 0
-    assert capsys.readouterr().out == "score:scores asks nobody\n"
+    assert capsys.readouterr().out == "score:scores asks no questions\n"
 
 
-def test_a_verdict_that_failed_needs_no_length(tmp_path, capsys):
+def test_failed_verdict_needs_no_length(tmp_path, capsys):
     rows = {"v": [1.0, 0.0, None, 1.0], "a": [3, 5, None, 9], "b": [4, 4, None, 7]}
     Dataset.from_dict(rows).to_parquet(str(tmp_path / "rows.parquet"))
     flags = ["--preferences", "v", "--lengths", "a", "--baseline_lengths", "b", "--json"]
@@ -147,7 +147,7 @@ def test_win_rate_from_verdicts_and_from_scores(tmp_path, capsys):
         (["push", "--dataset", "{pool}", "--repo_id", "u/x"], "No selection_record.json"),
     ],
 )
-def test_each_mistake_is_one_line_and_exit_code_2(argv, message, pool, tmp_path, capsys, monkeypatch):
+def test_each_mistake_gets_a_one_line_error_and_exit_code_2(argv, message, pool, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text("strateggy: easy\n")
@@ -184,14 +184,14 @@ def test_public_names_exist():
         trl_real.nothing  # noqa: B018
 
 
-def test_a_reply_that_was_cut_ends_with_its_last_full_sentence():
+def test_truncated_reply_ends_with_its_last_full_sentence():
     assert demo_task.whole_sentences("One. Two! And thr") == "One. Two!"
     assert demo_task.whole_sentences('He said "no." Then') == 'He said "no."'
     assert demo_task.whole_sentences(" no end ") == "no end"
     assert demo_task.whole_sentences("3.5 apples. x") == "3.5 apples."
 
 
-def test_demo_prompts_to_train_and_to_test_on_are_disjoint():
+def test_demo_train_and_test_prompts_are_disjoint():
     assert not set(demo_task.TRAIN_TOPICS) & set(demo_task.TEST_TOPICS)
     assert len(demo_task.prompts(demo_task.TRAIN_TOPICS)) == 80
 
@@ -203,7 +203,7 @@ def small_demo(model, tmp_path_factory):
     return folder, ["demo", "--output_dir", str(folder), "--model", model, "--budgets", "3", "5", *sizes]
 
 
-def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, capsys, monkeypatch):
+def test_demo_runs_all_steps_once_and_refuses_other_settings(small_demo, capsys, monkeypatch):
     # The lexicon knows none of the words that a random model writes, so the length stands for the reward here.
     monkeypatch.setattr("trl_real.cli.demo.sentiment", lambda texts: [len(text) / 100 for text in texts])
     folder, argv = small_demo
@@ -218,10 +218,10 @@ def test_the_demo_goes_the_whole_way_once_and_does_not_mix_settings(small_demo, 
     assert len(json.loads(capsys.readouterr().out)["arms"]) == 4
     assert trained == {path: path.stat().st_mtime_ns for path in trained}
 
-    assert "holds a run with another seed" in fails(capsys, *argv, "--seed", "7")
+    assert "has a run with another seed" in fails(capsys, *argv, "--seed", "7")
 
 
-def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys, caplog):
+def test_train_resumes_a_killed_run(tmp_path, model, capsys, caplog):
     rows = [{"prompt": f"q{i}? ", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(8)]
     Dataset.from_list(rows).to_parquet(str(tmp_path / "pairs.parquet"))
     flags = ["--max_steps", "3", "--per_device_train_batch_size", "2", "--bf16", "False", "--report_to", "none"]
@@ -234,6 +234,6 @@ def test_train_goes_on_where_a_killed_run_stood(tmp_path, model, capsys, caplog)
     (tmp_path / "out" / "model.safetensors").unlink()
     for _ in range(2):  # the second time there is nothing left to do
         assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
-        assert "Going on from" in caplog.text and json.loads(capsys.readouterr().out)["loss"] == whole["loss"]
+        assert "Resuming from" in caplog.text and json.loads(capsys.readouterr().out)["loss"] == whole["loss"]
         caplog.clear()
         assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

@@ -1,4 +1,4 @@
-"""Claims about `trl-real label`: any judge, its price first, nothing asked twice."""
+"""Tests of `trl-real label`: every judge, the price before labeling, no question asked twice."""
 
 import argparse
 import inspect
@@ -46,7 +46,7 @@ def run(capsys, *argv) -> tuple[dict, str]:
     return json.loads(out), err
 
 
-def test_a_chat_judge_tells_its_price_labels_and_is_never_asked_twice(chosen, tmp_path, capsys):
+def test_chat_judge_reports_its_price_and_is_never_asked_twice(chosen, tmp_path, capsys):
     with JudgeServer(bias=0.1) as server:
         judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
         judge += ["--price", 1, 2, "--gold", "scores"]
@@ -84,7 +84,7 @@ def test_a_judge_is_checked_on_labelled_pairs_first(chosen, tmp_path, capsys):
     assert found["n"] + found["n_undecided"] == 30 and 0 <= found["accuracy"] <= 1 and found["calibration"] > 0
 
 
-def test_a_run_that_was_killed_goes_on(chosen, tmp_path, capsys):
+def test_killed_run_resumes(chosen, tmp_path, capsys):
     selected(60).to_parquet(str(chosen))
     with JudgeServer(delay=0.05) as server:
         judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
@@ -113,7 +113,7 @@ def test_a_run_that_was_killed_goes_on(chosen, tmp_path, capsys):
         ([], "--output_dir is missing"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(chosen, flags, message, capsys):
+def test_mistakes_get_a_one_line_error(chosen, flags, message, capsys):
     assert main(["label", "--dataset", str(chosen), *flags]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 

@@ -1,4 +1,4 @@
-"""Flags of the verbs that run in rounds: what is of no use is refused before anything runs, and what is, arrives."""
+"""Flags of the verbs that run in rounds: unused flags are refused before anything runs, the others take effect."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([*ACTIVE, "--seed", "7"], "The seeds of the runs are --seeds."),
+        ([*ACTIVE, "--seed", "7"], "Use --seeds for the seeds of the runs."),
         ([*ACTIVE, "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts, not 'score'"),
         ([*ACTIVE, "--human", "--eval_prompts", "p.jsonl"], "--eval_prompts needs a judge that reads new texts"),
         ([*ACTIVE, "--generate", "2"], "--generate needs a judge that reads new texts, not 'score'"),
@@ -29,21 +29,21 @@ def files(tmp_path, monkeypatch):
         ([*SPA, "--human"], "--human has nothing to judge here"),
         ([*SPA, "--judge", "chat"], "--judge has nothing to judge here"),
         ([*SPA, "--min_gap", "3"], "--min_gap has nothing to judge here"),
-        ([*SPA, "--port", "3"], "--port is of the page for people"),
+        ([*SPA, "--port", "3"], "--port needs --human"),
         ([*ACTIVE, "--human", "--min_gap", "3"], "With --human people judge"),
         ([*ACTIVE, "--generate", "2", "--judge", "panel", "--panel", "panel.yaml"], "new texts, not 'score'"),
         (["study", "--dataset", "s.jsonl", "--output_dir", "out", "--engine", "dpo", "--seed=5"], "type --seeds"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_flag_of_no_use_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
+def test_unused_flag_is_refused_before_anything_runs(argv, message, tmp_path, capsys):
     assert main(argv) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert message in told[-1] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags", [[], ["--length_normalize"]])
-def test_the_rewards_of_self_annotation_are_normalized_where_it_is_said(flags, monkeypatch):
+def test_self_annotation_rewards_are_normalized_on_request(flags, monkeypatch):
     from trl_real.rounds import self_annotation as self_annotation_rounds
 
     class Made(Exception):

@@ -1,4 +1,4 @@
-"""Claims about `trl-real self-annotate`, win rates against the start, and the page of both."""
+"""Tests of `trl-real self-annotate`, its win rates against the start, and its report page."""
 
 import json
 
@@ -57,7 +57,7 @@ def run(model, folder, capsys, *flags: object) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_arms_run_side_by_side_and_their_page_tells_what_was_annotated(model, tmp_path, capsys):
+def test_arms_run_together_and_their_page_shows_the_annotation(model, tmp_path, capsys):
     test = tmp_path / "test.parquet"
     Dataset.from_list(pairs(5)).to_parquet(str(test))
     flags = ["--arms", "expansion", "detection", "--seeds", 0, 1, "--eval_dataset", test]
@@ -65,7 +65,7 @@ def test_arms_run_side_by_side_and_their_page_tells_what_was_annotated(model, tm
     second = run(model, tmp_path, capsys, *flags, "--rounds", 2)
     assert second["runs"]["detection"][0][:3] == first["runs"]["detection"][0]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert len(Loads(page).urls) == 3 and "What was self-annotated" in page
+    assert len(Loads(page).urls) == 3 and "Self-annotated labels" in page
     told = [row["annotation"]["n_labeled"] for row in second["runs"]["expansion"][0][2:]]
     found = [float(cell[2]) for cell in cells(page, "expansion") if cell[0].startswith("round")]
     assert len(found) == len(told) == 2 and found[0] == pytest.approx(
@@ -73,7 +73,7 @@ def test_arms_run_side_by_side_and_their_page_tells_what_was_annotated(model, tm
     )
 
 
-def test_the_judge_labels_the_least_confident_and_tells_the_win_rate(model, tmp_path, capsys, monkeypatch):
+def test_judge_labels_the_least_confident_pairs_and_reports_the_win_rate(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("trl_real.cli.rounds.reading_judge", lambda args, why: Shorter())
     prompts(4).to_parquet(str(tmp_path / "held_out.parquet"))
     flags = ["--relabel", 2, "--eval_prompts", tmp_path / "held_out.parquet", "--eval_tokens", 4, "--rounds", 1]
@@ -82,7 +82,7 @@ def test_the_judge_labels_the_least_confident_and_tells_the_win_rate(model, tmp_
     assert rows[-1]["n_labels"] > rows[1]["n_labels"] == 6
 
 
-def test_the_start_writes_once_and_ties_with_itself(model, tmp_path):
+def test_start_model_generates_once_and_ties_with_itself(model, tmp_path):
     base, tokenizer = load_base(model, None, cpu=True)
     policy = _adapted(base)
     against = WinRateAgainstStart(prompts(3)["prompt"][:], Shorter(), tmp_path / "start", max_new_tokens=4)
@@ -99,7 +99,7 @@ def _adapted(base):
     return fresh_adapter(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"), 0)
 
 
-def test_the_seed_can_be_what_an_active_run_had_labelled(model, tmp_path, capsys):
+def test_labels_of_an_active_run_can_be_the_seed(model, tmp_path, capsys):
     active(model, tmp_path, rounds=2)
     labels = labels_of_run(tmp_path / "run")
     assert len(labels) == 8 and labels_of_run(tmp_path) is None
@@ -107,14 +107,14 @@ def test_the_seed_can_be_what_an_active_run_had_labelled(model, tmp_path, capsys
     assert rows[1]["n_labels"] == 8
 
 
-def test_the_folder_of_several_runs_is_no_seed(model, tmp_path, capsys):
+def test_folder_of_several_runs_is_refused_as_seed(model, tmp_path, capsys):
     active(model, tmp_path, rounds=1, output_dir=tmp_path / "rounds" / "easy-0")
     argv = ["self-annotate", "--seed_labels", tmp_path / "rounds", "--prompts", "p.parquet", "--n_prompts", 2]
     assert main([*map(str, argv), "--model", model, "--output_dir", str(tmp_path / "out")]) == 2
     assert f"--seed_labels {tmp_path / 'rounds' / 'easy-0'}" in capsys.readouterr().err
 
 
-def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
+def test_rounds_are_averaged_over_seeds_and_compared_with_expansion():
     def rows(add: float) -> list[dict]:
         told = {"n_prompts": 4, "n_labeled": 3 + add, "confidence": {"median": 0.6}, "flagged": None}
         own = {"stage": "round 1", "n_pairs": 9, "accuracy": 0.5 + add / 10, "annotation": told, "phases": {}}
@@ -128,12 +128,12 @@ def test_rounds_are_averaged_over_seeds_and_compared_with_the_expansion():
     }  # fmt: skip
 
 
-def test_a_page_of_one_seed_and_no_metric_is_written(tmp_path):
+def test_page_is_written_for_one_seed_without_metrics(tmp_path):
     rows = [{"stage": "seed", "round": 0, "n_labels": 3, "n_pairs": 3, "phases": {}}]
     assert write_rounds_report(tmp_path, {"detection": [rows]}, kind=SELF_ANNOTATION).exists()
 
 
-def test_arms_of_self_annotation_stand_side_by_side_round_by_round(tmp_path):
+def test_self_annotation_arms_are_compared_round_by_round(tmp_path):
     """They learn from some pairs more or fewer, since ties are left out."""
 
     def runs(*counts: int) -> list[list[dict]]:
@@ -147,7 +147,7 @@ def test_arms_of_self_annotation_stand_side_by_side_round_by_round(tmp_path):
     assert found == [["0.700", "<small>0</small>"], ["0.600", "<small>24</small>"], ["0.500", "<small>1219</small>"]]
 
 
-def test_the_table_tells_the_count_at_which_its_figures_were_measured():
+def test_table_shows_the_label_count_at_which_its_metrics_were_measured():
     def run(*counts: int) -> list[dict]:
         return [{"round": i, "n_asked": n, "loss": 0.7 - i / 10, "phases": {}} for i, n in enumerate(counts)]
 
@@ -156,7 +156,7 @@ def test_the_table_tells_the_count_at_which_its_figures_were_measured():
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2])
-def test_a_page_speaks_of_intervals_only_where_there_are_seeds_for_them(n_seeds, tmp_path):
+def test_page_mentions_intervals_only_with_several_seeds(n_seeds, tmp_path):
     def runs(last: float) -> list[list[dict]]:
         spent = {"train": {"seconds": 1.0, "n_tokens": 12345}}
         start = {"stage": "seed", "n_pairs": 0, "loss": 0.7, "phases": {}}

@@ -1,4 +1,4 @@
-"""What a verb is told by flags and files, down to the trainer's, and what a folder remembers of it."""
+"""Settings from flags and YAML files, including the trainer's, and the settings that an output folder records."""
 
 import pytest
 import yaml
@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     ],
     ids=str,
 )
-def test_a_setting_in_yaml_is_what_the_flag_is(verb, settings, flags, tmp_path):
+def test_yaml_setting_equals_the_flag(verb, settings, flags, tmp_path):
     from importlib import import_module
 
     from trl_real.cli.main import _parse
@@ -45,13 +45,13 @@ def test_a_setting_in_yaml_is_what_the_flag_is(verb, settings, flags, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["'true'", "1", "on please"])
-def test_a_switch_in_yaml_is_true_or_false(value, tmp_path, capsys):
+def test_yaml_switch_is_true_or_false(value, tmp_path, capsys):
     config = tmp_path / "settings.yaml"
     config.write_text(f"human: {value}")
-    assert "'human' is on or off" in fails(capsys, "active", "--config", str(config))
+    assert "Write true or false." in fails(capsys, "active", "--config", str(config))
 
 
-def test_a_setting_in_yaml_is_refused_where_the_flag_is(tmp_path, capsys):
+def test_yaml_setting_is_refused_where_the_flag_is(tmp_path, capsys):
     config = tmp_path / "settings.yaml"
     config.write_text("engine: DPO")
     with pytest.raises(SystemExit):
@@ -59,15 +59,15 @@ def test_a_setting_in_yaml_is_refused_where_the_flag_is(tmp_path, capsys):
     assert "invalid choice: 'DPO'" in capsys.readouterr().err
 
 
-def test_the_model_is_loaded_as_trls_model_config_says():
+def test_model_is_loaded_with_the_settings_of_the_trl_model_config():
     from trl import ModelConfig
 
     from trl_real import REALDPOConfig
-    from trl_real.cli.train import load_as_told
+    from trl_real.cli.train import set_model_init_kwargs
 
     def told(given=None, **model):
         config = REALDPOConfig("x", use_cpu=True, bf16=False, model_init_kwargs=given)
-        load_as_told(config, ModelConfig(**model))
+        set_model_init_kwargs(config, ModelConfig(**model))
         return config.model_init_kwargs
 
     assert told() is None
@@ -78,7 +78,7 @@ def test_the_model_is_loaded_as_trls_model_config_says():
 
 
 @pytest.mark.parametrize("verb", ["train", "sft"])
-def test_a_model_that_cannot_be_loaded_as_told_is_not_loaded_otherwise(verb, tmp_path, model):
+def test_model_that_cannot_be_loaded_as_requested_is_an_error(verb, tmp_path, model):
     rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
     Dataset.from_dict(rows).to_json(str(tmp_path / "pairs.jsonl"))
     argv = [verb, "--dataset", tmp_path / "pairs.jsonl", "--model", model, "--output_dir", tmp_path / "out"]
@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_loaded_as_told_is_not_loaded_otherwise(verb, tmp
         main([*map(str, argv), "--attn_implementation", "nonsense", "--max_steps", "1", "--bf16", "False"])
 
 
-def test_evaluating_without_labels_to_evaluate_on_is_told_in_one_line(tmp_path, capsys):
+def test_evaluation_without_labels_gets_a_one_line_error(tmp_path, capsys):
     Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}).to_json(str(tmp_path / "pairs.jsonl"))
     argv = ["train", "--dataset", str(tmp_path / "pairs.jsonl"), "--model", "m", "--output_dir", str(tmp_path / "out")]
     assert main([*argv, "--eval_strategy", "steps", "--eval_steps", "1", "--bf16", "False"]) == 2
@@ -105,7 +105,7 @@ def test_evaluating_without_labels_to_evaluate_on_is_told_in_one_line(tmp_path, 
     ],
     ids=str,
 )
-def test_a_folder_of_another_training_is_not_passed_off_as_this_one(
+def test_output_folder_of_another_training_is_refused(
     verb, flags, message, tmp_path, model, capsys, caplog, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -118,6 +118,6 @@ def test_a_folder_of_another_training_is_not_passed_off_as_this_one(
     capsys.readouterr()
     if message is None:
         assert main([*argv, *flags]) == 0
-        assert "It had reached its last step, 2: nothing is trained again." in caplog.text
+        assert "The run has already reached its last step, 2: nothing to train." in caplog.text
     else:
         assert f"'out' holds a training with {message}" in fails(capsys, *argv, *flags)

@@ -1,4 +1,4 @@
-"""Reading and writing datasets: every kind of file comes back, no half folder is ever left, mistakes get one line."""
+"""Reading and writing of datasets: every file format, no partial folders, one-line errors."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ class TestLoad:
         assert load(tmp_path / "one", "test[50%:]").to_list() == ROWS[3:]
         assert load(tmp_path / "one", "test+test").num_rows == 12
 
-    def test_a_split_whose_name_is_no_word(self, pool, tmp_path):
+    def test_split_name_with_a_hyphen(self, pool, tmp_path):
         DatasetDict({"train-prefs": pool}).save_to_disk(tmp_path / "odd")
         assert load(tmp_path / "odd", "train-prefs").to_list() == ROWS
 
@@ -81,7 +81,7 @@ class TestLoad:
         with caplog.at_level(logging.WARNING, logger=files.__name__):
             load(tmp_path)
         assert caplog.messages == [
-            f"{tmp_path}: not read, since their names or formats fit no split: more.parquet, record.json"
+            f"{tmp_path}: skipped files that belong to no split by name or format: more.parquet, record.json"
         ]
 
     def test_a_file_that_changed_is_read_again(self, pool, tmp_path):
@@ -102,10 +102,10 @@ class TestLoadErrors:
         monkeypatch.chdir(tmp_path)
         for name in ("pool.parquet", "./pool", "/no/such/folder", "a/b/c"):
             assert message(load, name) == (
-                f"No file or folder {name!r}. Check the path; it was looked for from {str(tmp_path)!r}."
+                f"No file or folder {name!r}. Check the path; it is relative to {str(tmp_path)!r}."
             )
 
-    def test_neither_a_path_nor_on_the_hub(self):
+    def test_name_that_is_neither_a_path_nor_on_the_hub(self):
         assert message(load, "trl-real/none-such") == (
             "No file or folder 'trl-real/none-such', and no dataset from the Hub: Couldn't reach 'trl-real/none-such' "
             "on the Hub (OfflineModeIsEnabled). Check the spelling and the connection; for a private dataset type: "
@@ -147,7 +147,7 @@ class TestLoadErrors:
         path = tmp_path / name
         path.write_text(content)
         assert message(load, path) == (
-            f"Cannot read {str(path)!r}: {reason}. Check that it is complete and what its ending says."
+            f"Cannot read {str(path)!r}: {reason}. Check that it is complete and that its suffix fits its format."
         )
 
     def test_a_damaged_saved_dataset(self, pool, tmp_path):
@@ -158,23 +158,23 @@ class TestLoadErrors:
         shard.unlink()
         assert message(load, tmp_path / "saved").startswith(f"Cannot read {str(tmp_path / 'saved')!r}: ")
 
-    def test_a_format_that_is_not_known(self, tmp_path):
+    def test_unknown_format(self, tmp_path):
         (tmp_path / "pool.xlsx").touch()
         assert message(load, tmp_path / "pool.xlsx") == (
             f"{str(tmp_path / 'pool.xlsx')!r} does not end in one of {sorted(FORMATS)}. "
-            "Rename it after its format, or convert it."
+            "Give it the suffix of its format, or convert it."
         )
 
     def test_a_folder_with_nothing_to_read(self, tmp_path):
         (tmp_path / "notes.txt").touch()
         assert message(load, tmp_path) == (
-            f"Nothing to read in the folder {str(tmp_path)!r}: neither a saved dataset nor a file that ends in one of "
+            f"Nothing to read in the folder {str(tmp_path)!r}: no saved dataset, and no file that ends in one of "
             f"{sorted(FORMATS)}. Give another folder or a file."
         )
 
 
 class TestSave:
-    def test_what_is_saved_is_loaded(self, pool, tmp_path):
+    def test_saved_dataset_loads_unchanged(self, pool, tmp_path):
         folder = tmp_path / "deep" / "out"
         assert save(pool, folder) == folder
         assert load(folder).to_list() == load_from_disk(folder).to_list() == ROWS
@@ -190,7 +190,7 @@ class TestSave:
             save(empty, tmp_path / "out")
             assert load(tmp_path / "out").features == pool.features and len(load(tmp_path / "out")) == 0
 
-    def test_an_older_output_is_replaced_whole(self, pool, tmp_path):
+    def test_older_output_is_replaced_completely(self, pool, tmp_path):
         save(pool, tmp_path / "out")
         (tmp_path / "out" / "selection_record.json").write_text("{}")
         save(pool.select([0]), tmp_path / "out")
@@ -205,7 +205,7 @@ class TestSave:
 
     @pytest.mark.parametrize("stage", ["write", "swap"])
     @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-    def test_a_failure_leaves_the_old_folder_and_nothing_else(self, pool, tmp_path, monkeypatch, stage, error):
+    def test_failed_save_leaves_only_the_old_folder(self, pool, tmp_path, monkeypatch, stage, error):
         save(pool, tmp_path / "out")
 
         def fail(*args, **kwargs):
@@ -228,7 +228,7 @@ class TestSave:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         assert load(tmp_path / "out").num_rows == 6
 
-    def test_a_link_is_followed(self, pool, tmp_path):
+    def test_symbolic_link_is_followed(self, pool, tmp_path):
         save(pool, tmp_path / "real")
         (tmp_path / "link").symlink_to(tmp_path / "real")
         save(pool.select([0]), tmp_path / "link")
@@ -236,7 +236,7 @@ class TestSave:
 
 
 class TestSaveErrors:
-    def test_the_folder_it_reads_from(self, pool, tmp_path):
+    def test_saving_over_the_source_folder_is_refused(self, pool, tmp_path):
         folder = tmp_path / "out"
         save(pool, folder)
         for dataset in (load(folder), load(folder).select([3, 1]), load(folder).remove_columns("prompt")):
@@ -245,7 +245,7 @@ class TestSaveErrors:
             )
         assert load(folder).to_list() == ROWS
 
-    def test_a_folder_that_is_not_ours(self, pool, tmp_path):
+    def test_folder_not_written_by_trl_real_is_refused(self, pool, tmp_path):
         pool.save_to_disk(tmp_path / "theirs")
         (tmp_path / "notes").mkdir()
         (tmp_path / "notes" / "thesis.tex").touch()
@@ -269,7 +269,7 @@ class TestSaveErrors:
         )
 
 
-def test_the_marker_is_what_makes_a_folder_ours(pool, tmp_path):
+def test_only_folders_with_the_marker_are_replaced(pool, tmp_path):
     save(pool, tmp_path / "out")
     assert set(json.loads((tmp_path / "out" / MARKER).read_text())) == {"trl_real"}
     shutil.copytree(tmp_path / "out", tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Converters: nothing lost, nothing twice, counts that add up. Failures on real data show numbers, never texts."""
+"""Converters: no row is lost or repeated, and counts add up. Failures on real data show numbers, never texts."""
 
 import logging
 import random
@@ -112,7 +112,7 @@ class TestHH:
             {"prompt": ASK, "chosen": " because", "rejected": " be quiet", "id": 7}
         ]
 
-    def test_rows_that_cannot_serve_are_counted(self, caplog):
+    def test_unusable_rows_are_counted(self, caplog):
         chosen = [ASK + " a", "\n\nHuman: x\n\nAssistant: a", "no markup", None, ASK + " a"]
         rejected = [ASK + " b", "\n\nHuman: y\n\nAssistant: b", "no markup", ASK + " b", None]
         counts = Counter()
@@ -125,7 +125,7 @@ class TestHH:
             "2 missing response, 1 no '\\n\\nAssistant:' in chosen"
         ]
 
-    def test_explicit_rows_pass_unchanged_also_beside_implicit_ones(self):
+    def test_explicit_rows_stay_unchanged_also_next_to_implicit_ones(self):
         explicit = Dataset.from_dict({"prompt": ["q", ASK], "chosen": ["a", " x"], "rejected": ["b", " y"]})
         assert from_hh_rlhf(explicit).to_list() == explicit.to_list()
         implicit = Dataset.from_dict({"chosen": [ASK + " c"], "rejected": [ASK + " d"]})
@@ -137,11 +137,11 @@ class TestHH:
         dataset = Dataset.from_dict({"prompt": [turn], "chosen": [turn], "rejected": [turn]})
         assert from_hh_rlhf(dataset).to_list() == dataset.to_list()
 
-    def test_converting_twice_is_converting_once(self):
+    def test_conversion_is_idempotent(self):
         once = from_hh_rlhf(Dataset.from_dict({"chosen": [ASK + " c"], "rejected": [ASK + " d"]}))
         assert from_hh_rlhf(once).to_list() == once.to_list()
 
-    def test_many_unserving_rows_first_keep_the_schema(self):
+    def test_many_unusable_rows_first_keep_the_schema(self):
         """A first writer batch of None only breaks Arrow writing, were the schema not given."""
         dataset = Dataset.from_dict({"chosen": ["x"] * 2500 + [ASK + " c"], "rejected": ["y"] * 2500 + [ASK + " d"]})
         assert from_hh_rlhf(dataset)[0]["chosen"] == " c"
@@ -152,7 +152,7 @@ class TestHH:
         for name in ("numpy", "pandas", "arrow", "torch"):
             assert from_hh_rlhf(dataset.with_format(name)).to_list() == plain
 
-    def test_a_cached_result_is_counted_too(self, tmp_path):
+    def test_counts_are_reported_for_a_cached_result(self, tmp_path):
         Dataset.from_dict({"chosen": ["x", ASK + " c"], "rejected": ["y", ASK + " d"]}).save_to_disk(tmp_path / "hh")
         for _ in range(2):
             counts = Counter()
@@ -197,7 +197,7 @@ class TestSHP:
         first_met = list(dict.fromkeys(f"\n\nHuman: {post}\n\nAssistant:" for post in dataset["history"]))
         assert converted[:]["prompt"] == first_met
 
-    def test_which_comment_is_a_does_not_matter(self):
+    def test_swapping_comments_a_and_b_changes_nothing(self):
         swapped = shp(*((post, b, a, score_b, score_a) for post, a, b, score_a, score_b in self.ROWS))
         assert pools(from_shp(swapped)) == pools(from_shp(shp(*self.ROWS)))
 
@@ -251,7 +251,7 @@ class TestSHP:
         assert len(from_shp(dataset)) == 2
         assert len(from_shp(dataset.remove_columns("domain"))) == 2
 
-    def test_nothing_left_is_an_empty_pool(self):
+    def test_filtering_every_row_gives_an_empty_pool(self):
         assert from_shp(shp(("p", "a", "b", 1, 1))).column_names == ["prompt", "responses", "scores"]
 
     def test_real_pairs_of_one_post_become_one_pool(self):
@@ -296,7 +296,7 @@ class TestUltraFeedback:
         assert converted[1]["scores"] == [7.0, None, 1.0] and converted[1]["responses"] == ["c", "c", ""]
         assert from_ultrafeedback(dataset, score="fine-grained_score")[0]["scores"] == [1.25, 4.0]
 
-    def test_rows_that_cannot_serve_are_counted(self):
+    def test_unusable_rows_are_counted(self):
         pair = [("a", 1.0, 1.0), ("b", 2.0, 2.0)]
         dataset = ultrafeedback(pair, pair[:1], [], pair, [("a", 1.0, 1.0), (None, 1.0, 1.0)])
         dataset = concatenate_datasets([dataset, ultrafeedback(pair, pair, instructions=["q", None])])
@@ -304,16 +304,16 @@ class TestUltraFeedback:
         converted = from_ultrafeedback(dataset, counts=counts)
         assert counts == {TOO_FEW: 3, MISSING: 1} and len(converted) + counts.total() == len(dataset) == 7
 
-    def test_a_score_that_is_not_there_names_those_that_are(self):
+    def test_missing_score_error_lists_the_available_scores(self):
         with pytest.raises(TrlRealError) as error:
             from_ultrafeedback(ultrafeedback([("a", 1.0, 1.0), ("b", 2.0, 2.0)]), score="overal_score")
         assert str(error.value) == (
             "No field 'overal_score' in column 'completions'; it has ['annotations', 'critique', "
             "'custom_system_prompt', 'fine-grained_score', 'model', 'overall_score', 'principle', 'response']. "
-            "Bring a list of {'response', 'model', 'overall_score'} a row, or name the score: score='…'."
+            "Give a list of {'response', 'model', 'overall_score'} per row, or name the score: score='…'."
         )
 
-    def test_plain_texts_are_no_completions(self):
+    def test_plain_texts_as_completions_are_refused(self):
         with pytest.raises(TrlRealError, match=r"^No field 'response' in column 'completions'; it has List"):
             from_ultrafeedback(Dataset.from_dict({"instruction": ["q"], "completions": [["a", "b"]]}))
 
@@ -341,7 +341,7 @@ class TestBinarized:
             for name in ("chosen", "rejected"):
                 assert after["prompt"] + after[name] == before[name]
 
-    def test_rows_that_cannot_serve_are_counted(self):
+    def test_unusable_rows_are_counted(self):
         fine, other = [("user", "q"), ("assistant", "a")], [("user", "r"), ("assistant", "b")]
         late = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
         later = [("user", "q"), ("assistant", "a"), ("user", "s"), ("assistant", "b")]
@@ -353,7 +353,7 @@ class TestBinarized:
         assert counts == {PROMPT_MISMATCH: 2, sources.OTHER_PROMPT: 1, MISSING: 1}
         assert len(converted) + counts.total() == len(dataset)
 
-    def test_converting_twice_is_converting_once(self):
+    def test_conversion_is_idempotent(self):
         once = from_binarized(
             binarized(("q", [("user", "q"), ("assistant", "a")], [("user", "q"), ("assistant", "b")]))
         )
@@ -376,8 +376,8 @@ class TestBinarized:
         with pytest.raises(TrlRealError) as error:
             from_binarized(Dataset.from_dict({"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}))
         assert str(error.value) == (
-            "Column 'chosen' holds string where a list of messages should be. Text needs no conversion: leave "
-            "from_ultrafeedback_binarized out, or use from_hh_rlhf for full dialogues."
+            "Column 'chosen' holds string where a list of messages should be. Text needs no conversion: do "
+            "not call from_ultrafeedback_binarized, or use from_hh_rlhf for full dialogues."
         )
 
 
@@ -432,7 +432,7 @@ FIRST_COLUMNS = {
 
 @pytest.mark.parametrize("name", SOURCES)
 class TestEverySource:
-    def test_a_missing_column_is_named_with_the_line_to_type(self, name):
+    def test_missing_column_error_shows_the_fix(self, name):
         column = FIRST_COLUMNS[name]
         with pytest.raises(MissingColumnError) as error:
             SOURCES[name](Dataset.from_dict({"question": ["q"]}))
@@ -490,7 +490,7 @@ def test_a_ratio_below_one_is_refused(ratio):
     with pytest.raises(TrlRealError) as error:
         from_shp(shp(("p", "a", "b", 4, 2)), min_ratio=ratio)
     assert str(error.value) == (
-        f"min_ratio is {ratio}, a ratio of higher to lower. Give 1 or more, or None for no filter."
+        f"min_ratio={ratio} is below 1. Give 1 or more (higher score / lower score), or None for no filter."
     )
 
 
@@ -503,7 +503,7 @@ def test_rows_read_from_jsonl_convert_like_rows_in_memory(tmp_path):
     assert from_ultrafeedback(read).to_list() == from_ultrafeedback(dataset).to_list()
 
 
-def test_more_prompts_than_a_chunk_keep_their_order(monkeypatch):
+def test_prompts_across_chunks_keep_their_order(monkeypatch):
     monkeypatch.setattr(rows, "CHUNK", 3)
     converted = from_shp(shp(*((f"p{i}", "a", "b", 4, 2) for i in range(10))))
     assert converted[:]["prompt"] == [f"\n\nHuman: p{i}\n\nAssistant:" for i in range(10)]

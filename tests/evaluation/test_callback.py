@@ -1,4 +1,4 @@
-"""Claims about the win rate that is measured while a model is trained."""
+"""Tests of the win rate that is measured during training."""
 
 import json
 
@@ -53,7 +53,7 @@ def trained(model, folder, callback, kind=REALDPOTrainer, sets=None, **changes):
     return trainer
 
 
-def test_the_rate_is_that_of_compare_on_the_models_own_answers(model, tmp_path):
+def test_win_rate_equals_compare_on_the_model_responses(model, tmp_path):
     callback = WinRateCallback(PROMPTS, ["some words"] * 12, Counted(), **SHORT)
     trainer = trained(model, tmp_path, callback, learning_rate=0.0)
     written = [texts[0] for texts in generate_responses(tiny_model(), tiny_tokenizer(), PROMPTS, seed=42, **SHORT)]
@@ -69,7 +69,7 @@ def test_the_rate_is_that_of_compare_on_the_models_own_answers(model, tmp_path):
     assert (tmp_path / PICTURE).stat().st_size > 5000
 
 
-def test_no_more_than_n_prompts_are_judged_at_evaluation_only_and_always_the_same(model, tmp_path):
+def test_at_most_n_fixed_prompts_are_judged_and_only_at_evaluation(model, tmp_path):
     judge = Counted()
     callback = WinRateCallback(PROMPTS, [f"words {i}" for i in range(12)], judge, n=5, **SHORT)
     assert len(callback.prompts) == 5
@@ -83,14 +83,14 @@ def test_no_more_than_n_prompts_are_judged_at_evaluation_only_and_always_the_sam
 
 
 @pytest.mark.parametrize("kind", [REALDPOTrainer, DPOTrainer])
-def test_the_best_model_can_be_chosen_by_it_in_any_trainer(kind, model, tmp_path):
+def test_any_trainer_can_choose_the_best_model_by_win_rate(kind, model, tmp_path):
     callback = WinRateCallback(PROMPTS[:4], ["some words"] * 4, Counted(), **SHORT)
     best = {"metric_for_best_model": "eval_win_rate", "load_best_model_at_end": True, "save_strategy": "steps"}
     trainer = trained(model, tmp_path, callback, kind, save_steps=2, **best)
     assert trainer.state.best_metric == max(row["win_rate"] for row in callback.history)
 
 
-def test_answers_may_come_from_elsewhere_and_a_resumed_run_keeps_its_history(model, tmp_path):
+def test_custom_generation_works_and_a_resumed_run_keeps_its_history(model, tmp_path):
     asked = []
 
     def served(prompts):
@@ -115,14 +115,14 @@ def test_answers_may_come_from_elsewhere_and_a_resumed_run_keeps_its_history(mod
     assert third.history == second.history
 
 
-def test_the_picture_stands_a_single_point_and_unknown_values():
+def test_plot_accepts_a_single_point_and_unknown_values():
     row = {"step": 2, "win_rate": None, "win_rate_low": None, "win_rate_high": None, "n": 0}
     row |= {"completion_length": 3.0, "baseline_length": 4.0}
     for rows in ([row], [row, {**row, "step": 4, "win_rate": 0.4, "win_rate_low": 0.2, "win_rate_high": 0.6}]):
         assert len(history_figure(rows).axes) == 2
 
 
-def test_mistakes_are_told_before_training():
+def test_mistakes_are_reported_before_training():
     with pytest.raises(TrlRealError, match="1 completions for 2 prompts"):
         WinRateCallback(["a", "b"], ["x"], Counted())
     with pytest.raises(TrlRealError, match="n=0"):

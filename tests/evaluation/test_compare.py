@@ -1,4 +1,4 @@
-"""Claims about `trl_real.evaluation.comparison`."""
+"""Tests of `trl_real.evaluation.compare` and `trl_real.evaluation.tournament`."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def dataset() -> Dataset:
     )
 
 
-def test_rates_are_those_of_the_verdicts_clustered_by_prompt(dataset):
+def test_rates_equal_those_of_the_verdicts_clustered_by_prompt(dataset):
     def judge(batch):
         return [0.9, 0.2, 0.4, 0.5]
 
@@ -74,7 +74,7 @@ def test_rates_are_those_of_the_verdicts_clustered_by_prompt(dataset):
     assert (comparison.confidence, comparison.seed) == (0.9, 7)
 
 
-def test_identical_completions_are_ties_without_a_question(dataset):
+def test_identical_completions_are_ties_and_not_judged(dataset):
     judge = LongerIsBetter()
     comparison = compare_columns(dataset, judge)
     assert comparison.n_identical == 1 and "identical" not in [doubt.name for doubt in comparison.doubts]
@@ -85,7 +85,7 @@ def test_identical_completions_are_ties_without_a_question(dataset):
     assert "DO NOT TRUST: both sides give the same answer in 5 of 5 rows" in never_asked.summary()
 
 
-def test_judge_sees_the_contracts_columns_and_all_others(dataset):
+def test_judge_gets_the_required_columns_and_all_others(dataset):
     judge = LongerIsBetter()
     renamed = dataset.rename_columns({"prompt": "question", "response": "ours", "baseline_response": "theirs"})
     compare_columns(renamed, judge, model="ours", baseline="theirs", prompt="question")
@@ -136,15 +136,15 @@ def test_rows_judged_in_many_calls_keep_their_order():
     assert compare_columns(dataset.to_iterable_dataset(), graded).rates == comparison.rates
 
 
-def test_a_verdict_that_failed_is_neither_win_nor_loss(dataset):
+def test_failed_verdict_is_neither_win_nor_loss(dataset):
     rates = compare_columns(dataset, lambda batch: [None, float("nan"), 1, 0.5]).rates
     assert (rates["n_failed"], rates["n_wins"], rates["n_ties"], rates["n_losses"]) == (2, 1, 2, 0)
 
 
-def test_summary_and_dict_are_for_people_and_json(dataset):
+def test_summary_is_readable_and_dict_is_json(dataset):
     comparison = compare_columns(dataset, LongerIsBetter())
     first, second, *doubts = comparison.summary().split("\n")
-    assert doubts == ["doubt: 4 prompts: only large differences can be seen"]
+    assert doubts == ["doubt: 4 prompts: too few to detect small differences"]
     assert first.startswith("win rate 0.60 [") and first.endswith("(n=5: 2 wins, 1 losses, 2 ties, 0 failed)")
     assert "response against baseline_response, judged by longer" in second and "characters" in second
     values = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
@@ -161,7 +161,7 @@ def test_no_rows_and_no_verdicts_do_not_crash(dataset):
         json.dumps(comparison.to_dict(), allow_nan=False)
 
 
-def test_what_is_wrong_is_named(dataset):
+def test_mistakes_are_named(dataset):
     judge = LongerIsBetter()
     with pytest.raises(MissingColumnError, match="'answer'.*model='…'"):
         compare_columns(dataset, judge, model="answer")
@@ -169,7 +169,7 @@ def test_what_is_wrong_is_named(dataset):
         compare_columns(dataset, judge, prompt="question")
     with pytest.raises(TrlRealError, match="both 'response'"):
         compare_columns(dataset, judge, baseline="response")
-    with pytest.raises(TrlRealError, match="of type object is no policy"):
+    with pytest.raises(TrlRealError, match="of type object is not a policy"):
         compare_columns(dataset, judge, model=object())
     with pytest.raises(TrlRealError, match=r"dataset\['test'\]"):
         compare_columns(DatasetDict({"test": dataset}), judge)
@@ -216,11 +216,11 @@ def test_two_policies_write_their_completions_first(tmp_path):
     assert itself.n_identical == 3 and itself.rates["win_rate"] == 0.5
 
 
-def test_a_policy_without_a_tokenizer_or_a_thing_that_is_none():
+def test_policy_without_tokenizer_and_non_policy_are_refused():
     rows = Dataset.from_dict({"prompt": ["one"], "baseline_response": ["x"]})
     with pytest.raises(TrlRealError, match="needs its tokenizer"):
         compare_columns(rows, lambda batch: [1.0], model=tiny_model())
-    with pytest.raises(TrlRealError, match="of type int is no policy"):
+    with pytest.raises(TrlRealError, match="of type int is not a policy"):
         compare_columns(rows, lambda batch: [1.0], model=7)
 
 
@@ -231,7 +231,7 @@ def test_lists_are_compared_as_columns_are(dataset):
     assert (found.model, found.baseline) == ("ours", "theirs")
     scored = {"scores": [[2.0, 1.0]] * 5, "pair": [[0, 1]] * 5}
     assert compare(*columns, ScoreJudge(), columns=scored).rates["n_wins"] == 4
-    with pytest.raises(TrlRealError, match="2 model for 5 prompts. Give one a prompt"):
+    with pytest.raises(TrlRealError, match="2 model for 5 prompts. Give one per prompt"):
         compare(dataset["prompt"], ["a", "b"], dataset["response"], LongerIsBetter())
     with pytest.raises(TrlRealError, match="both called 'x'"):
         compare(*columns, LongerIsBetter(), names=("x", "x"))
@@ -256,7 +256,7 @@ def many(n: int = 60, **columns) -> Dataset:
     return Dataset.from_dict({**rows, **columns})
 
 
-def test_two_models_are_told_apart_prompt_by_prompt():
+def test_two_models_are_compared_prompt_by_prompt():
     good, weak = (compare_columns(many(), LongerIsBetter(), model=m, baseline="base") for m in ("good", "weak"))
     test = good.against(weak)
     assert test.difference == pytest.approx(good.rates["win_rate"] - weak.rates["win_rate"])
@@ -272,7 +272,7 @@ def names(comparison) -> dict[str, bool]:
     return {doubt.name: doubt.grave for doubt in comparison.doubts}
 
 
-def test_a_fair_comparison_raises_no_doubt():
+def test_fair_comparison_has_no_warnings():
     def fair(batch):
         return [(len(prompt) + i) % 2 for i, prompt in enumerate(batch["prompt"])]
 
@@ -281,7 +281,7 @@ def test_a_fair_comparison_raises_no_doubt():
     assert names(compare_columns(rows, fair, model="good", baseline="base")) == {}
 
 
-def test_a_constant_answer_is_called_out_whatever_it_wins():
+def test_constant_response_is_warned_about_at_any_win_rate():
     def swayed(batch):
         return [0.95] * len(batch["prompt"])
 
@@ -295,7 +295,7 @@ def test_a_constant_answer_is_called_out_whatever_it_wins():
     assert "duplicates" not in names(compare_columns(same_prompt, swayed, model="good", baseline="base"))
 
 
-def test_what_else_speaks_against_a_rate_is_told():
+def test_other_reasons_to_doubt_a_rate_are_reported():
     def longer(batch):
         return [0.9 if i % 2 else None for i, _ in enumerate(batch["prompt"])]
 
@@ -315,7 +315,7 @@ def test_what_else_speaks_against_a_rate_is_told():
 
 
 @needs_data("alpaca_eval")
-def test_the_null_model_is_the_one_entry_of_the_board_that_is_called_out():
+def test_null_model_is_the_only_leaderboard_entry_with_a_length_warning():
     from trl_real.evaluation.checks import length_doubts
 
     annotations = pq.read_table(ALPACA_EVAL / "preferences.parquet").to_pandas()
@@ -327,7 +327,7 @@ def test_the_null_model_is_the_one_entry_of_the_board_that_is_called_out():
     assert [model for model, is_grave in grave.items() if is_grave] == ["NullModel"]
 
 
-def test_many_models_are_ranked_and_told_apart():
+def test_many_models_are_ranked_and_compared():
     found = tournament(many(), LongerIsBetter(), ["weak", "good", "base"], rounds=50)
     assert [row.model for row in found.ranking.rows] == ["good", "base", "weak"] or found.ranking.notes
     assert len(found.comparisons) == 3 and set(found.against_reference) == {("weak", "good")}

@@ -1,4 +1,4 @@
-"""Claims about `trl-real win-rate`, its files and its page."""
+"""Tests of `trl-real win-rate`, its files and its report page."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def page_of(folder, *args, **changes) -> str:
     return write_comparison_report(folder, *args, **changes).read_text(encoding="utf-8")
 
 
-def test_rates_ranking_and_tests_are_on_a_page_that_loads_nothing(tmp_path):
+def test_page_shows_rates_ranking_and_tests_and_loads_nothing(tmp_path):
     found = tournament(completions(), graded, list(SIZES), reference="small", rounds=50)
     paired = {" : ".join(names): test.words() for names, (test, _) in found.against_reference.items()}
     page = page_of(tmp_path, found.comparisons, ranking=found.ranking, paired=paired, facts={"judge": "made up"})
@@ -51,7 +51,7 @@ def test_rates_ranking_and_tests_are_on_a_page_that_loads_nothing(tmp_path):
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
 
 
-def test_a_constant_answer_is_on_top_of_the_page(tmp_path):
+def test_constant_response_warning_is_at_the_top_of_the_page(tmp_path):
     rows = completions(constant=["Prefer this."] * 60)
     found = compare_columns(rows, lambda batch: [0.9] * len(batch["prompt"]), model="constant", baseline="small")
     page = page_of(tmp_path, [found])
@@ -59,7 +59,7 @@ def test_a_constant_answer_is_on_top_of_the_page(tmp_path):
     assert "gives the same answer to different prompts in 60 of 60 rows" in page
 
 
-def test_hostile_names_and_few_rows_still_make_a_page(tmp_path):
+def test_page_survives_hostile_names_and_few_rows(tmp_path):
     rows = Dataset.from_dict({"prompt": ["p"], "a": ["x"], "b": ["y"]})
     found = compare_columns(rows, lambda batch: [None], model="a", baseline="b")
     found.model = found.baseline = found.judge = HOSTILE
@@ -79,7 +79,7 @@ def rows(tmp_path):
     return path
 
 
-def test_two_columns_a_chat_judge_and_the_files_that_are_left(rows, tmp_path, capsys):
+def test_two_columns_with_a_chat_judge_write_all_files(rows, tmp_path, capsys):
     with JudgeServer(bias=0.05) as server:
         judge = ["--judge", "chat", "--judge_model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
         sides = ["--dataset", rows, "--model", "large", "--baseline", "small"]
@@ -96,7 +96,7 @@ def test_two_columns_a_chat_judge_and_the_files_that_are_left(rows, tmp_path, ca
     assert {"report.html", "win_rates.png", "completions.parquet"} <= {path.name for path in out.iterdir()}
 
 
-def test_two_policies_write_their_answers(tmp_path, rows, capsys):
+def test_two_policies_generate_their_responses(tmp_path, rows, capsys):
     policies = [save_tiny(tmp_path / name, seed) for seed, name in enumerate(("one", "other"))]
     with JudgeServer() as server:
         judge = ["--judge", "chat", "--judge_model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
@@ -121,10 +121,10 @@ def test_several_columns_are_ranked(rows, tmp_path, capsys):
         assert main(list(map(str, argv))) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert {line.split()[0] for line in lines[:3]} == set(SIZES) and "1000" in "".join(lines)
-    assert "All on one scale" in (tmp_path / "out" / "report.html").read_text()
+    assert "Ranking on one scale" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_verdicts_with_lengths_are_checked_too(tmp_path, capsys):
+def test_verdicts_with_lengths_are_checked(tmp_path, capsys):
     draw = np.random.default_rng(0)
     columns = {"verdict": [0.9] * 40, "own": [872] * 40, "theirs": draw.integers(100, 900, 40).tolist()}
     Dataset.from_dict(columns).to_parquet(str(tmp_path / "v.parquet"))
@@ -144,13 +144,13 @@ def test_verdicts_with_lengths_are_checked_too(tmp_path, capsys):
             ["--judge", "chat", "--judge_model", "m", "--price", "1", "1"],
             "--price is not a setting of the judge 'chat' without --base_url",
         ),
-        (["--judge", "votes", "--votes", "v"], "votes are about selected pairs"),
-        (["--models", "small", "large"], "--models need a judge that reads"),
+        (["--judge", "votes", "--votes", "v"], "votes belong to selected pairs"),
+        (["--models", "small", "large"], "--models needs a judge that reads"),
         (["--min_ratio", "2", "--judge", "reward", "--judge_model", "m"], "--min_ratio is not a setting of the judge"),
         (["--judge", "panel", "--panel", "nowhere.yaml"], "is not a list of judges"),
         (["--preferences", "nowhere"], "No column 'nowhere'"),
     ],
 )
-def test_mistakes_are_one_line(rows, flags, message, capsys):
+def test_mistakes_get_a_one_line_error(rows, flags, message, capsys):
     assert main(["win-rate", "--dataset", str(rows), "--model", "large", "--baseline", "small", *flags]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The Bayesian head against a numerical posterior, and what its acquisitions pick."""
+"""The Bayesian head against a numerical posterior, and the picks of its acquisitions."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def posterior_by_hand(chosen, rejected, confidences, ridge):
 
 @pytest.mark.parametrize("shape", [(40, 6), (5, 12), (1, 3)], ids=str)
 @pytest.mark.parametrize("soft", [False, True])
-def test_mean_and_variance_are_laplaces(shape, soft):
+def test_mean_and_variance_equal_the_laplace_approximation(shape, soft):
     chosen, rejected = labelled(*shape)
     confidences = torch.linspace(0.55, 1, shape[0]).double() if soft else None
     head = fit_head(chosen, rejected, confidences, ridge=0.7)
@@ -57,7 +57,7 @@ def test_mean_and_variance_are_laplaces(shape, soft):
     torch.testing.assert_close(variance, ((phi @ covariance) * phi).sum(1), atol=2e-4, rtol=1e-3)
 
 
-def test_without_labels_it_is_the_prior_and_labels_lower_every_variance():
+def test_no_labels_give_the_prior_and_labels_lower_every_variance():
     features = labelled(30, 8, 2)[0].view(10, 3, 8)
     prior = fit_head(torch.zeros(0, 8), torch.zeros(0, 8), ridge=2.0)
     means, covariances = prior.utilities(features)
@@ -69,7 +69,7 @@ def test_without_labels_it_is_the_prior_and_labels_lower_every_variance():
         assert (after.diagonal(dim1=1, dim2=2) <= before.diagonal(dim1=1, dim2=2) + 1e-6).all()
 
 
-def test_swapping_label_and_responses_is_the_same_and_a_coin_teaches_no_direction():
+def test_swapping_label_and_responses_changes_nothing():
     chosen, rejected = labelled(30, 5)
     flipped = fit_head(rejected, chosen, torch.zeros(30).double(), ridge=1.0)
     torch.testing.assert_close(flipped.weights, fit_head(chosen, rejected).weights, atol=1e-4, rtol=1e-3)
@@ -110,7 +110,7 @@ def test_acquisitions_are_finite_equivariant_and_do_not_depend_on_the_batch(name
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)
-def test_equal_responses_and_certain_models_break_nothing(name):
+def test_equal_responses_and_certain_models_stay_finite(name):
     for covariances in (torch.ones(5, 3, 3).double(), torch.zeros(5, 3, 3).double()):
         pairs = pairs_of(name, torch.zeros(5, 3).double(), covariances, made_up(5, 3)[2])
         assert (pairs[:, 0] < pairs[:, 1]).all()
@@ -118,7 +118,7 @@ def test_equal_responses_and_certain_models_break_nothing(name):
 
 @pytest.mark.parametrize("name", ACQUISITIONS)
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e6])
-def test_no_scale_of_the_utilities_makes_ties_of_rows(name, scale):
+def test_utilities_of_any_scale_create_no_ties(name, scale):
     draws = made_up(40, 2)[2]
     variances = scale * torch.linspace(1, 2, 40).double()  # of u_1 - u_2
     means = torch.zeros(40, 2).double() if name != "drts" else scale * torch.eye(2)[[0] * 40].double()
@@ -167,14 +167,14 @@ def test_double_thompson_picks_a_response_as_often_as_it_is_likely_to_be_the_bes
     torch.testing.assert_close(found, torch.stack(expected), atol=0.02, rtol=0)
 
 
-def test_a_budget_of_drts_takes_large_certain_gaps_first():
+def test_drts_budget_takes_large_certain_gaps_first():
     means = torch.tensor([[0.0, 4.0], [0.0, 4.0], [0.0, 1.0]]).double()
     covariances = torch.stack([torch.eye(2) * s for s in (1e-4, 4.0, 1e-4)]).double()
     scores = double_reverse_thompson(means, covariances, made_up(3, 2)[2]).amin(1)
     assert scores.argsort().tolist() == [0, 1, 2]
 
 
-def test_what_is_none_is_refused():
+def test_invalid_arguments_are_refused():
     chosen, rejected = labelled(3, 2)
     with pytest.raises(TrlRealError, match="ridge"):
         fit_head(chosen, rejected, ridge=0.0)

@@ -1,4 +1,4 @@
-"""The Bradley-Terry model against scipy, brute-force leave-one-out and an integral done by sampling."""
+"""The Bradley-Terry model against scipy, brute-force leave-one-out and a sampled integral."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_weights_are_those_of_a_general_optimizer(shape, ridge):
     np.testing.assert_allclose(fit.weights, expected, atol=2e-5)
 
 
-def test_a_path_gives_what_each_ridge_gives_alone():
+def test_ridge_path_equals_separate_fits():
     x = differences(40, 10)
     for fit in bradley_terry_path(x, RIDGES):
         (alone,) = bradley_terry_path(x, [fit.ridge])
@@ -55,7 +55,7 @@ def test_swapping_responses_and_label_changes_nothing_and_order_does_not_matter(
 
 
 @pytest.mark.parametrize("shape", [(60, 12), (25, 40)], ids=str)
-def test_left_out_margins_are_near_those_of_models_fitted_without_the_pair(shape):
+def test_leave_one_out_margins_are_close_to_refitting_without_the_pair(shape):
     x = differences(*shape)
     for ridge, tolerance in ((10.0, 0.01), (1.0, 0.08)):
         (fit,) = bradley_terry_path(x, [ridge])
@@ -95,13 +95,13 @@ def test_the_tuned_ridge_has_the_largest_evidence_of_all():
     assert len(fits) <= len(everything) and any(fit is best for fit in fits)
 
 
-def test_labels_without_a_signal_are_met_with_a_strong_prior():
+def test_labels_without_signal_select_a_strong_prior():
     best, _ = tune_bradley_terry(differences(200, 30, signal=0.0))
     strong, _ = tune_bradley_terry(differences(200, 30, signal=1.0))
     assert best.ridge > 30 * strong.ridge
 
 
-def test_without_a_pair_nothing_is_learned():
+def test_no_pairs_give_zero_weights():
     best, _ = tune_bradley_terry(torch.zeros(0, 5))
     assert best.weights.tolist() == [0.0] * 5
     assert left_out_margins(torch.zeros(0, 5), best).shape == (0,)

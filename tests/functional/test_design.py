@@ -1,9 +1,9 @@
-"""Greedy design against the explicit inverse, and what ActiveDPO asks of it (T7-T11)."""
+"""Greedy design against the explicit inverse, and the properties that ActiveDPO needs (T7-T11)."""
 
 import pytest
 import torch
 
-from support.claims import random_embeddings
+from support.claims import random_embeddings, uncertainty
 from trl_real.errors import TrlRealError
 from trl_real.functional import greedy_design as greedy
 from trl_real.functional.design import NORMALIZATIONS, greedy_design, pair_features
@@ -18,16 +18,8 @@ def normal(n, d, seed=0, dtype=torch.float64):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def uncertainty(features, history=None):
-    """`phi^T V^-1 phi` from the explicit inverse, with ridge 1."""
-    v = torch.eye(features.shape[1], dtype=features.dtype)
-    if history is not None:
-        v = v + history.T @ history
-    return ((features @ torch.linalg.inv(v)) * features).sum(1)
-
-
 def brute_force(features, k, ridge=1.0, history=None, allowed=None, prompts=None, max_per_prompt=None):
-    """`V^-1` inverted anew for every pick. Returns picks, scores and log det."""
+    """`V^-1` inverted again for every pick. Returns picks, scores and log det."""
     features = features.double()
     v = ridge * torch.eye(features.shape[1], dtype=torch.float64)
     if history is not None:
@@ -66,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_t7_picks_are_those_of_the_explicit_inverse(case, unit, pool_size):
+def test_t7_picks_equal_those_of_the_explicit_inverse(case, unit, pool_size):
     n, d, h, k = CASES[case]
     features, history = normal(n, d), normal(h, d, 1) if h else None
     features = features / features.norm(dim=1, keepdim=True) if unit else features
@@ -97,7 +89,7 @@ def test_each_step_takes_the_largest_gain_in_log_det():
         left.remove(best)
 
 
-def test_history_is_what_picking_it_would_have_been():
+def test_history_equals_having_picked_it():
     features = normal(100, 30)
     at_once = greedy_design(features, 25)
     first = greedy_design(features, 10)
@@ -131,27 +123,27 @@ def test_t10_beta_cancels_where_features_are_normalised(normalize):
     assert torch.equal(one.indices, other.indices)
 
 
-def test_t10_without_normalisation_beta_and_the_ridge_are_one():
+def test_t10_without_normalisation_beta_scales_the_ridge():
     phi = pair_features(normal(80, 20), normal(80, 20, 1), None)
     one, other = greedy_design(0.1 * phi, 20, ridge=2.0), greedy_design(phi, 20, ridge=200.0)
     assert torch.equal(one.indices, other.indices) and torch.allclose(one.scores, other.scores)
 
 
-def test_t11_identical_responses_score_nothing_and_come_last():
+def test_t11_identical_responses_score_zero_and_come_last():
     first, second = normal(10, 20), normal(10, 20, 1)
     second[3] = first[3]
     design = greedy_design(pair_features(first, second), 10)
     assert design.indices[-1] == 3 and design.scores[-1] == 0 and (design.scores[:-1] > 0).all()
 
 
-def test_t12_a_zero_vector_divides_nothing():
+def test_t12_zero_vector_causes_no_division_by_zero():
     first, second = torch.zeros(2, 4), torch.eye(4)[:2]
     for normalize in NORMALIZATIONS:
         assert torch.equal(pair_features(first, second, normalize), -second)
         assert torch.equal(pair_features(first, first, normalize), first)
 
 
-def test_the_first_round_on_embeddings_is_reals_easy():
+def test_first_round_on_embeddings_equals_easy_of_real():
     embeddings = random_embeddings(0, 50, 2)
     phi = pair_features(embeddings[:, 0].double(), embeddings[:, 1].double())
     easy = STRATEGIES["easy"](embeddings, torch.zeros(50, 1))[:, 0].argsort(stable=True)
@@ -161,7 +153,7 @@ def test_the_first_round_on_embeddings_is_reals_easy():
 
 
 @pytest.mark.parametrize("k", [2, 5])
-def test_one_pick_a_prompt_is_reals_easy(k):
+def test_one_pick_per_prompt_equals_easy_of_real(k):
     """REAL's choice within a prompt, and each prompt's first round with no label yet."""
     embeddings = random_embeddings(1, 30, k).double()
     first, second = candidate_pairs(k)
@@ -194,7 +186,7 @@ def test_a_prompt_is_not_picked_more_often_than_allowed(limit, pool_size):
     assert prompts[design.indices].bincount().max() <= limit and not exclude[design.indices].any()
 
 
-def test_drift_is_found_and_mended(monkeypatch):
+def test_numerical_drift_is_detected_and_corrected(monkeypatch):
     monkeypatch.setattr(greedy, "CHECK_EVERY", 5)
     features, spoiled = normal(60, 40), []
     add = greedy.Inverse.add
@@ -226,7 +218,7 @@ def test_drift_is_found_and_mended(monkeypatch):
         ({"history": torch.full((1, 3), torch.nan)}, "history"),
     ],
 )
-def test_what_cannot_be_is_refused(settings, words):
+def test_impossible_arguments_are_refused(settings, words):
     with pytest.raises(TrlRealError, match=words):
         greedy_design(torch.ones(5, 3), **{"k": 2, **settings})
 

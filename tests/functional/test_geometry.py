@@ -1,4 +1,4 @@
-"""Claims about every geometry, and what each is there for."""
+"""Tests of every geometry and its purpose."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_the_order_of_the_sample_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_shape_and_precision_are_kept_and_rows_do_not_look_at_each_other(name):
+def test_shape_and_precision_are_kept_and_rows_are_independent(name):
     x = anisotropic().float()
     change = GEOMETRIES[name](x)
     pairs = x[:10].view(5, 2, -1)
@@ -47,13 +47,13 @@ def test_standardized_has_unit_variances_and_whitened_no_correlations():
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-8
 
 
-def test_debiased_takes_out_the_leading_direction():
+def test_debiased_removes_the_leading_direction():
     x = anisotropic()
     before, after = (torch.linalg.eigvalsh(y.T.cov()) for y in (x, GEOMETRIES["debiased"](x)(x)))
     assert after[-1] == pytest.approx(float(before[-2]), rel=1e-6) and after[0] < 1e-9
 
 
-def test_a_coordinate_that_never_changes_does_no_harm():
+def test_constant_coordinate_causes_no_nan():
     x = anisotropic()
     x[:, 3] = 7.0
     for name, fit in GEOMETRIES.items():

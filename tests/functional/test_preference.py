@@ -50,27 +50,27 @@ def test_three_pairs_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("flip", [0.0, 0.1, 0.5])
-def test_the_soft_loss_is_the_two_sided_one(flip):
+def test_soft_loss_is_the_two_sided_loss(flip):
     margins = torch.linspace(-30, 30, 61, dtype=torch.float64)
     expected = [-(1 - flip) * log_sigmoid(m) - flip * log_sigmoid(-m) for m in margins.tolist()]
     assert torch.allclose(soft_label_loss(margins, flip), torch.tensor(expected, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(soft_label_loss(margins.float(), flip).double(), margins.new_tensor(expected), atol=1e-5)
 
 
-def test_a_sure_label_is_dpo_and_half_noise_ignores_the_label():
+def test_certain_label_gives_dpo_and_noise_of_one_half_ignores_the_label():
     margins = torch.randn(50, generator=generator(0)) * 5
     assert torch.equal(soft_label_loss(margins, 0.0), -torch.nn.functional.logsigmoid(margins))
     assert torch.allclose(soft_label_loss(margins, 0.5), soft_label_loss(-margins, 0.5), atol=1e-6)
 
 
-def test_no_margin_overflows():
+def test_large_margins_do_not_overflow():
     margins = torch.tensor([-1e5, 1e5], requires_grad=True)
     loss = soft_label_loss(margins, torch.tensor([0.1, 0.1]))
     loss.sum().backward()
     assert torch.allclose(loss, torch.tensor([0.9e5, 0.1e5])) and torch.isfinite(margins.grad).all()
 
 
-def test_two_sources_of_error_are_two_channels_in_a_row():
+def test_two_sources_of_label_error_compose():
     flips, smoothing = torch.rand(20_000, generator=generator(1)) / 2, 0.1
     wrong = torch.rand(20_000, generator=generator(2)) < flips
     flipped = torch.rand(20_000, generator=generator(3)) < smoothing
@@ -82,7 +82,7 @@ def test_two_sources_of_error_are_two_channels_in_a_row():
     assert torch.allclose(compose_flips(torch.zeros(3), torch.tensor([0.0, 0.1, 0.4])), torch.tensor([0.0, 0.1, 0.4]))
 
 
-def test_the_measures_depend_on_no_order_and_are_weighted_by_rows():
+def test_metrics_do_not_depend_on_order_and_are_weighted_by_rows():
     logps = torch.randn(4, 11, generator=generator(4)) * 20
     whole = preference_metrics(*logps, BETA)
     again = preference_metrics(*logps[:, torch.randperm(11, generator=generator(5))], BETA)
@@ -123,7 +123,7 @@ def naive_extrapolated(hidden, ref_hidden, labels, head, ref_head, strength):
 @pytest.mark.parametrize("shared", [False, True], ids=["two heads", "one head"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("max_elements", [1, 23 * 5, 23 * 36, 2**24])
-def test_chunks_give_what_the_whole_vocabulary_gives(shared, bias, max_elements):
+def test_vocabulary_chunks_equal_the_whole_vocabulary(shared, bias, max_elements):
     (head, ref_head), (hidden, ref_hidden, labels) = heads(shared=shared, bias=bias), states()
     found = extrapolated_log_probs(hidden, ref_hidden, labels, head, ref_head, 0.5, max_elements)
     expected = naive_extrapolated(hidden, ref_hidden, labels, head, ref_head, 0.5)
@@ -140,14 +140,14 @@ def test_weights_in_half_precision_are_multiplied_in_float32(shared):
     assert found.dtype == torch.float32 and (found.double() - expected).abs().max() < 1e-5
 
 
-def test_no_extrapolation_is_the_policy_itself():
+def test_zero_extrapolation_is_the_policy():
     (head, ref_head), (hidden, ref_hidden, labels) = heads(), states()
     found = extrapolated_log_probs(hidden, ref_hidden, labels, head, ref_head, 0.0)
     expected = logits(hidden, head).log_softmax(1).gather(1, labels[:, None])[:, 0]
     assert (found.double() - expected).abs().max() < 1e-5
 
 
-def test_no_gradient_and_no_token_is_no_error():
+def test_no_gradient_and_no_token_are_accepted():
     (head, ref_head), (hidden, ref_hidden, labels) = heads(), states()
     hidden.requires_grad_(), head.weight.requires_grad_()
     assert not extrapolated_log_probs(hidden, ref_hidden, labels, head, ref_head, 0.5).requires_grad

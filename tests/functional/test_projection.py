@@ -1,4 +1,4 @@
-"""Random projections: unbiased, as exact as theory says, and the same wherever they are drawn (T6, T13)."""
+"""Random projections: unbiased, as accurate as theory states, and the same in every process (T6, T13)."""
 
 import os
 import subprocess
@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from claims import uncertainty
 from scipy.stats import spearmanr
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.design import pair_features, uncertainty
+from trl_real.functional.design import pair_features
 from trl_real.functional.projection import PROJECTIONS, make_projection
 
 
@@ -38,7 +39,7 @@ def whole(gradients):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_projection_is_linear_and_adds_parameters_in_any_order(kind):
+def test_projection_is_linear_and_independent_of_parameter_order(kind):
     one, two = random_gradients(0, 4), random_gradients(1, 4)
     both = {name: 2 * one[name] - two[name] for name in one}
     found = project(kind, both, order=sorted(SHAPES))
@@ -47,7 +48,7 @@ def test_a_projection_is_linear_and_adds_parameters_in_any_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_does_not_depend_on_those_beside_it(kind):
+def test_a_row_does_not_depend_on_other_rows(kind):
     gradients = random_gradients(2, 5)
     alone = project(kind, {name: values[3:4] for name, values in gradients.items()})
     torch.testing.assert_close(project(kind, gradients)[3:4], alone)
@@ -81,7 +82,7 @@ def test_t6_scores_keep_their_order_at_8192(kind):
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
-def test_without_a_dimension_gradients_stay_whole(kind):
+def test_no_dimension_leaves_gradients_unprojected(kind):
     gradients = random_gradients(5, 3)
     assert torch.equal(project(kind, gradients, dim=None, order=["b.lora_B", "c.bias", "a.lora_A"]), whole(gradients))
 
@@ -99,7 +100,7 @@ for kind in ("count_sketch", "rademacher", "kronecker"):
 """
 
 
-def test_t13_every_process_draws_the_same_whatever_its_hash_seed(capsys):
+def test_t13_every_process_draws_the_same_with_any_hash_seed(capsys):
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     other = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, text=True, capture_output=True, check=True
@@ -108,7 +109,7 @@ def test_t13_every_process_draws_the_same_whatever_its_hash_seed(capsys):
     assert capsys.readouterr().out == other.stdout and "count_sketch-16-" in other.stdout
 
 
-def test_seed_name_and_shape_decide_and_nothing_else():
+def test_draws_depend_only_on_seed_name_and_shape():
     gradients = {"w": torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))}
     for kind in KINDS:
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -119,7 +120,7 @@ def test_seed_name_and_shape_decide_and_nothing_else():
         assert not torch.equal(one, project(kind, {"v": gradients["w"]}, shapes={"v": (4, 6)}))
 
 
-def test_fingerprints_tell_projections_apart():
+def test_projections_have_different_fingerprints():
     made = [
         make_projection("count_sketch", SHAPES, 64, 0),
         make_projection("count_sketch", SHAPES, 64, 1),
@@ -131,7 +132,7 @@ def test_fingerprints_tell_projections_apart():
     assert make_projection("count_sketch", dict(reversed(SHAPES.items())), 64, 0).fingerprint == made[0].fingerprint
 
 
-def test_what_is_none_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(TrlRealError, match="count_sketch"):
         make_projection("sketch", SHAPES)
     with pytest.raises(TrlRealError, match="projection_dim"):

@@ -1,4 +1,4 @@
-"""Similarity is the cosine; two-means finds the best partition; the centroid pair keeps what methods 1.6 proves."""
+"""Cosine similarity, the best partition by two-means, and the proven properties of the centroid pair."""
 
 from functools import partial
 from itertools import combinations, product
@@ -41,7 +41,7 @@ class TestSimilarity:
         embeddings = random_embeddings(0, 20, 6)
         np.testing.assert_allclose(candidate_similarity(embeddings).numpy(), naive_similarity(embeddings), atol=1e-14)
 
-    def test_of_two_equals_that_of_all(self):
+    def test_similarity_of_two_equals_that_of_all(self):
         embeddings = random_embeddings(1, 20, 5)
         first, second = candidate_pairs(5)
         expected = candidate_similarity(embeddings)
@@ -50,7 +50,7 @@ class TestSimilarity:
     def test_candidate_pairs_are_lexicographic(self):
         assert candidate_pairs(5).T.tolist() == [list(pair) for pair in combinations(range(5), 2)]
 
-    def test_ten_thousand_pairs_1e_5_apart_keep_their_order(self):
+    def test_pairs_1e_5_apart_keep_their_order(self):
         angles = torch.arccos(torch.linspace(0.8, 0.9, 10_001, dtype=torch.float64))
         first = torch.tensor([1.0, 0.0]).expand(len(angles), 2)
         second = torch.stack([angles.cos(), angles.sin()], dim=1).float()
@@ -61,7 +61,7 @@ class TestSimilarity:
         first, second = random_embeddings(2, 1, 2)[0]
         torch.testing.assert_close(pair_similarity(first * scale, second), pair_similarity(first, second))
 
-    def test_of_a_zero_vector_is_zero_and_not_nan(self):
+    def test_similarity_of_a_zero_vector_is_zero_and_not_nan(self):
         assert pair_similarity(torch.zeros(4), torch.ones(4)) == 0
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -95,7 +95,7 @@ class TestTwoMeans:
         assert max(ratios) < 1.01 and np.mean(ratios) < 1.0005
 
     @pytest.mark.parametrize("k", [13, 25])
-    def test_many_points_in_two_heaps_are_told_apart(self, k):
+    def test_many_points_in_two_clusters_are_separated(self, k):
         heap = torch.arange(k) % 3 == 0
         centre = torch.where(heap[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
         points = normalize(centre + 0.05 * random_embeddings(k, 1, k, 2)[0])
@@ -124,12 +124,12 @@ class TestTwoMeans:
 
 
 class TestCentroid:
-    def test_of_three_is_never_the_hard_pair(self):
+    def test_centroid_pair_of_three_is_never_the_hard_pair(self):
         for d in (2, 3, 64):
             embeddings = random_embeddings(d, 500, 3, d)
             assert not (lowest(centroid(embeddings, None)) == lowest(hard(embeddings, None))).any()
 
-    def test_of_three_is_the_easy_or_the_middle_pair(self):
+    def test_centroid_pair_of_three_is_the_easy_or_the_middle_pair(self):
         embeddings = random_embeddings(7, 500, 3)
         similarity = candidate_similarity(embeddings)
         picked = similarity.gather(1, lowest(centroid(embeddings, None))[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""What the card says, and what a re-push leaves alone. No network."""
+"""Content of the dataset card, and what a second push keeps. No network."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ HOSTILE = [
 
 
 def make_record(**changes) -> SelectionRecord:
-    """A record whose counts add up: 100 in, 25 kept, 70 not chosen, 5 skipped."""
+    """A record with counts that add up: 100 in, 25 kept, 70 not chosen, 5 skipped."""
     similarity = np.linspace(-0.2, 0.9, 95)
     values = {
         **{"strategy": "easy", "budget": 0.25, "seed": 42, "model": "user/encoder", "revision": "abc123"},
@@ -91,7 +91,7 @@ def test_section_states_recipe_counts_and_the_line_that_loads_it():
     ("budget", "said", "name"),
     [(0.25, "0.25 of the rows with a pair", "easy-0.25"), (500, "500 rows", "easy-500"), (None, "all", "easy-all")],
 )
-def test_budget_is_said_and_names_the_config(budget, said, name):
+def test_budget_is_shown_and_names_the_config(budget, said, name):
     assert said in cells(section(budget=budget))["budget"]
     assert default_config_name(make_record(budget=budget)) == name
 
@@ -101,13 +101,13 @@ def test_a_share_of_one_and_one_row_have_names_of_their_own():
 
 
 @pytest.mark.parametrize("strategy", ["__main__.<lambda>", "my_module.least_similar", "ähnlich", "…", "x" * 300])
-def test_any_strategy_gives_a_config_name_that_the_hub_takes(strategy):
+def test_every_strategy_gives_a_valid_hub_config_name(strategy):
     name = default_config_name(make_record(strategy=strategy))
     assert checked_config_name(name) == name
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_stays_in_its_cell_and_makes_no_marker(text):
+def test_hostile_text_stays_in_its_cell_and_creates_no_marker(text):
     values = {"strategy": text, "model": text, "revision": text, "versions": {text: text}, "settings": {text: text}}
     hostile = section(**values, skipped={text: 5})
     assert len(cells(hostile)) == len(cells(section(skipped={"x": 5}, settings={"x": 1})))
@@ -122,7 +122,7 @@ def test_escape_leaves_ordinary_names_readable():
 
 @pytest.mark.parametrize("columns", [[], ["prompt", "chosen", "rejected"]])
 @pytest.mark.parametrize("metadata", ["", METADATA])
-def test_rendering_twice_is_rendering_once(metadata, columns):
+def test_rendering_is_idempotent(metadata, columns):
     arguments = (make_record(), "easy-0.25", "user/subset")
     once = update_card(metadata, *arguments, columns=columns)
     assert update_card(once, *arguments, columns=columns) == once
@@ -148,7 +148,7 @@ def test_rows_of_every_split_come_from_the_metadata():
     assert shown["in this repository, split train"] == "25" and shown["in this repository, split test"] == "5"
 
 
-def test_unreadable_metadata_is_one_line():
+def test_unreadable_metadata_gets_a_one_line_error():
     for block in ("---\n- a list\n---\n", "---\n a: [\n---\n"):
         with pytest.raises(TrlRealError, match="metadata block") as error:
             update_card(block + "text", make_record(), "easy-0.25", "user/subset")
@@ -186,7 +186,7 @@ def test_other_configs_are_left_alone_even_if_one_name_begins_the_other():
         f"{BEGIN} kept 1",
     ],
 )
-def test_broken_or_doubled_markers_eat_no_text(text):
+def test_broken_or_doubled_markers_lose_no_text(text):
     kept = [f"kept {i}" for i in range(1, 5) if f"kept {i}" in text]
     for _ in range(3):
         text = replace_section(text, section(), "easy-0.25")
@@ -217,7 +217,7 @@ def test_a_record_that_loses_rows_or_bins_is_refused():
         check_record(make_record(histogram={"edges": [0, 1], "pool": [1, 1], "kept": [0, 1]}))
 
 
-def test_no_local_path_and_no_token_leaves(tmp_path, monkeypatch):
+def test_local_paths_and_tokens_are_not_published(tmp_path, monkeypatch):
     (tmp_path / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert public_record(make_record(model="models/mine"))["model"] == "mine"

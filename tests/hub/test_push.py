@@ -1,4 +1,4 @@
-"""Pushing to a Hub of our own over real HTTP: what arrives, what a failure leaves, what stays private."""
+"""Pushing to a local Hub over real HTTP: what arrives, what a failure leaves, what stays private."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def hub():
 
 
 def run(hub: HubServer, home: Path, code: str, **changes) -> dict:
-    """Run `code` after `PRELUDE` in a process of its own that knows only this Hub; what it leaves in `out`."""
+    """Run `code` after `PRELUDE` in a separate process that knows only this Hub; return its `out`."""
     script = f"{PRELUDE}\n{code}\nprint(json.dumps(out))"
     environment = {**hub.environment(home), **changes}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
@@ -71,7 +71,7 @@ def assert_one_line(message: str, *words: str):
     assert [word for word in words if word not in message] == []
 
 
-def test_what_is_pushed_is_what_loads(hub, tmp_path):
+def test_pushed_dataset_loads_unchanged(hub, tmp_path):
     out = run(
         hub,
         tmp_path,
@@ -146,7 +146,7 @@ out["on_branch"] = len(loaded("user/subset", "easy-0.25", revision="v2")["rows"]
     assert 'revision="v2"' in card(hub, "user/subset", "v2")
 
 
-def test_private_is_sent_when_asked_and_only_then(hub, tmp_path):
+def test_private_is_sent_only_on_request(hub, tmp_path):
     out = run(
         hub,
         tmp_path,
@@ -165,7 +165,7 @@ out["loads"] = len(loaded("user/closed", "easy-0.25")["rows"])
     assert len(hub.repo("user/plain").commits) == 3
 
 
-def test_a_push_that_fails_midway_is_repeated(hub, tmp_path):
+def test_failed_push_can_be_repeated(hub, tmp_path):
     hub.fail(r"POST .*/user/rows/commit/")
     hub.fail(r"POST .*/user/card/commit/", nth=2)
     hub.fail(r"POST .*/user/old/commit/", nth=3)
@@ -199,7 +199,7 @@ out["local"] = subset.to_list() == rows(8).to_list()
         assert hub.repo(f"user/{name}").files() == unbroken
 
 
-def test_a_refused_upload_a_lost_answer_and_a_rival_commit(hub, tmp_path):
+def test_refused_upload_lost_response_and_concurrent_commit(hub, tmp_path):
     hub.fail(r"PUT /lfs/")
     hub.fail(r"POST .*/user/lost/commit/", drop=True)
     hub.fail(r"POST .*/user/rival/commit/", status=412)
@@ -222,7 +222,7 @@ out["rival"] = push(rows(8), "user/rival")
         assert hub.repo(f"user/{name}").files().keys() == hub.repo("user/rival").files().keys()
 
 
-def test_two_pushes_at_once_both_arrive(hub, tmp_path):
+def test_two_concurrent_pushes_both_arrive(hub, tmp_path):
     script = (
         PRELUDE
         + """
@@ -244,7 +244,7 @@ for start in range(3):
         assert json.loads(files[f"selection_records/{name}.json"])["seed"] == 2
 
 
-def test_what_the_hub_refuses_is_one_line_with_what_to_type(hub, tmp_path):
+def test_hub_refusal_gets_a_one_line_error_with_a_fix(hub, tmp_path):
     out = run(
         hub,
         tmp_path,
@@ -280,7 +280,7 @@ def test_without_network_or_account(hub, tmp_path):
     assert_one_line(anonymous["bare"], "hf auth login")
 
 
-def test_what_is_wrong_here_is_said_before_anything_is_sent(hub, tmp_path):
+def test_local_mistakes_are_reported_before_anything_is_sent(hub, tmp_path):
     out = run(
         hub,
         tmp_path,

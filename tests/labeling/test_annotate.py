@@ -1,4 +1,4 @@
-"""Claims about labels from scores."""
+"""Tests of `annotate`: labels from scores and other judges."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_
     ]  # fmt: skip
 
 
-def test_swapping_the_responses_swaps_nothing_in_the_label():
+def test_swapping_the_responses_does_not_change_the_label():
     swapped = pool(responses=[["b", "a"], ["e", "d", "c"], ["g", "f"], ["i", "h"]],
                    scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]])  # fmt: skip
     first, second = annotate(pool(), ScoreJudge()), annotate(swapped, ScoreJudge())
@@ -58,7 +58,7 @@ def test_swapping_the_responses_swaps_nothing_in_the_label():
         ({"min_ratio": 1.8}, [0.0, 0.5, 0.5, math.nan]),
     ],
 )
-def test_a_gap_or_ratio_below_the_least_is_a_tie(settings, expected):
+def test_gap_or_ratio_below_the_minimum_is_a_tie(settings, expected):
     assert ScoreJudge(**settings)(pool()[:]) == pytest.approx(expected, nan_ok=True)
 
 
@@ -74,7 +74,7 @@ def test_rows_without_a_pair_get_no_label():
     assert (report.n_rows, report.n_without_pair, sum(report.counts.values())) == (4, 1, 3)
 
 
-def test_a_text_beside_a_conversational_prompt_becomes_an_assistant_message():
+def test_text_response_to_a_conversational_prompt_becomes_an_assistant_message():
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
     labeled = annotate(pool(prompt=prompts), ScoreJudge())
     assert labeled[0]["chosen"] == [{"role": "assistant", "content": "b"}]
@@ -93,20 +93,20 @@ def said(text, role="assistant"):
 
 
 @pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
-def test_a_text_beside_responses_of_messages_becomes_a_users_message_once(repeated):
+def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
     rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
     labeled = annotate(rows, ScoreJudge())[1]
     assert labeled["prompt"] == said("p1", "user")
     assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
 
 
-def test_whole_dialogues_beside_messages_lose_the_prompt():
+def test_full_dialogues_lose_the_prompt_messages():
     prompts = [said(f"p{i}", "user") for i in range(4)]
     rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
     assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
 
 
-def test_a_text_beside_messages_of_parts_has_its_part():
+def test_text_next_to_messages_with_parts_becomes_a_part():
     parts = lambda text: [{"type": "text", "text": text}]  # noqa: E731
     prompts = [said(parts(f"p{i}"), "user") for i in range(4)]
     assert annotate(pool(prompt=prompts), ScoreJudge())[1]["chosen"] == said(parts("c"))
@@ -126,7 +126,7 @@ def test_a_soft_verdict_gives_its_confidence():
     assert labeled["label_confidence"][:] == pytest.approx([0.7] * 4)
 
 
-def test_all_ties_leave_an_empty_set_with_the_same_columns():
+def test_all_ties_give_an_empty_dataset_with_the_same_columns():
     labeled = annotate(pool(), ScoreJudge(min_gap=100.0))
     assert len(labeled) == 0 and "label_confidence" in labeled.column_names
 
@@ -145,27 +145,27 @@ class Wrong:
     ("break_it", "message"),
     [
         (lambda: annotate(pool().remove_columns("pair"), ScoreJudge()), "No column 'pair'.*Select pairs first"),
-        (lambda: annotate(Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]}), ScoreJudge()), "labelled already"),
+        (lambda: annotate(Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]}), ScoreJudge()), "have labels"),
         (lambda: annotate(pool().remove_columns("prompt"), ScoreJudge()), "No column 'prompt'.*rename_column"),
         (lambda: annotate(pool(), ScoreJudge("votes")), "No column 'votes'.*or --column"),
-        (lambda: annotate(pool(scores=[[1.0]] * 4), ScoreJudge()), "1 scores in a row whose pair is \\[0, 1\\]"),
+        (lambda: annotate(pool(scores=[[1.0]] * 4), ScoreJudge()), "1 scores in a row with the pair \\[0, 1\\]"),
         (lambda: ScoreJudge(min_gap=-1), "min_gap=-1 is negative"),
         (lambda: ScoreJudge(min_ratio=0.5), "min_ratio=0.5 is below 1"),
-        (lambda: annotate(pool(), Wrong([0.5])), "wrong gave 1 verdicts on 4 rows"),
-        (lambda: annotate(pool(), Wrong([0.5, 1.0, 7.0, 0.0])), "said 7.0 on row 2"),
+        (lambda: annotate(pool(), Wrong([0.5])), "wrong returned 1 verdicts on 4 rows"),
+        (lambda: annotate(pool(), Wrong([0.5, 1.0, 7.0, 0.0])), "returned 7.0 on row 2"),
     ],
 )
-def test_each_mistake_is_one_line_that_says_what_to_type(break_it, message):
+def test_each_mistake_gets_a_one_line_error_with_a_fix(break_it, message):
     with pytest.raises(TrlRealError, match=message) as caught:
         break_it()
     assert "\n" not in str(caught.value)
 
 
-def test_a_chat_judge_tells_of_a_row_without_a_prompt():
+def test_chat_judge_reports_a_row_without_a_prompt():
     class Model:
         name, answers = "model", None
 
-    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Leave such"):
+    with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Remove such"):
         annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
 
 
@@ -191,7 +191,7 @@ class Once:
         return answers
 
 
-def test_a_run_that_was_broken_off_goes_on_without_asking_twice(tmp_path):
+def test_interrupted_run_resumes_without_asking_twice(tmp_path):
     judge, journal = Once(stop_after=2), tmp_path / "verdicts.jsonl"
     with pytest.raises(KeyboardInterrupt):
         annotate(pool(), judge, batch_size=1, journal=journal)
@@ -214,7 +214,7 @@ def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
 
 
 @pytest.mark.parametrize("judge", [ScoreJudge(), JudgePanel([ScoreJudge(), ScoreJudge(min_gap=0.5)])])
-def test_a_journal_knows_a_row_by_its_scores_too(judge, tmp_path):
+def test_journal_key_of_a_row_includes_its_scores(judge, tmp_path):
     corrected = pool(scores=[[2.0, 1.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]])
     for rows in (pool(), corrected, concatenate_datasets([pool(), corrected])):
         labeled = annotate(rows, judge, journal=tmp_path / "j.jsonl")
@@ -224,7 +224,7 @@ def test_a_journal_knows_a_row_by_its_scores_too(judge, tmp_path):
     assert report.n_resumed == 3  # all but the failure
 
 
-def test_keys_of_judges_that_read_texts_alone_are_the_pairs_own(tmp_path):
+def test_journal_keys_of_text_judges_equal_the_pair_keys(tmp_path):
     annotate(pool(), JudgePanel([Once(), Once()]), journal=tmp_path / "j.jsonl")
     keys = [line["key"] for line in Journal(tmp_path / "j.jsonl").read()]
     assert keys == [pair_key(*row) for row in (("p0", "a", "b"), ("p1", "c", "e"), ("p2", "f", "g"))]
@@ -249,7 +249,7 @@ def test_agreement_with_gold_counts_the_pairs_that_both_decided():
     assert report.gold.rate == 1.0
 
 
-def test_a_panel_pools_and_tells_how_far_it_agrees():
+def test_panel_pools_verdicts_and_reports_agreement():
     class Says:
         def __init__(self, *answers):
             self.name, self.answers = f"says {answers[0]}", answers
@@ -266,7 +266,7 @@ def test_a_panel_pools_and_tells_how_far_it_agrees():
     assert (report.panel.n_judges, report.panel.n_pairs) == (3, 3)
     assert JudgePanel(members, "majority")(pool()[:]) == pytest.approx([2 / 3, 1 / 3, 5 / 6, math.nan], nan_ok=True)
     assert JudgePanel(members, quorum=1)(pool()[:])[3] == 0.7
-    for broken, message in ((dict(judges=[Once()]), "A panel of 1"), (dict(judges=members, pooling="max"), "pooling"),
+    for broken, message in ((dict(judges=[Once()]), "panel has 1"), (dict(judges=members, pooling="max"), "pooling"),
                             (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
         with pytest.raises(TrlRealError, match=message):
             JudgePanel(**broken)

@@ -1,4 +1,4 @@
-"""Claims about measuring a judge on labelled pairs, before it labels."""
+"""Tests of checking a judge on labelled pairs before it labels."""
 
 import math
 
@@ -27,7 +27,7 @@ def preferences(n: int = 60, longer_wins: int = 45) -> Dataset:
     )
 
 
-def test_accuracy_and_length_are_told_and_a_judge_cannot_tell_the_label_from_the_side():
+def test_accuracy_and_length_are_reported_and_sides_do_not_reveal_the_label():
     seen = []
 
     def judge(batch):
@@ -41,9 +41,7 @@ def test_accuracy_and_length_are_told_and_a_judge_cannot_tell_the_label_from_the
     n_chosen_first = len(set(seen) & set(preferences()["chosen"]))
     assert 15 < n_chosen_first < 45
     always_first = check_judge(preferences(), lambda batch: [0.9] * len(batch["prompt"]))
-    assert (
-        always_first.accuracy == pytest.approx(0.5, abs=0.2) and "cannot be told from a coin" in always_first.words()
-    )
+    assert always_first.accuracy == pytest.approx(0.5, abs=0.2) and "is not better than a coin" in always_first.words()
 
 
 def test_pairs_with_ties_and_a_gold_preference():
@@ -73,7 +71,7 @@ def test_the_calibration_temperature_is_the_one_with_the_lowest_loss():
     assert math.isnan(calibration_temperature(np.array([]), np.array([])))
 
 
-def test_a_chat_judge_checks_itself_and_takes_the_temperature(tmp_path):
+def test_chat_judge_is_checked_and_calibrated(tmp_path):
     texts = [(f"one {i}", f"two {i}") for i in range(80)]
     judged = [(a, b) if probability(a, b) > 0.5 else (b, a) for a, b in texts]
     better = [pair[::-1] if i % 5 == 0 else pair for i, pair in enumerate(judged)]  # a fifth of the labels differs
@@ -92,7 +90,7 @@ def test_a_chat_judge_checks_itself_and_takes_the_temperature(tmp_path):
         assert "position bias +0.0" in found.words() and found.to_dict()["verdicts"]["n_both"] == 80
 
 
-def test_full_dialogues_have_their_prompt_implied():
+def test_prompt_of_full_dialogues_is_extracted():
     rows = {
         "chosen": ["\n\nHuman: hi\n\nAssistant: hello there friend", "\n\nHuman: x\n\nAssistant: y y y"],
         "rejected": ["\n\nHuman: hi\n\nAssistant: no", "\n\nHuman: x\n\nAssistant: z"],
@@ -107,7 +105,7 @@ def test_full_dialogues_have_their_prompt_implied():
     assert seen == ["\n\nHuman: hi\n\nAssistant:", "\n\nHuman: x\n\nAssistant:"]
 
 
-def test_mistakes_are_one_line():
+def test_mistakes_get_a_one_line_error():
     with pytest.raises(MissingColumnError, match="Give 'prompt', 'chosen' and 'rejected', or"):
         check_judge(Dataset.from_dict({"prompt": ["x"]}), longer)
     with pytest.raises(TrlRealError, match="No row has a prompt, two different responses"):
@@ -118,7 +116,7 @@ def test_mistakes_are_one_line():
 
 
 @needs_data("labelled_pairs")
-def test_on_real_labelled_pairs_the_figures_are_the_naive_ones():
+def test_results_on_real_labelled_pairs_equal_a_naive_computation():
     table = pq.read_table(DATA / "labelled_pairs" / "labelled_pairs.parquet").to_pandas()
     for source, rows in table.groupby("source"):
         rows = rows[rows.label.notna()]

@@ -1,4 +1,4 @@
-"""Claims about the policy as its own judge, and about labels that it makes of its own generations (SPA)."""
+"""Tests of the policy as its own judge, and of the labels that it gives its own generations (SPA)."""
 
 import json
 import math
@@ -81,7 +81,7 @@ def tokens_read(model):
 
 
 class TestVerdicts:
-    def test_have_the_sign_of_two_separate_models_and_the_papers_sigmoid(self):
+    def test_verdicts_equal_two_separate_models_and_the_sigmoid_of_the_paper(self):
         found = judge(beta=0.3)(batch(5))
         expected = [gap(*row) for row in zip(*batch(5).values(), strict=True)]
         assert found == pytest.approx([1 / (1 + math.exp(-0.3 * g)) for g in expected], abs=1e-5)
@@ -105,7 +105,7 @@ class TestVerdicts:
         told = judge(length_normalize=True).score(PROMPTS, batch(5)["response_a"])
         assert told == pytest.approx((rewards.values / rewards.n_scored).tolist())
 
-    def test_of_a_policy_that_has_not_moved_are_ties(self):
+    def test_verdicts_of_an_unchanged_policy_are_ties(self):
         fresh = policy(init_lora_weights=True)
         assert [v.outcome for v in judge(fresh).verdicts(batch(5))] == ["tie"] * 5
         cached = {}
@@ -113,7 +113,7 @@ class TestVerdicts:
         assert [v.outcome for v in judge(fresh, cache=cached).verdicts(batch(5))] == ["tie"] * 5
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_of_what_is_no_number_are_failures_and_are_not_kept(self, value):
+    def test_non_finite_scores_are_failures_and_are_not_cached(self, value):
         model, kept = policy(), {}
         handle = model.get_base_model().lm_head.register_forward_hook(
             lambda module, inputs, output: torch.full_like(output, value)
@@ -127,13 +127,13 @@ class TestVerdicts:
         rows = {"prompt": ["Why?", "Why?"], "response_a": [" So.", " "], "response_b": [" So.", " No."]}
         assert [v.outcome for v in judge().verdicts(rows)] == ["tie", "failed"]
 
-    def test_a_text_that_was_cut_here_is_told(self):
+    def test_truncated_text_is_reported(self):
         assert [v.truncated for v in judge(max_length=8).verdicts(batch())] == [True, True]
         assert not any(v.truncated for v in judge().verdicts(batch()))
 
 
 class TestReference:
-    def test_is_the_initial_model_by_checksum_in_every_round(self, tmp_path):
+    def test_reference_has_the_checksum_of_the_initial_model_in_every_round(self, tmp_path):
         initial = weights_digest(tiny_model())
         model = policy()
         for seed in range(3):  # rounds: the adapter changes, the reference does not
@@ -149,11 +149,11 @@ class TestReference:
         save_tiny(tmp_path)
         assert judge(policy(), reference=str(tmp_path)).reference_digest == initial
 
-    def test_of_an_adapter_with_whole_modules_is_the_model_without_them(self):
+    def test_reference_of_an_adapter_with_modules_to_save_is_the_base_model(self):
         told = judge(policy(target_modules=["q_proj"], modules_to_save=["lm_head"]))
         assert told.reference_digest == weights_digest(tiny_model())
 
-    def test_is_one_set_of_base_weights_and_the_policy_is_given_back_as_it_was(self):
+    def test_reference_shares_the_base_weights_and_policy_state_is_restored(self):
         model = policy(lora_dropout=0.5).train()
         needed = {name: p.requires_grad for name, p in model.named_parameters()}
         separate = judge(policy(), reference=tiny_model())(batch(5))
@@ -161,7 +161,7 @@ class TestReference:
         assert model.training and needed == {name: p.requires_grad for name, p in model.named_parameters()}
         assert not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
 
-    def test_is_needed_where_there_is_no_adapter_to_leave_off(self, tmp_path):
+    def test_reference_is_required_without_an_adapter(self, tmp_path):
         for model in (tiny_model(), save_tiny(tmp_path)):
             with pytest.raises(TrlRealError, match="Give reference=…"):
                 judge(model)(batch())
@@ -189,7 +189,7 @@ class TestPasses:
         assert torch.equal(again.values, rewards.values) and torch.equal(again.n_scored, rewards.n_scored)
 
     @pytest.mark.parametrize("kind", ["dict", "file"])
-    def test_the_next_round_takes_the_references_part_from_the_one_before(self, kind, tmp_path):
+    def test_next_round_reuses_reference_sums_of_the_last_round(self, kind, tmp_path):
         cache = {} if kind == "dict" else tmp_path / "sums.jsonl"
         first = judge(policy(0), cache=cache).rewards(PROMPTS, batch(5)["response_a"])
         told = judge(policy(1), reference=tiny_model(), cache=cache)
@@ -199,7 +199,7 @@ class TestPasses:
         alone = judge(policy(1)).score(PROMPTS, batch(5)["response_a"])
         assert second.values.tolist() == pytest.approx(alone, abs=1e-5)
 
-    def test_a_policy_that_was_trained_in_between_is_read_anew(self):
+    def test_policy_trained_in_between_is_scored_again(self):
         model = policy()
         told = judge(model)
         told.score(PROMPTS, batch(5)["response_a"])
@@ -209,7 +209,7 @@ class TestPasses:
         assert (again.n_policy, again.n_reference) == (5, 0)
         assert again.values.tolist() == pytest.approx(judge(model).score(PROMPTS, batch(5)["response_a"]), abs=1e-5)
 
-    def test_other_references_precisions_and_lengths_are_not_taken_for_each_other(self):
+    def test_cache_separates_references_precisions_and_lengths(self):
         cache = {}
         judge(policy(), cache=cache).score(PROMPTS, batch(5)["response_a"])
         for other in (
@@ -219,7 +219,7 @@ class TestPasses:
         ):
             assert other.rewards(PROMPTS, batch(5)["response_a"]).n_reference == 5
 
-    def test_a_torn_line_of_the_file_is_left_out_and_other_files_are_refused(self, tmp_path):
+    def test_torn_line_is_skipped_and_other_files_are_refused(self, tmp_path):
         path = tmp_path / "sums.jsonl"
         KeptSums(path).update({"a": -1.5})
         path.write_bytes(path.read_bytes() + b'{"sums": {"b"')
@@ -228,13 +228,13 @@ class TestPasses:
         kept.update({"c": 0.1 + 0.2})
         assert KeptSums(path) == {"a": -1.5, "c": 0.1 + 0.2}
         path.write_text('{"key": 1}\n')
-        with pytest.raises(TrlRealError, match="Line 1 of .* holds no sums"):
+        with pytest.raises(TrlRealError, match="Line 1 of .* has no sums"):
             KeptSums(path)
 
 
 class TestUnfinished:
     @pytest.mark.parametrize("prompt", ["How is tea made?", CHAT, None], ids=["text", "chat", "no prompt"])
-    def test_ids_have_no_end_and_are_else_the_same(self, prompt):
+    def test_ids_of_unfinished_responses_differ_only_by_eos(self, prompt):
         tokenizer, response = tiny_tokenizer(), " Boil the water, then"
         whole, cut = tokenize_pairs(tokenizer, [prompt] * 2, [response] * 2, 512, [True, False])
         end = tokenizer("<|im_end|>\n" if isinstance(prompt, list) else "<|im_end|>")["input_ids"]
@@ -242,7 +242,7 @@ class TestUnfinished:
         assert tokenizer.decode(cut.response) == response
         assert tokenize_pairs(tokenizer, [prompt], [response], 512) == [whole]
 
-    def test_are_scored_without_an_end(self):
+    def test_unfinished_responses_are_scored_without_eos(self):
         rows = {**batch(), "pair": [[0, 1]] * 2, "finish_reasons": [["length", "length"], None]}
         found = judge().verdicts(rows)
         expected = [gap(*row, end=end) for *row, end in zip(*batch().values(), ("", "<|im_end|>"), strict=True)]
@@ -255,14 +255,14 @@ class TestUnfinished:
             naive(tiny_model(), PROMPTS[0], RESPONSES[0][0], ""), 1e-5
         )
 
-    def test_are_told_apart_by_a_journal(self):
+    def test_journal_separates_unfinished_responses(self):
         rows = {**batch(), "pair": [[0, 1]] * 2, "finish_reasons": [["stop", "length"], ["stop", None]]}
         assert judge().evidence(rows) == [[True, False], None]
         assert judge().evidence(batch()) == [None, None]
 
 
 class TestAmongTheJudges:
-    def test_annotate_panels_and_journals_take_it(self, tmp_path):
+    def test_works_with_annotate_panels_and_journals(self, tmp_path):
         pairs = {"responses": [row[:2] for row in RESPONSES], "pair": [[0, 1]] * 5, **batch(5)}
         report = LabelReport()
         labeled = annotate(Dataset.from_dict(pairs), judge(), journal=tmp_path / "v.jsonl", report=report)
@@ -273,12 +273,12 @@ class TestAmongTheJudges:
         assert all(len(verdict.members) == 2 for verdict in panel.verdicts(batch()))
         assert isinstance(JUDGES["implicit_reward"](policy(), tokenizer=tiny_tokenizer()), ImplicitRewardJudge)
 
-    def test_identity_tells_models_and_settings(self):
+    def test_identity_depends_on_models_and_settings(self):
         judges = [judge(), judge(policy(1)), judge(policy(), reference=tiny_model(1)), judge(beta=0.5)]
         judges += [judge(length_normalize=True), judge(max_length=9), judge(min_gap=1.0)]
         assert len({str(one.identity) for one in judges}) == len(judges)
 
-    def test_by_name_it_travels_and_the_command_line_labels_with_it(self, tmp_path, capsys):
+    def test_judge_by_name_can_be_pickled_and_used_on_the_command_line(self, tmp_path, capsys):
         base, path = save_tiny(tmp_path / "base"), tmp_path / "pool.jsonl"
         policy(base=type(tiny_model()).from_pretrained(base)).save_pretrained(tmp_path / "adapter")
         told = ImplicitRewardJudge(str(tmp_path / "adapter"))
@@ -293,7 +293,7 @@ class TestAmongTheJudges:
         assert "needs --model" in capsys.readouterr().err
 
     @pytest.mark.parametrize("settings", [{"beta": 0.0}, {"min_gap": -1.0}, {"max_length": 0}, {"tokenizer": None}])
-    def test_bad_settings_get_one_line(self, settings):
+    def test_bad_settings_get_a_one_line_error(self, settings):
         with pytest.raises(TrlRealError) as error:
             ImplicitRewardJudge(policy(), **{"tokenizer": tiny_tokenizer(), **settings})
         assert "\n" not in str(error.value)
@@ -312,7 +312,7 @@ def annotate_slowly(path):
 
 
 class TestSelfAnnotation:
-    def test_the_best_stands_against_the_worst_of_two_separate_models(self):
+    def test_best_and_worst_equal_those_of_two_separate_models(self):
         labels, report = annotated()
         for row, prompt, responses in zip(labels, PROMPTS, RESPONSES, strict=True):
             rewards = {y: naive(policy(), prompt, y) - naive(tiny_model(), prompt, y) for y in responses}
@@ -327,7 +327,7 @@ class TestSelfAnnotation:
         assert (report.n_prompts, report.n_labeled, report.n_policy, report.n_reference) == (5, 5, 15, 15)
 
     @pytest.mark.parametrize("pick", PICKS)
-    def test_the_order_of_responses_rows_and_batches_plays_no_role(self, pick):
+    def test_order_of_responses_rows_and_batches_does_not_matter(self, pick):
         expected = annotated(pick=pick)[0]
         mixed = Dataset.from_dict({"prompt": PROMPTS[::-1], "responses": [row[::-1] for row in RESPONSES[::-1]]})
         for size in (1, 2, 256):
@@ -336,7 +336,7 @@ class TestSelfAnnotation:
                 assert found[name][::-1] == expected[name][:]
             assert found["label_confidence"][::-1] == pytest.approx(expected["label_confidence"][:], abs=1e-6)
 
-    def test_a_text_prompt_beside_messages_becomes_one_and_is_not_repeated(self):
+    def test_text_prompt_of_message_responses_becomes_one_message(self):
         said = lambda text, role="assistant": [{"role": role, "content": text}]  # noqa: E731
         expected = annotated()[0]
         for before in ([], said(PROMPTS[0], "user")):
@@ -350,7 +350,7 @@ class TestSelfAnnotation:
         plain, other = (self_annotate(pool(), judge(beta=beta)) for beta in (0.1, 5.0))
         assert plain["chosen"][:] == other["chosen"][:] and plain["rejected"][:] == other["rejected"][:]
 
-    def test_blank_equal_missing_and_single_responses_are_left_out_and_counted(self):
+    def test_blank_equal_missing_and_single_responses_are_skipped_and_counted(self):
         rows = [["a", "a "], ["", "a", "\n"], ["only"], None, ["x", None], ["", " tea", "water", "tea"]]
         dataset = Dataset.from_dict({"prompt": PROMPTS + ["?"], "responses": rows})
         labels, report = annotated(dataset)
@@ -366,7 +366,7 @@ class TestSelfAnnotation:
         assert len(labels) == 0 and report.dropped == {TIED: 5} and "chosen" in labels.column_names
         assert "5 equal scores" in report.words()
 
-    def test_scores_that_are_no_numbers_are_left_out_and_counted(self):
+    def test_non_finite_scores_are_skipped_and_counted(self):
         model, letter = policy(), tiny_tokenizer()("Q")["input_ids"][0]
 
         def spoil(module, args, kwargs, output):
@@ -380,7 +380,7 @@ class TestSelfAnnotation:
         assert labels["prompt"][:] == ["x"] and "aQ" not in (labels[0]["chosen"], labels[0]["rejected"])
         assert report.n_unusable == 2 and report.dropped == {UNUSABLE: 1}
 
-    def test_unfinished_responses_are_kept_without_an_end_or_left_out(self):
+    def test_unfinished_responses_are_kept_without_eos_or_skipped(self):
         reasons = [["length", "stop", None]] * 4 + [["length", "length", "stop"]]
         labels, report = annotated(pool(finish_reasons=reasons))
         assert report.n_unfinished == 6 and report.unfinished_share == pytest.approx(6 / 15)
@@ -396,13 +396,13 @@ class TestSelfAnnotation:
         with pytest.raises(TrlRealError, match="Row 0 has 3 responses and 1 values in 'finish_reasons'"):
             annotated(pool(finish_reasons=[["stop"]] * 5))
 
-    def test_messages_stay_messages_and_texts_beside_them_become_messages(self):
+    def test_messages_stay_messages_and_texts_next_to_them_become_messages(self):
         answers = [[{"role": "assistant", "content": text}] for text in (" Boil it.", " No milk.")]
         texts = [" Boil it.", " No milk."]
         found = [annotated(Dataset.from_dict({"prompt": [CHAT], "responses": [some]}))[0] for some in (answers, texts)]
         assert found[0][0]["chosen"] == found[1][0]["chosen"] and found[0][0]["chosen"] in answers
 
-    def test_the_random_opponent_hangs_on_seed_and_texts(self):
+    def test_random_opponent_depends_on_seed_and_texts(self):
         texts, scores = [str(i) for i in range(9)], [float(i % 5) for i in range(9)]
         drawn = {best_random(texts, scores, seed) for seed in range(40)}
         assert {best for best, _ in drawn} == {4} and 4 not in {other for _, other in drawn} and len(drawn) > 4
@@ -421,7 +421,7 @@ class TestSelfAnnotation:
         check = check_judge(held_out, judge())
         assert (check.n, check.accuracy, check.n_skipped) == (4, 1.0, 1)
 
-    def test_a_report_that_is_given_again_adds_up(self):
+    def test_report_accumulates_over_calls(self):
         scored = pool(scores=[[3.0, 2.0, 1.0]] * 5)
         _, alone = annotated(scored, gold=ScoreJudge())
         report = SelfAnnotationReport(seconds=100.0)
@@ -441,15 +441,15 @@ class TestSelfAnnotation:
         assert told["gold"] is None and told["n_tokens"] > 0
         assert json.dumps(SelfAnnotationReport().to_dict()) and SelfAnnotationReport().words()
 
-    def test_mistakes_get_one_line(self):
+    def test_mistakes_get_a_one_line_error(self):
         with pytest.raises(MissingColumnError, match="No column 'responses'"):
             annotated(pool().remove_columns("responses"))
-        with pytest.raises(TrlRealError, match="No pick 'worst_best'; there are best_worst, best_random"):
+        with pytest.raises(TrlRealError, match="Unknown pick 'worst_best': choose from best_worst, best_random"):
             annotated(pick="worst_best")
         with pytest.raises(TrlRealError, match="Group the rows of a prompt first"):
             annotated(Dataset.from_dict({"prompt": ["a"], "responses": ["b"]}))
 
-    def test_killed_and_run_again_it_goes_on_and_gives_the_same_labels(self, tmp_path):
+    def test_killed_run_resumes_to_the_same_labels(self, tmp_path):
         path = tmp_path / "sums.jsonl"
         process = multiprocessing.get_context("fork").Process(target=annotate_slowly, args=(path,))
         process.start()
@@ -478,7 +478,7 @@ class TestRelabeling:
 
         return other, asked
 
-    def test_the_least_confident_labels_are_the_judges(self):
+    def test_least_confident_labels_come_from_the_judge(self):
         labels = self.labels
         other, asked = self.contrary(labels)
         report = LabelReport()
@@ -514,7 +514,7 @@ class TestRelabeling:
         kept = [row for row in mixed if row["label_source"] != "unsure"]
         assert kept == ([row for i, row in enumerate(labels) if i != 2] if undecided == "keep" else [])
 
-    def test_the_judge_is_not_told_the_label_and_resumes_from_its_journal(self, tmp_path):
+    def test_judge_does_not_see_the_label_and_resumes_from_its_journal(self, tmp_path):
         labels = self.labels
         other, asked = self.contrary(labels)
         first = relabel(labels, other, 0.4, journal=tmp_path / "v.jsonl")
@@ -528,7 +528,7 @@ class TestRelabeling:
         for row in relabel(labels, always_first, 1.0):
             assert row["chosen"] < row["rejected"]
 
-    def test_messages_are_relabelled_too(self):
+    def test_messages_are_relabelled(self):
         answers = [[{"role": "assistant", "content": text}] for text in (" Boil it.", " No milk.")]
         labels = annotated(Dataset.from_dict({"prompt": [CHAT], "responses": [answers]}))[0]
         other, _ = self.contrary(Dataset.from_dict({"chosen": [labels[0]["chosen"][0]["content"]]}))
@@ -538,7 +538,7 @@ class TestRelabeling:
         assert (swapped["prompt"], swapped["chosen"]) == ("Tea?", labels[0]["rejected"])
 
     @pytest.mark.parametrize("undecided", ["keep", "drop"])
-    def test_with_nobody_to_ask_the_labels_stay(self, undecided):
+    def test_labels_stay_without_a_judge(self, undecided):
         labels = self.labels
         for rows, settings in ((labels, {"budget": 0}), (labels, {"budget": 0.05}), (labels.select([]), {"budget": 1}),
                                (labels, {"budget": 1, "source": "nobody"})):  # fmt: skip
@@ -547,11 +547,11 @@ class TestRelabeling:
             assert same.to_list() == rows.to_list() and same.features == rows.features
             assert (report.judge, report.n_rows, report.n_labeled) == (judge().name, 0, 0)
 
-    def test_mistakes_get_one_line(self):
+    def test_mistakes_get_a_one_line_error(self):
         for budget in (0.0, 1.5, -1, True):
             with pytest.raises(TrlRealError, match="give a share in"):
                 relabel(self.labels, judge(), budget)
         with pytest.raises(TrlRealError, match="undecided='lose'"):
             relabel(self.labels, judge(), 1, undecided="lose")
-        with pytest.raises(MissingColumnError, match="self_annotate returned"):
+        with pytest.raises(MissingColumnError, match="output of self_annotate"):
             relabel(pool(), judge(), 1)

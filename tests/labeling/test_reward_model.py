@@ -1,4 +1,4 @@
-"""A reward model's verdicts are those of its scores, one text at a time."""
+"""Verdicts of a reward model equal those of its scores, computed one text at a time."""
 
 import math
 import pickle
@@ -75,7 +75,7 @@ def naive(model, tokenizer, prompts, responses) -> list[float]:
 class TestScores:
     @pytest.mark.parametrize("name", CONFIGS)
     @pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), without_template()], ids=["template", "plain"])
-    def test_are_those_of_one_text_at_a_time(self, name, tokenizer):
+    def test_scores_equal_one_text_at_a_time(self, name, tokenizer):
         model = reward_model(name)
         prompts, responses = ROWS["prompt"] * 2, ROWS["response_a"] + ROWS["response_b"]
         expected = naive(model, tokenizer, prompts, responses)
@@ -101,7 +101,7 @@ class TestScores:
         judge(model)({name: column * 3 for name, column in ROWS.items()})
         assert sum(seen) == 7
 
-    def test_the_model_is_given_back_as_it_was(self):
+    def test_model_state_is_restored(self):
         model = reward_model().train()
         judge(model)(ROWS)
         assert model.training and model.score.training and model.config.pad_token_id is None
@@ -126,7 +126,7 @@ class TestVerdicts:
         forth, back = judge()(ROWS), judge()(swapped)
         assert forth == pytest.approx([1 - p for p in back], abs=1e-6)
 
-    def test_have_no_order(self):
+    def test_verdicts_have_no_order(self):
         for verdict in judge().verdicts(ROWS):
             assert math.isnan(verdict.a_first) and math.isnan(verdict.b_first)
             assert verdict.source == "reward:LlamaForSequenceClassification" and verdict.input_tokens > 0
@@ -142,7 +142,7 @@ class TestVerdicts:
         assert [verdict.outcome for verdict in judge(min_gap=1e6).verdicts(ROWS)] == ["tie"] * 4
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_scores_that_are_no_numbers_are_failures(self, value):
+    def test_non_finite_scores_are_failures(self, value):
         model = reward_model()
         model.score.register_forward_hook(lambda module, inputs, output: torch.full_like(output, value))
         for verdict in judge(model).verdicts(ROWS):
@@ -156,7 +156,7 @@ class TestVerdicts:
 
 
 class TestLength:
-    def test_a_long_prompt_loses_its_beginning_and_the_response_stays_whole(self):
+    def test_long_prompt_is_truncated_from_the_left_and_the_response_kept(self):
         tokenizer = without_template()
         end = "and the end of it: how is tea made?"
         rows = {"prompt": ["x" * 300 + end], "response_a": ["Boil the water."], "response_b": ["no"]}
@@ -167,14 +167,14 @@ class TestLength:
         assert found == pytest.approx(short, abs=1e-5)
         assert verdict.truncated and verdict.outcome != "failed"
 
-    def test_what_the_model_reads_is_the_limit(self):
+    def test_context_length_is_the_limit(self):
         rows = {"prompt": ["x" * 400, "a"], "response_a": ["yes", "yes"], "response_b": ["no", "y" * 400]}
         verdicts = judge().verdicts({**rows, "prompt": [*rows["prompt"]]})
         assert [verdict.truncated for verdict in verdicts] == [True, True]
         assert verdicts[0].input_tokens == 2 * 256
         assert not any(verdict.truncated for verdict in judge().verdicts(ROWS))
 
-    def test_a_bos_token_stays(self):
+    def test_bos_token_is_kept(self):
         tokenizer = without_template()
         tokenizer.bos_token = "<|im_start|>"
         scorer = judge(tokenizer=tokenizer, max_length=12)
@@ -185,7 +185,7 @@ class TestLength:
 
 
 class TestModels:
-    def test_by_name_and_loaded_say_the_same_and_travel_by_name(self, tmp_path):
+    def test_by_name_and_loaded_agree_and_by_name_can_be_pickled(self, tmp_path):
         reward_model().save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         named = RewardModelJudge(str(tmp_path))
@@ -195,14 +195,14 @@ class TestModels:
         assert travelled(ROWS) == pytest.approx(expected, abs=1e-6)
         assert travelled.identity == named.identity and len(pickle.dumps(named)) < 5000
 
-    def test_identity_tells_weights_and_settings(self):
+    def test_identity_depends_on_weights_and_settings(self):
         judges = [judge(), judge(reward_model(seed=1)), judge(scale=2.0), judge(min_gap=0.1), judge(max_length=9)]
         assert len({str(one.identity) for one in judges}) == len(judges)
         assert judge().identity == judge().identity
 
     def test_a_model_with_several_outputs_is_refused(self):
         model = AutoModelForSequenceClassification.from_config(LlamaConfig(**{**WIDE, "num_labels": 3}))
-        with pytest.raises(TrlRealError, match="has 3 outputs where a reward model has 1"):
+        with pytest.raises(TrlRealError, match="has 3 outputs, but a reward model has 1"):
             judge(model)(ROWS)
 
     @pytest.mark.parametrize(
@@ -213,16 +213,16 @@ class TestModels:
             ({"scale": 0.0}, "scale=0.0"),
             ({"min_gap": -1.0}, "min_gap=-1.0"),
             ({"max_length": 0}, "max_length=0"),
-            ({"dtype": "bfloat16"}, "is for a model that is given by name"),
+            ({"dtype": "bfloat16"}, "only applies to a model given by name"),
         ],
     )
-    def test_bad_settings_get_one_line(self, settings, words):
+    def test_bad_settings_get_a_one_line_error(self, settings, words):
         with pytest.raises(TrlRealError, match=words):
             judge(**settings)
 
     @pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), without_template()], ids=["template", "plain"])
     def test_a_prompt_that_is_neither_text_nor_messages(self, tokenizer):
-        with pytest.raises(TrlRealError, match="holds int where a text or messages should be"):
+        with pytest.raises(TrlRealError, match="holds int instead of a text or messages"):
             judge(tokenizer=tokenizer)({"prompt": [3], "response_a": ["a"], "response_b": ["b"]})
 
     def test_no_pairs(self):

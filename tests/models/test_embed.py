@@ -1,4 +1,4 @@
-"""However sequences run together, each response's embedding is the float32 mean of its own last hidden states."""
+"""Each embedding equals the float32 mean of the response's last hidden states, for every batching of sequences."""
 
 import gc
 from unittest.mock import patch
@@ -84,7 +84,7 @@ class TestFamilies:
         options = EmbedderOptions(batch_tokens=batch_tokens)
         assert_same(Embedder(model, TOKENIZER, options)([None] * len(RESPONSES), RESPONSES).vectors, naive(model))
 
-    def test_the_model_is_given_back_as_it_was(self, named):
+    def test_model_state_is_restored(self, named):
         _, model = named
         before = model.config._attn_implementation
         Embedder(model, TOKENIZER)([None], ["text"])
@@ -109,7 +109,7 @@ class TestTokens:
         assert_same(embedder([None] * len(RESPONSES), RESPONSES).vectors, naive(self.MODEL))
         assert tokenizer.padding_side == side
 
-    def test_a_tokenizer_without_padding_token_will_do(self):
+    def test_tokenizer_without_padding_token_works(self):
         tokenizer = tiny_tokenizer()
         tokenizer.pad_token = None
         assert_same(self.embed(tokenizer=tokenizer).vectors, naive(self.MODEL))
@@ -123,7 +123,7 @@ class TestTokens:
         assert_same(found, naive(self.MODEL, before=[bos], after=[eos]))
         assert (found - naive(self.MODEL)).abs().max() > 1e-2
 
-    def test_tokens_that_the_tokenizer_has_not_are_not_added(self):
+    def test_missing_special_tokens_are_not_added(self):
         tokenizer = tiny_tokenizer()
         tokenizer.bos_token = tokenizer.eos_token = None
         found = self.embed(tokenizer=tokenizer, include_bos=True, include_eos=True).vectors
@@ -135,7 +135,7 @@ class TestTokens:
         lengths = [len(TOKENIZER(r, add_special_tokens=False)["input_ids"]) for r in RESPONSES]
         assert found.truncated.tolist() == [length > 10 for length in lengths]
 
-    def test_of_a_prompt_the_end_is_kept(self):
+    def test_prompt_truncation_keeps_the_end(self):
         options = EmbedderOptions(context="prompt+response", max_length=5)
         long = "Something that nobody reads. And the question"
         tail = TOKENIZER(long, add_special_tokens=False)["input_ids"][-5:]
@@ -161,12 +161,12 @@ class TestTokens:
         embedder = Embedder(self.MODEL, TOKENIZER, EmbedderOptions(context="prompt+response"))
         assert_same(embedder([messages], ["yes"]).vectors, embedder([text], ["yes"]).vectors)
 
-    def test_a_blank_prompt_is_no_prompt(self):
+    def test_blank_prompt_equals_no_prompt(self):
         embedder = Embedder(self.MODEL, TOKENIZER, EmbedderOptions(context="prompt+response"))
         found = embedder(["", "a question", ""], ["tea", "tea", "milk"]).vectors
         assert_same(found[[0, 2]], naive(self.MODEL, ["tea", "milk"]))
 
-    def test_no_response_at_all(self):
+    def test_empty_list_of_responses(self):
         assert self.embed([]).vectors.shape[0] == 0
 
     def test_a_response_without_tokens_is_nan_and_the_others_are_not(self):
@@ -187,7 +187,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
     @pytest.mark.parametrize(("context", "fits"), [("response", 256), ("prompt+response", 128)])
-    def test_texts_longer_than_the_model_reads(self, name, context, fits):
+    def test_texts_longer_than_the_context(self, name, context, fits):
         embedder = Embedder(family(name), TOKENIZER, EmbedderOptions(context=context))
         with pytest.raises(TrlRealError, match=f"tokens, but the model reads 256. Type max_length={fits}"):
             embedder(["q"], ["x1" * 300])
@@ -214,7 +214,7 @@ class TestModels:
             assert (found - naive(model)).abs().max() > 1e-2
 
     @pytest.mark.parametrize("name", ["llama", "opt"])
-    def test_dropout_is_off_and_the_mode_comes_back_module_by_module(self, name):
+    def test_dropout_is_off_and_the_mode_of_each_module_is_restored(self, name):
         model = family(name)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -226,7 +226,7 @@ class TestModels:
         assert model.training and model.base_model.training and not frozen.training
 
     @pytest.mark.parametrize("packs", [True, False])
-    def test_mode_and_attention_come_back_after_an_exception(self, packs):
+    def test_mode_and_attention_are_restored_after_an_exception(self, packs):
         model = family("llama").train()
         before = model.config._attn_implementation
         embedder = Embedder(model, TOKENIZER)
@@ -242,7 +242,7 @@ class TestModels:
         assert model.training and model.config._attn_implementation == before
         assert_same(embedder([None], ["tea"]).vectors, naive(model.eval(), ["tea"]))
 
-    def test_attention_comes_back_when_the_loop_is_broken_off(self):
+    def test_attention_is_restored_when_the_loop_is_interrupted(self):
         model = family("llama")
         before = model.config._attn_implementation
         with patch("trl_real.models.reader.tqdm") as bar:
@@ -265,7 +265,7 @@ class TestModels:
         expected = naive(model.float(), ["tea"])
         assert_same(after, expected, 1e-6)
 
-    def test_remembers_texts_only_when_told_to(self):
+    def test_caches_texts_only_on_request(self):
         model = tiny_model()
         embedder = Embedder(model, TOKENIZER, memoize=True)
         first = embedder([None] * 2, ["tea", "water"])
@@ -275,7 +275,7 @@ class TestModels:
 
     @pytest.mark.parametrize("name", ["llama", "gpt_neox", "phi", "qwen3", "gemma3", "opt"])
     @pytest.mark.parametrize("how", ["weights", "autocast"])
-    def test_bfloat16_is_near(self, name, how):
+    def test_bfloat16_is_close(self, name, how):
         model = family(name)
         expected = naive(model)
         embedder = (
@@ -300,11 +300,11 @@ class TestModels:
         assert_same(Embedder(model, TOKENIZER)([None] * len(RESPONSES), RESPONSES).vectors, naive(model))
         assert model.config._attn_implementation == implementation
 
-    def test_a_backbone_without_head_will_do(self):
+    def test_backbone_without_head_works(self):
         model = family("llama")
         assert_same(Embedder(model.model, TOKENIZER)([None] * len(RESPONSES), RESPONSES).vectors, naive(model))
 
-    def test_no_graph_and_no_gradient_is_left(self):
+    def test_no_autograd_graph_and_no_gradient_is_left(self):
         model = tiny_model()
         assert not Embedder(model, TOKENIZER)([None], ["tea"]).vectors.requires_grad
         model(torch.tensor([[4, 5]])).logits.sum().backward()
@@ -313,7 +313,7 @@ class TestModels:
 
 
 class TestPacking:
-    def test_packs_hold_every_tree_once_and_keep_to_the_limit(self):
+    def test_packs_contain_every_tree_once_within_the_limit(self):
         trees = [Tree((), [tuple(range(n))], [n]) for n in (3, 9, 1, 4, 4, 30)]
         trees.append(Tree((1, 2, 3), [(4,), (5, 6)], [100, 101]))
         packs = make_packs(trees, 12)

@@ -1,4 +1,4 @@
-"""Claims about sampling."""
+"""Tests of sampling."""
 
 import json
 import signal
@@ -56,7 +56,7 @@ def one_by_one(model, ids: list[int], seed: int, limit: int, temperature: float 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_rows_that_come_and_go_are_written_as_if_alone(policy, temperature, adapted, monkeypatch):
+def test_rows_in_a_changing_batch_are_generated_as_if_alone(policy, temperature, adapted, monkeypatch):
     monkeypatch.setattr(decoding, "STEPS", 8)  # memory is made anew several times
     model, tokenizer = (with_adapter(), policy[1]) if adapted else policy
     found = generate(model, tokenizer, PROMPTS, n=3, max_new_tokens=30, temperature=temperature, batch_size=4)
@@ -73,7 +73,7 @@ def test_rows_that_come_and_go_are_written_as_if_alone(policy, temperature, adap
     assert found.n_tokens == sum(len(ids) + (reason == "stop") for row in expected for ids, reason in row)
 
 
-def test_a_prompt_alone_and_in_any_batch_gets_the_same_responses(policy):
+def test_responses_do_not_depend_on_the_batch(policy):
     whole = generate_responses(*policy, PROMPTS, n=3, max_new_tokens=6, batch_size=64)
     for batch_size in (1, 5):
         assert generate_responses(*policy, PROMPTS, n=3, max_new_tokens=6, batch_size=batch_size) == whole
@@ -83,7 +83,7 @@ def test_a_prompt_alone_and_in_any_batch_gets_the_same_responses(policy):
     assert generate_responses(*policy, PROMPTS, n=2, max_new_tokens=6) == [row[:2] for row in whole]
 
 
-def test_the_seed_decides_and_a_temperature_of_zero_is_greedy(policy):
+def test_seed_decides_and_temperature_zero_is_greedy(policy):
     first, again, other = (generate_responses(*policy, PROMPTS, max_new_tokens=6, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
     greedy = generate_responses(*policy, PROMPTS, n=2, max_new_tokens=6, temperature=0)
@@ -101,7 +101,7 @@ def test_many_short_responses_run_in_few_passes(policy):
     assert len(passes) < 40 + 2 * 4 + 12  # one batch after the other: 3 * 2 + 40; had rows not left, 8 * 40 / 2
 
 
-def test_responses_to_one_prompt_read_it_once(policy):
+def test_prompt_is_encoded_once_for_all_responses(policy):
     shapes = []
     hook = policy[0].register_forward_pre_hook(
         lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
@@ -126,7 +126,7 @@ def test_top_p_leaves_the_smallest_set_with_that_probability():
     assert set(drawn) == {0, 1}
 
 
-def test_a_nucleus_larger_than_the_first_look_is_found_too():
+def test_nucleus_larger_than_the_first_top_k_is_found():
     scores = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[0.1], [1.0], [9.0]])
     kept = nucleus(scores, 0.9).isfinite()
     probabilities = scores.softmax(-1)
@@ -136,7 +136,7 @@ def test_a_nucleus_larger_than_the_first_look_is_found_too():
         assert chosen.sum() == size and row[chosen].min() >= ranked[size - 1]
 
 
-def test_training_mode_is_given_back_and_the_global_state_is_left_alone(policy):
+def test_training_mode_is_restored_and_global_state_is_unchanged(policy):
     model, tokenizer = policy
     model.train()
     before = torch.get_rng_state()
@@ -145,7 +145,7 @@ def test_training_mode_is_given_back_and_the_global_state_is_left_alone(policy):
     model.eval()
 
 
-def test_switching_the_adapter_switches_the_policy_and_leaves_its_weights_alone(policy):
+def test_switching_the_adapter_switches_the_policy_and_keeps_its_weights(policy):
     model, tokenizer = with_adapter(), policy[1]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     adapted = generate_responses(model, tokenizer, PROMPTS, max_new_tokens=8, temperature=0)
@@ -155,7 +155,7 @@ def test_switching_the_adapter_switches_the_policy_and_leaves_its_weights_alone(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_model_with_layers_of_another_kind_goes_through_the_library(policy):
+def test_model_with_unsupported_layers_uses_transformers_generate(policy):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = Qwen3NextConfig(
@@ -172,7 +172,7 @@ def test_a_model_with_layers_of_another_kind_goes_through_the_library(policy):
     assert whole.texts == alone and whole.n_tokens <= 20
 
 
-def test_a_text_gets_the_bos_token_that_the_tokenizer_adds_and_never_two(policy):
+def test_prompt_gets_exactly_one_bos_token_where_the_tokenizer_adds_one(policy):
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|im_start|>"})
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -192,7 +192,7 @@ def test_a_text_gets_the_bos_token_that_the_tokenizer_adds_and_never_two(policy)
 
 
 BAD = [
-    ({"n": 0}, "n=0 writes nothing"),
+    ({"n": 0}, "n=0 generates nothing"),
     ({"max_new_tokens": 0}, "max_new_tokens=0"),
     ({"temperature": -1.0}, "temperature=-1.0 is out of range"),
     ({"top_p": 0.0}, "top_p=0.0 is out of range"),
@@ -202,18 +202,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD)
-def test_what_cannot_be_written_is_refused_in_a_line(policy, settings, message):
+def test_invalid_requests_get_a_one_line_error(policy, settings, message):
     with pytest.raises(TrlRealError, match=message):
         generate(*policy, **{"prompts": ["a"], **settings})
 
 
-def test_a_response_is_cut_where_the_model_reads_no_more(policy):
+def test_response_is_truncated_at_the_context_length(policy):
     model = tiny_model(max_position_embeddings=16)
     found = generate(model, policy[1], ["abcdefghijkl"], max_new_tokens=50, n=4)
     assert found.n_tokens <= 4 * 16 and "length" in found.finish_reasons[0]
 
 
-def test_a_journal_gives_again_what_is_in_it_and_only_to_the_same_policy(policy, tmp_path):
+def test_journal_is_reused_only_for_the_same_policy(policy, tmp_path):
     path = tmp_path / "responses.jsonl"
     first = generate(*policy, PROMPTS[:2], n=2, max_new_tokens=6, journal=path)
     more = generate(*policy, PROMPTS, n=2, max_new_tokens=6, journal=path)
@@ -225,7 +225,7 @@ def test_a_journal_gives_again_what_is_in_it_and_only_to_the_same_policy(policy,
     assert generate(tiny_model(1), policy[1], PROMPTS, n=2, max_new_tokens=6, journal=path).n_tokens
 
 
-def test_equal_prompts_are_written_once(policy):
+def test_equal_prompts_are_generated_once(policy):
     once = generate(*policy, ["one"], n=2, max_new_tokens=6)
     twice = generate(*policy, ["one", "one"], n=2, max_new_tokens=6)
     assert twice.texts == once.texts * 2 and twice.n_tokens == once.n_tokens
@@ -242,7 +242,7 @@ generate(model, tokenizer, prompts, n=2, max_new_tokens=30, batch_size=8, journa
 """
 
 
-def test_a_killed_run_goes_on_and_writes_nothing_twice(tmp_path):
+def test_killed_run_resumes_and_generates_nothing_twice(tmp_path):
     folder, path = save_tiny(tmp_path / "model"), tmp_path / "responses.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, folder, str(path)], stderr=subprocess.DEVNULL)
     while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 20):
@@ -262,7 +262,7 @@ def test_a_killed_run_goes_on_and_writes_nothing_twice(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_model_says_the_same_alone_and_in_any_batch():
+def test_responses_of_a_real_model_do_not_depend_on_the_batch():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from trl_real.demo.model import demo_model

@@ -1,4 +1,4 @@
-"""Claims about responses from a server."""
+"""Tests of generation with a server."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ def ask(server, prompts=PROMPTS, **settings):
     return generate_from_server(server.url, MODEL, prompts, **{"n": 3, "timeout": 10, **settings})
 
 
-def test_a_server_writes_n_responses_a_prompt_whatever_the_order():
+def test_server_generates_n_responses_per_prompt_in_any_order():
     with PolicyServer() as server:
         found = ask(server, temperature=0.7, top_p=0.9, max_new_tokens=20, options={"top_k": 5})
         assert [len(set(row)) for row in found.texts] == [3] * 4
@@ -50,13 +50,13 @@ def test_a_server_writes_n_responses_a_prompt_whatever_the_order():
     assert {body["messages"][0]["role"] for body in server.bodies} == {"user"}
 
 
-def test_a_server_that_writes_fewer_is_asked_for_the_rest():
+def test_missing_responses_are_requested_again():
     with PolicyServer(most=1) as server:
         found = ask(server)
         assert [len(set(row)) for row in found.texts] == [3] * 4 and len(server.bodies) == 12
 
 
-def test_a_journal_is_asked_before_the_server(tmp_path):
+def test_journal_is_read_before_the_server_is_asked(tmp_path):
     path = tmp_path / "served.jsonl"
     with PolicyServer() as server:
         first = ask(server, PROMPTS[:2], journal=path)
@@ -66,7 +66,7 @@ def test_a_journal_is_asked_before_the_server(tmp_path):
         assert ask(server, [PROMPTS[0]] * 2, temperature=0.5, journal=path).n_tokens == 3 * 7
 
 
-def test_faults_change_no_response():
+def test_server_faults_change_no_response():
     with PolicyServer() as server:
         expected = ask(server).texts
     with PolicyServer(faults=[name for name in QUICK if name != "huge"], share=0.3) as server:
@@ -74,7 +74,7 @@ def test_faults_change_no_response():
         assert server.met
 
 
-def test_what_came_before_an_error_is_kept(tmp_path):
+def test_responses_before_an_error_are_kept(tmp_path):
     path = tmp_path / "served.jsonl"
     with PolicyServer() as server:
         ask(server, PROMPTS[:2], journal=path)
@@ -83,13 +83,13 @@ def test_what_came_before_an_error_is_kept(tmp_path):
     assert len(path.read_text().splitlines()) == 2
     with pytest.raises(TrlRealError, match="Is the server up"):
         ask(server, PROMPTS, max_retries=0)
-    with pytest.raises(TrlRealError, match="concurrency=0 writes nothing. Give 1 or more"):
+    with pytest.raises(TrlRealError, match="concurrency=0 generates nothing. Give 1 or more"):
         generate_from_server("http://127.0.0.1:9/v1", MODEL, PROMPTS, concurrency=0)
     with pytest.raises(TrlRealError, match="Prompt 0 is empty"):
         ask(server, [""])
 
 
-def test_the_key_goes_to_the_server_and_not_into_the_journal(tmp_path):
+def test_api_key_is_sent_and_not_written_to_the_journal(tmp_path):
     path = tmp_path / "served.jsonl"
     with PolicyServer() as server:
         ask(server, api_key="sk-secret", journal=path)

@@ -35,7 +35,7 @@ PROMPTS = [SENTENCES[i % 5][: 14 + 3 * i] for i in range(6)]
 FIRST = [" " + SENTENCES[(i + 1) % 5][: 9 + 5 * i] for i in range(6)]
 SECOND = [" " + SENTENCES[(i + 2) % 5][: 31 - 4 * i] for i in range(6)]
 EXACT = GradientOptions(projection_dim=None)
-METHODS = ("packed", "padded", "padded left", "one by one")
+METHODS = ("packed", "padded", "one by one")
 
 SMALL = dict(
     vocab_size=304, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -56,7 +56,7 @@ FAMILIES = {
 
 
 def adapted(model=None, dtype=torch.float64, seed=0, **lora):
-    """A tiny model with an adapter whose B is not 0."""
+    """A tiny model with an adapter in which B is not 0."""
     settings = {"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "init_lora_weights": False, **lora}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -106,19 +106,18 @@ def features(model, method=None, options=EXACT, **kwargs):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
-def test_t1_gradients_are_those_of_autograd_on_ragged_batches(method, dtype, tolerance):
+def test_t1_gradients_equal_autograd_on_ragged_batches(method, dtype, tolerance):
     model = adapted(dtype=dtype, lora_dropout=0.3, use_rslora=True)
     assert error(features(model, method)(PROMPTS, FIRST).vectors, naive(model, PROMPTS, FIRST)) < tolerance
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_t1_gradients_are_those_of_autograd_in_every_family(name):
+def test_t1_gradients_equal_autograd_in_every_family(name):
     model = adapted(family(name))
     made = features(model)
     assert error(made(PROMPTS, FIRST).vectors, naive(model, PROMPTS, FIRST)) < 1e-5  # norms in float32
     assert made.method == ("padded" if name == "gemma2" else "packed")  # soft caps are not packed
-    single = adapted(family(name), dtype=torch.float32)  # in float64, left padding makes Gemma 2 itself return NaN
-    assert error(features(single, "padded left")(PROMPTS, FIRST).vectors, naive(single, PROMPTS, FIRST)) < 1e-5
+    assert error(features(model, "padded")(PROMPTS, FIRST).vectors, naive(model, PROMPTS, FIRST)) < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -128,8 +127,8 @@ def test_a_pairs_gradient_is_the_difference_of_two(method):
     assert error(features(model, method).differences(PROMPTS, FIRST, SECOND).vectors, expected) < 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS[:3])
-def test_t2_they_sum_up_to_the_gradient_of_the_batch(method):
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_t2_gradients_sum_to_the_gradient_of_the_batch(method):
     model = adapted()
     found = features(model, method)(PROMPTS, FIRST).vectors.sum(0)
     tokenizer, named = tiny_tokenizer(), adapter_parameters(model)
@@ -140,7 +139,7 @@ def test_t2_they_sum_up_to_the_gradient_of_the_batch(method):
     assert error(found[None], expected[None]) < 1e-10
 
 
-def test_t3_the_reference_and_beta_drop_out():
+def test_t3_reference_and_beta_cancel():
     model = adapted()
     alone = naive(model, PROMPTS[:2], FIRST[:2])
     assert torch.equal(naive(model, PROMPTS[:2], FIRST[:2], beta=1.0), alone)
@@ -160,7 +159,7 @@ def test_t10_beta_does_not_change_what_is_picked(normalize):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_responses_to_one_prompt_share_its_pass_and_get_gradients_of_their_own(checkpointing):
+def test_responses_to_one_prompt_share_a_pass_and_get_separate_gradients(checkpointing):
     model = adapted()
     made = features(model, "packed")
     if checkpointing:
@@ -177,7 +176,7 @@ def test_responses_to_one_prompt_share_its_pass_and_get_gradients_of_their_own(c
 
 
 WORKER = """
-import sys
+import os, sys
 import torch
 # This module: the workers run the functions that the test compares with.
 from test_gradients import FIRST, PROMPTS, SECOND, adapted, features
@@ -189,12 +188,14 @@ made = features(adapted(), "packed", GradientOptions(projection_dim=64, all_proc
 found = [made(PROMPTS * 2, FIRST + SECOND), made.differences(PROMPTS, FIRST, SECOND), made(PROMPTS[:1], FIRST[:1])]
 rank = torch.distributed.get_rank()
 torch.save([(f.vectors, f.norms, f.n_tokens) for f in found], f"{sys.argv[1]}/rank{rank}.pt")
+# Leave without the interpreter's clean-up: threads of gloo that still run then abort the process now and then
+# ("terminate called without an active exception"). The files are closed, and the barrier keeps both ranks until then.
 torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+os._exit(0)
 """
 
 
-def test_two_processes_share_the_pool_and_give_what_one_gives(tmp_path):
+def test_two_processes_share_the_pool_and_equal_one(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -220,7 +221,7 @@ def test_two_processes_share_the_pool_and_give_what_one_gives(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_t4_batches_order_and_company_do_not_matter(method, dtype, tolerance):
+def test_t4_gradients_do_not_depend_on_batches_or_order(method, dtype, tolerance):
     model = adapted(dtype=dtype)
     together = features(model, method, GradientOptions())(PROMPTS, FIRST).vectors
     small = features(model, method, GradientOptions(batch_tokens=20))
@@ -245,7 +246,7 @@ def test_t12_an_empty_response_is_zero_and_counts_no_token():
     assert features(adapted(), options=GradientOptions(projection_dim=64))([], []).vectors.shape == (0, 64)
 
 
-def test_the_sketch_of_the_pass_is_the_sketch_of_the_whole_gradient():
+def test_projection_during_the_pass_equals_projecting_the_full_gradient():
     model = adapted()
     options = GradientOptions(projection_dim=128)
     made = features(model, options=options)
@@ -259,7 +260,7 @@ def test_the_sketch_of_the_pass_is_the_sketch_of_the_whole_gradient():
 
 @pytest.mark.parametrize("method", ["packed", "padded"])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_stays_on_and_changes_nothing(method, reentrant):
+def test_gradient_checkpointing_is_kept_and_changes_nothing(method, reentrant):
     model = adapted(lora_dropout=0.3)
     expected = features(model, method)(PROMPTS, FIRST).vectors
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -271,7 +272,7 @@ def test_gradient_checkpointing_stays_on_and_changes_nothing(method, reentrant):
     handle.remove()
 
 
-def test_the_model_is_given_back_as_it_was():
+def test_model_state_is_restored():
     model = adapted(dtype=torch.float32, lora_dropout=0.5).train()
     first = next(p for p in model.parameters() if p.requires_grad)
     first.grad = torch.ones_like(first)
@@ -291,7 +292,7 @@ def test_the_model_is_given_back_as_it_was():
 
 
 HIDDEN = {
-    "DoRA": ({"use_dora": True}, "no plain LoRA matrices"),
+    "DoRA": ({"use_dora": True}, "not plain LoRA matrices"),
     "whole modules": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "modules_to_save"),
     "biases": ({"target_modules": ["q_proj"], "lora_bias": True}, "lora_B.bias"),
     "the head": ({"target_modules": ["q_proj", "lm_head"]}, "output layer"),
@@ -300,7 +301,7 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("name", HIDDEN)
-def test_what_taps_cannot_see_is_said_once_and_computed_one_by_one(name, caplog):
+def test_unsupported_layers_are_reported_once_and_computed_one_at_a_time(name, caplog):
     settings, reason = HIDDEN[name]
     model = adapted(tiny_model(tie_word_embeddings=False, attention_bias=True), **settings)
     made = features(model)
@@ -308,7 +309,9 @@ def test_what_taps_cannot_see_is_said_once_and_computed_one_by_one(name, caplog)
         found = made(PROMPTS[:3], FIRST[:3]).vectors
         made(PROMPTS[:1], FIRST[:1])
     assert made.method == "one by one"
-    assert sum("response by response" in record.message and reason in record.message for record in caplog.records) == 1
+    assert (
+        sum("one response at a time" in record.message and reason in record.message for record in caplog.records) == 1
+    )
     assert error(found, naive(model, PROMPTS[:3], FIRST[:3])) < 1e-10
 
 
@@ -320,7 +323,7 @@ def test_matrices_that_layers_share_are_found():
     assert error(features(model)(PROMPTS[:2], FIRST[:2]).vectors, naive(model, PROMPTS[:2], FIRST[:2])) < 1e-10
 
 
-def test_a_layer_that_is_not_plain_is_tapped_from_outside():
+def test_layer_with_a_replaced_forward_is_hooked_from_outside():
     model = adapted()
     expected = features(model, "packed")(PROMPTS, FIRST).vectors
     for module in model.modules():
@@ -330,14 +333,14 @@ def test_a_layer_that_is_not_plain_is_tapped_from_outside():
     assert error(features(model, "packed")(PROMPTS, FIRST).vectors, expected) < 1e-10
 
 
-def test_bfloat16_products_come_near_and_are_summed_up_in_float32():
+def test_bfloat16_products_are_close_and_summed_in_float32():
     model = adapted(dtype=torch.float32, init_lora_weights=True)
     found = features(model, "packed", dtype=torch.bfloat16)(PROMPTS, FIRST).vectors
     assert found.dtype == torch.float32
     assert torch.cosine_similarity(found, naive(model, PROMPTS, FIRST).float()).min() > 0.98
 
 
-def test_names_hold_no_adapter_so_that_a_new_one_is_projected_alike():
+def test_projection_does_not_depend_on_the_adapter_name():
     model = adapted()
     before = features(model, options=GradientOptions()).projection
     model.add_adapter("another", LoraConfig(r=3, target_modules="all-linear"))
@@ -349,14 +352,14 @@ def test_names_hold_no_adapter_so_that_a_new_one_is_projected_alike():
     assert reseeded.fingerprint != before.fingerprint
 
 
-def test_equal_responses_run_once_and_long_ones_are_cut():
+def test_equal_responses_run_once_and_long_ones_are_truncated():
     made = features(adapted(), options=GradientOptions(projection_dim=64, max_length=5))
     once, thrice = made(PROMPTS[:1], FIRST[3:4]), made(PROMPTS[:1] * 3, FIRST[3:4] * 3)
     assert once.truncated.tolist() == [True] and once.n_scored.tolist() == [5]
     assert thrice.n_tokens == once.n_tokens == 10 and torch.equal(thrice.vectors[2], once.vectors[0])
 
 
-def test_ids_are_those_that_trl_trains_on():
+def test_token_ids_equal_those_that_trl_trains_on():
     from trl.data_utils import _tokenize, common_prefix_length
 
     tokenizer = tiny_tokenizer()
@@ -396,12 +399,12 @@ def _merged(model):
     ("make", "words"),
     [(lambda m: tiny_model(), "get_peft_model"), (_two, "set_adapter"), (_off, "enable"), (_merged, "unmerge")],
 )
-def test_a_model_without_one_adapter_that_is_on_is_refused(make, words):
+def test_model_without_exactly_one_active_adapter_is_refused(make, words):
     with pytest.raises(TrlRealError, match=words):
         features(make(adapted()))
 
 
-def test_texts_longer_than_the_model_reads_are_refused():
+def test_texts_longer_than_the_context_are_refused():
     with pytest.raises(TrlRealError, match="max_length="):
         features(adapted(tiny_model(max_position_embeddings=16)))(PROMPTS, FIRST)
     with pytest.raises(TrlRealError, match="max_length=0"):

@@ -1,4 +1,4 @@
-"""Log-probabilities of responses against the definition, and against what TRL itself precomputes."""
+"""Log-probabilities of responses against the definition and against those that TRL precomputes."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("batch_tokens", [None, 40, 1])
-def test_sums_are_the_definitions_whatever_the_batch(packs, batch_tokens):
+def test_sums_equal_the_definition_for_any_batch(packs, batch_tokens):
     model = adapted()
     made = ResponseLogProbs(model, tiny_tokenizer(), batch_tokens=batch_tokens)
     assert made(PROMPTS[:1], RESPONSES[:1]).sums.dtype == torch.float64 and made.packs_well
@@ -71,7 +71,7 @@ def test_sums_are_the_definitions_whatever_the_batch(packs, batch_tokens):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sums_are_the_definitions_in_every_family(name):
+def test_sums_equal_the_definition_in_every_family(name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(FAMILIES[name]).eval()
@@ -80,7 +80,7 @@ def test_sums_are_the_definitions_in_every_family(name):
     assert made.packs_well == (name != "gemma2")  # soft caps are not packed
 
 
-def test_a_prompt_is_read_once_for_all_its_responses():
+def test_prompt_is_encoded_once_for_all_its_responses():
     model = adapted()
     made = ResponseLogProbs(model, tiny_tokenizer())
     prompts, responses = [SENTENCES[0]] * 4, [SENTENCES[i] for i in (1, 2, 3, 1)]
@@ -91,14 +91,14 @@ def test_a_prompt_is_read_once_for_all_its_responses():
     close(found.sums, naive(model, prompts, responses))
 
 
-def test_a_prompt_with_many_responses_is_cut_into_passes():
+def test_prompt_with_many_responses_is_split_into_passes():
     rows = [Row((1, 2, 3), ((i, 5, 6, 7),)) for i in range(10)] + [Row((), ((9, 9),)), Row((), ((8, 9),))]
     trees = prompt_trees(rows, 12)
     assert max(tree.n_tokens for tree in trees) <= 12
     assert sorted(i for tree in trees for i in tree.ids) == list(range(12))
 
 
-def test_they_are_what_trl_precomputes(tmp_path):
+def test_sums_equal_those_that_trl_precomputes(tmp_path):
     from trl import DPOConfig, DPOTrainer
 
     rows = [
@@ -118,7 +118,7 @@ def test_they_are_what_trl_precomputes(tmp_path):
         close(found, torch.tensor(trainer.train_dataset[f"ref_{side}_logps"][:]).double())
 
 
-def test_blank_responses_missing_prompts_messages_and_cuts():
+def test_blank_responses_missing_prompts_messages_and_truncation():
     made = ResponseLogProbs(adapted(), tiny_tokenizer(), max_length=6)
     answer = [{"role": "assistant", "content": "Boil the water."}]
     found = made(["Why?", None, CHAT, CHAT, PROMPTS[1]], ["", "So.", answer, "Boil the water.", RESPONSES[8]])
@@ -128,7 +128,7 @@ def test_blank_responses_missing_prompts_messages_and_cuts():
     assert made([], []).sums.shape == (0,)
 
 
-def test_the_model_is_given_back_as_it_was():
+def test_model_state_is_restored():
     model = adapted(lora_dropout=0.5).train()
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     implementation = model.config._attn_implementation
@@ -139,7 +139,7 @@ def test_the_model_is_given_back_as_it_was():
     assert model.config._attn_implementation == implementation
 
 
-def test_half_precision_products_are_summed_up_in_float32():
+def test_half_precision_products_are_summed_in_float32():
     model = adapted()
     found = ResponseLogProbs(model, tiny_tokenizer(), dtype=torch.bfloat16)(PROMPTS, RESPONSES).sums
     assert ((found - naive(model, PROMPTS, RESPONSES)) / naive(model, PROMPTS, RESPONSES)).abs().max() < 0.05
@@ -153,7 +153,7 @@ def test_too_long_texts_and_impossible_settings_are_refused():
             ResponseLogProbs(tiny_model(), tiny_tokenizer(), **settings)
 
 
-def test_a_policy_loads_with_its_adapter_and_its_bases_tokenizer(tmp_path):
+def test_policy_loads_with_its_adapter_and_the_base_tokenizer(tmp_path):
     base = save_tiny(tmp_path / "base")
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base),

@@ -1,4 +1,4 @@
-"""Whole ways with conversations in place of texts, in each form that pools and labels come in."""
+"""End-to-end runs with conversations in place of texts, in every layout of pools and labels."""
 
 import pytest
 from datasets import Dataset, load_from_disk
@@ -120,7 +120,7 @@ def test_a_study(dataset, trained, model, tmp_path):
     assert set(study.curves["loss"]) == {"random", "easy"}
 
 
-def test_a_study_of_chats_of_which_one_has_no_prompt(model, tmp_path):
+def test_a_study_with_a_chat_without_a_prompt(model, tmp_path):
     rows = [{**row, "prompt": row["prompt"] if i else None} for i, row in enumerate(labels(12).to_list())]
     args = REALDPOConfig(str(tmp_path / "unused"), use_cpu=True, bf16=False, report_to="none", num_train_epochs=1)
     trainer = DPOCells(model, args, peft_config=PEFT, learning_rates=[1e-3], n_evaluations=1)

@@ -1,4 +1,4 @@
-"""The README's code runs and prints what it shows; links lead somewhere."""
+"""The README's code runs and prints the shown output; its links work."""
 
 import re
 import runpy
@@ -27,7 +27,7 @@ def in_root(tmp_path, monkeypatch):
     return lambda code: code.replace(MODEL, model).replace('"aligned"', f'"{tmp_path / "aligned"}", use_cpu=True')
 
 
-def test_the_python_blocks_run_and_print_what_they_show(in_root, capsys):
+def test_python_blocks_print_the_shown_output(in_root, capsys):
     code = "\n".join(blocks("python"))
     exec(compile(in_root(code), "README.md", "exec"), {"__name__": "readme"})
     printed = capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_the_python_blocks_run_and_print_what_they_show(in_root, capsys):
     assert "'similarity', 'skipped']" in printed
 
 
-def test_the_diff_turns_one_script_that_runs_into_another(in_root, capsys):
+def test_both_sides_of_the_diff_are_working_scripts(in_root, capsys):
     (diff,) = blocks("diff")
     lines = diff.splitlines()
     after = "\n".join(line[1:] for line in lines if not line.startswith("-"))
@@ -72,7 +72,7 @@ def test_internal_links_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_no_page_is_left_half_written():
+def test_no_page_is_unfinished():
     assert "@@" not in README
 
 
@@ -86,7 +86,7 @@ def test_the_example_runs(in_root, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("page", ["labels.md", "win_rates.md"])
-def test_the_pages_code_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, capsys):
+def test_code_of_the_pages_prints_the_shown_output(page, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with JudgeServer(bias=0.05) as server:
         code = "\n".join(page_blocks(page, "python")).replace("http://127.0.0.1:8000/v1", server.url)
@@ -97,7 +97,7 @@ def test_the_pages_code_runs_and_prints_what_it_shows(page, tmp_path, monkeypatc
     assert capsys.readouterr().out == "".join(page_blocks(page, "text"))
 
 
-def test_streams_run_as_the_page_on_scale_says(tmp_path, monkeypatch, capsys):
+def test_streaming_code_of_the_scale_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pool_of(40, 2).to_parquet("pool.parquet")
     code = "\n".join(page_blocks("scale.md", "python")).replace(MODEL, save_tiny(tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""The examples run as they are copied: with a tiny model here, with the demo's in `make test-slow`."""
+"""The examples run unchanged: with a tiny model here, with the demo's model in `make test-slow`."""
 
 import difflib
 import json
@@ -87,7 +87,7 @@ def trl_script() -> str:
     return code
 
 
-def test_the_docstring_tells_the_whole_change(tmp_path):
+def test_docstring_shows_the_whole_diff(tmp_path):
     before = trl_script()
     assert "trl_real" not in before and "REALDPO" not in before and "DPOTrainer(" in before
     after = (EXAMPLES / "dpo_script.py").read_text(encoding="utf-8").split('"""', 2)[2]
@@ -176,7 +176,7 @@ def vote_on_all(pool: Path, votes: Path) -> int:
     return len(rows)
 
 
-def test_rounds_take_the_votes_of_people(tiny, checkout, capsys):
+def test_rounds_use_human_votes(tiny, checkout, capsys):
     pool = pool_of(4, checkout)
     assert vote_on_all(pool, checkout / "runs" / "people.votes.jsonl") == 24
     flags = ["--pool", pool, "--rounds", 1, "--budget", 3, "--max_steps", 1, "--output_dir", "runs/people"]
@@ -215,7 +215,7 @@ def self_annotation(model: str, capsys, rounds: int, *flags: object) -> None:
     assert rounds_told(out) == ["initial", "seed", *(f"round {i + 1}" for i in range(rounds))]
 
 
-def test_self_annotation_starts_from_a_hundred_labels(tiny, checkout, capsys):
+def test_self_annotation_starts_from_seed_labels(tiny, checkout, capsys):
     learning = ["--max_steps", 2, "--learning_rate", 1e-2]
     self_annotation(tiny, capsys, 1, "--n_prompts", 4, "--max_new_tokens", 4, *learning)
 
@@ -252,7 +252,7 @@ def chain(model: str, small: bool) -> dict:
     return {path.parent.name for path in Path("runs").glob("*/report.html")}
 
 
-def test_the_settings_files_hand_over_to_each_other(tiny, checkout):
+def test_settings_files_work_one_after_the_other(tiny, checkout):
     assert chain(tiny, small=True) == {"compared", "active", "self_annotation", "study"}
     assert len(load_from_disk("runs/chosen")) == 20
 
@@ -262,7 +262,7 @@ def test_the_settings_files_with_a_real_model(real, checkout):
     assert chain(real, small=False) == {"compared", "active", "self_annotation", "study"}
 
 
-def test_the_chat_judges_settings_reach_it(checkout, capsys):
+def test_chat_judge_gets_its_settings(checkout, capsys):
     assert main(["select", "--config", str(CONFIGS / "select.yaml"), "--strategy", "random", "--budget", "8"]) == 0
     assert main(["label", "--config", str(CONFIGS / "label_chat.yaml"), "--plan", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -270,7 +270,7 @@ def test_the_chat_judges_settings_reach_it(checkout, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_settings_file_says_how_to_use_it_and_holds_no_secret(path):
+def test_settings_file_documents_its_use_and_has_no_secret(path):
     text = path.read_text(encoding="utf-8")
     assert re.match(rf"# trl-real [a-z-]+ --config examples/configs/{path.name}\b", text)
     assert "api_key" not in yaml.safe_load(text)
@@ -279,7 +279,7 @@ def test_a_settings_file_says_how_to_use_it_and_holds_no_secret(path):
 # Several GPUs
 
 
-def test_the_launch_file_is_one_that_accelerate_reads():
+def test_accelerate_reads_the_launch_config():
     from accelerate.commands.config.config_args import load_config_from_file
 
     found = load_config_from_file(str(EXAMPLES / "multi_gpu" / "ddp.yaml"))
@@ -287,7 +287,7 @@ def test_the_launch_file_is_one_that_accelerate_reads():
 
 
 @pytest.mark.slow
-def test_two_processes_select_and_train_as_the_launch_script_says(tiny, checkout):
+def test_launch_script_selects_and_trains_with_two_processes(tiny, checkout):
     flags = {
         "LAUNCH": "torchrun --nproc_per_node 2",
         "SELECT_FLAGS": f"--model {tiny}",
@@ -321,7 +321,7 @@ def execute(model: str, folder: Path, changes: dict[str, str]) -> list[list[dict
 QUICK = {"num_train_epochs=2": "max_steps=1", "max_new_tokens=32": "max_new_tokens=4", "train[:16]": "train[:3]"}
 
 
-def test_the_notebook_is_its_script_and_shows_what_it_printed_and_drew():
+def test_notebook_equals_its_script_and_has_its_outputs():
     text = (EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8")
     found = json.loads(text)
     assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
@@ -347,7 +347,7 @@ def test_the_notebook_runs_with_a_real_model(real, tmp_path):
     assert "difference of win rates" in "".join(outputs[-1][0]["text"])
 
 
-def test_the_list_of_examples_is_whole():
+def test_list_of_examples_is_complete():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (EXAMPLES / target).exists(), target

@@ -94,7 +94,7 @@ def test_pairs_equal_one_response_at_a_time(name):
 
 @needs_data()
 @pytest.mark.parametrize("name", ["llama", "opt"])
-def test_a_budget_on_hh_keeps_the_naive_halves(name):
+def test_budget_on_hh_keeps_the_halves_of_a_naive_selection(name):
     rows, model, tokenizer = pool("hh/hh_harmless_test.parquet", 60), family(name), tiny_tokenizer()
     both = [[c, r] for c, r in zip(rows["chosen"], rows["rejected"], strict=True)]
     similar = np.array([
@@ -123,7 +123,7 @@ def test_pairs_of_a_real_model_equal_one_response_at_a_time():
 
 @pytest.mark.slow
 @needs_data()
-def test_half_precision_keeps_what_float32_keeps():
+def test_half_precision_keeps_the_same_rows_as_float32():
     from trl_real.demo.model import demo_model
 
     rows = pool("hh/hh_helpful_test.parquet", 200).add_column("row", list(range(200)))

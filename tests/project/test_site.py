@@ -1,4 +1,4 @@
-"""The site: its menus and the files agree, its code runs and prints what it shows, every public name is in it."""
+"""The site: menus match the files, code prints the shown output, every public name is documented."""
 
 import re
 from pathlib import Path
@@ -59,7 +59,7 @@ class TestReference:
         assert set(trl_real.__all__) <= set(known)
         assert len(set(known)) == len(known)
 
-    def test_what_it_names_exists(self):
+    def test_every_name_in_the_reference_exists(self):
         """Tables and numbers have no docstring: they have a heading of their own."""
         from pkgutil import resolve_name
 
@@ -103,14 +103,14 @@ def run(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["data.md", "publishing.md", "troubleshooting.md", "adding.md"])
-def test_a_page_prints_what_it_shows(page, elsewhere, capsys):
+def test_code_of_a_page_prints_the_shown_output(page, elsewhere, capsys):
     shown = run(page)
     printed = capsys.readouterr().out.splitlines()
     assert printed and printed == shown[-len(printed) :]
 
 
 @pytest.mark.parametrize("page", ["quickstart.md", "real.md", "active.md", "self_annotation.md", "study.md"])
-def test_a_page_with_a_model_prints_what_it_shows_but_for_the_numbers(page, elsewhere, capsys, one_thread):
+def test_code_of_a_page_with_a_model_prints_the_shown_output_except_numbers(page, elsewhere, capsys, one_thread):
     """The numbers shown are those of the real model."""
     shown = run(page)
     printed = [_masked(line) for line in capsys.readouterr().out.splitlines() if not _is_log(line)]
@@ -118,7 +118,7 @@ def test_a_page_with_a_model_prints_what_it_shows_but_for_the_numbers(page, else
 
 
 @pytest.mark.parametrize("page", ["quickstart.md", "../README.md"])
-def test_the_first_command_prints_what_the_page_shows(page, elsewhere, capsys):
+def test_first_command_prints_the_shown_output(page, elsewhere, capsys):
     from trl_real.cli.main import main
 
     command = re.search(r"^trl-real (select .*)", _shell(page), re.MULTILINE)[1]
@@ -128,7 +128,7 @@ def test_the_first_command_prints_what_the_page_shows(page, elsewhere, capsys):
     assert all(_masked(line) in printed for line in page_blocks(page, "text")[0].splitlines())
 
 
-def test_the_plan_prints_what_the_page_shows_but_for_the_numbers(elsewhere, capsys):
+def test_plan_prints_the_shown_output_except_numbers(elsewhere, capsys):
     from datasets import Dataset
 
     from trl_real.cli.main import main
@@ -154,7 +154,7 @@ def _is_log(line: str) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ("log", "results")])
-def test_a_fragment_is_python(page):
+def test_code_fragments_are_valid_python(page):
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     for code in re.findall(r'```python title="fragment[^"\n]*"\n(.*?)```', text, re.DOTALL):
         compile(code, page, "exec")
@@ -169,7 +169,7 @@ def test_every_flag_on_a_page_exists(page):
         _parsed(command.split("#")[0].split())
 
 
-def test_every_flag_that_a_sentence_or_a_table_names_exists(capsys):
+def test_every_flag_in_prose_and_tables_exists(capsys):
     """What stands in backticks outside of code blocks, on all pages but the log."""
     from dataclasses import fields
 
@@ -191,7 +191,7 @@ def test_every_flag_that_a_sentence_or_a_table_names_exists(capsys):
 
 
 @pytest.mark.parametrize("config", page_blocks("papers.md", "yaml"))
-def test_the_papers_settings_are_those_of_the_commands(config, tmp_path):
+def test_paper_settings_equal_those_of_the_commands(config, tmp_path):
     command = re.match(r"# trl-real (.*) --config (\S+)\n", config)
     file = tmp_path / command[2]
     file.write_text(config, encoding="utf-8")

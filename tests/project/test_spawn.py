@@ -1,4 +1,4 @@
-"""Workers of a map that are spawned, as GPUs need it: the same columns, each on the device of its rank."""
+"""Spawned workers of a map, as GPUs need them: the same columns, each rank on its own device."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_spawned_workers_add_the_same_columns(tmp_path, one_thread):
 
 
 @pytest.mark.slow
-def test_the_script_of_the_page_on_scale_runs(tmp_path):
+def test_script_of_the_scale_page_runs(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(page_blocks("scale.md", "python")[-1])
     save_tiny(tmp_path / MODEL)
@@ -70,7 +70,7 @@ def test_the_script_of_the_page_on_scale_runs(tmp_path):
     ("asked", "rank", "device"),
     [(None, None, "cuda"), (None, 0, "cuda:0"), (None, 3, "cuda:3"), (None, 5, "cuda:1"), ("cpu", 2, "cpu")],
 )
-def test_the_device_is_that_of_the_rank(asked, rank, device, monkeypatch):
+def test_each_rank_uses_its_own_device(asked, rank, device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert pick_device(asked, rank) == device

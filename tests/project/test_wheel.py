@@ -1,4 +1,4 @@
-"""Claims about what is released: the wheel has all it needs and nothing else, and works away from the source."""
+"""Tests of the release: the wheel has all it needs and nothing else, and works without the source."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
     inside = {name for name in names(wheel) if ".dist-info/" not in name}
     assert inside == package
     assert {"trl_real/py.typed", "trl_real/evaluation/metrics/pairwise_win_rate/pairwise_win_rate.py"} <= inside
-    for folder in ("evaluation/templates/report.html.j2", "labeling/page_assets/page.js"):
+    for folder in ("reports/templates/comparison.html.j2", "labeling/people/page_assets/page.js"):
         assert f"trl_real/{folder}" in inside
 
 
@@ -67,7 +67,7 @@ def test_the_version_is_the_same_everywhere():
     assert f"\n## {__version__}" in changelog
 
 
-def test_the_tests_at_the_host_cover_what_the_package_says_it_runs_on():
+def test_ci_covers_the_declared_python_and_trl_versions():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
     said = {name.rsplit(" ", 1)[-1] for name in PROJECT["classifiers"] if "Python :: 3." in name}
@@ -85,8 +85,8 @@ print(folder, evaluate.load(folder + "/evaluation/metrics/pairwise_win_rate").co
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_works_away_from_the_source(wheel, tmp_path):
-    """In an environment of its own, which borrows this one's dependencies but not its editable install."""
+def test_installed_wheel_works_without_the_source(wheel, tmp_path):
+    """In a separate environment, which uses this one's dependencies but not its editable install."""
     venv.create(tmp_path / "env", with_pip=True)
     tools = tmp_path / "env" / "bin"
     site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"

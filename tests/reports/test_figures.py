@@ -1,4 +1,4 @@
-"""Claims about `trl_real.reports.figures`."""
+"""Tests of `trl_real.reports.figures`."""
 
 import sys
 
@@ -25,7 +25,7 @@ def test_figures_leave_pyplot_alone():
     assert pyplot is None or pyplot.get_fignums() == []
 
 
-def test_the_cut_and_both_sets_are_in_the_similarity_picture():
+def test_similarity_figure_shows_the_threshold_and_both_sets():
     pool = np.linspace(0.5, 0.98, 80)
     histogram = describe_similarity(pool, pool[:20])["histogram"]
     figure = figures.similarity_figure(histogram, name="easy", cut=0.615)
@@ -33,7 +33,7 @@ def test_the_cut_and_both_sets_are_in_the_similarity_picture():
     assert labels == ["pool (80)", "kept (20)", "cut at 0.615"]
 
 
-def test_curves_are_drawn_against_labels_seen():
+def test_curves_are_drawn_over_the_number_of_labels():
     figure = figures.training_figure(log_history(), name="easy", n_labels=16)
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert lines["chosen"].get_xdata().tolist() == [8, 16, 24, 32, 40, 48]

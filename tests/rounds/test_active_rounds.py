@@ -1,4 +1,4 @@
-"""Claims about runs in rounds: each step once, whatever happens, and always against the same reference."""
+"""Tests of runs in rounds: each step runs once, also after a kill, and always against the same reference."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ from support.rounds import active, pool
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge, TrlRealError
-from trl_real.data.digest import told
+from trl_real.data.digest import dataset_digest
 from trl_real.rounds.selectors import ROUND_SELECTORS
 from trl_real.runtime.journal import Journal
 from trl_real.training.adapters import adapter_settings
@@ -42,7 +42,7 @@ def equal(first, second) -> bool:
 
 
 @pytest.mark.parametrize("selector", ROUND_SELECTORS)
-def test_every_selector_goes_the_whole_way_and_asks_for_no_pair_twice(selector, model, tmp_path):
+def test_every_selector_runs_all_rounds_and_asks_for_no_pair_twice(selector, model, tmp_path):
     found = active(model, tmp_path, selector=selector)
     assert [row["n_asked"] for row in found.rounds] == [0, 4, 8]
     assert all({"loss", "accuracy", "margin"} <= row.keys() for row in found.rounds)
@@ -56,7 +56,7 @@ def test_every_selector_goes_the_whole_way_and_asks_for_no_pair_twice(selector, 
 @pytest.mark.parametrize(
     ("selector", "asked"), [("easy", [0, 4, 6]), ("random", [0, 4, 6]), ("certainty", [0, 4, 8, 9])]
 )
-def test_rounds_go_on_until_the_pool_has_no_pair_left_and_never_repeat_one(selector, asked, model, tmp_path):
+def test_rounds_use_up_the_pool_and_never_repeat_a_pair(selector, asked, model, tmp_path):
     """Of three responses a row a baseline takes one pair, since none stands in two of them; the others take all."""
     rows = 6 if asked[-1] == 6 else 3
     found = active(model, tmp_path, rounds=5, selector=selector, pool=pool(n=rows, k=3), budget=4)
@@ -64,13 +64,13 @@ def test_rounds_go_on_until_the_pool_has_no_pair_left_and_never_repeat_one(selec
     assert len(keys) == len(set(keys)) and [row["n_asked"] for row in found.rounds] == asked
 
 
-def test_a_round_more_goes_on_and_other_settings_are_refused(model, tmp_path):
+def test_more_rounds_resume_the_run_and_other_settings_are_refused(model, tmp_path):
     two = active(model, tmp_path)
     three = active(model, tmp_path, rounds=3)
     assert three.rounds[:3] == two.rounds and three.rounds[3]["n_asked"] == 12
     with pytest.raises(TrlRealError, match="holds a run with budget=4, not 5"):
         active(model, tmp_path, budget=5)
-    with pytest.raises(TrlRealError, match="No selector 'esay'; there are gradient"):
+    with pytest.raises(TrlRealError, match="Unknown selector 'esay'. Choose one of gradient"):
         active(model, tmp_path, selector="esay")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
@@ -78,7 +78,7 @@ def test_a_round_more_goes_on_and_other_settings_are_refused(model, tmp_path):
         active(model, tmp_path, output_dir=tmp_path / "other")
 
 
-def test_the_same_rows_from_another_file_go_on_and_other_rows_do_not(model, tmp_path):
+def test_same_rows_from_another_file_resume_the_run_and_other_rows_do_not(model, tmp_path):
     active(model, tmp_path, pool=pool(), rounds=1)
     pool().to_json(str(tmp_path / "copy.jsonl"))
     copy = Dataset.from_json(str(tmp_path / "copy.jsonl"), cache_dir=str(tmp_path / "cache"))
@@ -87,13 +87,13 @@ def test_the_same_rows_from_another_file_go_on_and_other_rows_do_not(model, tmp_
         active(model, tmp_path, pool=pool().map(lambda row: {"prompt": row["prompt"].upper()}), rounds=2)
 
 
-def test_another_gap_of_the_judge_is_another_run(model, tmp_path):
+def test_other_judge_gap_is_another_run(model, tmp_path):
     active(model, tmp_path, judge=ScoreJudge(), rounds=1)
     with pytest.raises(TrlRealError, match="judge='score:scores, "):
         active(model, tmp_path, judge=ScoreJudge(min_gap=2.0), rounds=2)
 
 
-def test_a_dataset_is_known_by_its_rows_in_every_format_and_size(tmp_path):
+def test_dataset_digest_depends_only_on_the_rows(tmp_path):
     texts = [(f"{i} " + "tea " * 200, [f"a{i}" * 50, f"b{i}" * 50]) for i in range(2500)]
     rows = [{"prompt": prompt, "responses": both, "x": i / 8} for i, (prompt, both) in enumerate(texts)]
     first = Dataset.from_list(rows)  # more than a page of Parquet
@@ -107,11 +107,15 @@ def test_a_dataset_is_known_by_its_rows_in_every_format_and_size(tmp_path):
         first.with_format("numpy"),
         halves,
     ]
-    assert {told(dataset) for dataset in read} == {told(first)}
-    assert told(first.select(range(2499))) != told(first) != told(first.select([*range(2499), 0]))
+    assert {dataset_digest(dataset) for dataset in read} == {dataset_digest(first)}
+    assert (
+        dataset_digest(first.select(range(2499)))
+        != dataset_digest(first)
+        != dataset_digest(first.select([*range(2499), 0]))
+    )
 
 
-def test_an_adapter_is_known_by_what_was_set_in_whatever_order_peft_holds_it():
+def test_adapter_settings_do_not_depend_on_their_order_in_peft():
     targets = {"target_modules": ["q_proj", "v_proj", "k_proj"], "r": 4}
     config = LoraConfig(**targets, task_type="CAUSAL_LM")
     found = adapter_settings(config)
@@ -121,7 +125,7 @@ def test_an_adapter_is_known_by_what_was_set_in_whatever_order_peft_holds_it():
     assert adapter_settings(None) == {"adapter": None} != adapter_settings(LoraConfig())
 
 
-def test_one_adapters_settings_serve_several_runs(model, tmp_path):
+def test_one_lora_config_can_be_used_for_several_runs(model, tmp_path):
     """PEFT writes into the object that it is given."""
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     for _ in range(2):
@@ -130,7 +134,7 @@ def test_one_adapters_settings_serve_several_runs(model, tmp_path):
     assert config.target_modules == "all-linear"
 
 
-def test_other_prompts_to_write_to_are_another_run(model, tmp_path):
+def test_other_generation_prompts_are_another_run(model, tmp_path):
     settings = {"generation": {"n": 2, "max_new_tokens": 4, "temperature": 1.0}, "n_prompts": 4, "budget": 1}
     settings["judge"] = lambda batch: [1.0] * len(batch["prompt"])
     active(model, tmp_path, rounds=1, **settings)
@@ -156,7 +160,7 @@ def test_a_restart_trains_on_all_labels_from_the_same_weights(model, tmp_path):
     assert not equal(weights(tmp_path, 1), weights(tmp_path, 2))
 
 
-def test_the_rounds_metrics_are_those_of_the_trainer(model, tmp_path):
+def test_metrics_of_rounds_equal_those_of_the_trainer(model, tmp_path):
     # TRL takes what chosen and rejected share as the prompt: one more token where the next is glued to its last space.
     held_out = Dataset.from_list([{**row, "prompt": row["prompt"].strip() + "\n"} for row in pairs(6)])
     found = active(model, tmp_path, eval_dataset=held_out)
@@ -179,20 +183,20 @@ def test_the_rounds_metrics_are_those_of_the_trainer(model, tmp_path):
         assert found.rounds[2][name] == pytest.approx(expected[f"eval_{of_trl}"], rel=1e-4, abs=1e-7)
 
 
-def test_a_policy_that_learned_nothing_is_right_half_of_the_time(model, tmp_path):
+def test_untrained_policy_has_accuracy_one_half(model, tmp_path):
     ties = pool().map(lambda row: {"scores": [1.0, 1.0, 1.0]})
     for row in active(model, tmp_path, pool=ties).rounds:
         assert row["loss"] == pytest.approx(np.log(2)) and (row["accuracy"], row["margin"]) == (0.5, 0.0)
 
 
-def test_going_on_starts_from_the_last_adapter_against_the_same_reference(model, tmp_path):
+def test_without_restart_training_continues_from_the_last_adapter(model, tmp_path):
     found = active(model, tmp_path, restart=False)
     state = json.loads((tmp_path / "run" / "round-02" / "state.json").read_text())
     assert state["train"]["n_steps"] == 2 and found.rounds[2]["margin"] != found.rounds[1]["margin"]
 
 
 @pytest.mark.parametrize("own_reference", [False, True])
-def test_a_training_that_was_broken_off_goes_on_from_its_checkpoint(own_reference, model, tmp_path):
+def test_interrupted_training_resumes_from_its_checkpoint(own_reference, model, tmp_path):
     from trl_real.rounds.training import adapter_digest, round_config, train_adapter
     from trl_real.training.adapters import fresh_adapter, load_base, save_adapter
 
@@ -216,7 +220,7 @@ def test_a_training_that_was_broken_off_goes_on_from_its_checkpoint(own_referenc
     assert whole.reference == resumed.reference == (start if own_reference else "")
 
 
-def test_ties_are_spent_and_not_asked_for_again(model, tmp_path):
+def test_ties_use_the_budget_and_are_not_asked_again(model, tmp_path):
     ties = pool().map(lambda row: {"scores": [1.0, 1.0, 1.0]})
     found = active(model, tmp_path, pool=ties, judge=ScoreJudge())
     assert [row["n_asked"] for row in found.rounds] == [0, 4, 8] and found.rounds[2]["n_labels"] == 0
@@ -226,7 +230,7 @@ def test_ties_are_spent_and_not_asked_for_again(model, tmp_path):
 
 
 @pytest.mark.parametrize("selector", ROUND_SELECTORS)
-def test_ties_and_labels_of_a_chat_are_asked_for_once_as_those_of_texts_are(selector, model, tmp_path):
+def test_chat_pairs_are_asked_only_once(selector, model, tmp_path):
     """Prompts are messages and responses texts: labels hold messages, and what the next round knows must fit both."""
     texts = pool(6, 4).map(lambda row, i: {"scores": [1.0, 1.0, 0.0, 1.0] if i % 2 else [1.0] * 4}, with_indices=True)
     chats = texts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
@@ -237,7 +241,7 @@ def test_ties_and_labels_of_a_chat_are_asked_for_once_as_those_of_texts_are(sele
     assert len(set(keys)) == len(keys) == asked
 
 
-def test_each_rounds_policy_writes_new_responses(model, tmp_path):
+def test_policy_of_each_round_generates_new_responses(model, tmp_path):
     class Longer:
         name = "longer"
 
@@ -253,7 +257,7 @@ def test_each_rounds_policy_writes_new_responses(model, tmp_path):
     assert found.rounds[1]["phases"]["generate"]["n_tokens"] > 0
 
 
-def test_further_metrics_come_from_a_function_of_the_policy(model, tmp_path):
+def test_custom_metrics_come_from_a_function_of_the_policy(model, tmp_path):
     found = active(
         model, tmp_path, evaluate=lambda policy, tokenizer: {"size": float(len(tokenizer))}, eval_dataset=None
     )
@@ -265,7 +269,7 @@ def killed(model, folder, selector):
     active(model, folder, rounds=3, selector=selector)
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_picks_labels_and_weights(model, tmp_path):
+def test_run_killed_at_any_moment_resumes_to_the_same_picks_labels_and_weights(model, tmp_path):
     expected = active(model, tmp_path / "whole", rounds=3)
     draws, n_killed = np.random.default_rng(0), 0
     context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""Claims about SPA's rounds: who judges, who is the reference, what is learned, and that a kill changes nothing."""
+"""Tests of SPA's rounds: the judge, the reference, the training data, and resuming after a kill."""
 
 import json
 import multiprocessing
@@ -68,7 +68,7 @@ def done(model, tmp_path_factory):
     return folder, rounds(model, folder, eval_dataset=Dataset.from_list(pairs(5)))
 
 
-def test_each_round_has_its_own_prompts_and_none_of_the_seeds(model, tmp_path):
+def test_each_round_has_its_own_prompts_and_none_of_the_seed(model, tmp_path):
     seed_labels = Dataset.from_list([{**row, "prompt": prompts()[i]["prompt"]} for i, row in enumerate(pairs(6))])
     twice = Dataset.from_dict({"prompt": prompts()["prompt"][:] * 2})
     rounds(model, tmp_path, seed_labels=seed_labels, prompts=twice, n_prompts=[6, 5])
@@ -80,7 +80,7 @@ def test_each_round_has_its_own_prompts_and_none_of_the_seeds(model, tmp_path):
     ("changed", "message"),
     [({"n_prompts": [5, 6]}, "n_prompts=6, not 5"), ({"noise_extrapolation": [0.4, 0.25]}, "=0.5, not 0.4")],
 )
-def test_a_round_that_is_done_is_not_passed_off_as_one_of_another_schedule(changed, message, model, tmp_path):
+def test_finished_round_is_not_reused_for_another_schedule(changed, message, model, tmp_path):
     rounds(model, tmp_path, 1)
     with pytest.raises(TrlRealError, match=message):
         rounds(model, tmp_path, 2, **changed)
@@ -94,7 +94,7 @@ def test_another_second_opinion_is_another_run(model, tmp_path):
         made(model, tmp_path, relabel_judge=ScoreJudge(min_gap=2.0))
 
 
-def test_the_judges_reference_is_the_initial_model_and_the_trainers_the_round_before(done, model):
+def test_judge_uses_the_initial_model_and_trainer_the_last_round_as_reference(done, model):
     folder, _ = done
     initial = weights_digest(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
     for number in (1, 2):
@@ -105,7 +105,7 @@ def test_the_judges_reference_is_the_initial_model_and_the_trainers_the_round_be
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_at_its_first_step_a_round_has_margins_of_exactly_0_while_the_judge_has_none(number, done, model, tmp_path):
+def test_first_step_of_a_round_has_zero_margins_and_the_judge_does_not(number, done, model, tmp_path):
     folder, _ = done
     own = labels(folder, number)
     assert all(abs(row["score_chosen"] - row["score_rejected"]) > 1e-4 for row in own)
@@ -116,7 +116,7 @@ def test_at_its_first_step_a_round_has_margins_of_exactly_0_while_the_judge_has_
     assert trained.logged("rewards/margins") == [0.0] and trained.logged("loss")[0] == pytest.approx(0.6931, abs=1e-4)
 
 
-def test_the_seed_is_plain_dpo_of_trl(done, model, tmp_path):
+def test_seed_training_equals_dpo_of_trl(done, model, tmp_path):
     from peft import PeftModel, set_peft_model_state_dict
     from trl import DPOConfig, DPOTrainer
 
@@ -138,7 +138,7 @@ def test_the_seed_is_plain_dpo_of_trl(done, model, tmp_path):
     assert isinstance(trainer.model, PeftModel)
 
 
-def test_rounds_tell_their_pairs_agreement_and_drift(done):
+def test_rounds_report_their_pairs_agreement_and_drift(done):
     _, found = done
     assert [row["stage"] for row in found.rounds] == ["initial", "seed", "round 1", "round 2"]
     assert [row["n_labels"] for row in found.rounds] == [0, 6, 6, 6]
@@ -150,7 +150,7 @@ def test_rounds_tell_their_pairs_agreement_and_drift(done):
         assert 0 <= row["accuracy"] <= 1 and row["phases"]["generate"]["n_tokens"] > 0
 
 
-def test_ablations_write_and_label_alike_in_the_first_round(done, model, tmp_path):
+def test_ablations_generate_and_label_the_same_in_the_first_round(done, model, tmp_path):
     folder, _ = done
     assert ABLATIONS.keys() == {"expansion", "refinement", "detection"}
     expansion = rounds(model, tmp_path, 1, ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
@@ -161,7 +161,7 @@ def test_ablations_write_and_label_alike_in_the_first_round(done, model, tmp_pat
     assert equal(adapter(tmp_path, 1), adapter(folder, 1))
 
 
-def test_an_ablation_can_begin_with_what_another_one_did_and_comes_to_the_same(done, model, tmp_path):
+def test_ablation_can_reuse_the_first_round_of_another_with_the_same_result(done, model, tmp_path):
     folder, _ = done
     whole = rounds(model, tmp_path / "alone", ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
     like = made(model, tmp_path / "like", ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
@@ -180,7 +180,7 @@ def test_an_ablation_can_begin_with_what_another_one_did_and_comes_to_the_same(d
         other.begin_like(folder / "run")
 
 
-def test_doubtful_labels_are_smoothed_in_the_rounds_alone(model, tmp_path):
+def test_uncertain_labels_are_smoothed_only_in_the_rounds(model, tmp_path):
     noisy = {"noise_smoothing": 0.4, "noise_warmup": 0.0, "noise_window": 2, "noise_share": 50.0, "max_steps": 3}
     for name in ("expansion", "refinement"):
         rounds(model, tmp_path / name, 1, ablation=name, args=config(tmp_path / "unused", **noisy))
@@ -206,12 +206,12 @@ def test_another_judge_labels_the_least_confident(model, tmp_path):
     assert found.rounds[-1]["n_labels"] == 6 + len(asked)
 
 
-def test_what_cannot_work_is_told_before_anything_is_done(model, tmp_path):
+def test_invalid_settings_are_reported_before_anything_runs(model, tmp_path):
     for changes, words in (
-        ({"ablation": "all"}, "No ablation 'all'; there are expansion, refinement, detection"),
-        ({"n_prompts": 20}, r"2 rounds take 40 prompts, but there are 30 .* Type n_prompts=15"),
+        ({"ablation": "all"}, "Unknown ablation 'all'. Choose one of expansion, refinement, detection"),
+        ({"n_prompts": 20}, r"2 rounds need 40 prompts, but prompts has 30 .* Type n_prompts=15"),
         ({"noise_extrapolation": [0.5]}, r"noise_extrapolation=\[0.5\] is too short for 2 rounds"),
-        ({"generation": {"n": 1}}, "n=1 response a prompt is no pair"),
+        ({"generation": {"n": 1}}, "n=1 response per prompt does not make a pair"),
         ({"prompts": Dataset.from_dict({"question": ["?"]})}, "Rename the column"),
         ({"seed_labels": Dataset.from_dict({"prompt": ["?"]})}, "chosen"),
     ):
@@ -224,7 +224,7 @@ def killed(model, folder):
     rounds(model, folder)
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_data_and_adapters(model, tmp_path):
+def test_run_killed_at_any_moment_resumes_to_the_same_data_and_adapters(model, tmp_path):
     rounds(model, tmp_path / "whole")
     context, draws = multiprocessing.get_context("spawn"), random.Random(0)
     for _ in range(4):

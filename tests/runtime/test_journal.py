@@ -1,4 +1,4 @@
-"""Claims about the file that loses no line."""
+"""Tests of the append-only journal."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from trl_real.errors import TrlRealError
 from trl_real.runtime.journal import Journal
 
 
-def test_lines_come_back_in_order_whatever_they_hold(tmp_path):
+def test_lines_with_any_content_are_read_back_in_order(tmp_path):
     lines = [{"text": "a\nb \ud800 “ü” \x00"}, {}, {"n": [1, None, 0.5]}]
     with Journal(tmp_path / "new" / "j.jsonl") as journal:
         assert journal.read() == []
@@ -23,7 +23,7 @@ def test_lines_come_back_in_order_whatever_they_hold(tmp_path):
     assert Journal(tmp_path / "new" / "j.jsonl").read() == lines
 
 
-def test_a_torn_line_is_dropped_and_its_place_taken(tmp_path):
+def test_torn_last_line_is_overwritten(tmp_path):
     file = tmp_path / "j.jsonl"
     file.write_bytes(b'{"n": 1}\n{"n": 2')
     journal = Journal(file)
@@ -32,7 +32,7 @@ def test_a_torn_line_is_dropped_and_its_place_taken(tmp_path):
     assert file.read_bytes() == b'{"n": 1}\n{"n": 3}\n'
 
 
-def test_a_whole_last_line_counts_without_its_line_break(tmp_path):
+def test_complete_last_line_without_line_break_is_read(tmp_path):
     file = tmp_path / "j.jsonl"
     file.write_bytes(b'{"n": 1}\n{"n": 2}')
     with Journal(file) as journal:
@@ -42,15 +42,15 @@ def test_a_whole_last_line_counts_without_its_line_break(tmp_path):
     assert file.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n{"n": 4}\n'
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path):
+def test_invalid_json_line_is_named(tmp_path):
     (tmp_path / "j.jsonl").write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
-    with pytest.raises(TrlRealError, match="Line 2 of .* is no JSON object"):
+    with pytest.raises(TrlRealError, match="Line 2 of .* is not a JSON object"):
         Journal(tmp_path / "j.jsonl").read()
     with pytest.raises(TrlRealError, match="is a folder"):
         Journal(tmp_path)
 
 
-def test_a_second_writer_is_told(tmp_path):
+def test_second_writer_is_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl") as first:
         first.append({"n": 1})
         with pytest.raises(TrlRealError, match="Another process is writing"):
@@ -60,17 +60,17 @@ def test_a_second_writer_is_told(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
+def test_full_disk_is_reported_and_loses_nothing(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append({"n": 1})
     whole, journal._file = journal._file, open("/dev/full", "wb", buffering=0)
-    with pytest.raises(TrlRealError, match="No space left on device.*make room and run again"):
+    with pytest.raises(TrlRealError, match="No space left on device.*free some disk space and run again"):
         journal.append({"n": 2})
     journal._file = whole
     assert journal.read() == [{"n": 1}]
 
 
-def test_after_kill_9_every_line_that_was_told_is_there(tmp_path):
+def test_kill_9_loses_no_reported_line(tmp_path):
     code = (
         "import sys; from trl_real.runtime.journal import Journal\n"
         "journal = Journal(sys.argv[1])\n"

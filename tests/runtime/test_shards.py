@@ -1,4 +1,4 @@
-"""Scores kept in shards: the same whoever makes them, and none made twice."""
+"""Scores in shards: the same for any number of processes, and none computed twice."""
 
 import errno
 import os
@@ -52,12 +52,12 @@ def lengths(folder, dataset=NUMBERS, unit=1, **settings) -> tuple[list[int], lis
 
 
 class TestShardedMap:
-    def test_gives_what_a_map_gives_and_the_second_time_does_nothing(self, tmp_path):
+    def test_equals_a_map_and_a_second_run_computes_nothing(self, tmp_path):
         expected = [len(text) for text in NUMBERS["text"]]
         assert lengths(tmp_path) == (expected, list(range(50)))
         assert lengths(tmp_path) == (expected, [])
 
-    def test_does_again_what_is_gone_and_what_was_changed(self, tmp_path):
+    def test_recomputes_missing_and_changed_shards(self, tmp_path):
         lengths(tmp_path)
         next(tmp_path.glob("000002-*")).unlink()
         (tmp_path / "000004-0123456789abcdef.parquet.partial").write_bytes(b"torn")
@@ -67,7 +67,7 @@ class TestShardedMap:
         assert seen == list(range(24, 32)) and found[30] == 3
         assert lengths(tmp_path, changed, unit=2)[1] == list(range(50))
 
-    def test_a_longer_or_shorter_pool_keeps_the_shards_that_it_shares(self, tmp_path):
+    def test_longer_or_shorter_pool_reuses_shared_shards(self, tmp_path):
         lengths(tmp_path)
         longer = Dataset.from_dict({"text": [*NUMBERS["text"], *"ab"]})
         assert lengths(tmp_path, longer) == ([*map(len, NUMBERS["text"]), 1, 1], [48, 49, 50, 51])
@@ -81,7 +81,7 @@ class TestShardedMap:
     def test_an_empty_dataset_has_no_shards(self, tmp_path):
         assert lengths(tmp_path, NUMBERS.select([])) == ([], [])
 
-    def test_a_full_disk_is_told_and_loses_nothing(self, tmp_path, monkeypatch):
+    def test_full_disk_is_reported_and_loses_nothing(self, tmp_path, monkeypatch):
         write, written = shards_module.write_atomic, []
 
         def full(file, content):
@@ -91,13 +91,13 @@ class TestShardedMap:
             write(file, content)
 
         monkeypatch.setattr(shards_module, "write_atomic", full)
-        with pytest.raises(TrlRealError, match="No space left on device.*make room, run again"):
+        with pytest.raises(TrlRealError, match="No space left on device.*free some disk space and run again"):
             lengths(tmp_path)
         monkeypatch.undo()
         assert lengths(tmp_path)[1] == list(range(24, 50))
 
-    def test_a_size_of_nothing_is_refused(self, tmp_path):
-        with pytest.raises(TrlRealError, match="shard_rows=0 holds no row. Type shard_rows=512."):
+    def test_zero_shard_rows_is_refused(self, tmp_path):
+        with pytest.raises(TrlRealError, match="shard_rows=0 must be at least 1. Type shard_rows=512."):
             lengths(tmp_path, shard_rows=0)
 
 
@@ -124,7 +124,7 @@ def test_shards_select_what_a_map_selects(strategy, model, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"geometry": "standardized"}, {"dtype": "bfloat16"}], ids=str)
-def test_a_selection_goes_on_where_it_was_killed(settings, model, tmp_path, monkeypatch):
+def test_killed_selection_resumes(settings, model, tmp_path, monkeypatch):
     pool = pool_of(60, 4)
     expected = EmbeddingPairSelector(model, **settings)
     kept = expected.select(pool, 0.5, shards=tmp_path / "whole", shard_rows=8)
@@ -146,7 +146,7 @@ def test_a_selection_goes_on_where_it_was_killed(settings, model, tmp_path, monk
     assert told(selector.record) == told(expected.record)
 
 
-def test_shards_and_workers_of_a_map_do_not_go_together(model, tmp_path):
+def test_shards_with_num_proc_are_refused(model, tmp_path):
     with pytest.raises(TrlRealError, match="with shards start processes: torchrun, accelerate"):
         EmbeddingPairSelector(model).select(pool_of(4, 2), shards=tmp_path, num_proc=2)
 
@@ -207,7 +207,7 @@ def of(output: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
-def test_two_processes_of_which_one_is_killed_then_one_alone(written, tmp_path):
+def test_one_process_resumes_after_one_of_two_was_killed(written, tmp_path):
     flags, expected = written
     output = tmp_path / "two"
     kill_one(launched(2, [*flags, "--output_dir", str(output)]), output, 3, random.Random(0))
@@ -220,7 +220,7 @@ def test_two_processes_of_which_one_is_killed_then_one_alone(written, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POOLS)
-def test_any_number_of_processes_make_the_same_set(name, model, tmp_path):
+def test_result_does_not_depend_on_the_number_of_processes(name, model, tmp_path):
     flags, expected = written_in(tmp_path, model, name)
     for n_processes in (2, 4):
         finished(launched(n_processes, [*flags, "--output_dir", str(tmp_path / f"of {n_processes}")]))
@@ -239,7 +239,7 @@ def without_similarity(dataset: Dataset) -> dict:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments(written, tmp_path):
+def test_selection_killed_at_ten_random_moments_resumes(written, tmp_path):
     flags, expected = written
     moments = random.Random(1)
     for trial in range(10):

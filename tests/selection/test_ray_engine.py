@@ -1,4 +1,4 @@
-"""Ray's actors find the same scores, on one machine and on a cluster that loses a node."""
+"""Ray actors compute the same scores, on one machine and on a cluster that loses a node."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ NODE = {"CPU": 4.0, "GPU": 1.0}
 
 
 class TestWhatFits:
-    def test_actors_that_fit_are_let_through(self):
+    def test_actors_that_fit_are_accepted(self):
         check_resources([NODE, NODE], 8, {"CPU": 1, "GPU": 0})
         check_resources([NODE, NODE], 2, {"CPU": 2, "GPU": 1})
 
@@ -32,7 +32,7 @@ class TestWhatFits:
             (0, {"CPU": 1, "GPU": 0}, "num_actors=0 does nothing. Type num_actors=1."),
         ],
     )
-    def test_what_would_wait_for_ever_is_told(self, num_actors, asked, words):
+    def test_actors_that_do_not_fit_are_refused(self, num_actors, asked, words):
         with pytest.raises(TrlRealError, match=words):
             check_resources([NODE, NODE], num_actors, asked)
 
@@ -72,7 +72,7 @@ def read(file: Path) -> Dataset:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POOLS)
-def test_two_nodes_select_what_one_process_selects(name, cluster, model, tmp_path):
+def test_two_nodes_select_the_same_as_one_process(name, cluster, model, tmp_path):
     file, shard_rows = tmp_path / "pool.parquet", POOLS[name][1]
     POOLS[name][0]().to_parquet(file)
     alone, spread = (EmbeddingPairSelector(model, geometry="centered") for _ in range(2))
@@ -85,7 +85,7 @@ def test_two_nodes_select_what_one_process_selects(name, cluster, model, tmp_pat
 
 
 @pytest.mark.slow
-def test_mistakes_come_back_in_one_line(cluster, model, pool, tmp_path):
+def test_mistakes_get_a_one_line_error(cluster, model, pool, tmp_path):
     selector = EmbeddingPairSelector(model)
     with pytest.raises(TrlRealError, match="5 actors of 1 CPU do not fit"):
         select_on_ray(selector, pool, shards=tmp_path, num_actors=5)
@@ -98,7 +98,7 @@ def test_mistakes_come_back_in_one_line(cluster, model, pool, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_at_ten_moments_costs_no_finished_shard(cluster, model, pool, tmp_path):
+def test_losing_a_node_at_ten_moments_loses_no_finished_shard(cluster, model, pool, tmp_path):
     alone = EmbeddingPairSelector(model)
     expected = alone.select(read(pool), 0.25, shards=tmp_path / "one", shard_rows=4)
     moments = random.Random(0)

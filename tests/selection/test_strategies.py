@@ -1,4 +1,4 @@
-"""Every strategy keeps the claims of `claims.py`; each does what a naive reading of the paper does."""
+"""Every strategy satisfies `support/claims.py` and equals a naive implementation of the paper."""
 
 from functools import partial
 from itertools import combinations
@@ -75,11 +75,11 @@ class TestClaims:
 
     @every_strategy
     @sizes
-    def test_chance_comes_from_the_seed_alone(self, name, k):
+    def test_randomness_comes_only_from_the_seed(self, name, k):
         claims.assert_same_with_the_same_seed(ALL[name], k)
 
     @every_strategy
-    def test_sizes_may_mix(self, name):
+    def test_rows_may_have_different_numbers_of_responses(self, name):
         claims.assert_mixed_sizes(ALL[name])
 
     @every_strategy
@@ -171,7 +171,7 @@ class TestDOptimal:
         assert subset(d_optimal, pool, 1) == subset(easy, pool, 1)
 
     @pytest.mark.parametrize("k", [2, 4])
-    def test_a_budget_takes_rows_one_after_the_other_as_adpo_does(self, k):
+    def test_budget_takes_rows_greedily_as_adpo_does(self, k):
         pool, d = random_embeddings(7, 60, k, 12).double(), 12
         unit = (pool / pool.norm(dim=-1, keepdim=True)).numpy()
         pairs = chosen(d_optimal, pool).pairs
@@ -183,7 +183,7 @@ class TestDOptimal:
             v += np.outer(phi[best], phi[best])
             assert subset(d_optimal, pool, size) == set(range(60)) - set(left)
 
-    def test_what_resembles_a_row_that_was_taken_is_worth_less(self):
+    def test_rows_similar_to_a_taken_row_score_lower(self):
         same = torch.tensor([[[1.0, 0, 0], [-1, 0, 0]]]).repeat(5, 1, 1)
         other = torch.tensor([[[0.0, 1, 0], [0, 0, 1]]])
         pool = torch.cat([same, other])
@@ -209,7 +209,7 @@ class TestUniform:
         for k in (2, 3, 8):
             assert kstest(chosen(uniform, torch.zeros(2000, k, 0)).scores, "uniform").pvalue > 1e-3
 
-    def test_the_pair_does_not_tell_whether_the_row_is_kept(self):
+    def test_pair_and_row_selection_are_independent(self):
         result = chosen(uniform, torch.zeros(6000, 3, 0))
         kept = np.argsort(result.scores)[:2000]
         _, counts = np.unique(result.pairs[kept], axis=0, return_counts=True)
@@ -222,10 +222,10 @@ class TestUniform:
         assert 30 < overlap < 70
 
     @pytest.mark.parametrize("seed", [0, -1, 2**62])
-    def test_any_seed_will_do(self, seed):
+    def test_any_seed_is_accepted(self, seed):
         assert len(subset(uniform, torch.zeros(9, 3, 0), 4, seed=seed)) == 4
 
-    def test_another_response_that_is_no_candidate_changes_nothing(self):
+    def test_draw_depends_on_the_pair_and_not_on_other_candidates(self):
         """The draw belongs to a pair's content, not to its place among the candidates."""
         few = Candidates("p", ["a", "b"], [0, 1])
         many = Candidates("p", ["c", "b", "a"], [0, 1, 2])
@@ -235,7 +235,7 @@ class TestUniform:
 class TestOwnFunction:
     ROWS = [{"responses": ["a", "b", "c"], "embeddings": np.eye(3).tolist()} for _ in range(4)]
 
-    def test_is_accepted_where_a_name_is(self):
+    def test_function_is_accepted_as_strategy(self):
         kept = EmbeddingPairSelector(strategy=most_orthogonal).select(Dataset.from_list(self.ROWS), 2)
         assert len(kept) == 2
 
@@ -254,14 +254,14 @@ class TestOwnFunction:
         with pytest.raises(TrlRealError, match=r"per_row.*\(4, 3\)"):
             EmbeddingPairSelector(strategy=per_row).select(Dataset.from_list(self.ROWS), 2)
 
-    def test_a_name_that_does_not_exist(self):
+    def test_unknown_strategy_name(self):
         with pytest.raises(
             TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"
         ):
             EmbeddingPairSelector(strategy="eazy")
 
 
-def test_what_differs_by_less_than_a_millionth_is_a_tie_relative_beyond_one():
+def test_difference_below_a_millionth_is_a_tie_relative_above_one():
     for scale in (1e-9, 1.0, 1e6):
         scores = scale * torch.tensor([[1 + 5e-7, 1.0], [1 + 5e-6, 1.0]], dtype=torch.float64)
         assert lowest(scores).tolist() == [0, 0 if scale < 1e-6 else 1]

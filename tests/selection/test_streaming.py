@@ -1,4 +1,4 @@
-"""A budget over a stream: exactly what a Dataset gives, in bounded memory, or about its share, by a stated error."""
+"""A budget over a stream: exactly as for a Dataset in bounded memory, or by a sample with a stated error."""
 
 import json
 import random
@@ -69,7 +69,7 @@ class TestExact:
         ],
         ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else f"{len(value)} rows",
     )
-    def test_keeps_and_records_what_a_dataset_does(self, pool, settings, model, tmp_path):
+    def test_keeps_and_records_the_same_as_a_dataset(self, pool, settings, model, tmp_path):
         ways = {"shard_rows": 16, "batch_size": 7}
         whole, streamed = (EmbeddingPairSelector(model, **settings) for _ in range(2))
         expected = whole.select(pool, 0.3, shards=tmp_path / "whole", **ways)
@@ -95,7 +95,7 @@ class TestExact:
             EmbeddingPairSelector().select(stream, 5, shards=tmp_path), EmbeddingPairSelector().select(pool, 5)
         )
 
-    def test_a_killed_pass_goes_on_without_embedding_again(self, model, tmp_path, monkeypatch):
+    def test_killed_pass_resumes_without_embedding_again(self, model, tmp_path, monkeypatch):
         pool = pool_of(40, 2)
         make, made = Shards.make, []
 
@@ -120,7 +120,7 @@ class TestExact:
         EmbeddingPairSelector(model).select(pool.to_iterable_dataset(), 0.25, shards=tmp_path, shard_rows=8)
         assert not asked  # another budget is another cut
 
-    def test_the_kept_rows_can_be_read_again_and_gone_on_with(self, tmp_path):
+    def test_kept_rows_can_be_read_again_and_processed_further(self, tmp_path):
         kept = EmbeddingPairSelector().select(with_vectors(50).to_iterable_dataset(), 0.5, shards=tmp_path)
         rows = list(kept)
         assert list(torch.utils.data.DataLoader(kept, batch_size=None, collate_fn=lambda row: row)) == rows
@@ -149,7 +149,7 @@ class TestExact:
         assert n_kept == 80 == selector.record.n_kept
         assert len(held) == 32 and max(held) - held[0] < 5e6
 
-    def test_a_stream_that_is_not_the_same_again_is_told(self, tmp_path):
+    def test_stream_that_changes_on_the_second_pass_is_reported(self, tmp_path):
         rows, passes = list(with_vectors(30)), []
 
         def changing():
@@ -157,11 +157,11 @@ class TestExact:
             yield from rows[:: 1 if len(passes) == 2 else -1]  # the first pass is the look at the features
 
         kept = EmbeddingPairSelector().select(IterableDataset.from_generator(changing), 5, shards=tmp_path)
-        with pytest.raises(TrlRealError, match="other rows than the first time, from row 0 on"):
+        with pytest.raises(TrlRealError, match="differs from its first pass, from row 0 on"):
             list(kept)
 
     @pytest.mark.parametrize(("second", "where"), [(range(25), 20), (range(35), 30), (range(20), 20)])
-    def test_so_is_one_that_ends_earlier_or_later(self, second, where):
+    def test_stream_that_ends_earlier_or_later_is_reported(self, second, where):
         chunks = Chunks(Dataset.from_dict({"x": range(30)}).to_iterable_dataset(), ["x"], 10)
         assert [start for start, _ in chunks] == [0, 10, 20]
         chunks.stream = Dataset.from_dict({"x": second}).to_iterable_dataset()
@@ -224,12 +224,12 @@ class TestSample:
         kept = selector.select(with_vectors(200, 3).to_iterable_dataset(), 0.5, sample=100)
         assert selector.fitted is not None and 50 < len(list(kept)) < 150
 
-    def test_labelled_pairs_and_a_column_that_is_called_like_ours(self):
+    def test_labelled_pairs_and_a_user_column_with_our_name(self):
         stream = preferences(60).to_iterable_dataset()
         kept = list(EmbeddingPairSelector(strategy="random").select(stream, None, sample=30))
         assert len(kept) == 60 - 9 and all(row["_score"] == row["chosen"] for row in kept)
 
-    def test_summary_and_card_say_that_a_sample_was_counted(self):
+    def test_summary_and_card_state_that_counts_are_from_a_sample(self):
         selector = EmbeddingPairSelector()
         selector.select(with_vectors(60).to_iterable_dataset(), 0.5, sample=40)
         summary = selector.record.summary()
@@ -247,17 +247,17 @@ class TestErrors:
             ({}, {"budget": 0.01, "sample": 9}, "in the sample is none. Type sample=10000."),
             ({}, {"budget": 0.5, "sample": 0}, "sample=0 is no number of rows. Type sample=1000."),
             ({"strategy": "d_optimal"}, {"budget": 0.5, "sample": 9}, "strategy='d_optimal' weighs rows against each"),
-            ({}, {"budget": 0.5, "shards": "x", "shard_rows": 0}, "shard_rows=0 holds no row"),
+            ({}, {"budget": 0.5, "shards": "x", "shard_rows": 0}, "shard_rows=0 must be at least 1"),
             ({}, {"budget": 0.5, "shards": "x", "num_proc": 2}, "Leave num_proc out"),
         ],
     )
-    def test_one_line_says_what_to_type(self, settings, arguments, message, tmp_path, monkeypatch):
+    def test_mistakes_get_a_one_line_error_with_a_fix(self, settings, arguments, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         with pytest.raises(TrlRealError) as error:
             EmbeddingPairSelector(**settings).select(with_vectors(20).to_iterable_dataset(), **arguments)
         assert message in str(error.value)
 
-    def test_a_sample_is_for_streams(self):
+    def test_sample_is_refused_for_a_dataset(self):
         with pytest.raises(TrlRealError, match="sample=9 is for streams; a Dataset is ranked as a whole"):
             EmbeddingPairSelector().select(with_vectors(20), 0.5, sample=9)
 
@@ -270,7 +270,7 @@ class TestCommand:
         (tmp_path / "pool.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         return ["select", "--dataset", str(tmp_path / "pool.jsonl"), "--strategy", "random", "--budget", "0.25"]
 
-    def test_writes_what_it_writes_without_streaming(self, flags, tmp_path):
+    def test_streaming_writes_the_same_output(self, flags, tmp_path):
         one, two = (tmp_path / name for name in ("one", "two"))
         assert main([*flags, "--output_dir", str(one)]) == 0
         assert main([*flags, "--output_dir", str(two), "--streaming", "--shard_rows", "16"]) == 0
@@ -290,7 +290,7 @@ class TestCommand:
             (["--sample", "20"], "--sample 20 is for streams. Type --streaming as well"),
             (["--streaming", "--source", "shp"], "--source converts a whole dataset"),
             (["--streaming", "--num_proc", "2"], "With --streaming type: torchrun"),
-            (["--streaming", "--split", "train[:9]"], "one whole split of ['train']; found 'train[:9]'"),
+            (["--streaming", "--split", "train[:9]"], "one full split of ['train']; found 'train[:9]'"),
         ],
     )
     def test_mistakes(self, flags, more, message, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The efficiency study: what it may not look at, what a cell is, and that a kill costs one cell."""
+"""The efficiency study: which data it may read, how a cell is computed, and resuming after a kill."""
 
 import json
 import math
@@ -26,7 +26,7 @@ GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "se
 
 
 def rows(n: int = 160, d: int = 6, seed: int = 0, k: int = 2) -> dict[str, list]:
-    """Responses whose quality is linear in their embeddings; two rows share a prompt."""
+    """Responses with a quality that is linear in their embeddings; two rows share a prompt."""
     generator = np.random.default_rng(seed)
     vectors = generator.normal(size=(n, k, d)) + 2
     quality = vectors @ generator.normal(size=d) + generator.logistic(size=(n, k))
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # What it may not look at.
 
 
-def test_no_prompt_is_in_the_pool_and_in_the_test_set_and_the_order_of_the_rows_does_not_matter():
+def test_pool_and_test_prompts_are_disjoint_and_row_order_does_not_matter():
     dataset = Dataset.from_dict(rows())
     pool = study_pool(dataset)
     keys = np.array(pool.prompt_keys())
@@ -68,7 +68,7 @@ def test_no_prompt_is_in_the_pool_and_in_the_test_set_and_the_order_of_the_rows_
     assert sorted(again) == sorted(keys[test])
 
 
-def test_folds_test_every_prompt_once_and_on_none_that_was_in_the_pool(tmp_path):
+def test_folds_test_every_prompt_once_and_none_of_the_pool(tmp_path):
     pool = study_pool(Dataset.from_dict(rows()))
     keys = np.array(pool.prompt_keys())
     splits = split_by_prompt(pool, 40, 4, 0)
@@ -99,7 +99,7 @@ def test_choosing_reads_no_label(arm, k):
         np.testing.assert_array_equal(first.pairs, second.pairs)
 
 
-def test_all_arms_of_a_seed_choose_from_the_same_rows_and_seeds_from_others():
+def test_arms_of_a_seed_share_their_rows_and_seeds_do_not():
     selector = prepared(Dataset.from_dict(rows())).selector
     first, second = selector.scored_pairs("easy", 0).places, selector.scored_pairs("hard", 0).places
     np.testing.assert_array_equal(first, second)
@@ -113,7 +113,7 @@ def test_all_arms_of_a_seed_choose_from_the_same_rows_and_seeds_from_others():
 
 
 @pytest.mark.parametrize("cell", [Cell("easy", 0.25, 0), Cell("random", 30, 1), Cell("hard@centered", 1.0, 2)])
-def test_a_cell_is_a_logistic_regression_on_the_chosen_pairs(cell):
+def test_cell_equals_a_logistic_regression_on_the_chosen_pairs(cell):
     frozen = prepared(Dataset.from_dict(rows()))
     result = frozen(cell)
     labeled = frozen.selector.labeled(cell)
@@ -134,7 +134,7 @@ def test_a_cell_is_a_logistic_regression_on_the_chosen_pairs(cell):
     assert result.values["n_labels"] == len(x) == (30 if cell.budget == 30 else round(cell.budget * 108))
 
 
-def test_ties_and_missing_scores_are_paid_for_and_teach_nothing():
+def test_ties_and_missing_scores_use_the_budget_and_are_not_trained_on():
     pool = rows(n=60, k=3)
     pool["scores"][:20] = [[1.0, 1.0, 1.0]] * 20
     pool["scores"][20:30] = [[None, 1.0, None]] * 10
@@ -143,7 +143,7 @@ def test_ties_and_missing_scores_are_paid_for_and_teach_nothing():
     assert result.values["n_labels"] == frozen.selector.n_pool() and result.values["n_undecided"] > 15
 
 
-def test_test_pairs_of_a_pool_are_all_pairs_that_the_scores_decide():
+def test_test_pairs_of_a_pool_are_all_pairs_with_different_scores():
     pool = study_pool(
         Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b", "c"]], "scores": [[2.0, 1.0, 2.0]]})
     )
@@ -155,7 +155,7 @@ def test_test_pairs_of_a_pool_are_all_pairs_that_the_scores_decide():
     }  # fmt: skip
 
 
-def test_with_the_whole_pool_every_arm_is_the_same_and_nothing_is_saved(tmp_path):
+def test_whole_pool_makes_all_arms_equal_and_saves_nothing(tmp_path):
     found = study(tmp_path / "s")
     ends = {arm: curve.points[-1] for arm, curve in found.curves["loss"].items()}
     assert ends["easy"] == ends["hard@centered"] == ends["random"]
@@ -171,7 +171,7 @@ def test_labels_that_follow_the_features_are_learned(tmp_path):
     assert found.curves["loss"]["random"].n_labels == [27, 108]
 
 
-def test_where_a_random_choice_learns_nothing_no_saving_is_told(tmp_path):
+def test_no_saving_is_reported_where_random_selection_learns_nothing(tmp_path):
     noise = rows()
     order = np.random.default_rng(5).random(160) < 0.5
     noise["embeddings"] = [v if keep else v[::-1] for v, keep in zip(noise["embeddings"], order, strict=True)]
@@ -183,7 +183,7 @@ def test_where_a_random_choice_learns_nothing_no_saving_is_told(tmp_path):
     assert study(tmp_path / "t").unlearned["loss"] == []
 
 
-def test_the_second_opinion_of_a_column_is_told_by_similarity(tmp_path):
+def test_agreement_with_a_second_opinion_is_reported_by_similarity(tmp_path):
     dataset = Dataset.from_dict({**rows(), "other": [1.0, 0.0] * 80})
     found = study(tmp_path / "s", dataset, second_opinion="other")
     bins = found.agreement["a second annotator"]
@@ -193,7 +193,7 @@ def test_the_second_opinion_of_a_column_is_told_by_similarity(tmp_path):
 # The run folder.
 
 
-def test_what_is_done_is_not_done_again_and_the_grid_may_grow(tmp_path, monkeypatch):
+def test_finished_cells_are_not_repeated_and_the_grid_may_grow(tmp_path, monkeypatch):
     first = study(tmp_path / "s")
     times = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "cells").iterdir()}
     assert study(tmp_path / "s") == first and load_study(tmp_path / "s") == first
@@ -202,7 +202,7 @@ def test_what_is_done_is_not_done_again_and_the_grid_may_grow(tmp_path, monkeypa
     assert all(file.stat().st_mtime_ns == at for file, at in times.items())
 
 
-def test_an_incomplete_study_tells_what_it_has(tmp_path):
+def test_incomplete_study_reports_its_finished_cells(tmp_path):
     study(tmp_path / "s")
     for file in (tmp_path / "s" / "cells").glob("*-1.json"):
         file.unlink()
@@ -217,7 +217,7 @@ def test_an_incomplete_study_tells_what_it_has(tmp_path):
     ("changes", "message"),
     [({"n_test": 30}, "n_test=40, not 30"), ({"pool_share": 0.5}, "pool_share=0.9, not 0.5")],
 )
-def test_another_study_is_not_mixed_in(changes, message, tmp_path):
+def test_another_study_in_the_folder_is_refused(changes, message, tmp_path):
     study(tmp_path / "s")
     with pytest.raises(TrlRealError, match=message):
         study(tmp_path / "s", **changes)
@@ -238,7 +238,7 @@ def slow_study(folder, **changes):
     study(folder, **changes)
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_tables(tmp_path):
+def test_study_killed_at_any_moment_resumes_to_the_same_tables(tmp_path):
     larger = {"seeds": [0, 1, 2], "budgets": [0.25, 0.5, 1.0]}
     expected = study(tmp_path / "whole", **larger)
     generator, n_killed, context = np.random.default_rng(0), 0, multiprocessing.get_context("fork")
@@ -271,27 +271,27 @@ def test_files_of_a_study_are_plain_json(tmp_path):
     [
         ({"arms": ["esay"]}, "No strategy 'esay'"),
         ({"arms": ["easy@flat"]}, "No geometry 'flat'"),
-        ({"arms": "easy"}, "is no list of arms"),
-        ({"budgets": []}, "is no list of budgets"),
+        ({"arms": "easy"}, "is not a list of arms"),
+        ({"budgets": []}, "is not a list of budgets"),
         ({"budgets": [0.5, 10]}, "mixes shares and numbers"),
         ({"budgets": [1.5]}, "out of range"),
         ({"budgets": [500]}, "but only 108 rows have a pair"),
-        ({"n_test": 1000}, "leaves nothing to choose from or to test on. Type n_folds=4."),
-        ({"pool_share": 0.0}, "is no share in"),
+        ({"n_test": 1000}, "leaves the pool or the test set empty. Type n_folds=4."),
+        ({"pool_share": 0.0}, "is not in"),
         ({"min_gap": 5.0}, "No test pair has a label"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_one_line(changes, message, tmp_path):
+def test_invalid_grid_gets_a_one_line_error(changes, message, tmp_path):
     with pytest.raises(TrlRealError, match=message) as raised:
         study(tmp_path / "s", **changes)
     assert "\n" not in str(raised.value)
 
 
-def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
+def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
     pool = Dataset.from_dict({"prompt": ["x"], "responses": [["a", "b"]]})
     with pytest.raises(MissingColumnError, match="No column 'scores'"):
         study(tmp_path / "s", pool)
-    with pytest.raises(TrlRealError, match="second_opinion='other' is about labelled pairs"):
+    with pytest.raises(TrlRealError, match="second_opinion='other' needs labelled pairs"):
         study(tmp_path / "s", pool, second_opinion="other")
     with pytest.raises(MissingColumnError, match="No column 'embeddings'"):
         study(tmp_path / "s", Dataset.from_dict(rows()).remove_columns("embeddings"))
@@ -305,7 +305,7 @@ def test_a_dataset_without_labels_or_vectors_is_one_line(tmp_path):
         study(tmp_path / "s", Dataset.from_dict(useless))
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_not_changed(tmp_path):
     (tmp_path / "mine").write_text("x")
     with pytest.raises(TrlRealError, match="holds files, but not a study"):
         study(tmp_path)

@@ -1,4 +1,4 @@
-"""Claims about `trl_real.study.report` and `trl_real.study.plots`."""
+"""Tests of `trl_real.study.report` and `trl_real.study.plots`."""
 
 import base64
 import html
@@ -105,7 +105,7 @@ def text_of_page(page: str) -> str:
 
 
 def cells(page: str, row: str) -> list[list[str]]:
-    """The cells of every table row whose first cell is `row`."""
+    """The cells of every table row with the first cell `row`."""
     found = re.findall(rf'<tr><th scope="row">{re.escape(row)}</th>(.*?)</tr>', page, re.DOTALL)
     return [[text_of_page(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", r, re.DOTALL)] for r in found]
 
@@ -130,7 +130,7 @@ def whole(tmp_path_factory):
     return folder / "out", written(folder, study(*PARTS, curves=PARTS["curves"]["curves"]))
 
 
-def test_every_number_of_a_study_is_on_the_page(whole):
+def test_page_shows_every_number_of_a_study(whole):
     _, page = whole
     easy = cells(page, "easy")
     assert easy[0] == ["50%", "0.6456", "500", "610", "−22%", "[not reached, +8%]", "87%"]
@@ -148,7 +148,7 @@ def test_every_number_of_a_study_is_on_the_page(whole):
         "n = 321 test pairs, 10 seeds",
         "a pool of 1,000 pairs",
         "3 budgets (10%, 40%, 100%)",
-        "0.0016 nats a pair lower",
+        "0.0016 nats per pair lower",
         "similarity 0.457, just kept prompt ask response a one",
         "embedding model tiny",
         "min_gap 0.25",
@@ -157,7 +157,7 @@ def test_every_number_of_a_study_is_on_the_page(whole):
         assert fact in text
 
 
-def test_the_verdict_comes_first_and_tells_the_savings(whole):
+def test_verdict_comes_first_and_states_the_savings(whole):
     text = text_of_page(whole[1])
     assert "easy: gain on the test loss at 10% Test loss minus that of random at the same budget:" in text
     assert "−0.0210 [−0.0320, −0.0110] at 10%. At the other budgets the interval contains 0. What random" in text
@@ -166,10 +166,10 @@ def test_the_verdict_comes_first_and_tells_the_savings(whole):
     assert "contains 0 at each of the 2 budgets below the whole pool" in text
     assert "with 500 labels (test loss 0.6456): not reached, save in 31% of the resamples." in text
     assert text.index("easy: gain") < text.index("Labels saved") < text.index("Loss, margin and accuracy")
-    assert "A falling chosen reward is no fault in itself" in text and "are not labels avoided by selection" in text
+    assert "A falling chosen reward is not an error" in text and "are not labels avoided by selection" in text
 
 
-def test_what_is_not_reached_or_not_known_is_said_in_words(whole, tmp_path):
+def test_unreached_and_unknown_values_are_shown_in_words(whole, tmp_path):
     unknown = {"loss": {"easy": [REACHED._replace(low=math.nan, high=math.nan, reached=math.nan)]}}
     differences = {"loss": {"easy": [UNKNOWN] * 3}}
     bare = study("curves", savings=unknown, differences=differences)
@@ -202,7 +202,7 @@ def test_hostile_text_is_escaped_everywhere(tmp_path):
     assert all(path.parent == tmp_path / "out" / "plots" for path in tmp_path.rglob("*.png"))
 
 
-def test_a_long_text_is_shortened_and_right_to_left_text_keeps_its_marks(tmp_path):
+def test_long_text_is_shortened_and_right_to_left_text_keeps_its_marks(tmp_path):
     hebrew = "\u200fשלום עולם\u200f, مرحبا"
     texts = [("chosen", "a" * 20_000), ("rejected", hebrew)]
     example = {"where": "w", "similarity": 0.5, "prompt": "p " * 10_000, "texts": texts}
@@ -211,7 +211,7 @@ def test_a_long_text_is_shortened_and_right_to_left_text_keeps_its_marks(tmp_pat
     assert f'<p class="text" dir="auto">{hebrew}</p>' in page
 
 
-def test_the_page_loads_nothing_and_its_pictures_lie_beside_it(whole):
+def test_page_loads_nothing_and_its_pictures_are_in_its_folder(whole):
     folder, page = whole
     urls = Loads(page).urls
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
@@ -225,7 +225,7 @@ def test_the_page_loads_nothing_and_its_pictures_lie_beside_it(whole):
 
 
 @pytest.mark.parametrize("part", [(), *((part,) for part in PARTS)], ids=lambda part: "".join(part) or "none")
-def test_each_part_alone_makes_a_page(tmp_path, part):
+def test_page_is_written_for_each_part_alone(tmp_path, part):
     text = text_of_page(written(tmp_path, study(*part)))
     assert not re.search(r"\b(nan|inf|None)\b", text)
     assert ("No savings:" in text) == (part != ("savings",))
@@ -233,23 +233,23 @@ def test_each_part_alone_makes_a_page(tmp_path, part):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_engine_is_named_beside_every_figure_that_depends_on_it(tmp_path, engine):
+def test_engine_is_named_next_to_every_figure_that_depends_on_it(tmp_path, engine):
     text = text_of_page(written(tmp_path, study("tuning", engine=engine)))
     assert text.count(f"Engine {engine} : {ENGINES[engine]}.") == 4
     assert ("frozen features are fitted at once" in text) == (engine == "frozen")
 
 
-def test_an_unfinished_study_one_seed_and_few_seeds_say_so(tmp_path):
+def test_page_notes_unfinished_studies_and_few_seeds(tmp_path):
     text = text_of_page(written(tmp_path, study(n_done=7)))
-    assert text.index("Not finished: 7 of 90 cells are done") < text.index("What came out")
+    assert text.index("Not finished: 7 of 90 cells are done") < text.index("Results")
     assert "those of the 10 seeds that have all their cells" in text
     one = text_of_page(written(tmp_path, study(seeds=[3])))
-    assert "With one seed there is no interval over seeds" in one and "draws test prompts with" in one
+    assert "With one seed, the intervals do not include" in one and "draws test prompts with" in one
     assert "3 seeds are few" in text_of_page(written(tmp_path, study(seeds=[1, 2, 3])))
     assert not re.search("Not finished|With one seed|are few", text_of_page(written(tmp_path, study())))
 
 
-def test_one_budget_makes_a_page_without_savings(tmp_path):
+def test_page_of_one_budget_has_no_savings(tmp_path):
     curves = {"loss": {"easy": curve(n_points=1), "random": curve(n_points=1)}}
     found = study(budgets=[100], curves=curves, differences={"loss": {"easy": [GAIN]}})
     text = text_of_page(written(tmp_path, found))
@@ -268,7 +268,7 @@ def test_one_budget_makes_a_page_without_savings(tmp_path):
         ([], "not measured"),
     ],
 )
-def test_a_gain_is_a_difference_whose_interval_leaves_0_out(differences, outcome):
+def test_gain_is_a_difference_with_an_interval_without_0(differences, outcome):
     assert study_verdict(study(differences={"loss": {"easy": differences}}), "loss", "easy").outcome == outcome
 
 
@@ -278,7 +278,7 @@ def test_more_accuracy_and_less_loss_are_gains():
     assert outcomes == {"loss": "worse than random", "margin": "gain", "accuracy": "gain"}
 
 
-def test_the_whole_pool_is_no_comparison():
+def test_whole_pool_is_not_compared():
     found = study(budgets=[1.0], differences={"loss": {"easy": [NOTHING]}})
     assert study_verdict(found, "loss", "easy").outcome == "not measured"
     found = study(budgets=[1, 1000], differences={"loss": {"easy": [GAIN, LOSS]}})
@@ -293,7 +293,7 @@ def test_a_saving_in_words(saving, words):
     assert in_words(saving) == words
 
 
-def test_every_arm_has_a_look_of_its_own_and_keeps_it():
+def test_every_arm_has_its_own_fixed_style():
     arms = ["random", "easy", "easy@centered", "easy@whitened", "hard", "hard@centered", "mine", "yours", "yours@x"]
     styles = figures.arm_styles(arms, COLORS)
     assert list(styles) == arms and len(set(styles.values())) == len({s.color for s in styles.values()}) == len(arms)
@@ -306,7 +306,7 @@ def test_every_arm_has_a_look_of_its_own_and_keeps_it():
     assert names.items() >= {arm: style.color for arm, style in styles.items()}.items()
 
 
-def test_budgets_that_span_much_are_on_a_logarithmic_axis():
+def test_wide_budget_ranges_use_a_logarithmic_axis():
     styles = figures.arm_styles(ARMS, COLORS)
     near = plots.curve_figure({"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title="")
     far = plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
@@ -314,7 +314,7 @@ def test_budgets_that_span_much_are_on_a_logarithmic_axis():
     assert [label.get_text() for label in far.axes[0].get_xticklabels()] == ["1000", "400", "100"]
 
 
-def test_an_end_that_is_not_reached_is_an_arrow_to_the_edge():
+def test_unbounded_interval_is_drawn_as_an_arrow_to_the_edge():
     savings = {"easy": [REACHED, HALF_OPEN], "easy@centered": [SELDOM_REACHED, NOT_REACHED]}
     axes = plots.savings_figure(savings, figures.arm_styles(ARMS, COLORS), title="").axes[0]
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
@@ -323,7 +323,7 @@ def test_an_end_that_is_not_reached_is_an_arrow_to_the_edge():
     assert words.count("not reached") == 2 and "+41%" in words and "−22%" in words
 
 
-def test_all_reports_share_their_look(whole, tmp_path):
+def test_all_reports_share_their_style(whole, tmp_path):
     rates = Comparison(
         rates=win_rate([1.0, 0.0]), model="after", baseline="before", judge="j", model_length=9.0, baseline_length=8.0
     )
@@ -333,7 +333,7 @@ def test_all_reports_share_their_look(whole, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-def test_a_missing_extra_says_what_to_type_before_anything_is_written(tmp_path, monkeypatch, package):
+def test_missing_extra_is_reported_before_anything_is_written(tmp_path, monkeypatch, package):
     for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed.*trl-real\[plots\]"):

@@ -1,4 +1,4 @@
-"""The study by real training, with a tiny model: what is trained, which point counts, what is kept of it."""
+"""The study with real training of a tiny model: the trained cells, the chosen checkpoint, the recorded results."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def found(model, tmp_path_factory):
     return SimpleNamespace(study=study, trained=trained, folder=folder / "s", counting=counting)
 
 
-def test_folds_of_unequal_size_are_put_together_along_their_trainings(model, tmp_path):
+def test_folds_of_unequal_size_are_combined_along_training(model, tmp_path):
     """With four evaluations asked for, 4 pairs are evaluated on 4 times and 5 pairs 3 times."""
     grid = {"arms": ["easy"], "budgets": [0.5, 1.0], "seeds": [0], "n_folds": 2, "pool_share": 1.0, "n_validation": 0}
     args = REALDPOConfig(
@@ -67,14 +67,14 @@ def test_folds_of_unequal_size_are_put_together_along_their_trainings(model, tmp
     assert study.n_done == study.n_cells == 4 and study.n_test == 9
 
 
-def test_every_arm_and_budget_is_trained_and_equal_sets_once(found):
+def test_every_arm_and_budget_is_trained_and_equal_sets_only_once(found):
     assert [(n, v, t) for n, v, t, *_ in found.trained] == [(12, 8, 8), (12, 8, 8), (24, 8, 8)] * 2
     assert found.study.arms == ["random", "easy"] and found.study.n_done == found.study.n_cells == 8
     whole = [curve.points[-1] for curve in found.study.curves["loss"].values()]
     assert whole[0] == whole[1]
 
 
-def test_curves_rewards_drift_and_tuning_are_told(found):
+def test_curves_rewards_drift_and_tuning_are_reported(found):
     study = found.study
     assert study.engine == "dpo" and study.n_test == 8
     assert study.run_curves["loss"]["easy"].n_labels == [8, 12]  # steps 2 and 3 of 3, of four pairs each
@@ -85,7 +85,7 @@ def test_curves_rewards_drift_and_tuning_are_told(found):
     assert load_study(found.folder) == study
 
 
-def test_the_test_metrics_are_those_of_the_trainer(model, tmp_path):
+def test_test_metrics_equal_those_of_the_trainer(model, tmp_path):
     train, test = Dataset.from_list(pairs(12)), Dataset.from_list(pairs(20)).select(range(12, 20))
     (run,) = cells(model, tmp_path, learning_rates=[1e-2])(train, test.select([]), test, 3, tmp_path / "work")
     args = REALDPOConfig(
@@ -102,7 +102,7 @@ def test_the_test_metrics_are_those_of_the_trainer(model, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_what_is_done_is_not_trained_again(found):
+def test_finished_cells_are_not_trained_again(found):
     n_trained = len(found.trained)
     (found.folder / "cells" / "easy-0.5-1.json").unlink()
     again = run_study(Dataset.from_list(pairs(40)), found.counting.model, found.folder, trainer=found.counting, **GRID)
@@ -117,7 +117,7 @@ def test_other_learning_rates_are_another_study(found, model, tmp_path):
         )  # fmt: skip
 
 
-def test_lora_and_precomputed_references_serve_as_well(model, tmp_path):
+def test_lora_and_precomputed_references_work(model, tmp_path):
     given = cells(model, tmp_path, learning_rates=[1e-2], peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"))
     given.config.precompute_ref_log_probs = True
     study = run_study(
@@ -132,7 +132,7 @@ def point(labels, validation, test):
     return RunPoint(labels, np.array(validation, float), np.array(test, float))
 
 
-def test_the_point_with_the_least_validation_loss_counts_whatever_the_test_pairs_say():
+def test_best_point_is_chosen_by_validation_loss_and_not_by_test_pairs():
     slow = TrainingRun(1e-5, [point(1, [0.0], [9.0]), point(2, [1.0], [-9.0])], [], [])
     fast = TrainingRun(1e-4, [point(1, [2.0], [-8.0]), point(2, [-1.0], [9.0])], [], [])
     run, best = best_point([slow, fast])
@@ -156,7 +156,7 @@ def test_the_command_line(model, tmp_path, capsys):
     (tmp_path / "s" / "report.html").unlink()
     assert main(["report", "--dataset", str(tmp_path / "s")]) == 0
     out = capsys.readouterr().out
-    assert ("Labels saved against random" in out or "learned nothing measurable" in out) and "report: " in out
+    assert ("Labels saved compared with random" in out or "learned nothing measurable" in out) and "report: " in out
     assert (tmp_path / "s" / "report.html").read_text() == page
 
 
@@ -173,7 +173,7 @@ def test_the_command_line(model, tmp_path, capsys):
         (["sft", "--dataset", "PAIRS", "--output_dir", "OUT"], "--model is missing"),
     ],
 )
-def test_a_mistake_is_one_line(argv, message, tmp_path, capsys):
+def test_mistake_gets_a_one_line_error(argv, message, tmp_path, capsys):
     Dataset.from_list(pairs(24)).to_parquet(tmp_path / "pairs.parquet")
     names = {"PAIRS": str(tmp_path / "pairs.parquet"), "OUT": str(tmp_path / "out")}
     assert main([names.get(word, word) for word in argv]) == 2

@@ -21,7 +21,7 @@ def rows(n: int) -> list[dict]:
 
 
 class Browser:
-    """A headless Chromium, and what a person does with it."""
+    """A headless Chromium with the actions of a person."""
 
     def __init__(self, folder: Path):
         webdriver = pytest.importorskip("selenium.webdriver")
@@ -47,12 +47,12 @@ class Browser:
         self.driver.switch_to.active_element.send_keys(keys)
 
     def shown(self) -> str:
-        """The pair that is on the page, once a key may be pressed; empty at the end."""
+        """Wait until a key may be pressed; return the key of the shown pair, empty at the end."""
         self.wait("document.querySelector('#pair') && document.querySelector('#vote-undo') && window.trlReal.ready()")
         return self.run("return document.querySelector('#pair').dataset.key")
 
     def vote(self, key: str) -> str:
-        """Press a key, and wait for what comes next."""
+        """Press a key and wait for the next pair."""
         before = self.run("return document.querySelector('#pair').dataset.reply")
         self.press(key)
         self.wait(f"document.querySelector('#pair').dataset.reply != '{before}'")
@@ -69,14 +69,14 @@ class Browser:
         return self.shown()
 
     def asked_for(self) -> set[str]:
-        """Every address outside the page's own that it tried to reach."""
+        """Return every address outside the page that the browser requested."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return {url for url in sent if url.startswith(("http", "ws")) and not url.startswith("http://127.0.0.1:")}
 
 
 def arrive(browser, address: str) -> None:
-    """Open a page and give a name; the second page, in the same tab, knows it."""
+    """Open a page and enter a name; the second page in the same tab already knows it."""
     browser.driver.get(address)
     asks = "document.querySelector('#annotator input, #annotator textarea')"
     browser.wait(f"{asks} || document.querySelector('#pair')")

@@ -1,4 +1,4 @@
-"""Claims that hold for every strategy; each takes a function `(embeddings, draws) -> scores` and raises if it errs."""
+"""Claims that hold for every strategy; each takes `(embeddings, draws) -> scores` and raises on failure."""
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ from trl_real.selection.budget import budget_rows
 
 
 def random_embeddings(seed: int, n: int, k: int, d: int = 16) -> Tensor:
-    """Independent normal embeddings, float32. Shape `(N, K, d)`."""
+    """Return independent normal embeddings, float32. Shape `(N, K, d)`."""
     return torch.randn(n, k, d, generator=torch.Generator().manual_seed(seed))
 
 
 def candidates(embeddings: Tensor, start: int = 0) -> list[Candidates]:
-    """One row a prompt, with texts of its own, numbered from `start`."""
+    """Return one row per prompt, each with its own texts, numbered from `start`."""
     n, k, _ = embeddings.shape
     return [
         Candidates(f"prompt {start + i}", [f"answer {start + i}/{j}" for j in range(k)], list(range(k)))
@@ -25,17 +25,17 @@ def candidates(embeddings: Tensor, start: int = 0) -> list[Candidates]:
 
 
 def chosen(strategy, embeddings: Tensor, rows: list[Candidates] | None = None, seed: int = 42) -> Choice:
-    """What `choose` makes of a pool with these embeddings."""
+    """Return the result of `choose` on a pool with these embeddings."""
     return choose(rows or candidates(embeddings), list(embeddings), strategy, seed)
 
 
 def kept(strategy, choice: Choice, budget: int) -> np.ndarray:
-    """The rows that a budget takes, ascending."""
+    """Return the rows that a budget takes, in ascending order."""
     return budget_rows(strategy, choice.scores, choice.differences, budget)
 
 
 def subset(strategy, embeddings: Tensor, budget: int, **kwargs) -> set[int]:
-    """The rows that a budget takes."""
+    """Return the rows that a budget takes."""
     return set(kept(strategy, chosen(strategy, embeddings, **kwargs), budget).tolist())
 
 
@@ -66,7 +66,7 @@ def assert_response_permutation_equivariant(strategy, n_responses: int) -> None:
 
 
 def assert_scale_invariant(strategy, n_responses: int) -> None:
-    """Every embedding times a positive number of its own changes nothing (S3)."""
+    """Scaling each embedding by its own positive number changes nothing (S3)."""
     embeddings = random_embeddings(3, 40, n_responses)
     factors = 10 ** torch.empty(40, n_responses, 1).uniform_(-3, 3, generator=torch.Generator().manual_seed(0))
     before, after = chosen(strategy, embeddings), chosen(strategy, embeddings * factors)
@@ -75,7 +75,7 @@ def assert_scale_invariant(strategy, n_responses: int) -> None:
 
 
 def assert_batch_independent(strategy, n_responses: int) -> None:
-    """One row at a time gives what all at once gives."""
+    """One row at a time gives the same as all at once."""
     embeddings = random_embeddings(4, 25, n_responses)
     rows = candidates(embeddings)
     together = chosen(strategy, embeddings, rows)
@@ -86,13 +86,13 @@ def assert_batch_independent(strategy, n_responses: int) -> None:
 
 
 def assert_valid_pairs(strategy, embeddings: Tensor) -> None:
-    """Two distinct responses, lower index first, in every row, whatever the embeddings."""
+    """Two distinct responses, lower index first, in every row, for any embeddings."""
     pairs = chosen(strategy, embeddings).pairs
     assert (0 <= pairs[:, 0]).all() and (pairs[:, 0] < pairs[:, 1]).all() and (pairs[:, 1] < embeddings.shape[1]).all()
 
 
 def assert_same_with_the_same_seed(strategy, n_responses: int) -> None:
-    """The seed and the content decide; torch's and NumPy's global state do not, and are not touched."""
+    """The seed and the content decide; the global state of torch and NumPy does not, and stays unchanged."""
     embeddings = random_embeddings(5, 30, n_responses)
     torch.manual_seed(1)
     np.random.seed(1)
@@ -107,7 +107,7 @@ def assert_same_with_the_same_seed(strategy, n_responses: int) -> None:
 
 
 def assert_mixed_sizes(strategy) -> None:
-    """Rows of many sizes in one batch, some skipped, are chosen as each by itself."""
+    """Rows of different sizes in one batch, some skipped, give the same as each row alone."""
     tensors = [random_embeddings(10 + i, 1, k)[0] for i, k in enumerate([2, 5, 3, 2, 14, 3, 1, 4])]
     rows = [candidates(t[None], start=i)[0] for i, t in enumerate(tensors)]
     rows[6] = Candidates("prompt", [], [], "fewer than two responses")
@@ -126,3 +126,11 @@ def naive_similarity(embeddings: Tensor) -> np.ndarray:
         [row[i] @ row[j] / (np.sqrt(row[i] @ row[i]) * np.sqrt(row[j] @ row[j])) for i, j in pairs] for row in values
     ]
     return np.array(cosine)
+
+
+def uncertainty(features, history=None):
+    """`phi^T V^-1 phi` from the explicit inverse, with ridge 1."""
+    v = torch.eye(features.shape[1], dtype=features.dtype)
+    if history is not None:
+        v = v + history.T @ history
+    return ((features @ torch.linalg.inv(v)) * features).sum(1)

@@ -1,4 +1,4 @@
-"""Running of the command line inside a test."""
+"""Running the command line inside a test."""
 
 from trl_real.cli.main import main
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible judge over real HTTP that fails in every way that such servers fail."""
+"""An OpenAI-compatible judge over real HTTP with every kind of failure of such servers."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ MODEL = "test-judge"
 
 
 def strength(text: str) -> float:
-    """What this judge thinks of a response, in [0, 1)."""
+    """Return this judge's score of a response, in [0, 1)."""
     return hashlib.sha256(text.encode()).digest()[0] / 256
 
 
 def probability(first: str, second: str, bias: float = 0.0) -> float:
-    """Of the first being better; `bias` goes to whichever is shown first."""
+    """Return the probability that the first is better; `bias` favours the one shown first."""
     return min(max(0.5 + (strength(first) - strength(second)) / 3 + bias, 0.01), 0.99)
 
 
@@ -36,12 +36,12 @@ class JudgeServer(ThreadingHTTPServer):
     """
     Args:
         faults: Names of `FAULTS`, drawn evenly.
-        share: Of the requests that meet a fault.
-        log_probs: Whether it tells probabilities ("ignored": not at all; "refused": it answers 400).
+        share: Share of the requests that meet a fault.
+        log_probs: Whether it returns log-probabilities ("ignored": not at all; "refused": it answers 400).
         bias: Position bias.
         delay: Seconds before an answer.
-        seed: Of the faults.
-        says: Replaces the answer's text.
+        seed: Seed of the faults.
+        says: Text of every answer, in place of the judged one.
     """
 
     daemon_threads = True
@@ -71,7 +71,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """Clients that are killed break their connections; that is what they are for."""
+        """Ignore the broken connections of killed clients."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def drip(self, body):
-        """An answer that comes byte by byte and would take for ever."""
+        """Send an answer byte by byte, so slowly that it never ends."""
         content = json.dumps(self.completion(body)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content) + 10**6))

@@ -1,4 +1,4 @@
-"""Reading of HTML reports: what a browser would load, the table cells, the visible text."""
+"""Parsing of HTML reports: what a browser would load, the table cells, the visible text."""
 
 import html
 import re
@@ -9,7 +9,7 @@ HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img
 
 
 def cells(page: str, row: str) -> list[list[str]]:
-    """The cells of every table row whose first cell is `row`."""
+    """Return the cells of every table row with the first cell `row`."""
     found = re.findall(rf'<tr><th scope="row">{re.escape(row)}</th>(.*?)</tr>', page, re.DOTALL)
     return [
         [html.unescape(" ".join(cell.split())) for cell in re.findall(r"<td[^>]*>(.*?)</td>", r, re.S)] for r in found

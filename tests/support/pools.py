@@ -14,7 +14,7 @@ TIMES = ("seconds", "tokens_per_second")
 
 
 def pool_of(n_rows: int, n_responses: int, seed: int = 0) -> Dataset:
-    """Random sentences; every seventh row has no pair."""
+    """Return rows of random sentences; every seventh row has no pair."""
     rng = random.Random(seed)
     words = " ".join(SENTENCES).split()
     rows = []
@@ -25,12 +25,12 @@ def pool_of(n_rows: int, n_responses: int, seed: int = 0) -> Dataset:
 
 
 def told(record: SelectionRecord) -> dict:
-    """A record, times aside."""
+    """Return a record as a dict without its times."""
     return {name: value for name, value in record.to_dict().items() if name not in TIMES}
 
 
 def hh() -> Dataset:
-    """The harmless test split of HH-RLHF, as labelled pairs. Its text is offensive: only numbers are compared."""
+    """Return the harmless test split of HH-RLHF as labelled pairs. Its text is offensive: compare only numbers."""
     path = data_path("hh/hh_harmless_test.parquet")
     return Dataset.from_parquet(str(path)).select_columns(["prompt", "chosen", "rejected"])
 
@@ -39,5 +39,5 @@ POOLS = {"16 responses": (lambda: pool_of(120, 16), 8), "hh": (hh, 64)}
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    """When each finished shard in a folder was written."""
+    """Return the time at which each finished shard in a folder was written."""
     return {file.name: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}

@@ -50,7 +50,7 @@ def naive_logits(model, row):
 
 
 def naive_log_probs(models, inputs, strength=0.0, ld_alpha=1.0):
-    """Summed log-probabilities of the completions under `(1 + strength) policy - strength reference`."""
+    """Return summed log-probabilities of the completions under `(1 + strength) policy - strength reference`."""
     mask, sums = inputs["completion_mask"].bool(), []
     half = len(mask) // 2
     for i, ids in enumerate(inputs["input_ids"]):

@@ -1,4 +1,4 @@
-"""Labels that can be wrong: soft labels by a column, and SPA's smoothing of the pairs that the model itself doubts."""
+"""Labels that can be wrong: soft labels from a column, and SPA's smoothing of uncertain pairs."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from support.tiny import save_tiny
 from support.training import LORA, config, history, naive_log_probs, pairs, words
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs, implicit_margin
-from trl_real.training.noise import NoiseWindow
+from trl_real.training.noise_window import NoiseWindow
 
 
 MODES = ["plain", "lora", "precompute", "lora precompute", "reference", "streaming", "accumulation", "ld_alpha"]
@@ -124,7 +124,7 @@ def checking(mode, folder, model, other, rows, kind=REALDPOConfig, **changes):
 
 
 @pytest.mark.parametrize(("mode", "kind"), [*((mode, REALDPOConfig) for mode in MODES), ("plain", DPOConfig)])
-def test_a_confidence_makes_the_loss_the_one_worked_out_by_hand(mode, kind, model, other, tmp_path):
+def test_loss_with_label_confidence_equals_a_hand_computation(mode, kind, model, other, tmp_path):
     trainer = checking(mode, tmp_path, model, other, soft_pairs(), kind)
     trainer.train()
     assert trainer.found == pytest.approx(trainer.expected, rel=1e-6, abs=1e-6)
@@ -134,7 +134,7 @@ def test_a_confidence_makes_the_loss_the_one_worked_out_by_hand(mode, kind, mode
 
 
 @pytest.mark.parametrize("mode", ["plain", "lora"])
-def test_sure_labels_are_dpotrainer_whatever_the_loss(mode, model, tmp_path):
+def test_certain_labels_equal_dpotrainer_for_every_loss(mode, model, tmp_path):
     def run(trainer, rows, loss_type):
         given = {"peft_config": LORA} if mode == "lora" else {}
         args = config(tmp_path, loss_type=loss_type)
@@ -146,7 +146,7 @@ def test_sure_labels_are_dpotrainer_whatever_the_loss(mode, model, tmp_path):
         assert sure == run(DPOTrainer, pairs(8), loss_type)
 
 
-def test_the_gradient_is_that_of_the_two_sided_loss(model, other, tmp_path):
+def test_gradient_equals_that_of_the_two_sided_loss(model, other, tmp_path):
     trainer = checking("reference", tmp_path, model, other, soft_pairs(8), max_steps=1, max_grad_norm=0.0)
     seen = {}
 
@@ -174,7 +174,7 @@ def test_the_gradient_is_that_of_the_two_sided_loss(model, other, tmp_path):
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3), name
 
 
-def test_a_collator_of_the_users_gets_no_column_that_it_does_not_know(model, tmp_path):
+def test_custom_collator_gets_no_unknown_column(model, tmp_path):
     class Own(DataCollatorForPreference):
         def torch_call(self, examples):
             assert {"prompt_ids", "chosen_ids", "rejected_ids"} == set(examples[0])
@@ -185,7 +185,7 @@ def test_a_collator_of_the_users_gets_no_column_that_it_does_not_know(model, tmp
     assert history(own) == history(REALDPOTrainer(model, args=args, train_dataset=rows))
 
 
-def test_no_model_sees_the_column(model, tmp_path):
+def test_model_does_not_get_the_confidence_column(model, tmp_path):
     def forbid(_module, _args, kwargs):
         assert "label_confidence" not in kwargs
 
@@ -199,7 +199,7 @@ def test_no_model_sees_the_column(model, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [0.49, 1.01, -1.0, float("nan"), None, "sure", True])
-def test_a_confidence_that_is_none_is_one_line_that_names_its_row(wrong, model, tmp_path):
+def test_invalid_confidence_gets_a_one_line_error_with_its_row(wrong, model, tmp_path):
     values = [0.9, 1.0, 0.5, 1 + 1e-7, wrong, 0.7] if not isinstance(wrong, str | bool) else [wrong] * 6
     row = 0 if isinstance(wrong, str | bool) else 4
     rows = Dataset.from_list(
@@ -232,7 +232,7 @@ def test_a_confidence_that_is_none_is_one_line_that_names_its_row(wrong, model, 
         {"use_weighting": True},
     ],
 )
-def test_a_doubt_that_the_loss_would_ignore_is_one_line(settings, model, tmp_path):
+def test_confidence_that_the_loss_ignores_gets_a_one_line_error(settings, model, tmp_path):
     rows = Dataset.from_list(soft_pairs(4))
     with pytest.raises(TrlRealError, match=r"below 1 .* ignored .*Type loss_type='sigmoid'.*remove_columns") as raised:
         REALDPOTrainer("no-such-model", args=config(tmp_path, **settings), train_dataset=rows)
@@ -247,7 +247,7 @@ def test_a_doubt_that_the_loss_would_ignore_is_one_line(settings, model, tmp_pat
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 @pytest.mark.parametrize(("share", "size"), [(10, 512), (5, 64), (33, 50), (90, 100), (2, 512)])
-def test_a_stationary_stream_has_the_share_flagged(share, size, n_processes):
+def test_stationary_margins_have_the_given_share_flagged(share, size, n_processes):
     window, flagged = NoiseWindow(size, share), []
     margins = np.random.default_rng(share).standard_normal(40_000).reshape(-1, n_processes, 4 // n_processes)
     for step in margins:
@@ -275,7 +275,7 @@ def test_the_threshold_is_the_order_statistic(share):
     assert window.threshold == pytest.approx(naive_quantile(margins[10:], share), abs=1e-12)
 
 
-def test_too_few_margins_and_equal_ones_flag_nothing():
+def test_too_few_or_equal_margins_flag_nothing():
     window = NoiseWindow(512, 10)
     window.add([0.0] * 49)
     assert window.threshold is None
@@ -285,7 +285,7 @@ def test_too_few_margins_and_equal_ones_flag_nothing():
     assert len(window.margins) == 50
 
 
-def test_the_window_comes_back_as_it_was(tmp_path):
+def test_window_state_is_restored(tmp_path):
     window, again = NoiseWindow(60, 10), NoiseWindow(60, 10)
     window.add(np.random.default_rng(2).standard_normal(100).astype(np.float32))
     window.save(tmp_path / "checkpoint-3")
@@ -296,7 +296,7 @@ def test_the_window_comes_back_as_it_was(tmp_path):
     assert not again.margins
 
 
-def test_extrapolation_doubts_another_pair_than_the_margin_does():
+def test_extrapolation_flags_other_pairs_than_the_margin():
     """Both gain by training, B more than A; but B gains where another word gains more, so that more of it loses."""
     law = torch.tensor([[0.38, 0.31, 0.31], [0.40, 0.59, 0.01]]).log()
     head, reference = Head(torch.eye(3)), torch.zeros(2, 3)
@@ -322,7 +322,7 @@ QUICK = {"noise_smoothing": 0.2, "noise_share": 50.0, "noise_window": 12, "max_s
         ("reference", 0.5, {"precompute_ref_log_probs": True}),
     ],
 )
-def test_every_step_is_the_one_worked_out_by_hand(mode, strength, changes, model, other, tmp_path):
+def test_every_training_step_equals_a_hand_computation(mode, strength, changes, model, other, tmp_path):
     trainer = checking(mode, tmp_path, model, other, short_pairs(), noise_extrapolation=strength, **QUICK, **changes)
     trainer.train()
     assert trainer.found == pytest.approx(trainer.expected, rel=1e-6, abs=1e-6)
@@ -335,13 +335,13 @@ def test_every_step_is_the_one_worked_out_by_hand(mode, strength, changes, model
         assert flagged[-len(logs) :] == pytest.approx(trainer.flagged) and sum(flagged[: -len(logs)]) == 0
 
 
-def test_a_soft_label_is_smoothed_on_top(model, other, tmp_path):
+def test_soft_labels_are_also_smoothed(model, other, tmp_path):
     trainer = checking("reference", tmp_path, model, other, soft_pairs(), **QUICK)
     trainer.train()
     assert trainer.found == pytest.approx(trainer.expected, rel=1e-6, abs=1e-6) and sum(trainer.flagged) > 0
 
 
-def test_with_every_pair_doubted_it_is_conservative_dpo(model, tmp_path):
+def test_flagging_every_pair_equals_conservative_dpo(model, tmp_path):
     rows = short_pairs(12)
     changes = {"noise_smoothing": 0.2, "noise_warmup": 0.0, "noise_window": 10_000, "noise_share": 50.0}
     doubting = REALDPOTrainer(model, args=config(tmp_path / "a", **changes), train_dataset=Dataset.from_list(rows))
@@ -358,7 +358,7 @@ def test_with_every_pair_doubted_it_is_conservative_dpo(model, tmp_path):
 
 @pytest.mark.parametrize("mode", ["plain", "lora"])
 @pytest.mark.parametrize("strength", [0.0, 0.5])
-def test_until_the_warm_up_is_over_it_is_dpotrainer_bit_for_bit(mode, strength, model, tmp_path):
+def test_training_during_warm_up_equals_dpotrainer_exactly(mode, strength, model, tmp_path):
     given = {"peft_config": LORA} if mode == "lora" else {}
     rows, noise = Dataset.from_list(pairs(24)), {"noise_share": 60.0, "noise_window": 4, "noise_smoothing": 0.4}
     args = config(tmp_path, max_steps=20, noise_extrapolation=strength, **noise)
@@ -370,13 +370,13 @@ def test_until_the_warm_up_is_over_it_is_dpotrainer_bit_for_bit(mode, strength, 
     assert ours[4]["loss"] != theirs[4]["loss"] or ours[5]["loss"] != theirs[5]["loss"]
 
 
-def test_a_smoothing_of_nothing_flags_nothing(model, tmp_path):
+def test_zero_smoothing_flags_nothing(model, tmp_path):
     rows = Dataset.from_list(pairs(24))
     logs = history(REALDPOTrainer(model, args=config(tmp_path), train_dataset=rows))
     assert not any(name.startswith("noise/") for log in logs for name in log)
 
 
-def test_extrapolation_costs_no_gradient_and_changes_none(model, other, tmp_path):
+def test_extrapolation_computes_and_changes_no_gradient(model, other, tmp_path):
     """The loss of a step with nothing flagged has the gradient of DPO: detection leaves no trace in it."""
 
     def gradients(**changes):
@@ -399,7 +399,7 @@ def test_extrapolation_costs_no_gradient_and_changes_none(model, other, tmp_path
     assert plain and all(torch.equal(plain[name], noisy[name]) for name in plain)
 
 
-def test_bfloat16_is_not_taken_for_a_head_that_is_more_than_a_product(model, tmp_path):
+def test_bfloat16_head_is_recognized_as_a_plain_product(model, tmp_path):
     """Logits of a sure policy are large, and rounding them moves its log-probabilities by percents."""
     sure = AutoModelForCausalLM.from_pretrained(model)
     with torch.no_grad():
@@ -410,7 +410,7 @@ def test_bfloat16_is_not_taken_for_a_head_that_is_more_than_a_product(model, tmp
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("setting", ["logit_scale", "final_logit_softcapping"])
-def test_a_head_that_is_more_than_a_product_is_refused_with_extrapolation_only(setting, bf16, model, tmp_path):
+def test_non_linear_head_is_refused_only_with_extrapolation(setting, bf16, model, tmp_path):
     scaled = AutoModelForCausalLM.from_pretrained(model)
     setattr(scaled.config, setting, 0.7)
     scaled.save_pretrained(tmp_path / "scaled")
@@ -447,7 +447,7 @@ def test_full_training_on_precomputed_references_cannot_extrapolate(model, tmp_p
         ("noise_window", [0, 10.5, -1]),
     ],
 )
-def test_a_number_out_of_range_is_one_line(name, values, tmp_path):
+def test_number_out_of_range_gets_a_one_line_error(name, values, tmp_path):
     for value in values:
         with pytest.raises(TrlRealError, match=f"^{name}=.* is not ") as raised:
             config(tmp_path, **{"noise_smoothing": 0.1, name: value})
@@ -471,7 +471,7 @@ def test_a_number_out_of_range_is_one_line(name, values, tmp_path):
         ({"noise_smoothing": 0.1, "use_weighting": True}, "Type loss_type='sigmoid'"),
     ],
 )
-def test_a_setting_that_nothing_reads_is_one_line(settings, fix, tmp_path):
+def test_unused_setting_gets_a_one_line_error(settings, fix, tmp_path):
     with pytest.raises(TrlRealError, match=f"would be ignored: .*{fix}") as raised:
         config(tmp_path, **settings)
     assert "\n" not in str(raised.value)
@@ -496,11 +496,11 @@ def test_a_setting_that_nothing_reads_is_one_line(settings, fix, tmp_path):
         },
     ],
 )
-def test_a_setting_that_is_read_is_accepted(settings, tmp_path):
+def test_used_setting_is_accepted(settings, tmp_path):
     config(tmp_path, **settings)
 
 
-def test_a_window_too_short_for_its_share_is_one_line(tmp_path):
+def test_window_too_short_for_its_share_gets_a_one_line_error(tmp_path):
     with pytest.raises(TrlRealError, match="noise_window=512 is too short .* Type noise_window=1000 or more"):
         config(tmp_path, noise_smoothing=0.1, noise_share=0.1)
     with pytest.raises(TrlRealError, match="Type noise_window=20 or more"):
@@ -552,7 +552,7 @@ json.dump([trainer.state.log_history, trainer.selected_rows.tolist()], open(fold
 """
 
 
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(model, tmp_path):
+def test_killed_run_resumes_to_the_same_result(model, tmp_path):
     rows = Dataset.from_list([{**row, "label_confidence": 1 - 0.1 * (i % 3)} for i, row in enumerate(pairs(40))])
     rows.to_parquet(tmp_path / "pairs.parquet")
     settings = {

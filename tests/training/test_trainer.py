@@ -1,4 +1,4 @@
-"""REALDPOTrainer: DPOTrainer where nothing is selected, and otherwise DPOTrainer on what the selector picks."""
+"""REALDPOTrainer: DPOTrainer without selection, and otherwise DPOTrainer on the selected rows."""
 
 import json
 import shutil
@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from support.tiny import save_tiny
+from support.tiny import save_tiny, tiny_tokenizer
 from support.training import LORA, as_dialogues, as_messages, config, history, pairs
 from trl_real import EmbeddingPairSelector, REALDPOConfig, REALDPOTrainer, SelectionRecord, TrlRealError
+from trl_real.functional.similarity import candidate_pairs
 from trl_real.models.sequences import tokenize_pairs
 
 
@@ -58,7 +59,7 @@ def stand_alone(model: str, dataset: Dataset, budget=0.5, strategy="easy") -> Da
 
 
 @pytest.mark.parametrize("mode", ["plain", "lora", "precompute", "reference", "streaming"])
-def test_without_a_selection_every_logged_number_is_that_of_dpotrainer(mode, model, tmp_path):
+def test_without_selection_every_logged_number_equals_dpotrainer(mode, model, tmp_path):
     def run(trainer, kind):
         dataset = Dataset.from_list(pairs(8))
         given = {"lora": {"peft_config": LORA}}.get(mode, {})
@@ -79,7 +80,7 @@ def test_a_plain_dpoconfig_is_accepted_and_selects_nothing(model, tmp_path):
     assert trainer.selection_record is None and len(trainer.train_dataset) == 4
 
 
-def test_the_arguments_are_those_of_dpotrainer_by_name_and_by_position(model, tmp_path):
+def test_arguments_match_dpotrainer_by_name_and_position(model, tmp_path):
     assert signature(REALDPOTrainer) == signature(DPOTrainer)
     dataset = Dataset.from_list(pairs(8))
     args = config(tmp_path, selection_strategy="easy", selection_budget=2)
@@ -101,7 +102,7 @@ def test_no_telemetry_leaves_the_machine(model, tmp_path, reports):
 
 @pytest.mark.parametrize("layout", [dict, as_messages, as_dialogues], ids=["text", "messages", "dialogues"])
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_the_training_rows_are_those_that_a_selector_keeps_with_the_same_weights(layout, mode, model, tmp_path):
+def test_training_rows_equal_those_of_a_selector_with_the_same_weights(layout, mode, model, tmp_path):
     dataset = Dataset.from_list([layout(row) for row in pairs()])
     expected = stand_alone(model, dataset)
     trainer = selecting(tmp_path, model, dataset, **mode)
@@ -117,8 +118,33 @@ def text_of(row: dict) -> str:
     return chosen.removesuffix("<|im_end|>")
 
 
+def by_length(embeddings, draws):
+    """A user's strategy, here one that looks at the norms."""
+    first, second = candidate_pairs(embeddings.shape[1])
+    norms = embeddings.double().norm(dim=-1)
+    return (norms[:, first] - norms[:, second]).abs() / norms.amax()
+
+
+@pytest.mark.parametrize("strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=str)
+def test_strategy_with_a_geometry_or_a_function_selects_as_the_selector_does(strategy, model, tmp_path):
+    dataset = Dataset.from_list(pairs())
+    args = {"selection_strategy": strategy, "selection_budget": 5, "max_steps": 2, "save_strategy": "steps"}
+    trainer = selecting(tmp_path, model, dataset, save_steps=1, **args)
+    selector = EmbeddingPairSelector(
+        AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer(), strategy=strategy
+    )
+    assert [text_of(row) for row in trainer.train_dataset] == [text_of(row) for row in selector.select(dataset, 5)]
+    trainer.train()
+    trainer.create_model_card()
+    card, folder = (tmp_path / "README.md").read_text(), str(tmp_path / "checkpoint-1")
+    assert f"by strategy `{strategy if isinstance(strategy, str) else trainer.args.selection_strategy}`" in card
+    again = selecting(tmp_path, model, dataset, **args)
+    again.train(resume_from_checkpoint=folder)
+    assert again.selected_rows.tolist() == trainer.selected_rows.tolist()
+
+
 @pytest.mark.parametrize("strategy", ["hard", "random"])
-def test_the_strategy_and_the_seed_are_those_of_the_config(strategy, model, tmp_path):
+def test_strategy_and_seed_come_from_the_config(strategy, model, tmp_path):
     dataset = Dataset.from_list(pairs())
     expected = stand_alone(model, dataset, 5, strategy)
     trainer = selecting(tmp_path, model, dataset, selection_strategy=strategy, selection_budget=5)
@@ -126,7 +152,7 @@ def test_the_strategy_and_the_seed_are_those_of_the_config(strategy, model, tmp_
     assert trainer.selection_record.strategy == strategy and trainer.selection_record.seed == 42
 
 
-def test_an_adapter_that_the_model_comes_with_takes_part(model, tmp_path):
+def test_adapter_of_the_given_model_is_used_for_selection(model, tmp_path):
     def adapted():
         torch.manual_seed(3)
         return get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, init_lora_weights=False))
@@ -139,7 +165,7 @@ def test_an_adapter_that_the_model_comes_with_takes_part(model, tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_training_is_dpotrainers_on_the_selected_rows(mode, model, tmp_path):
+def test_training_equals_dpotrainer_on_the_selected_rows(mode, model, tmp_path):
     dataset = Dataset.from_list(pairs())
     ours = history(selecting(tmp_path, model, dataset, **mode))
     given = {name: mode[name] for name in ("peft_config",) if name in mode}
@@ -148,7 +174,7 @@ def test_training_is_dpotrainers_on_the_selected_rows(mode, model, tmp_path):
     assert ours == history(DPOTrainer(model, args=args, train_dataset=rows, **given))
 
 
-def test_an_epoch_sees_the_selected_rows_once_each_and_no_other(model, tmp_path):
+def test_epoch_has_each_selected_row_once_and_no_other(model, tmp_path):
     class Recording(DataCollatorForPreference):
         def torch_call(self, examples):
             seen.extend(tuple(example["prompt_ids"]) for example in examples)
@@ -166,7 +192,7 @@ def test_an_epoch_sees_the_selected_rows_once_each_and_no_other(model, tmp_path)
     assert sorted(seen) == sorted(expected)
 
 
-def test_the_reference_is_precomputed_for_the_selected_rows_of_a_file_and_found_again(model, tmp_path, monkeypatch):
+def test_reference_log_probs_are_precomputed_for_selected_rows_and_cached(model, tmp_path, monkeypatch):
     Dataset.from_list(pairs()).to_parquet(tmp_path / "pairs.parquet")
     dataset = Dataset.from_parquet(str(tmp_path / "pairs.parquet"), cache_dir=str(tmp_path / "cache")).shuffle(seed=1)
     compute, counted = DPOTrainer.compute_ref_log_probs, []
@@ -186,7 +212,7 @@ def test_the_reference_is_precomputed_for_the_selected_rows_of_a_file_and_found_
     assert again.train_dataset[:] == first.train_dataset[:]
 
 
-def test_rows_that_trl_drops_take_no_place_in_the_budget_and_are_counted(model, tmp_path):
+def test_rows_dropped_by_trl_do_not_use_the_budget_and_are_counted(model, tmp_path):
     rows = pairs()
     for i in (0, 3, 9):
         rows[i]["prompt"] = "Question? " * 40
@@ -199,7 +225,7 @@ def test_rows_that_trl_drops_take_no_place_in_the_budget_and_are_counted(model, 
     assert record.skipped == {"prompt fills max_length": 3}
 
 
-def test_columns_of_the_users_change_nothing_and_are_kept(model, tmp_path):
+def test_user_columns_change_nothing_and_are_kept(model, tmp_path):
     extra = [{"similarity": f"s{i}", "responses": ["x"], "embeddings": [0.0], "pair": i} for i in range(16)]
     dataset = Dataset.from_list([{**row, **more} for row, more in zip(pairs(), extra, strict=True)])
     trainer = selecting(tmp_path, model, dataset)
@@ -210,7 +236,7 @@ def test_columns_of_the_users_change_nothing_and_are_kept(model, tmp_path):
 
 
 @pytest.mark.parametrize("precompute", [False, True])
-def test_evaluation_sets_stay_whole_whatever_their_names(precompute, model, tmp_path):
+def test_evaluation_sets_with_any_name_are_not_selected_from(precompute, model, tmp_path):
     held_out = {"train": Dataset.from_list(pairs(5)), "other": Dataset.from_list(pairs(4))}
     changes = {"selection_budget": 3, "eval_dataset": held_out, "precompute_ref_log_probs": precompute}
     trainer = selecting(tmp_path, model, Dataset.from_list(pairs()), **changes)
@@ -220,7 +246,7 @@ def test_evaluation_sets_stay_whole_whatever_their_names(precompute, model, tmp_
 
 
 @pytest.mark.parametrize("mode", [MODES["plain"], MODES["lora"]], ids=["plain", "lora"])
-def test_the_model_is_left_as_it_was(mode, model, tmp_path):
+def test_selection_does_not_change_the_model(mode, model, tmp_path):
     def state(trained):
         modules = dict(trained.named_modules())
         flags = {name: (m.training, getattr(m, "gradient_checkpointing", None)) for name, m in modules.items()}
@@ -244,7 +270,7 @@ def test_the_model_is_left_as_it_was(mode, model, tmp_path):
 # What is said about it.
 
 
-def test_the_record_is_in_the_card_and_beside_every_saved_model(model, tmp_path):
+def test_selection_record_is_in_the_card_and_next_to_every_saved_model(model, tmp_path):
     dataset = Dataset.from_list([*pairs(), {"prompt": "Same? ", "chosen": "yes", "rejected": "yes"}])
     out = tmp_path / "out"
     trainer = selecting(out, model, dataset, selection_budget=6, save_strategy="steps", save_steps=2)
@@ -262,7 +288,7 @@ def test_the_record_is_in_the_card_and_beside_every_saved_model(model, tmp_path)
     assert "zhang2024real" in card and "rafailov2023direct" in card and "- trl-real\n" in card
 
 
-def test_no_path_of_this_machine_gets_into_what_is_published(model, tmp_path):
+def test_published_files_contain_no_local_path(model, tmp_path):
     trainer = selecting(tmp_path, model, Dataset.from_list(pairs()))
     trainer.save_model()
     trainer.create_model_card()
@@ -274,7 +300,7 @@ def test_no_path_of_this_machine_gets_into_what_is_published(model, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{}, {"selection_strategy": "random", "selection_budget": 4}], ids=["off", "random"]
 )
-def test_the_card_speaks_of_real_only_where_embeddings_chose(settings, model, tmp_path):
+def test_card_names_real_only_for_selection_by_embeddings(settings, model, tmp_path):
     trainer = REALDPOTrainer(model, args=config(tmp_path, **settings), train_dataset=Dataset.from_list(pairs()))
     trainer.create_model_card("tiny", "user/data", "mine")
     card = (tmp_path / "README.md").read_text()
@@ -283,7 +309,7 @@ def test_the_card_speaks_of_real_only_where_embeddings_chose(settings, model, tm
     assert (tmp_path / "selection_record.json").exists() == bool(settings)
 
 
-def test_a_killed_run_resumes_on_the_same_rows(model, tmp_path):
+def test_killed_run_resumes_on_the_same_rows(model, tmp_path):
     dataset, saving = Dataset.from_list(pairs()), {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = history(selecting(tmp_path, model, dataset, **saving))
     resumed = selecting(tmp_path, model, dataset, **saving)
@@ -307,7 +333,7 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "selection_
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_a_run_resumes_on_the_checkpoints_rows_whatever_this_process_selects(mode, model, tmp_path):
+def test_resumed_run_uses_the_rows_of_the_checkpoint(mode, model, tmp_path):
     dataset = Dataset.from_list(pairs(40))
     first = selecting(tmp_path, model, dataset, **SAVING, **mode)
     first.train()
@@ -340,7 +366,7 @@ def test_resuming_from_the_start_embeds_nothing_again(model, tmp_path, monkeypat
         assert [log["loss"] for log in again.state.log_history[:-1]] == [log["loss"] for log in whole[:-1]]
 
 
-def test_row_numbers_are_those_of_the_set_as_it_was_given(model, tmp_path):
+def test_row_numbers_refer_to_the_dataset_as_given(model, tmp_path):
     rows = pairs()
     rows[3]["prompt"] = "Question? " * 40
     trainer = selecting(tmp_path, model, Dataset.from_list(rows), selection_budget=6, max_length=64)
@@ -350,7 +376,7 @@ def test_row_numbers_are_those_of_the_set_as_it_was_given(model, tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_checkpoint_of_another_training_set_is_one_line(model, tmp_path):
+def test_checkpoint_of_another_training_set_gets_a_one_line_error(model, tmp_path):
     dataset = Dataset.from_list(pairs())
     selecting(tmp_path, model, dataset, **SAVING).train()
     checkpoint = str(tmp_path / "checkpoint-2")
@@ -366,7 +392,7 @@ def test_a_checkpoint_of_another_training_set_is_one_line(model, tmp_path):
     refused("has 15 rows", fewer, resume_from_checkpoint=checkpoint)
     long = [{**row, "prompt": "Question? " * 40} for row in pairs()]
     mixed = Dataset.from_list([*pairs(2), *long[2:]])
-    refused("whose prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
+    refused("its prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
     unselected = {"selection_strategy": None, "selection_budget": None}
     refused("Give the whole training set and type selection_strategy='easy', selection_budget=6", **unselected)
 
@@ -395,9 +421,10 @@ except TrlRealError as error:
     found.append(str(error))
 with open(f"{folder}/rank{rank}.json", "w") as file:
     json.dump(found, file)
-# Threads of a process group that are still there at the end of the interpreter abort it now and then.
+# Leave without the interpreter's clean-up: threads of gloo that still run then abort the process now and then
+# ("terminate called without an active exception"). The files are closed, and the barrier keeps both ranks until then.
 torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+os._exit(0)
 """
 
 
@@ -437,7 +464,7 @@ def test_two_processes_select_what_one_selects_and_fail_together(model, tmp_path
         ),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_one_line(settings, message, tmp_path):
+def test_invalid_setting_gets_a_one_line_error(settings, message, tmp_path):
     with pytest.raises(TrlRealError) as raised:
         config(tmp_path, **settings)
     assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -454,7 +481,7 @@ def test_a_setting_that_makes_no_sense_is_one_line(settings, message, tmp_path):
         (None, None, type(None)),
     ],
 )
-def test_a_budget_up_to_one_is_a_share_and_above_it_rows(given, kept, kind, tmp_path):
+def test_budget_up_to_one_is_a_share_and_above_it_a_number_of_rows(given, kept, kind, tmp_path):
     args = config(tmp_path, selection_strategy="easy" if given else None, selection_budget=given)
     assert args.selection_budget == kept and type(args.selection_budget) is kind
 
@@ -479,7 +506,7 @@ def useless(n: int = 4) -> Dataset:
 @pytest.mark.parametrize(
     ("dataset", "budget", "message"),
     [
-        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "which a stream does not show"),
+        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "but this one is a stream"),
         (lambda: Dataset.from_list(pairs()).rename_column("chosen", "better"), 0.5, "No column 'chosen'"),
         (lambda: Dataset.from_list([{**r, "images": []} for r in pairs()]), 0.5, "has a column 'images'"),
         (lambda: Dataset.from_list(pairs(4)), 5, "selection_budget=5, but the training set has 4 rows"),
@@ -487,16 +514,16 @@ def useless(n: int = 4) -> Dataset:
         (lambda: useless(), 0.5, "4 rows in: 0 kept, 0 not chosen, 4 skipped (4 identical responses)"),
     ],
 )
-def test_a_dataset_that_cannot_be_selected_from_is_one_line(dataset, budget, message, model, tmp_path):
+def test_unusable_dataset_gets_a_one_line_error(dataset, budget, message, model, tmp_path):
     with pytest.raises(TrlRealError) as raised:
         selecting(tmp_path, model, dataset(), selection_budget=budget, max_steps=1)
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_model_spread_over_processes_is_refused(model, tmp_path):
+def test_sharded_model_is_refused(model, tmp_path):
     sharded = AutoModelForCausalLM.from_pretrained(model)
     sharded.model.norm.weight.ds_id = 0
-    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is spread over processes.*Select beforehand"):
+    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is sharded over processes.*Select beforehand"):
         selecting(tmp_path, sharded, Dataset.from_list(pairs()))
 
 
@@ -522,20 +549,20 @@ def test_a_model_spread_over_processes_is_refused(model, tmp_path):
         ),
     ],
 )
-def test_what_is_overridden_is_there_with_the_signature_that_we_know(method, parameters):
+def test_overridden_trl_methods_have_the_expected_signature(method, parameters):
     theirs = getattr(DPOTrainer, method, None)
     assert theirs is not None, f"DPOTrainer.{method} is gone: look at trl_real/training"
     assert list(signature(theirs).parameters) == parameters
     assert list(signature(getattr(REALDPOTrainer, method)).parameters) == parameters
 
 
-def test_what_the_card_is_made_from_is_there():
+def test_trl_attributes_used_by_the_card_exist():
     assert DPOTrainer._name == "DPO" and set(DPOTrainer._paper) == {"title", "id", "citation"}
     assert REALDPOTrainer._tag_names == ["trl", "dpo", "trl-real"]
 
 
 @pytest.mark.parametrize("as_what", [dict, as_messages])
-def test_responses_that_were_cut_get_no_end(as_what, model, tmp_path):
+def test_truncated_responses_get_no_eos(as_what, model, tmp_path):
     rows = [{**as_what(row), "chosen_finished": i != 1, "rejected_finished": i != 2} for i, row in enumerate(pairs(4))]
     plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
     sets = [Dataset.from_list(given) for given in (rows, plain)]

@@ -1,4 +1,4 @@
-"""The warm start: what it learns from, what it writes, and that DPO takes it as its reference."""
+"""The warm start: its training data, its output, and DPO with it as the reference."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def tensors(folder) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("layout", [dict, messages, dialogue], ids=["text", "messages", "dialogues"])
-def test_it_learns_each_chosen_response_once_and_no_rejected_one(layout):
+def test_trains_on_each_chosen_response_once_and_on_no_rejected_one(layout):
     rows = [layout(row) for row in (*TEXT, *TEXT[:4])]
     found = demonstrations(Dataset.from_list(rows))
     assert found.column_names == ["prompt", "completion"] or set(found.column_names) == {"prompt", "completion"}
@@ -62,14 +62,14 @@ def test_it_learns_each_chosen_response_once_and_no_rejected_one(layout):
     assert said == [row["chosen"] for row in TEXT]
 
 
-def test_the_rejected_responses_are_not_looked_at():
+def test_rejected_responses_are_ignored():
     with_others = Dataset.from_list([{**row, "rejected": "x"} for row in TEXT])
     assert demonstrations(Dataset.from_list(TEXT))[:] == demonstrations(with_others)[:]
     assert demonstrations(Dataset.from_list(TEXT).remove_columns("rejected"))[:] == demonstrations(with_others)[:]
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, task_type="CAUSAL_LM")], ids=["full", "lora"])
-def test_what_is_written_is_a_whole_model_that_has_learned(adapter, base, tmp_path):
+def test_output_is_a_complete_trained_model(adapter, base, tmp_path):
     warm_start(base, Dataset.from_list(TEXT), config(tmp_path / "sft"), peft_config=adapter)
     before, after = tensors(base), tensors(tmp_path / "sft")
     assert before.keys() == after.keys()
@@ -78,7 +78,7 @@ def test_what_is_written_is_a_whole_model_that_has_learned(adapter, base, tmp_pa
 
 
 @pytest.mark.parametrize("adapter", [None, LoraConfig(r=4, task_type="CAUSAL_LM")], ids=["full", "lora"])
-def test_dpo_from_it_has_it_as_its_reference(adapter, base, tmp_path):
+def test_dpo_after_warm_start_uses_it_as_reference(adapter, base, tmp_path):
     warm_start(base, Dataset.from_list(TEXT), config(tmp_path / "sft"), peft_config=adapter)
     args = REALDPOConfig(
         str(tmp_path / "dpo"), use_cpu=True, bf16=False, max_steps=2, per_device_train_batch_size=2, logging_steps=1,
@@ -91,7 +91,7 @@ def test_dpo_from_it_has_it_as_its_reference(adapter, base, tmp_path):
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5) and first["loss"] == pytest.approx(0.6931, abs=1e-4)
 
 
-def test_one_command_and_then_dpo(base, tmp_path, capsys):
+def test_sft_command_followed_by_dpo(base, tmp_path, capsys):
     Dataset.from_list(TEXT).to_parquet(tmp_path / "pairs.parquet")
     argv = ["--dataset", str(tmp_path / "pairs.parquet"), *FLAGS, "--json"]
     assert (
@@ -104,7 +104,7 @@ def test_one_command_and_then_dpo(base, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["train_loss"] > 0
 
 
-def test_a_run_that_was_broken_off_goes_on(base, tmp_path):
+def test_interrupted_run_resumes(base, tmp_path):
     args = config(tmp_path / "sft")
     args.save_strategy, args.save_steps = "steps", 1
     warm_start(base, Dataset.from_list(TEXT), args)
@@ -119,7 +119,7 @@ def test_a_run_that_was_broken_off_goes_on(base, tmp_path):
         assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
-def test_an_adapter_goes_on_too_and_a_checkpoint_of_which_nothing_is_known_is_told(base, tmp_path, caplog):
+def test_adapter_run_resumes_and_unknown_checkpoint_is_reported(base, tmp_path, caplog):
     args, rows = config(tmp_path / "sft"), Dataset.from_list(TEXT)
     args.save_strategy, args.save_steps = "steps", 1
     adapter = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -127,10 +127,10 @@ def test_an_adapter_goes_on_too_and_a_checkpoint_of_which_nothing_is_known_is_to
         assert warm_start(base, rows, args, peft_config=adapter).state.global_step == 2
     (tmp_path / "sft" / "run_settings.json").unlink()
     warm_start(base, rows, args, peft_config=adapter)
-    assert "is not known" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
+    assert "are unknown" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
 
 
-def test_nothing_is_reported(base, tmp_path, monkeypatch):
+def test_no_telemetry_is_sent(base, tmp_path, monkeypatch):
     sent = []
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(trl.trainer.base_trainer, "send_telemetry", lambda **report: sent.append(report))
@@ -138,7 +138,7 @@ def test_nothing_is_reported(base, tmp_path, monkeypatch):
     assert sent == []
 
 
-def test_mistakes_are_one_line():
+def test_mistakes_get_a_one_line_error():
     with pytest.raises(MissingColumnError, match="No column 'chosen'"):
         demonstrations(Dataset.from_dict({"prompt": ["x"]}))
     with pytest.raises(MissingColumnError, match="No column 'rejected'"):

@@ -1,4 +1,4 @@
-"""`python -m trl_real.cli`, which launchers start: `accelerate launch -m trl_real.cli select …`."""
+"""Entry point of `python -m trl_real.cli`, for launchers: `accelerate launch -m trl_real.cli select …`."""
 
 import sys
 

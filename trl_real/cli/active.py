@@ -1,4 +1,4 @@
-"""Choose, label and train in rounds (ActiveDPO), beside baselines: one run a selector and seed, one report."""
+"""Choose, label and train in rounds (ActiveDPO): one run for each selector and seed, one report with all runs."""
 
 import argparse
 from pathlib import Path
@@ -8,31 +8,45 @@ from trl_real.cli.options import add_common, require
 from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
 
-# Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
+# Other flags are those of REALDPOConfig and ModelConfig; names in the YAML file are flags.
 PASSES_FLAGS_ON = True
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of `ActiveRounds`' arguments."""
+    """Add the flags; they have the names of `ActiveRounds`' arguments."""
     add_common(parser)
     add = parser.add_argument
-    add("--source", help="convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval")
+    add(
+        "--source",
+        help="convert the dataset from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval",
+    )
     add(
         "--selectors",
         nargs="+",
-        help="gradient, certainty, uncertainty, infomax, dts, delta_ucb, drts, easy, random …",
+        help="selectors to compare (default: gradient random): gradient, certainty, uncertainty, infomax, dts, "
+        "delta_ucb, drts, easy, random …",
     )
-    add("--budget", type=int, default=50, help="labels a round (default 50)")
-    add("--continue", dest="restart", action="store_false", help="train on from the last adapter, on the new labels")
-    add("--generate", type=int, metavar="N", help="each round's policy writes N responses a prompt")
-    add("--max_new_tokens", type=int, default=128, help="with --generate: longest response")
-    add("--n_prompts", type=int, help="prompts that a round may choose from (default: all)")
-    add("--responses", default="responses", help="column that holds the list of responses")
+    add("--budget", type=int, default=50, help="number of labels in a round (default 50)")
+    add(
+        "--continue",
+        dest="restart",
+        action="store_false",
+        help="continue from the last adapter, with the new labels",
+    )
+    add("--generate", type=int, metavar="N", help="let the policy of each round generate N responses per prompt")
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=128,
+        help="with --generate: maximum length of a response in tokens",
+    )
+    add("--n_prompts", type=int, help="number of prompts that a round may choose from (default: all)")
+    add("--responses", default="responses", help="column with the list of responses (default: responses)")
     add_rounds_flags(parser, rounds=5)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do the rounds that are missing, write the report, print the last round of each arm."""
+    """Do the missing rounds, write the report, and print the last round of each arm."""
     from trl_real.data.files import load
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
@@ -71,7 +85,7 @@ def _rounds(args: argparse.Namespace, pool: Any, selector: str, seed: int, folde
 
 
 def _as_pool(dataset: Any, responses: str) -> Any:
-    """Labelled pairs as a pool of two responses with scores 1 and 0, the chosen one on a side that its text draws."""
+    """Convert labelled pairs to a pool of two responses with scores 1 and 0, in alphabetical order."""
     if responses in dataset.column_names or "chosen" not in dataset.column_names:
         return dataset
     from trl_real.data.convert import from_rows, iterate

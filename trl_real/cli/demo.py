@@ -1,9 +1,8 @@
-"""The whole way with a real model: pool, selection at two budgets beside random, labels, DPO, win rate, report."""
+"""Run all steps with a small real model: pool, selection at two budgets and random, labels, DPO, win rate, report."""
 
 import argparse
 import dataclasses
 import io
-import json
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -13,6 +12,7 @@ from typing import Any
 from trl_real.cli.options import add_config, result, say
 from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import read_json, write_json
 
 
 STRATEGIES = ("easy", "random")
@@ -31,23 +31,23 @@ DEFAULTS = {
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Sizes; the defaults take about ten minutes on two cores."""
-    parser.add_argument("--output_dir", default="demo_output", help="folder to write; a second run goes on from there")
+    """Add flags for the sizes; the defaults take about ten minutes on two cores."""
+    parser.add_argument("--output_dir", default="demo_output", help="output folder; a second run continues there")
     parser.add_argument("--model", help="Hub id or path of a chat model (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--budgets", type=int, nargs="+", help="labels an arm (default: 16 40)")
-    parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default 64)")
-    parser.add_argument("--n_responses", type=int, help="responses a prompt in the pool (default 4)")
-    parser.add_argument("--n_samples", type=int, help="responses a test prompt (default 4)")
-    parser.add_argument("--max_new_tokens", type=int, help="tokens a response (default 40)")
-    parser.add_argument("--num_train_epochs", type=float, help="epochs of DPO (default 3)")
-    parser.add_argument("--learning_rate", type=float, help="of DPO (default 2e-4)")
+    parser.add_argument("--budgets", type=int, nargs="+", help="labels per arm (default: 16 40)")
+    parser.add_argument("--n_prompts", type=int, help="prompts in the pool, at most 80 (default: 64)")
+    parser.add_argument("--n_responses", type=int, help="responses per prompt in the pool (default: 4)")
+    parser.add_argument("--n_samples", type=int, help="responses per test prompt (default: 4)")
+    parser.add_argument("--max_new_tokens", type=int, help="maximum tokens per response (default: 40)")
+    parser.add_argument("--num_train_epochs", type=float, help="epochs of DPO (default: 3)")
+    parser.add_argument("--learning_rate", type=float, help="learning rate of DPO (default: 2e-4)")
     parser.add_argument("--seed", type=int)
     add_config(parser)
     parser.set_defaults(**DEFAULTS)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run every step that is not in `output_dir` already, then print the table and the report's path."""
+    """Run every step that is not in `output_dir` yet, then print the table and the path of the report."""
     started = time.perf_counter()
     demo = Demo(args)
     arms = [demo.arm(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
@@ -59,13 +59,13 @@ def run(args: argparse.Namespace) -> None:
 
 class Demo:
     """
-    The steps, each done once: what is in `output_dir` is read, not made again.
+    Steps of the demo; each runs once, and results in `output_dir` are reused.
 
     Args:
-        args: What `register` parses.
+        args: Parsed flags of `register`.
 
     Raises:
-        TrlRealError: If `output_dir` holds a run with other settings.
+        TrlRealError: If `output_dir` has a run with other settings.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -81,19 +81,19 @@ class Demo:
         self.before = self._completions("before", self._load)
 
     def arm(self, strategy: str, budget: int) -> dict[str, Any]:
-        """Select, label, train and evaluate at one budget: record, comparison and counts by name."""
+        """Select, label, train and evaluate at one budget; return record, comparison and counts by name."""
         from trl_real.labeling.annotate import LabelReport, annotate
         from trl_real.labeling.judges import ScoreJudge
         from trl_real.selection.selector import EmbeddingPairSelector
 
         say(f"\n{strategy}, {budget} labels")
         selector = EmbeddingPairSelector(self.name, strategy=strategy, seed=self.args.seed)
-        kept = selector.select(self.pool, budget)
+        subset = selector.select(self.pool, budget)
         say(selector.record.summary())
         labels = LabelReport()
-        preferences = annotate(kept, ScoreJudge(), report=labels)
+        preferences = annotate(subset, ScoreJudge(), report=labels)
         if not len(preferences):
-            raise TrlRealError(f"All {len(kept)} labels of {strategy} {budget} were ties. Give larger --budgets.")
+            raise TrlRealError(f"All {len(subset)} labels of {strategy} {budget} are ties. Give larger --budgets.")
         run = self.folder / f"{strategy}-{budget}"
         seconds = self._train(preferences, run)
         after = self._completions(run.name, lambda: self._load(run))
@@ -103,7 +103,7 @@ class Demo:
             "name": f"{strategy} {budget}",
             "strategy": strategy,
             "budget": budget,
-            "n_labels": len(kept),
+            "n_labels": len(subset),
             "record": selector.record,
             "comparison": dataclasses.replace(comparison, model=f"{strategy} {budget}"),
             "seconds": seconds,
@@ -134,10 +134,10 @@ class Demo:
         own = {name: value for name, value in vars(self.args).items() if name in DEFAULTS}
         path = self.folder / SETTINGS
         if not path.exists():
-            path.write_text(json.dumps(own), encoding="utf-8")
-        elif (found := json.loads(path.read_text(encoding="utf-8"))) != own:
+            write_json(path, own)
+        elif (found := read_json(path)) != own:
             changed = sorted(name for name in own if own[name] != found.get(name))
-            raise TrlRealError(f"{str(self.folder)!r} holds a run with another {changed[0]}. Give a new --output_dir.")
+            raise TrlRealError(f"{str(self.folder)!r} has a run with another {changed[0]}. Give a new --output_dir.")
 
     def _load(self, adapter: Path | None = None) -> Any:
         import torch
@@ -151,7 +151,7 @@ class Demo:
         return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(self.name)
 
     def _pool(self) -> Any:
-        """Prompts with responses sampled from the model, and their true rewards as scores."""
+        """Return prompts with responses sampled from the model, and their true rewards as scores."""
         from datasets import Dataset
 
         from trl_real.data.files import load, save
@@ -162,16 +162,16 @@ class Demo:
             responses = self._sample(model, tokenizer, questions, self.args.n_responses, "Sampling the pool")
             columns = {"prompt": questions, "responses": responses, "scores": [sentiment(r) for r in responses]}
             save(Dataset.from_dict(columns), self.folder / "pool")
-        # Read from disk in every case: only then does `datasets` cache what is computed on it.
+        # Always read from disk: only then does `datasets` cache the computations on it.
         return load(self.folder / "pool")
 
     def _completions(self, name: str, load_model: Callable[[], tuple[Any, Any]]) -> list[list[str]]:
-        """Responses to the test prompts, `n_samples` each."""
+        """Return responses to the test prompts, `n_samples` each."""
         path = self.folder / f"completions-{name}.json"
         if not path.exists():
             found = self._sample(*load_model(), prompts(TEST_TOPICS), self.args.n_samples, f"Sampling ({name})")
-            _write(path, found)
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, found)
+        return read_json(path)
 
     def _sample(self, model: Any, tokenizer: Any, questions: list, n: int, desc: str) -> list[list[str]]:
         import torch
@@ -184,16 +184,16 @@ class Demo:
         return [[whole_sentences(text) for text in texts] for texts in found]
 
     def _train(self, preferences: Any, run: Path) -> float:
-        """DPO with LoRA, unless `run` holds it; the seconds that it took."""
+        """Train DPO with LoRA unless `run` has the result; return the seconds of the training."""
         log = run / "log_history.json"
         if not log.exists():
             started = time.perf_counter()
             history = train_lora(self.name, preferences, run, self.args)
-            _write(log, {"log_history": history, "seconds": time.perf_counter() - started})
-        return json.loads(log.read_text(encoding="utf-8"))["seconds"]
+            write_json(log, {"log_history": history, "seconds": time.perf_counter() - started})
+        return read_json(log)["seconds"]
 
     def _compare(self, after: list[list[str]]) -> tuple[Any, dict[str, float]]:
-        """The trained model against the model before, judged by the true reward of their replies."""
+        """Compare the trained model with the model before training, by the true reward of their replies."""
         from datasets import Dataset
 
         from trl_real.evaluation.compare import compare_columns
@@ -209,7 +209,7 @@ class Demo:
 
 
 def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace) -> list[dict]:
-    """Train an adapter with REALDPOTrainer and save it; returns the log."""
+    """Train an adapter with REALDPOTrainer and save it; return the log."""
     import torch
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -243,7 +243,7 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
         processing_class=AutoTokenizer.from_pretrained(name),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    with redirect_stdout(io.StringIO()):  # the trainer prints its log, which is in the report
+    with redirect_stdout(io.StringIO()):  # the trainer prints its log, which is also in the report
         trainer.train()
     trainer.save_model()
     return trainer.state.log_history
@@ -256,13 +256,6 @@ def _bfloat16_is_fast() -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _write(path: Path, values: Any) -> None:
-    """All or nothing, since a second run trusts what it finds."""
-    scratch = path.with_suffix(".new")
-    scratch.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-    scratch.replace(path)
 
 
 def _table(arms: list, report: Path) -> str:

@@ -1,4 +1,4 @@
-"""Flags that make a judge, for every verb that needs one."""
+"""Flags that describe a judge, for every verb that needs one."""
 
 import argparse
 import inspect
@@ -12,10 +12,10 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
 
-# Settings that go by `--judge_NAME` where `--NAME` is a flag of the verb or of the trainer.
+# Settings with the flag `--judge_NAME` in verbs where `--NAME` belongs to the verb or the trainer.
 PREFIXED = ("model", "reference", "beta", "max_length", "revision", "dtype", "device", "batch_tokens")
 NO_DEFAULT = (None, 0, inspect.Parameter.empty)
-# How a flag is parsed, by the type of the argument; an argument of other types alone has no flag.
+# Type of an argument -> how `argparse` parses its flag. An argument without such a type has no flag.
 PARSING: dict[str, dict[str, Any]] = {
     "bool": {"action": "store_true", "default": None},
     "tuple[float, float]": {"type": float, "nargs": 2},
@@ -32,7 +32,7 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
         model: Flag for the judge's model: `judge_model` where `--model` means something else.
     """
     parser.set_defaults(model_flag=model)
-    group = parser.add_argument_group("judge", "which response is better; a setting of another judge is an error")
+    group = parser.add_argument_group("judge", "which response is better; settings of other judges are errors")
     judges = "; ".join(f"{name}: {spec.about}" for name, spec in JUDGES.items())
     group.add_argument("--judge", default="score", help=f"{judges} (default: score)")
     flags: dict[str, tuple[dict[str, Any], dict[str, list[str]]]] = {}
@@ -71,7 +71,7 @@ def settings_of(spec: JudgeSpec, given: Container[str] | None = None) -> dict[st
 
 
 def _sentences(cls: type) -> dict[str, str]:
-    """The first sentence about each argument in a class docstring."""
+    """Return the first sentence about each argument in a class docstring."""
     section = (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w[^:\n]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     plain = {names: re.sub(r"[`\"]", "", " ".join(text.split())) for names, text in entries}
@@ -93,7 +93,7 @@ def judge_from(args: argparse.Namespace) -> Any:
 
 
 def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of judges that were given, by argument name."""
+    """Return the settings of judges that were given, by argument name."""
     names = dict.fromkeys(name for spec in JUDGES.values() for name in settings_of(spec))
     found = {name: getattr(args, _dest(name)) for name in names}
     return {name: value for name, value in found.items() if value is not None}
@@ -146,7 +146,7 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
 
 
 def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
-    """Say what judging would take, before it is spent; None of judges that ask nobody."""
+    """Print the estimate before anything is spent, and return it; None for a judge without questions."""
     if not hasattr(judge, "estimate"):
         return None
     estimate = judge.estimate(batch)
@@ -159,15 +159,15 @@ def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
 
 
 def _members(path: str) -> list[Any]:
-    """The judges of a panel's file."""
+    """Make the judges of a panel from its YAML file."""
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        described = [dict(one) for one in found]
-        kinds = [one.pop("judge") for one in described]
+        panel = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        described = [dict(judge) for judge in panel]
+        kinds = [judge.pop("judge") for judge in described]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise TrlRealError(
-            f"{path!r} is not a list of judges. Write for each: '- judge: chat', and below it 'model: …'."
+            f"{path!r} is not a list of judges. Write for each judge: '- judge: chat', and below it 'model: …'."
         ) from error
     return [make_judge(kind, settings) for kind, settings in zip(kinds, described, strict=True)]

@@ -17,26 +17,26 @@ STUDIO_KEY = "LABEL_STUDIO_API_KEY"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of the arguments of `annotate` and of the judges."""
+    """Add the flags, named as the arguments of `annotate` and of the judges."""
     add_common(parser)
-    parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
-    parser.add_argument("--gold", metavar="COLUMN", help="column of scores that tell the truth, for the agreement")
-    parser.add_argument("--plan", action="store_true", help="tell what it would take, and stop")
-    parser.add_argument("--check", metavar="DATASET", help="first measure the judge on labelled pairs, and stop")
+    parser.add_argument("--responses", default="responses", help="column with the list of responses")
+    parser.add_argument("--gold", metavar="COLUMN", help="column with the true scores, to report the agreement")
+    parser.add_argument("--plan", action="store_true", help="print the estimated cost, and stop")
+    parser.add_argument("--check", metavar="DATASET", help="measure the judge on labelled pairs, and stop")
     people = parser.add_argument_group("people", "serve a page on 127.0.0.1 and collect votes in --votes")
-    people.add_argument("--human", action="store_true", help="open the page instead of asking a judge")
-    people.add_argument("--annotator", help="name of who votes (default: the page asks)")
-    people.add_argument("--guidelines", metavar="FILE.md", help="shown beside the pairs")
-    people.add_argument("--port", type=int, help="of the page (default: a free one)")
-    people.add_argument("--label_studio", metavar="URL", help="send pairs to, or take votes from, a server instead")
-    people.add_argument("--push", action="store_true", help=f"send the pairs; the key: --api_key or ${STUDIO_KEY}")
+    people.add_argument("--human", action="store_true", help="serve the page instead of asking a judge")
+    people.add_argument("--annotator", help="name of the annotator (default: the page asks)")
+    people.add_argument("--guidelines", metavar="FILE.md", help="guidelines shown next to the pairs")
+    people.add_argument("--port", type=int, help="port of the page (default: a free one)")
+    people.add_argument("--label_studio", metavar="URL", help="Label Studio server that collects the votes instead")
+    people.add_argument("--push", action="store_true", help=f"send the pairs; the key is --api_key or ${STUDIO_KEY}")
     people.add_argument("--pull", action="store_true", help="write the votes of --project to --votes")
-    people.add_argument("--project", type=int, help="number of the project (push: a new one by default)")
+    people.add_argument("--project", type=int, help="number of the project (default with --push: a new one)")
     add_judge_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page, check the judge, tell the price, or label and write the preferences."""
+    """Serve the page, check the judge, print the estimate, or label and write the preferences."""
     from trl_real.data.files import load
 
     if args.human:
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
         return result(args, check.to_dict(), check.words())
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = load(args.dataset, args.split)
-    estimate = _tell_price(args, judge, dataset)
+    estimate = _estimate(args, judge, dataset)
     if args.plan:
-        return result(args, estimate or {}, "" if estimate else f"{judge.name} asks nobody")
+        return result(args, estimate or {}, "" if estimate else f"{judge.name} asks no questions")
     _label(args, dataset, judge)
 
 
@@ -84,7 +84,7 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 
 
-def _tell_price(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str, float] | None:
+def _estimate(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str, float] | None:
     from trl_real.labeling.annotate import check_pairs
 
     columns = ("pair", "prompt", "response_a", "response_b")
@@ -105,9 +105,9 @@ def _serve(args: argparse.Namespace) -> None:
         guidelines=args.guidelines or "",
         seed=_seed(args),
         port=args.port,
-        on_ready=lambda url: say(f"Label at {url} (Ctrl+C ends; every vote is in {args.votes} at once)"),
+        on_ready=lambda url: say(f"Label at {url} (stop with Ctrl+C; every vote is saved in {args.votes} at once)"),
     )
-    _tell_votes(args)
+    _print_votes(args)
 
 
 def _label_studio(args: argparse.Namespace) -> None:
@@ -116,15 +116,15 @@ def _label_studio(args: argparse.Namespace) -> None:
 
     require(args, "label_studio", *(("dataset",) if args.push else ("votes", "project")))
     if args.push == args.pull:
-        raise TrlRealError("Give one of --push and --pull with --label_studio.")
+        raise TrlRealError("Give either --push or --pull with --label_studio.")
     key = args.api_key or os.environ.get(STUDIO_KEY)
     if not key:
-        raise TrlRealError(f"Label Studio wants a key. Give --api_key, or set {STUDIO_KEY}.")
+        raise TrlRealError(f"Label Studio needs a key. Give --api_key, or set {STUDIO_KEY}.")
     server = LabelStudio(args.label_studio, key)
     if args.pull:
         n = pull_votes(server, args.project, args.votes)
         say(f"{n} new lines in {args.votes}")
-        return _tell_votes(args)
+        return _print_votes(args)
     guidelines = Path(args.guidelines).read_text(encoding="utf-8") if args.guidelines else ""
     dataset = load(args.dataset, args.split)
     project, n = push_pairs(dataset, server, project=args.project, guidelines=guidelines, seed=_seed(args))
@@ -132,7 +132,7 @@ def _label_studio(args: argparse.Namespace) -> None:
     result(args, {"project": project, "sent": n}, f"project {project}: {n} pairs sent")
 
 
-def _tell_votes(args: argparse.Namespace) -> None:
+def _print_votes(args: argparse.Namespace) -> None:
     from trl_real.labeling.people.report import vote_report
 
     report = vote_report(args.votes)

@@ -1,4 +1,4 @@
-"""`trl-real`: one verb a file; heavy imports wait until a verb runs."""
+"""Entry point of `trl-real`. Each verb is a module, imported only when it runs."""
 
 import argparse
 import logging
@@ -13,15 +13,15 @@ from trl_real.errors import TrlRealError
 VERBS = {
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
-    "sft": "fine-tune on the chosen responses: where DPO starts, and its reference",
+    "sft": "fine-tune on the chosen responses, to get the starting model and reference of DPO",
     "train": "train with REALDPOTrainer (all flags of TRL's DPO)",
-    "win-rate": "win rate of a model against a baseline, with its interval",
-    "active": "choose, label and train in rounds, beside baselines",
-    "self-annotate": "learn from a few labels, then from what the policy labels itself, in rounds",
-    "study": "measure what choosing saves: strategies, budgets and seeds against random",
+    "win-rate": "compute the win rate of a model against a baseline, with its interval",
+    "active": "choose, label and train in rounds, and compare with baselines",
+    "self-annotate": "train on a few labels, then in rounds on labels from the policy itself",
+    "study": "measure how many labels each strategy saves compared with random choice",
     "report": "write the report of a study again",
     "push": "push a subset to the Hub, with its recipe",
-    "demo": "the whole way with a real model, in minutes on a CPU",
+    "demo": "run all steps with a real model, in minutes on a CPU",
 }
 
 
@@ -29,8 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     Run a verb.
 
+    Args:
+        argv: Command-line arguments without the program name; those of the process by default.
+
     Returns:
-        0, or 2 after a mistake of the user's, which is told in one line.
+        Exit code: 0, 2 after a user error (printed in one line), or 130 after an interruption.
     """
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
@@ -71,7 +74,7 @@ def _top_parser() -> argparse.ArgumentParser:
         description="Choose the response pairs worth a label, label them, train, and measure what that saved.",
         epilog="verbs:\n"
         + "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
-        + "\n\n`trl-real VERB --help` tells more.",
+        + "\n\nType `trl-real VERB --help` for the flags of a verb.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("verb", choices=VERBS, metavar="VERB")

@@ -1,4 +1,4 @@
-"""Options that several verbs share, settings from YAML, and where words and data go."""
+"""Options shared by several verbs, settings from YAML, and output."""
 
 import argparse
 import json
@@ -13,27 +13,30 @@ PART = "split, or a part of it, such as 'train[:1000]'"
 
 
 def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str = PART) -> None:
-    """`--dataset`, `--split`, `--output_dir`, `--config` and `--json`, the same for every verb."""
+    """Add `--dataset`, `--split`, `--output_dir`, `--config` and `--json`, the same for every verb."""
     parser.add_argument("--dataset", help="Hub id, saved folder, or a Parquet, JSONL or CSV file")
     parser.add_argument("--split", help=split)
     if output:
-        parser.add_argument("--output_dir", help="folder to write; the next command reads it")
+        parser.add_argument("--output_dir", help="folder for the output, to give to the next command")
     add_config(parser)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """`--config` and `--json`."""
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings by the names of these flags; flags win")
+    """Add `--config` and `--json`."""
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="settings by the names of these flags; flags have priority"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     """
-    The settings of a YAML file as flags, so that they are read and refused as flags are.
+    Convert the settings of a YAML file to flags, so that the parser checks them like flags.
 
     Args:
-        parser: Of the verb.
-        path: Of the file: a value a line, by the name of a flag or of what it sets; null leaves it out.
+        parser: Parser of the verb.
+        path: Path of the file. It has one `name: value` per line, with the name of a flag or of its destination; a
+            null value is ignored.
 
     Raises:
         TrlRealError: If the file cannot be read or names a setting that the verb does not have.
@@ -45,7 +48,7 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
-        raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' a line.")
+        raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' per line.")
     actions = {action.dest: action for action in parser._actions}
     actions |= {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     known = {name: action for name, action in actions.items() if action.dest not in ("help", "config")}
@@ -61,9 +64,9 @@ def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
     flag = action.option_strings[-1]
     if value is None or value == []:
         return []
-    if action.nargs == 0:  # a switch, by its own name or by what it sets
+    if action.nargs == 0:  # a switch, by its flag or by its destination
         if not isinstance(value, bool):
-            raise TrlRealError(f"{name!r} is on or off, not {value!r}. Write true or false.")
+            raise TrlRealError(f"{name!r} is {value!r}. Write true or false.")
         if isinstance(action, argparse.BooleanOptionalAction):
             return [action.option_strings[not value]]
         return [flag] if value is (True if flag == f"--{name}" else action.const) else []
@@ -74,10 +77,14 @@ def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
 
 def require(args: argparse.Namespace, *names: str) -> None:
     """
-    Check that options were given, by flag or by file.
+    Check that required options are given, by flag or in the file of settings.
+
+    Args:
+        args: Parsed arguments of the verb.
+        *names: Names of the options.
 
     Raises:
-        TrlRealError: Naming the first one that was not.
+        TrlRealError: If an option is missing; names the first one.
     """
     for name in names:
         if getattr(args, name) is None:
@@ -85,19 +92,19 @@ def require(args: argparse.Namespace, *names: str) -> None:
 
 
 def number(text: str) -> float | int:
-    """A whole number as int, else a float: budgets are rows or shares by their type."""
+    """Parse a budget: an integer is a number of rows, any other number is a share."""
     try:
         return int(text)
     except ValueError:
         return float(text)
 
 
-def say(words: str) -> None:
-    """Words for a person, on standard error."""
-    sys.stderr.write(words.rstrip() + "\n")
+def say(message: str) -> None:
+    """Print a message on standard error."""
+    sys.stderr.write(message.rstrip() + "\n")
 
 
 def result(args: argparse.Namespace, values: dict[str, Any], plain: str) -> None:
-    """The result, on standard output: as one JSON object with `--json`, else as text."""
+    """Print the result on standard output: as one JSON object with `--json`, else as text."""
     text = json.dumps(values, ensure_ascii=False, default=str) if args.json else plain
     sys.stdout.write(text.rstrip() + "\n")

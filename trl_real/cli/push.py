@@ -1,4 +1,4 @@
-"""Push a subset to the Hub: an ordinary dataset repository, one config a selection, the recipe in its card."""
+"""Push a subset to the Hub: a dataset repository with one config per selection and the recipe in its card."""
 
 import argparse
 
@@ -6,18 +6,18 @@ from trl_real.cli.options import add_common, require, result, say
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of `push_subset`'s arguments."""
+    """Add flags with the names of the arguments of `push_subset`."""
     add_common(parser, output=False, split="name of the split on the Hub (default: train)")
-    parser.add_argument("--repo_id", help="name on the Hub, such as user/my-pairs")
+    parser.add_argument("--repo_id", help="repository on the Hub, such as user/my-pairs")
     parser.add_argument("--config_name", help="config in the repository (default: strategy and budget)")
     private = argparse.BooleanOptionalAction
-    parser.add_argument("--private", action=private, help="make a new repository private, or public for sure")
+    parser.add_argument("--private", action=private, help="create a private (or public) repository")
     parser.add_argument("--revision", help="branch to push to")
     parser.add_argument("--commit_message")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Push the rows and the record that `trl-real select` or `label` wrote."""
+    """Push the rows and the record from `trl-real select` or `trl-real label`."""
     from trl_real.data.files import load
     from trl_real.hub.push import push_subset
     from trl_real.selection.record import SelectionRecord
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> None:
         revision=args.revision,
         commit_message=args.commit_message,
     )
-    say("Pushed. Anyone with access can type: load_dataset(...) as the card shows.")
+    say("Pushed. The card shows how to load the subset with load_dataset.")
     result(args, {"url": url}, url)

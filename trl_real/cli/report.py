@@ -1,4 +1,4 @@
-"""Write the report of a study again, complete or not: --dataset is its run folder."""
+"""Rewrite the report of a study, finished or not; --dataset is its run folder."""
 
 import argparse
 
@@ -7,14 +7,14 @@ from trl_real.cli.study import write_and_tell
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """The run folder."""
-    parser.add_argument("--dataset", help="run folder: the output_dir of trl-real study")
+    """Add the flags of the run folder."""
+    parser.add_argument("--dataset", help="run folder, the output_dir of trl-real study")
     parser.add_argument("--output_dir", help="folder for report.html and plots (default: the run folder)")
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the cells that are done, write the report, print the savings."""
+    """Read the finished cells, write the report, and print the savings."""
     from trl_real.reports.render import check_extras
     from trl_real.study.run import load_study
 

@@ -1,4 +1,4 @@
-"""What the verbs that run in rounds share: flags, the trainer's settings, win rates, and the report."""
+"""Common parts of the verbs that run in rounds: flags, trainer settings, win rates, and the report."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -7,39 +7,49 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
-from trl_real.cli.train import labelled, load_as_told, on_cpu, parsed
+from trl_real.cli.train import labelled, on_cpu, parsed, set_model_init_kwargs
 from trl_real.errors import MissingColumnError, TrlRealError
 
 
 def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     """
-    Flags of any run in rounds, the judge's among them.
+    Add the flags of a run in rounds, including those of the judge.
 
     Args:
-        parser: Of the verb.
-        rounds: By default.
+        parser: Parser of the verb.
+        rounds: Default number of rounds.
     """
     add = parser.add_argument
     add("--model", help="Hub id or local path of the model before alignment")
-    add("--seeds", nargs="+", type=int, help="a run each (default: 0)")
-    add("--rounds", type=int, default=rounds, help=f"rounds in all (default {rounds}); more of them go on with a run")
-    add("--eval_dataset", help="labelled pairs that every round is tested on")
-    add("--eval_prompts", help="prompts on which the judge compares every round's policy with the model before it all")
-    add("--eval_tokens", type=int, default=128, help="with --eval_prompts: longest response (default 128)")
-    add("--human", action="store_true", help="people label: each round serves a page until its pairs have votes")
-    add("--guidelines", metavar="FILE.md", help="with --human: shown on the page")
-    add("--port", type=int, help="with --human: of the page")
+    add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
+    add(
+        "--rounds",
+        type=int,
+        default=rounds,
+        help=f"number of rounds (default {rounds}); a larger one continues a run",
+    )
+    add("--eval_dataset", help="labelled pairs to test every round on: Hub id, folder or file")
+    add("--eval_prompts", help="prompts on which the judge compares each round's policy with the start model")
+    add(
+        "--eval_tokens",
+        type=int,
+        default=128,
+        help="with --eval_prompts: maximum length in tokens (default 128)",
+    )
+    add("--human", action="store_true", help="let people label: each round serves a page until all pairs have votes")
+    add("--guidelines", metavar="FILE.md", help="with --human: file of the guidelines to show on the page")
+    add("--port", type=int, help="with --human: port of the page")
     add_judge_flags(parser, model="judge_model")
-    parser.epilog = "Further flags are those of `trl-real train`: --use_peft --lora_r 16 --learning_rate 1e-4 …"
+    parser.epilog = "Other flags are those of `trl-real train`: --use_peft --lora_r 16 --learning_rate 1e-4 …"
 
 
 def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> dict[str, Any]:
     """
-    What every run takes of the flags: model, trainer, adapter and tests.
+    Return the settings that all runs in rounds share: model, trainer, adapter and tests.
 
     Args:
-        args: Of the verb.
-        defaults: Flags of the trainer that stand before the user's.
+        args: Parsed arguments of the verb.
+        defaults: Default flags of the trainer; the user's flags have priority.
     """
     from trl import ModelConfig, get_peft_config
 
@@ -48,8 +58,8 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     argv = on_cpu([*defaults, *args.rest, "--output_dir", args.output_dir])
     config, model = parsed((REALDPOConfig, ModelConfig), argv)
     if model.load_in_4bit or model.load_in_8bit:
-        raise TrlRealError("Rounds do not run on a quantized model. Leave --load_in_4bit and --load_in_8bit out.")
-    load_as_told(config, model)
+        raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
+    set_model_init_kwargs(config, model)
     config.disable_tqdm = True
     return {
         "model": args.model,
@@ -62,58 +72,58 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
 
 def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
     """
-    Refuse what the trainer or a judge would take and the rounds do not look at.
+    Refuse flags that would have no effect on the run.
 
     Args:
-        args: Of the verb.
-        judged: Whether there is anything for a judge or for people to do.
+        args: Parsed arguments of the verb.
+        judged: Whether a judge or people have anything to do.
 
     Raises:
-        TrlRealError: Naming the flag, and what to type.
+        TrlRealError: If a flag has no effect; names the flag and the fix.
     """
     settings = judge_settings(args)
     if settings.pop("seed", None) is not None and args.judge != "chat":
-        raise TrlRealError("--seed is a chat judge's. The seeds of the runs are --seeds.")
+        raise TrlRealError("--seed is a flag of the chat judge. Use --seeds for the seeds of the runs.")
     alone = [name for name in ("guidelines", "port") if getattr(args, name) is not None and not args.human]
     if alone:
-        raise TrlRealError(f"--{alone[0]} is of the page for people. Give --human, or leave it out.")
+        raise TrlRealError(f"--{alone[0]} needs --human. Give --human, or remove the flag.")
     if args.human:
         settings.pop("votes", None)  # the page's file
     described = bool(settings) or args.judge != "score"
     if described and args.human and not args.eval_prompts:
-        raise TrlRealError("With --human people judge, and no other judge is asked. Leave the judge's flags out.")
+        raise TrlRealError("With --human people judge, and the judge's flags have no effect. Remove them.")
     if not judged and (args.human or described):
         given = "--human" if args.human else f"--{next(iter(settings))}" if settings else "--judge"
-        raise TrlRealError(f"{given} has nothing to judge here: give --relabel or --eval_prompts, or leave it out.")
+        raise TrlRealError(f"{given} has nothing to judge here: give --relabel or --eval_prompts, or remove the flag.")
 
 
 def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     """
-    People, where they are asked for, or else the judge that the flags describe.
+    Return a judge that asks people if `--human` is given, else the judge that the flags describe.
 
     Args:
-        args: Of the verb.
-        new_texts: Why the texts are new, where they are: the judge must then be one that reads.
+        args: Parsed arguments of the verb.
+        new_texts: Flag that makes the run generate new texts, if any: the judge must then read the texts.
     """
     if not args.human:
         return reading_judge(args, new_texts) if new_texts else judge_from(args)
     from trl_real.labeling.people.page_judge import PageJudge
 
     votes = Path(args.votes or Path(args.output_dir) / "votes.jsonl")
-    ready: dict[str, Any] = {"on_ready": lambda url: say(f"Label at {url}; the run goes on when all pairs have votes")}
+    ready = {"on_ready": lambda url: say(f"Label at {url}; the run continues when all pairs have votes")}
     return PageJudge(votes, guidelines=args.guidelines or "", port=args.port, **ready)
 
 
 def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., Any], kind: Any, facts: dict) -> None:
     """
-    A run an arm and seed, each in its folder, and a report on all of them.
+    Do a run for each arm and seed, in its own folder, and write a report on all runs.
 
     Args:
-        args: Of the verb.
-        arms: Their names.
-        one: Makes the run: takes the arm, the seed and the folder; has `run(rounds)`.
-        kind: Of the report.
-        facts: For the report.
+        args: Parsed arguments of the verb.
+        arms: Names of the arms.
+        one: Function that takes an arm, a seed and a folder, and returns an object with `run(rounds)`.
+        kind: Kind of the report.
+        facts: Facts to show in the report.
     """
     from trl_real.reports.render import check_extras
     from trl_real.rounds.report import Arms, write_rounds_report
@@ -143,7 +153,7 @@ def _win_rate(args: argparse.Namespace) -> Any:
 
 
 def _table(arms: Any) -> str:
-    """The last round of each arm."""
+    """Return a table of the last round of each arm."""
     import numpy as np
 
     names = arms.metrics

@@ -1,4 +1,4 @@
-"""Learn from a few labels, then from what the policy labels itself (SPA): one run an ablation and seed, one report."""
+"""Train on a few labels, then on labels from the policy itself (SPA): one run for each arm and seed, one report."""
 
 import argparse
 from pathlib import Path
@@ -8,42 +8,57 @@ from trl_real.cli.options import add_config, require
 from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
 
-# Flags that are not named here are REALDPOConfig's and ModelConfig's; YAML settings are by flag.
+# Other flags are those of REALDPOConfig and ModelConfig; names in the YAML file are flags.
 PASSES_FLAGS_ON = True
-# The paper's schedule. Its learning rate, 5e-7, is for all weights: a new adapter learns nothing at it.
+# The paper's schedule, except its learning rate of 5e-7 for all weights: a new adapter learns nothing at that rate.
 SCHEDULE = "--beta 0.1 --lr_scheduler_type cosine --warmup_steps 0.1 --learning_rate 5e-5 --noise_smoothing 0.1"
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of `SelfAnnotationRounds`' arguments."""
+    """Add the flags; they have the names of `SelfAnnotationRounds`' arguments."""
     add_config(parser)
     add = parser.add_argument
-    add("--output_dir", help="folder to write; run again, it goes on there")
-    add("--seed_labels", help="labelled pairs to begin with: Hub id, folder or file, or the folder of an active run")
-    add("--prompts", help="prompts to write responses to: Hub id, folder or file with a column 'prompt'")
-    add("--n_prompts", nargs="+", type=int, help="prompts a round, all alike or one number a round")
-    add("--arms", nargs="+", default=["detection"], help="expansion, refinement, detection (default: the last)")
-    add("--noise_schedule", nargs="+", type=float, metavar="LAMBDA", help="a round (default 0.5 0.25 0.125)")
-    add("--seed_epochs", type=float, default=3, help="epochs over the seed labels (default 3)")
-    add("--epochs", type=float, default=1, help="epochs over a round's labels (default 1)")
-    add("--n", type=int, default=2, help="responses a prompt (default 2)")
-    add("--temperature", type=float, default=0.7, help="of the sampling (default 0.7)")
-    add("--max_new_tokens", type=int, default=300, help="longest response (default 300)")
-    add("--batch_size", type=int, default=64, help="responses that are written at a time (default 64)")
-    add("--pick", default="best_worst", help="of more than two responses: best_worst (default) or best_random")
-    add("--drop_unfinished", action="store_true", help="leave out responses that were cut")
-    add("--soft_labels", action="store_true", help="learn from the probabilities, not the verdicts")
+    add("--output_dir", help="folder for the output; the same command continues a run there")
+    add("--seed_labels", help="labelled pairs to start with: Hub id, file, or folder (also of an active run)")
+    add("--prompts", help="Hub id, folder or file with a column 'prompt', to generate responses for")
+    add(
+        "--n_prompts",
+        nargs="+",
+        type=int,
+        help="number of prompts per round: one for all rounds, or one for each",
+    )
+    add("--arms", nargs="+", default=["detection"], help="arms: expansion, refinement, detection (default: detection)")
+    add(
+        "--noise_schedule",
+        nargs="+",
+        type=float,
+        metavar="LAMBDA",
+        help="noise extrapolation of each round (default 0.5 0.25 0.125)",
+    )
+    add("--seed_epochs", type=float, default=3, help="number of epochs over the seed labels (default 3)")
+    add("--epochs", type=float, default=1, help="number of epochs over the labels of a round (default 1)")
+    add("--n", type=int, default=2, help="number of responses per prompt (default 2)")
+    add("--temperature", type=float, default=0.7, help="sampling temperature (default 0.7)")
+    add("--max_new_tokens", type=int, default=300, help="maximum length of a response in tokens (default 300)")
+    add("--batch_size", type=int, default=64, help="number of responses to generate at a time (default 64)")
+    add(
+        "--pick",
+        default="best_worst",
+        help="pair to take if n is above 2: best_worst (default) or best_random",
+    )
+    add("--drop_unfinished", action="store_true", help="skip responses that reached --max_new_tokens")
+    add("--soft_labels", action="store_true", help="train on the label probabilities instead of hard labels")
     add(
         "--relabel",
         type=float,
         metavar="SHARE",
-        help="the judge, or people, label the least confident; above 1: so many",
+        help="share of the least confident pairs that the judge or people label; above 1: number of pairs",
     )
     add_rounds_flags(parser, rounds=3)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do the rounds that are missing, write the report, print the last round of each arm."""
+    """Do the missing rounds, write the report, and print the last round of each arm."""
     from trl_real.data.files import load
     from trl_real.errors import TrlRealError
     from trl_real.rounds.active import labels_of_run
@@ -51,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.runtime.run_folder import SETTINGS_FILE
 
     require(args, "seed_labels", "prompts", "n_prompts", "model", "output_dir")
-    # The method's own judge is the implicit reward, whoever else is asked.
+    # The method itself uses the implicit reward, even if another judge relabels.
     args.own_length_normalize = bool(args.length_normalize)
     args.length_normalize = args.length_normalize if args.judge == "implicit_reward" else None
     refuse_flags_of_no_use(args, args.relabel is not None or bool(args.eval_prompts))
@@ -59,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     if seed_labels is None:
         arms = [folder.parent for folder in sorted(Path(args.seed_labels).glob(f"*/{SETTINGS_FILE}"))]
         if arms:
-            raise TrlRealError(f"{args.seed_labels!r} holds {len(arms)} runs. Give one: --seed_labels {arms[0]}")
+            raise TrlRealError(f"{args.seed_labels!r} holds {len(arms)} runs. Choose one: --seed_labels {arms[0]}")
         seed_labels = load(args.seed_labels)
     prompts = load(args.prompts)
 
@@ -98,5 +113,5 @@ def _rounds(args: argparse.Namespace, seed_labels: Any, prompts: Any, arm: str, 
 
 
 def _budget(value: float) -> float | int:
-    """A share up to 1, a number of rows above it."""
+    """Return a share for values up to 1, a number of rows above."""
     return value if value <= 1 else int(value)

@@ -1,30 +1,30 @@
-"""Fine-tune on the chosen responses: --dataset, --split, --model and every flag of TRL's SFTConfig, LoRA's too."""
+"""Fine-tune on the chosen responses. Takes --dataset, --split, --model and all flags of TRL's SFT."""
 
 import argparse
 import sys
 from contextlib import redirect_stdout
 
 from trl_real.cli.options import add_common, require, result, say
-from trl_real.cli.train import PreferenceArguments, last_metrics, load_as_told, on_cpu, own_flags, parsed
+from trl_real.cli.train import PreferenceArguments, last_metrics, on_cpu, own_flags, parsed, set_model_init_kwargs
 
 
-# Flags that are not named here are SFTConfig's and ModelConfig's, and so are the settings in the YAML file.
+# Other flags, and names in the YAML file, are those of SFTConfig and ModelConfig.
 PASSES_FLAGS_ON = True
 CONFIG_BY_FLAG = False
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Own flags; the rest goes to TRL."""
+    """Add the verb's own flags; TRL parses the others."""
     add_common(parser)
     parser.add_argument("--model", help="Hub id or local path of the base model")
     parser.epilog = (
-        "Further flags are those of trl.SFTConfig and trl.ModelConfig: --learning_rate 2e-5 --num_train_epochs 1 "
-        "--use_peft --lora_r 16 …  An adapter is merged, so that DPO from the saved model has the right reference."
+        "Other flags are those of trl.SFTConfig and trl.ModelConfig: --learning_rate 2e-5 --num_train_epochs 1 "
+        "--use_peft --lora_r 16 …  Adapters are merged: the saved model is the reference for DPO."
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fine-tune, save the whole model, say how to go on."""
+    """Fine-tune, save the full model, and print the next command."""
     from transformers import AutoTokenizer
     from trl import ModelConfig, SFTConfig, get_peft_config
 
@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
     data, config, model = parsed((PreferenceArguments, SFTConfig, ModelConfig), argv)
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", "output_dir")
-    load_as_told(config, model)
-    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is for the result
+    set_model_init_kwargs(config, model)
+    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
         trainer = warm_start(
             args.model,
             load(data.dataset, data.split),

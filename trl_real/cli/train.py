@@ -1,4 +1,4 @@
-"""Train with REALDPOTrainer: --dataset, --split, --model and every flag of TRL's DPO, LoRA's too."""
+"""Train with REALDPOTrainer. Takes --dataset, --split, --model and all flags of TRL's DPOConfig and LoRA."""
 
 import argparse
 import sys
@@ -9,14 +9,14 @@ from typing import Any
 from trl_real.cli.options import add_common, require, result, say
 
 
-# Flags that are not named here are DPOConfig's and ModelConfig's, and so are the settings in the YAML file.
+# Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
 PASSES_FLAGS_ON = True
 CONFIG_BY_FLAG = False
 
 
 @dataclass
 class PreferenceArguments:
-    """What to train on, by the names that the other verbs use."""
+    """Arguments for the training data and model, with the names that other verbs use."""
 
     dataset: str | None = field(default=None, metadata={"help": "Preferences: Hub id, folder or file"})
     split: str | None = field(default=None, metadata={"help": "Split, or a part of it"})
@@ -25,24 +25,24 @@ class PreferenceArguments:
 
 @dataclass
 class EvalArguments:
-    """What to evaluate on."""
+    """Arguments for the evaluation data."""
 
     eval_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on"})
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Own flags; the rest goes to TRL."""
+    """Add the verb's own flags; TRL parses the others."""
     add_common(parser)
     parser.add_argument("--eval_dataset", help="preferences to evaluate on")
     parser.add_argument("--model", help="Hub id or local path of the model to align")
     parser.epilog = (
-        "Further flags are those of trl_real.REALDPOConfig and trl.ModelConfig: --selection_strategy easy "
+        "Other flags are those of trl_real.REALDPOConfig and trl.ModelConfig: --selection_strategy easy "
         "--selection_budget 0.25 --learning_rate 1e-5 --num_train_epochs 1 --use_peft --lora_r 16 …"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, save the model with its card, print the last metrics."""
+    """Train, save the model with its card, and print the last metrics."""
     from transformers import AutoTokenizer
     from trl import ModelConfig, get_peft_config
 
@@ -59,11 +59,13 @@ def run(args: argparse.Namespace) -> None:
     require(args, "dataset", "model", "output_dir")
     preferences = labelled(data.dataset, data.split)
     if not len(preferences):
-        raise TrlRealError(f"{data.dataset!r} holds no preferences. Were all its labels ties? Select or label more.")
+        raise TrlRealError(
+            f"{data.dataset!r} holds no preferences; perhaps all labels are ties. Select or label more pairs."
+        )
     eval_dataset = labelled(held_out.eval_dataset) if held_out.eval_dataset else None
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
-    load_as_told(config, model)
+    set_model_init_kwargs(config, model)
     peft_config = get_peft_config(model)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
-    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is for the result
+    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
         train_from(trainer, resume_from)
     trainer.save_model()
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
@@ -85,10 +87,14 @@ def run(args: argparse.Namespace) -> None:
 
 def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
-    Flags, and settings of a `--config` among them, as TRL's parser reads them.
+    Parse flags, and the settings in the file of `--config`, with TRL's parser.
+
+    Args:
+        classes: Dataclasses of the arguments.
+        argv: Flags to parse.
 
     Raises:
-        TrlRealError: If there is no such file or setting, or a value is out of range.
+        TrlRealError: If the file cannot be read, a setting is unknown, or a value is out of range.
     """
     from trl import TrlParser
 
@@ -102,10 +108,14 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 
 def labelled(path: str, split: str | None = None) -> Any:
     """
-    Preferences.
+    Load preferences.
+
+    Args:
+        path: Hub id, folder or file.
+        split: Split, or a part of it.
 
     Raises:
-        MissingColumnError: If they are no labelled pairs.
+        MissingColumnError: If the rows are not labelled pairs.
     """
     from trl_real.data.files import load
     from trl_real.errors import MissingColumnError
@@ -118,38 +128,38 @@ def labelled(path: str, split: str | None = None) -> Any:
     return rows
 
 
-def load_as_told(config: Any, model: Any) -> None:
+def set_model_init_kwargs(config: Any, model: Any) -> None:
     """
-    Have TRL's trainer load the model as `trl.ModelConfig` says; the trainer's own `model_init_kwargs` go first.
+    Set `model_init_kwargs` of a trainer's config from a `trl.ModelConfig`; values already set have priority.
 
     Args:
-        config: Of the trainer; its `model_init_kwargs` are set.
-        model: A `trl.ModelConfig`: `model_revision`, `dtype`, `attn_implementation` and quantization.
+        config: Config of the trainer, modified in place.
+        model: `trl.ModelConfig` with `model_revision`, `dtype`, `attn_implementation` and quantization.
     """
     from trl import ModelConfig, get_quantization_config
 
     names = {"model_revision": "revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}
-    plain = ModelConfig()
-    told = {key: getattr(model, name) for name, key in names.items() if getattr(model, name) != getattr(plain, name)}
+    default = ModelConfig()
+    given = {k: getattr(model, name) for name, k in names.items() if getattr(model, name) != getattr(default, name)}
     if (quantization := get_quantization_config(model)) is not None:
-        told["quantization_config"] = quantization
-    if told:
-        config.model_init_kwargs = {**told, **(config.model_init_kwargs or {})}
+        given["quantization_config"] = quantization
+    if given:
+        config.model_init_kwargs = {**given, **(config.model_init_kwargs or {})}
 
 
 def own_flags(args: argparse.Namespace, *names: str) -> list[str]:
-    """All flags for TRL's parser: the verb's own by their names, and the rest."""
+    """Return all flags for TRL's parser: the verb's own flags and the others."""
     given = [(name, getattr(args, name)) for name in names if getattr(args, name) is not None]
     return [*args.rest, *(part for name, value in given for part in (f"--{name}", value))]
 
 
 def last_metrics(trainer) -> dict:
-    """The last value that was logged of each metric."""
+    """Return the last logged value of each metric."""
     return {name: value for entry in trainer.state.log_history for name, value in entry.items()}
 
 
 def on_cpu(argv: list[str]) -> list[str]:
-    """Flags of a trainer, with those it needs where there is no accelerator."""
+    """Return the flags of a trainer, with `--use_cpu` added on a machine without CUDA."""
     import torch
 
     return argv if torch.cuda.is_available() or "--use_cpu" in argv else [*argv, "--use_cpu", "True"]

@@ -1,4 +1,4 @@
-"""Win rate of a model against a baseline, or of many models: generate or take their answers, judge, and report."""
+"""Win rate of a model against a baseline, or ranking of several models: generate, judge and report."""
 
 import argparse
 import json
@@ -10,31 +10,31 @@ from trl_real.cli.options import add_common, require, result, say
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """A column of verdicts; or two columns of completions, or two policies, and a judge; or several columns."""
+    """Add the flags: a column of verdicts; two columns of completions or two policies; or several columns."""
     add_common(parser)
     add = parser.add_argument
     add("--preferences", help="column of verdicts in [0, 1]: 1 the model wins, 0 the baseline, 0.5 a tie")
-    add("--clusters", help="with --preferences: column that tells which rows share a prompt")
+    add("--clusters", help="with --preferences: column with an id per prompt, equal in rows that share a prompt")
     add("--lengths", help="with --preferences: column of the model's lengths, in characters")
     add("--baseline_lengths", help="with --preferences: column of the baseline's lengths")
     add("--model", default="response", help="column of the model's completions, or a policy: Hub id or path")
     add("--baseline", default="baseline_response", help="column of the baseline's completions, or a policy")
-    add("--models", nargs="+", metavar="COLUMN", help="several columns of completions: all meet, and are ranked")
-    add("--reference", help="with --models: the one whose rating is 1000 (default: the last)")
+    add("--models", nargs="+", metavar="COLUMN", help="columns of completions to compare and rank")
+    add("--reference", help="with --models: column with rating 1000 (default: the last)")
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
     add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
     add("--prompt", default="prompt", help="column of the prompts")
     add("--confidence", type=float, default=0.95, help="level of the interval")
-    add("--method", default="auto", help="interval: auto (default), wilson, t, score or bootstrap")
+    add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
     add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
-    add("--max_new_tokens", type=int, default=256, help="policies: longest answer")
-    add("--temperature", type=float, default=1.0, help="policies: 0 is greedy")
-    add("--plan", action="store_true", help="tell what judging would take, and stop")
+    add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
+    add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
+    add("--plan", action="store_true", help="print the estimated cost of judging, and stop")
     add_judge_flags(parser, model="judge_model")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the rates; with `--output_dir` write them, the verdicts and a page."""
+    """Print the rates; with `--output_dir`, write them, the verdicts and a page."""
     from trl_real.data.files import load
 
     require(args, "dataset")
@@ -122,15 +122,15 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
 
 
 def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
-    """The judge, and the dataset with the scores that it reads, if it is one of scores."""
+    """Return the judge and the dataset, for the judge `score` with columns of scores and pairs."""
     from trl_real.errors import TrlRealError
 
     if args.judge != "score":
         if args.judge == "votes":
-            raise TrlRealError("--judge votes: votes are about selected pairs. Type: trl-real label --judge votes …")
+            raise TrlRealError("--judge votes: votes belong to selected pairs. Type: trl-real label --judge votes …")
         return judge_from(args), dataset
     if args.models:
-        raise TrlRealError("--models need a judge that reads: --judge reward, chat or panel.")
+        raise TrlRealError("--models needs a judge that reads texts: --judge reward, chat or panel.")
     judge = judge_from(args)
     two = zip(_column(dataset, args.model_score), _column(dataset, args.baseline_score), strict=True)
     dataset = dataset.remove_columns([name for name in ("scores", "pair") if name in dataset.column_names])
@@ -139,16 +139,16 @@ def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
     )
 
 
-def _planned(args: argparse.Namespace, judge: Any, dataset: Any, meetings: list[tuple[str, str]]) -> bool:
-    """Tell the price, where the judge has one; whether that was all that was wanted."""
+def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tuple[str, str]]) -> bool:
+    """Print the estimate of a judge that asks questions; return whether `--plan` ends the run here."""
     if not hasattr(judge, "estimate"):
         if args.plan:
-            result(args, {}, f"{judge.name} asks nobody")
+            result(args, {}, f"{judge.name} asks no questions")
         return args.plan
     from trl_real.data.conversation import text_of
 
     batch: dict[str, list] = {"prompt": [], "response_a": [], "response_b": []}
-    for a, b in meetings:
+    for a, b in pairs:
         batch["prompt"] += _column(dataset, args.prompt)
         batch["response_a"] += [text_of(text) for text in _column(dataset, a)]
         batch["response_b"] += [text_of(text) for text in _column(dataset, b)]
@@ -186,7 +186,7 @@ def _lines(rates: dict[str, Any]) -> str:
 def _write(
     args: argparse.Namespace, values: dict[str, Any], comparisons: list | None, dataset: Any = None, **parts: Any
 ) -> None:
-    """`comparison.json`, the verdicts row by row, the completions, and the page."""
+    """Write `comparison.json`, the verdicts row by row, the completions, and the page."""
     from trl_real.evaluation.report import write_comparison_report
 
     folder = Path(args.output_dir)

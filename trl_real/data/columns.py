@@ -1,4 +1,4 @@
-"""What comes through `datasets.map`, in whatever format, as plain columns; and one row or a batch told apart."""
+"""Rows and batches from `datasets.map`, in any format, as plain columns."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from trl_real.errors import MissingColumnError, TrlRealError
 
 EMBEDDINGS = "embeddings"
 
-# What the selector adds: to a pool, and to rows that are labelled already.
+# Columns that the selector adds to a pool, and to labelled pairs.
 POOL_COLUMNS = ("pair", "response_a", "response_b", "similarity", "skipped")
 PREFERENCE_COLUMNS = ("similarity", "skipped")
 
@@ -27,24 +27,24 @@ OWN_FEATURES = {
 
 def to_columns(rows: Any) -> dict[str, Any]:
     """
-    A row or a batch in any of the formats of `datasets` as a dict of Python values.
+    Convert a row or a batch in any format of `datasets` to a dict of Python values.
 
     Args:
-        rows: A mapping (Python, NumPy or Torch values), a `pandas.DataFrame` or a `pyarrow.Table`.
+        rows: Mapping (Python, NumPy or Torch values), `pandas.DataFrame` or `pyarrow.Table`.
 
     Returns:
-        Column name to value (a row) or list of values (a batch). Embeddings are left as they are.
+        Dict of column name to value (for a row) or list of values (for a batch). Embeddings are not converted.
     """
     if hasattr(rows, "to_pydict"):
         return rows.to_pydict()
     columns = {name: rows[name] for name in rows.keys()}
-    if not isinstance(rows, Mapping):  # pandas says NaN where a text is missing
+    if not isinstance(rows, Mapping):  # pandas has NaN for a missing text
         columns = {name: series.astype(object).where(series.notna(), None) for name, series in columns.items()}
     return {name: value if name == EMBEDDINGS else to_python(value) for name, value in columns.items()}
 
 
 def to_python(value: Any) -> Any:
-    """Arrays, tensors and series as lists, at every depth."""
+    """Convert arrays, tensors and series to lists, at every depth."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -56,7 +56,11 @@ def to_python(value: Any) -> Any:
 
 def is_pool(columns: Iterable[str], responses: str) -> bool:
     """
-    Whether the rows are a pool of responses (else: labelled pairs).
+    Return True for a pool of responses, False for labelled pairs.
+
+    Args:
+        columns: Names of the columns.
+        responses: Name of the column with the list of responses.
 
     Raises:
         MissingColumnError: If the rows are neither.
@@ -66,22 +70,22 @@ def is_pool(columns: Iterable[str], responses: str) -> bool:
         return True
     if "chosen" in columns and "rejected" in columns:
         return False
-    fix = "Name the column that holds the list of responses: EmbeddingPairSelector(responses='…')"
+    fix = "Name the column with the list of responses: EmbeddingPairSelector(responses='…')"
     for likely in ("completions", "candidates", "generations", "outputs"):
         if likely in columns:
             fix = f"Rename it: dataset.rename_column({likely!r}, {responses!r})"
-    raise MissingColumnError(responses, columns, f"{fix}; or bring labelled pairs in 'chosen' and 'rejected'.")
+    raise MissingColumnError(responses, columns, f"{fix}; or give labelled pairs in 'chosen' and 'rejected'.")
 
 
 def is_batch(rows: Any, columns: dict[str, Any], depths: dict[str, int]) -> bool:
     """
-    Whether a batch came in, told by how deep the texts lie: a plain dict looks alike for rows and batches.
+    Return whether the input is a batch. For a plain dict, the nesting depth of the texts decides.
 
     Args:
-        rows: What came in. Tables are batches, of one row or more.
-        columns: The same as Python values.
-        depths: Columns to look at, until one has a text, and the lists around a text in one row: 1 for a list of
-            responses, 0 for a single one. Messages count as a text. The first one must be there.
+        rows: Input of the map. A table is always a batch.
+        columns: Input as Python values, from `to_columns`.
+        depths: Column name to the number of lists around a text in one row: 1 for a list of responses, 0 for a single
+            response. Messages count as a text. The first column with a text decides; the first column must exist.
     """
     if isinstance(rows, LazyRow):
         return False
@@ -99,22 +103,26 @@ def is_batch(rows: Any, columns: dict[str, Any], depths: dict[str, int]) -> bool
 
 def check_own_columns(columns: Iterable[str], own: tuple[str, ...]) -> None:
     """
-    Columns that the selector writes must be absent or its own, from an earlier run.
+    Check that the columns which the selector writes are absent, or come from an earlier selection.
+
+    Args:
+        columns: Names of the dataset's columns.
+        own: Names of the columns that the selector writes.
 
     Raises:
-        TrlRealError: If some, but not all of them are there, so that one must be the user's.
+        TrlRealError: If only some of them exist: then they are not from the selector.
     """
     columns = list(columns)
     present = [name for name in own if name in columns]
     if present and len(present) < len(own):
         raise TrlRealError(
-            f"The dataset has a column {present[0]!r} of its own, which the selector would overwrite. "
+            f"The dataset already has a column {present[0]!r}, which the selector would overwrite. "
             f"Rename it: dataset.rename_column({present[0]!r}, 'my_{present[0]}')."
         )
 
 
 def _depth(value: Any) -> int | None:
-    """Number of lists around the first text found; a list of messages counts as one text. None if there is none."""
+    """Return the number of lists around the first text, or None without a text. Messages count as one text."""
     if isinstance(value, str):
         return 0
     if not isinstance(value, list):
@@ -126,11 +134,11 @@ def _depth(value: Any) -> int | None:
 
 def extended(rows: Any, added: dict[str, list]) -> pa.Table:
     """
-    A table with the selector's columns added, or put in place of older ones.
+    Add the selector's columns to a table, or replace earlier ones.
 
     Args:
-        rows: A `pandas.DataFrame` or a `pyarrow.Table`.
-        added: Columns by name, of those in `OWN_FEATURES`.
+        rows: `pandas.DataFrame` or `pyarrow.Table`.
+        added: Column name to values; the names are keys of `OWN_FEATURES`.
     """
     table = rows if isinstance(rows, pa.Table) else _from_pandas(rows)
     table = table.drop_columns([name for name in added if name in table.column_names])
@@ -141,7 +149,7 @@ def extended(rows: Any, added: dict[str, list]) -> pa.Table:
 
 
 def _from_pandas(rows: Any) -> pa.Table:
-    """A table with the types that `datasets` has: pandas 3 makes large strings of its texts."""
+    """Convert to a table with the types of `datasets`: texts from pandas 3 are large strings."""
     table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
     for i, field in enumerate(table.schema):
         if field.type == pa.large_string():

@@ -1,4 +1,4 @@
-"""Prompts and responses, as text or as messages, with the prompt explicit or implied."""
+"""Prompts and responses as text or as messages, with an explicit or implicit prompt."""
 
 import os
 from typing import Any, TypeGuard, TypeVar
@@ -14,13 +14,13 @@ Messages = list[dict[str, Any]]
 Text = TypeVar("Text", str, Messages)
 
 
-def is_messages(value: Any) -> TypeGuard[Messages]:
-    """Whether `value` is a list of messages (`{"role": …, "content": …}`)."""
+def is_messages(value: Any) -> bool:
+    """Return whether `value` is a list of messages (`{"role": …, "content": …}`)."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
 
 
 def text_of(response: str | Messages) -> str:
-    """What was said: the text itself, or the contents of the messages, a line break between them."""
+    """Return the text itself, or the contents of the messages joined by line breaks."""
     if isinstance(response, str):
         return response
     return "\n".join(_content(message["content"]) for message in response)
@@ -28,14 +28,14 @@ def text_of(response: str | Messages) -> str:
 
 def dialogue(prompt: str | Messages) -> str:
     """
-    A prompt as text for a reader: messages with their speakers, a single message or a text as it is.
+    Return a prompt as readable text; several messages get the names of their roles.
 
     Raises:
-        TrlRealError: If it is neither.
+        TrlRealError: If the prompt is neither text nor messages.
     """
     if not isinstance(prompt, str | list):
         raise TrlRealError(
-            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Leave such rows out: "
+            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Remove such rows: "
             "dataset.filter(lambda row: row['prompt'] is not None)"
         )
     if isinstance(prompt, str) or len(prompt) == 1:
@@ -45,19 +45,19 @@ def dialogue(prompt: str | Messages) -> str:
 
 def implied_prompt(chosen: Text, rejected: Text) -> Text:
     """
-    The prompt that two full dialogues share.
+    Return the prompt that two full dialogues share.
 
-    For HH-RLHF markup it is everything up to and including the last `"\\n\\nAssistant:"` of the chosen dialogue, so
-    that responses which begin alike keep their beginnings; for other text it is the longest common beginning, and
-    for messages the messages they have in common.
+    For HH-RLHF markup, the prompt ends with the last `"\\n\\nAssistant:"` of the chosen dialogue, so that responses
+    with the same beginning keep it. For other text it is the longest common prefix; for messages, the common first
+    messages.
 
     Args:
-        chosen: A dialogue, as text or messages.
-        rejected: The same dialogue with another last response.
+        chosen: Dialogue as text or messages.
+        rejected: Same dialogue with another last response.
 
     Returns:
-        The prompt, in the form of the dialogues. HH-RLHF markup is cut by `chosen` alone: whether `rejected` begins
-        with the prompt is for the caller to check.
+        Prompt in the form of the dialogues. For HH-RLHF markup only `chosen` decides; the caller must check that
+        `rejected` begins with the prompt.
     """
     if isinstance(chosen, str):
         end = chosen.rfind(ASSISTANT_TURN)
@@ -68,20 +68,19 @@ def implied_prompt(chosen: Text, rejected: Text) -> Text:
     return chosen[:shared]
 
 
-def without_prompt(dialogue: Text, prompt: Text) -> Text | None:
-    """What follows the prompt, or None if the dialogue does not begin with it."""
+def without_prompt(dialogue: str | Messages, prompt: str | Messages) -> str | Messages | None:
+    """Return the dialogue after the prompt, or None if it does not begin with the prompt."""
     begins = dialogue.startswith(prompt) if isinstance(dialogue, str) else dialogue[: len(prompt)] == prompt
     return dialogue[len(prompt) :] if begins else None
 
 
 def as_messages(response: str | Messages) -> Messages:
-    """A text as one assistant message; messages as they are."""
+    """Convert a text to one assistant message; return messages unchanged."""
     return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
 
 
 def after_prompt(response: Any, prompt: Any) -> Any:
-    """A response without the prompt, where its messages repeat it (the binarized UltraFeedback's layout); else as it
-    is."""
+    """Remove the prompt from a response with messages that repeat it (the layout of the binarized UltraFeedback)."""
     if not is_messages(response):
         return response
     if isinstance(prompt, str):
@@ -92,21 +91,21 @@ def after_prompt(response: Any, prompt: Any) -> Any:
 
 
 def label_features(prompt: Any, response: Any) -> tuple[Any, Any]:
-    """Features of a label's prompt and of its responses, of those in the pool: where one of the two is a text and the
-    other messages, both are messages, since TRL takes no mixture."""
+    """Return the features of a label's prompt and responses, given those of the pool. If one is text and the other
+    messages, both become messages, because TRL does not accept a mixture."""
     texts = isinstance(prompt, Value), isinstance(response, Value)
     return response if texts == (True, False) else prompt, prompt if texts == (False, True) else response
 
 
-def in_form(feature: Any, said: str | Messages | None, role: str = "assistant") -> str | Messages | None:
-    """What was said as a column of `feature` holds it: where that holds messages, a text is one message of `role`."""
-    if isinstance(feature, Value) or not isinstance(said, str):
-        return said
-    return [{"role": role, "content": [{"type": "text", "text": said}] if _holds_parts(feature) else said}]
+def in_form(feature: Any, value: str | Messages | None, role: str = "assistant") -> str | Messages | None:
+    """Convert to the form of a column: if `feature` holds messages, a text becomes one message with `role`."""
+    if isinstance(feature, Value) or not isinstance(value, str):
+        return value
+    return [{"role": role, "content": [{"type": "text", "text": value}] if _holds_parts(feature) else value}]
 
 
 def _holds_parts(feature: Any) -> bool:
-    """Whether the contents of a column's messages are lists of parts, and no texts."""
+    """Return whether the contents of a column's messages are lists of parts instead of texts."""
     message = getattr(feature, "feature", None)
     return isinstance(message, dict) and isinstance(message.get("content"), List | LargeList)
 

@@ -1,4 +1,4 @@
-"""What every converter does: check the columns, go through the rows, count those that cannot serve."""
+"""Base of the converters: check columns, convert row by row, and count skipped rows."""
 
 import logging
 from collections import Counter
@@ -21,17 +21,17 @@ CHUNK = 10_000
 
 def require_columns(dataset: Any, source: str, columns: Sequence[str], text: Sequence[str] = ()) -> None:
     """
-    Check that `dataset` is one split with these columns, those of `text` holding text.
+    Check that `dataset` is one split with the columns that a converter needs.
 
     Args:
-        dataset: What the user gave.
-        source: Name of the converter, for the errors.
-        columns: Names that it needs.
-        text: Those of them that must hold text.
+        dataset: Input of the converter.
+        source: Name of the converter, for error messages.
+        columns: Names of the required columns.
+        text: Names of the columns that must hold text.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If it is no `Dataset`, or a column holds something else.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If `dataset` is not a `Dataset`, or a column of `text` holds something else.
     """
     if not isinstance(dataset, Dataset):
         fix = f"{source}(dataset['train'])" if isinstance(dataset, dict) else "load_dataset(…, split='train')"
@@ -50,16 +50,15 @@ def require_columns(dataset: Any, source: str, columns: Sequence[str], text: Seq
 
 
 def iterate(dataset: Dataset) -> Iterator[dict]:
-    """The rows as dicts of Python values, whatever the dataset's format."""
+    """Iterate over the rows as dicts of Python values, independent of the dataset's format."""
     dataset = dataset.with_format(None)
     for batch in dataset.iter(batch_size=1000):
         yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def from_rows(rows: Iterable[dict], features: dict) -> Dataset:
-    """A dataset of these rows; built in chunks, since one Arrow text array ends at 2 GB."""
-    rows = iter(rows)
-    chunks: list[Dataset] = []
+    """Build a dataset from rows, in chunks: one Arrow text array is limited to 2 GB."""
+    rows, chunks = iter(rows), []
     while (chunk := list(islice(rows, CHUNK))) or not chunks:
         columns = {name: [row[name] for row in chunk] for name in features}
         chunks.append(Dataset.from_dict(columns, features=Features(features)))
@@ -67,7 +66,7 @@ def from_rows(rows: Iterable[dict], features: dict) -> Dataset:
 
 
 class _ByRow:
-    """A function of one row as a batched map that gives the reason for each row it cannot convert."""
+    """Batched map of a function of one row, with a column of reasons for rows it cannot convert."""
 
     def __init__(self, convert: Callable[..., dict], columns: Sequence[str], outputs: Sequence[str], settings: dict):
         self.convert, self.columns, self.outputs, self.settings = convert, columns, outputs, settings
@@ -90,38 +89,39 @@ def convert_rows(
     **settings,
 ) -> Dataset:
     """
-    Convert row by row, leaving out those that `convert` gives a reason for.
+    Convert row by row, and skip the rows for which `convert` returns a reason.
 
     Args:
-        dataset: One split.
-        source: Name of the converter.
-        convert: Takes the values of `columns` and `settings` by name, returns the values of `outputs`, or
-            `{REASON: why not}`.
-        columns: What it reads.
-        outputs: Names and features of what it writes; other columns are kept.
-        counts: Is given reason -> rows skipped.
+        dataset: Dataset to convert, one split.
+        source: Name of the converter, for logs and the progress bar.
+        convert: Function that takes the values of `columns` and `settings` by name and returns the values of
+            `outputs`, or `{REASON: "why the row is skipped"}`.
+        columns: Names of the columns that `convert` reads.
+        outputs: Names and features of the columns that `convert` writes; other columns are kept.
+        counts: Counter that receives the number of skipped rows per reason.
+        **settings: Further arguments of `convert`.
     """
-    kept = {name: feature for name, feature in dataset.features.items() if name not in (*columns, *outputs)}
+    others = {name: feature for name, feature in dataset.features.items() if name not in (*columns, *outputs)}
     if not len(dataset):
-        return report(source, 0, from_rows([], {**outputs, **kept}), Counter(), counts)
+        return report(source, 0, from_rows([], {**outputs, **others}), Counter(), counts)
     converted = dataset.with_format(None).map(
         _ByRow(convert, columns, list(outputs), settings),
         batched=True,
         input_columns=list(columns),
         remove_columns=[name for name in columns if name not in outputs],
-        features=Features({**kept, **outputs, REASON: Value("string")}),
+        features=Features({**others, **outputs, REASON: Value("string")}),
         desc=source,
     )
     reasons = converted[REASON][:]
-    converted = converted.select_columns([*outputs, *kept])
-    serving = [index for index, reason in enumerate(reasons) if not reason]
-    if len(serving) < len(reasons):
-        converted = converted.select(serving)
+    converted = converted.select_columns([*outputs, *others])
+    valid = [index for index, reason in enumerate(reasons) if not reason]
+    if len(valid) < len(reasons):
+        converted = converted.select(valid)
     return report(source, len(reasons), converted, Counter(filter(None, reasons)), counts)
 
 
 def report(source: str, n_rows: int, converted: Dataset, skipped: Counter, counts: Counter | None) -> Dataset:
-    """Tell what was skipped, in the log and in `counts`; returns `converted`."""
+    """Report the skipped rows in the log and in `counts`, and return `converted`."""
     skipped = +skipped
     if counts is not None:
         counts.update(skipped)

@@ -1,4 +1,4 @@
-"""Datasets from the Hub or from disk, and back to disk without ever leaving half of one."""
+"""Datasets read from the Hub or from disk, and saved to disk completely or not at all."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from trl_real.errors import TrlRealError
 logger = logging.getLogger(__name__)
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-ONE_SPLIT, SEVERAL_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` leaves in a folder
+ONE_SPLIT, SEVERAL_SPLITS = "state.json", "dataset_dict.json"  # files that `save_to_disk` writes
 MARKER = "trl_real.json"
 MAX_REASON = 300  # characters
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -35,17 +35,17 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 def load(path_or_id: str | Path, split: str | None = None, **options: Any) -> Dataset:
     """
-    One split of a dataset, wherever it lies.
+    Load one split of a dataset from disk or from the Hub.
 
     Args:
-        path_or_id: A `save_to_disk` folder, a Parquet, JSONL, JSON or CSV file (also `.gz`), a folder of such files,
-            or a Hub id. What exists on disk goes before the Hub.
-        split: Which split, or part of it (`"train[:1000]"`); needed where there are several. Data without splits
-            answers to `"train"`.
-        options: For `datasets.load_dataset`, where the dataset comes from the Hub: `name`, `data_dir`, `revision`, …
+        path_or_id: `save_to_disk` folder, Parquet, JSONL, JSON or CSV file (also `.gz`), folder of such files, or Hub
+            id. A path on disk has priority over the Hub.
+        split: Name of the split, or a part of it (`"train[:1000]"`); required if there are several. Data without
+            splits has the split `"train"`.
+        options: Options of `datasets.load_dataset` for a dataset on the Hub: `name`, `data_dir`, `revision`, …
 
     Raises:
-        TrlRealError: If there is no such path or split, several splits and none was named, or it cannot be read.
+        TrlRealError: If the path or split does not exist, the split is ambiguous, or the data cannot be read.
     """
     name, splits = _splits(path_or_id, {}, options)
     return _choose(splits, split, name)
@@ -53,39 +53,39 @@ def load(path_or_id: str | Path, split: str | None = None, **options: Any) -> Da
 
 def load_stream(path_or_id: str | Path, split: str | None = None) -> IterableDataset:
     """
-    One split of a dataset that is read row by row, and never as a whole.
+    Open one split of a dataset as a stream.
 
     Args:
-        path_or_id: As in `load`.
-        split: Which split; needed where there are several.
+        path_or_id: Path or Hub id, as in `load`.
+        split: Name of the split; required if there are several.
 
     Raises:
-        TrlRealError: As in `load`, or if a part of a split is asked for.
+        TrlRealError: As in `load`, or if `split` is a part of a split.
     """
     name, splits = _splits(path_or_id, {"streaming": True}, {"streaming": True})
     names = list(splits)
     if split not in (None, *names) or (split is None and len(names) > 1):
-        raise TrlRealError(f"A stream of {name!r} is one whole split of {names}; found {split!r}. Type: {names[0]!r}")
+        raise TrlRealError(f"A stream of {name!r} is one full split of {names}; found {split!r}. Type: {names[0]!r}")
     stream = splits[split or names[0]]
     return stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream
 
 
 def save(dataset: Dataset, folder: str | Path) -> Path:
     """
-    Write `dataset` for `load` (or `datasets.load_from_disk`): all of it, or nothing.
+    Save `dataset` for `load` (or `datasets.load_from_disk`), completely or not at all.
 
-    It is written beside `folder` and put in its place when complete. An older output of this function is replaced, and
-    whatever else lies in it with it.
+    The data is written to a folder next to `folder`, then moved there. An earlier output of this function is replaced,
+    with everything in it.
 
     Args:
-        dataset: One split.
-        folder: Where to; folders above it are made.
+        dataset: Dataset to save, one split.
+        folder: Path of the folder; parent folders are created.
 
     Returns:
-        The folder's path.
+        Path of the folder.
 
     Raises:
-        TrlRealError: If `folder` is a file, holds something that this function did not write, or holds the files that
+        TrlRealError: If `folder` is a file, has content that this function did not write, or has the files that
             `dataset` reads from.
     """
     target = Path(folder).expanduser().resolve()
@@ -93,7 +93,7 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
-        # Without rows there is no shard by default, and `load_from_disk` fails on the folder.
+        # An empty dataset gets no shard by default, and `load_from_disk` then fails.
         dataset.save_to_disk(new, num_shards=None if len(dataset) else 1)
         (new / MARKER).write_text(json.dumps({"trl_real": version("trl-real")}) + "\n", encoding="utf-8")
         if target.exists():
@@ -109,10 +109,14 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
 
 def check_target(dataset: Dataset, folder: str | Path) -> None:
     """
-    For the start of a long run that ends in `save`.
+    Check at the start of a long run that `save` will be able to write.
+
+    Args:
+        dataset: Input of the run.
+        folder: Path to save to at the end.
 
     Raises:
-        TrlRealError: If `save` would not write `dataset` there.
+        TrlRealError: If `save` would refuse to write `dataset` there.
     """
     _check_target(dataset, Path(folder).expanduser().resolve(), folder)
 
@@ -133,7 +137,7 @@ def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
 
 
 def _splits(path_or_id: str | Path, on_disk: dict, on_hub: dict) -> tuple[str, dict[str, Any]]:
-    """The name for errors, and all splits of what lies on the disk or, if nothing does, on the Hub."""
+    """Return the name for errors, and all splits from disk or, if the path does not exist, from the Hub."""
     name, path = str(path_or_id), Path(path_or_id).expanduser()
     try:
         return name, _read_path(path, **on_disk) if path.exists() else _read_hub(name, on_hub)
@@ -141,7 +145,7 @@ def _splits(path_or_id: str | Path, on_disk: dict, on_hub: dict) -> tuple[str, d
         raise
     except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
         raise TrlRealError(
-            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and what its ending says."
+            f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and that its suffix fits its format."
         ) from error
 
 
@@ -151,7 +155,7 @@ def _read_path(path: Path, **options: bool) -> dict[str, Any]:
     file_format = _format(path)
     if file_format is None:
         raise TrlRealError(
-            f"{str(path)!r} does not end in one of {sorted(FORMATS)}. Rename it after its format, or convert it."
+            f"{str(path)!r} does not end in one of {sorted(FORMATS)}. Give it the suffix of its format, or convert it."
         )
     return load_dataset(file_format, data_files=str(path.resolve()), **options)
 
@@ -164,20 +168,20 @@ def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     found = [file for file in visible if _format(file)]
     if not found:
         raise TrlRealError(
-            f"Nothing to read in the folder {str(folder)!r}: neither a saved dataset nor a file that ends in one of "
+            f"Nothing to read in the folder {str(folder)!r}: no saved dataset, and no file that ends in one of "
             f"{sorted(FORMATS)}. Give another folder or a file."
         )
     files = load_dataset_builder(str(folder)).config.data_files
     read = {Path(file) for names in files.values() for file in names}
     left_out = sorted(str(file.relative_to(folder)) for file in found if file.resolve() not in read)
     if left_out:
-        logger.warning("%s: not read, since their names or formats fit no split: %s", folder, ", ".join(left_out))
+        logger.warning("%s: skipped files that belong to no split by name or format: %s", folder, ", ".join(left_out))
     return load_dataset(str(folder), **options)
 
 
 def _read_hub(name: str, options: dict) -> dict[str, Any]:
     if not HUB_ID.fullmatch(name) or _format(Path(name)):
-        raise TrlRealError(f"No file or folder {name!r}. Check the path; it was looked for from {str(Path.cwd())!r}.")
+        raise TrlRealError(f"No file or folder {name!r}. Check the path; it is relative to {str(Path.cwd())!r}.")
     try:
         return load_dataset(name, **options)
     except (DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
@@ -201,7 +205,7 @@ def _choose(splits: dict[str, Dataset], split: str | None, name: str) -> Dataset
 
 
 def _format(file: Path) -> str | None:
-    """The loader for a file name, or None."""
+    """Return the loader name for a file, or None."""
     return FORMATS.get(Path(file.name.lower().removesuffix(".gz")).suffix)
 
 

@@ -1,4 +1,4 @@
-"""The responses of a row that can stand in a pair, or the reason why there are none."""
+"""Responses of a row that can form a pair, or the reason why the row has none."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +17,13 @@ PROMPT_MISMATCH = "chosen and rejected do not share their prompt"
 @dataclass
 class Candidates:
     """
-    One row, ready for embedding.
+    Row that is ready for embedding.
 
     Args:
-        prompt: Text or messages; None if the row has none.
-        texts: What each eligible response says, distinct and not blank.
-        indices: Where each of `texts` stands in the row's responses, ascending.
-        skipped: Why the row can have no pair; empty if it can.
+        prompt: Prompt as text or messages; None if the row has no prompt.
+        texts: Texts of the eligible responses, distinct and not blank.
+        indices: Index of each text in the row's responses, ascending.
+        skipped: Reason why the row cannot have a pair; empty if it can.
     """
 
     prompt: Any = None
@@ -34,12 +34,14 @@ class Candidates:
 
 def pool_candidates(prompt: Any, responses: list | None, column: str = "responses") -> Candidates:
     """
-    Candidates of a pool row: the first of each set of equal responses (spaces around them aside), blank ones left out.
+    Return the candidates of a pool row: its distinct responses, without blank ones.
+
+    Of responses that differ only in the spaces around them, the first counts.
 
     Args:
-        prompt: Text, messages or None.
-        responses: Texts or message lists, which may repeat the prompt; None entries are missing responses.
-        column: Where they come from, for the error.
+        prompt: Prompt as text or messages, or None.
+        responses: Responses as texts or messages, which may repeat the prompt; None entries are missing responses.
+        column: Name of the column with the responses, for the error.
 
     Raises:
         TrlRealError: If a response is neither text nor messages.
@@ -47,7 +49,7 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
     if isinstance(responses, str) or not isinstance(responses, list | tuple | None):
         raise TrlRealError(
             f"Column {column!r} holds one {type(responses).__name__} a row where a list of responses should be. "
-            "Group the rows of a prompt first, or name the column that has the lists: responses='…'."
+            "Group the rows by prompt first, or name the column with the lists: responses='…'."
         )
     texts = [_checked_text(after_prompt(response, prompt), column) for response in responses or []]
     seen: dict[str, int] = {}
@@ -62,12 +64,12 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
 
 def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates:
     """
-    Candidates of a labelled row: its two responses without their prompt, which may be explicit or implied.
+    Return the candidates of a labelled row: its two responses without their explicit or implicit prompt.
 
     Args:
-        prompt: Text, messages, or None where `chosen` and `rejected` are full dialogues.
-        chosen: Text or messages.
-        rejected: Text or messages.
+        prompt: Prompt as text or messages, or None if `chosen` and `rejected` are full dialogues.
+        chosen: Better response, as text or messages.
+        rejected: Worse response, as text or messages.
 
     Raises:
         TrlRealError: If a response is neither text nor messages.
@@ -78,13 +80,13 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         _checked_text(value, name)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise TrlRealError(
-            "Of 'chosen' and 'rejected' one holds texts and the other messages. Convert one: dataset.map(…)."
+            "One of 'chosen' and 'rejected' holds texts and the other messages. Convert one: dataset.map(…)."
         )
     if prompt is None:
         if chosen == rejected:
             return Candidates(skipped=IDENTICAL)
         prompt = implied_prompt(chosen, rejected)
-        if prompt != implied_prompt(rejected, chosen):  # else the label would decide whether the row has a pair
+        if prompt != implied_prompt(rejected, chosen):  # the label must not decide whether the row has a pair
             return Candidates(skipped=PROMPT_MISMATCH)
         chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
     if chosen is None or rejected is None:

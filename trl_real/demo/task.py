@@ -1,6 +1,7 @@
 """
-The controlled-sentiment task of the DPO paper (Rafailov et al. 2023, section 6), small: the policy writes, and a known
-reward, here VADER's compound score in [-1, 1], stands for the annotator, so that what a label taught can be measured.
+Small version of the controlled-sentiment task of the DPO paper (Rafailov et al. 2023, section 6).
+
+The annotator is a known reward, VADER's compound score in [-1, 1], so that the effect of labels can be measured.
 """
 
 import re
@@ -9,9 +10,9 @@ from trl_real.errors import MissingExtraError
 
 
 TASK = (
-    "SmolLM2-135M-Instruct writes short replies to prompts made for this demo; the true reward is VADER's compound "
-    "sentiment score, a lexicon, which plays the annotator. The policy is to write more positively. This shows the "
-    "machinery on a task with a known truth; it says nothing about how people would judge the replies."
+    "SmolLM2-135M-Instruct writes short replies to prompts made for this demo. The true reward, VADER's lexicon-based "
+    "sentiment score, replaces the annotator: the policy should learn to write more positively. The demo shows every "
+    "step on a task with a known truth; it does not show how people would judge the replies."
 )
 
 FORMS = (
@@ -37,15 +38,15 @@ TEST_TOPICS = (
 
 
 def prompts(topics: tuple[str, ...]) -> list[list[dict[str, str]]]:
-    """Every form of prompt about every topic, as messages."""
+    """Return every form of prompt for every topic, as messages."""
     return [[{"role": "user", "content": form.format(topic)}] for topic in topics for form in FORMS]
 
 
 def whole_sentences(text: str) -> str:
     """
-    The text up to its last full stop: a reply that was cut off must not be taught as complete.
+    Cut the text after its last complete sentence, so that truncated replies are not trained on as complete.
 
-    Text without one stays as it is.
+    Text without a sentence end stays as it is.
     """
     ends = [match.end() for match in re.finditer(r"[.!?][\"')]*(?=\s|$)", text)]
     return text[: ends[-1]].strip() if ends else text.strip()
@@ -53,7 +54,7 @@ def whole_sentences(text: str) -> str:
 
 def sentiment(texts: list[str]) -> list[float]:
     """
-    VADER's compound score of each text, in [-1, 1].
+    Return VADER's compound score of each text, in [-1, 1].
 
     Raises:
         MissingExtraError: If vaderSentiment is not installed.

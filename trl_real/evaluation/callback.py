@@ -1,6 +1,5 @@
-"""The win rate while a model is trained, beside the length of what it writes."""
+"""Callback that measures the win rate and the length of completions during training."""
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare
 from trl_real.evaluation.comparison import Comparison
 from trl_real.labeling.verdicts import Judge
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
 
@@ -21,27 +21,26 @@ WIN_RATES_FILE, PICTURE = "win_rates.jsonl", "win_rates.png"
 
 class WinRateCallback(TrainerCallback):
     """
-    Win rate of the model in training against completions that are there already, at each evaluation.
+    Callback that measures, at each evaluation, the win rate of the model in training against given completions.
 
-    Works with any `Trainer` (DPO, SFT, …) and needs none: the baseline's completions are data, and the model comes
-    with the event. The rates join the metrics of the evaluation (`eval_win_rate`, `eval_win_rate_low`,
-    `eval_win_rate_high`, `eval_completion_length`), so that `metric_for_best_model="eval_win_rate"` works; they are
-    appended to `output_dir/win_rates.jsonl` and drawn in `output_dir/win_rates.png`. With `REALDPOTrainer` they reach
-    the trackers, too.
+    Works with any `Trainer` (DPO, SFT, …). The rates are added to the metrics of the evaluation (`eval_win_rate`,
+    `eval_win_rate_low`, `eval_win_rate_high`, `eval_completion_length`), so that
+    `metric_for_best_model="eval_win_rate"` works; they are appended to `output_dir/win_rates.jsonl` and drawn in
+    `output_dir/win_rates.png`. With `REALDPOTrainer` they are also logged to the trackers.
 
     Args:
-        prompts: Texts or messages.
-        baseline: The baseline's completions, one a prompt; often those of the model before training
+        prompts: Prompts, as texts or messages.
+        baseline: Completions of the baseline, one per prompt; often those of the model before training
             (`generate`).
         judge: Any judge that reads texts.
-        n: Prompts that are judged at most: drawn once, from the seed and the prompts' texts.
-        generate: Takes a list of prompts and returns a completion each, for models that are served elsewhere or
-            sharded; by default the model in training answers, on all processes.
-        seed: Of the draw and the sampling.
-        **generation: Of `generate`: `max_new_tokens`, `temperature`, `batch_size`, ….
+        n: Maximum number of prompts to judge; drawn once, from the seed and the texts of the prompts.
+        generate: Function that takes a list of prompts and returns one completion each, for models that are sharded
+            or served elsewhere; by default the model in training generates, on all processes.
+        seed: Seed of the draw and of the sampling.
+        **generation: Arguments of `generate`: `max_new_tokens`, `temperature`, `batch_size`, ….
 
     Raises:
-        TrlRealError: If there is not one completion a prompt, or none at all.
+        TrlRealError: If the numbers of prompts and completions differ or are 0, or `n` is below 1.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class WinRateCallback(TrainerCallback):
         prompts, baseline = list(prompts), list(baseline)
         if len(prompts) != len(baseline) or not prompts or n < 1:
             raise TrlRealError(
-                f"{len(baseline)} completions for {len(prompts)} prompts, n={n}. Give one a prompt, and n=1 or more."
+                f"{len(baseline)} completions for {len(prompts)} prompts, n={n}. Give one per prompt, and n=1 or more."
             )
         kept = _drawn(prompts, n, seed)
         self.prompts, self.baseline = ([values[i] for i in kept] for values in (prompts, baseline))
@@ -68,13 +67,13 @@ class WinRateCallback(TrainerCallback):
         self.last_step = -1
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **events: Any) -> None:
-        """Take up the history of a run that is resumed; of a step that was done twice the last line counts."""
+        """Load the history of a resumed run; for a repeated step the last line counts."""
         file = Path(args.output_dir) / WIN_RATES_FILE
-        known = {row["step"]: row for row in Journal(file).read() if row["step"] <= state.global_step}
-        self.history = [known[step] for step in sorted(known)]
+        rows = {row["step"]: row for row in Journal(file).read() if row["step"] <= state.global_step}
+        self.history = [rows[step] for step in sorted(rows)]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **events: Any) -> None:
-        """Generate, judge, and add to the metrics; once a step, also where there are several evaluation sets."""
+        """Generate, judge, and add the rates to the metrics; once per step, also with several evaluation sets."""
         if state.global_step == self.last_step:
             return
         self.last_step, started = state.global_step, time.perf_counter()
@@ -85,11 +84,11 @@ class WinRateCallback(TrainerCallback):
         row = _row(comparison, state, time.perf_counter() - started)
         with Journal(Path(args.output_dir) / WIN_RATES_FILE) as journal:
             journal.append(row)
-        self.history = [known for known in self.history if known["step"] != row["step"]] + [row]
+        self.history = [earlier for earlier in self.history if earlier["step"] != row["step"]] + [row]
         metrics.update({f"eval_{name}": row[name] for name in _METRICS if row[name] is not None})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **events: Any) -> None:
-        """Draw what came out."""
+        """Draw the history."""
         if state.is_world_process_zero and self.history:
             from trl_real.evaluation.plots import history_figure
             from trl_real.reports.figures import save_png
@@ -97,7 +96,7 @@ class WinRateCallback(TrainerCallback):
             save_png(history_figure(self.history), Path(args.output_dir) / PICTURE)
 
     def _completions(self, model: Any, tokenizer: Any) -> list[str]:
-        """The model's answers; each process writes its share of them."""
+        """Generate the model's completions; each process generates its share."""
         if self.generate is not None:
             return list(self.generate(self.prompts))
         from accelerate import PartialState
@@ -136,22 +135,24 @@ def _row(comparison: Comparison, state: Any, seconds: float) -> dict[str, Any]:
 
 
 def _drawn(prompts: list[Any], n: int, seed: int) -> list[int]:
-    """Rows that a hash of seed and text puts first, in their own order."""
+    """Return up to `n` rows, chosen by a hash of seed and text, in their original order."""
 
     def draw(row: int) -> bytes:
-        return hashlib.sha256(f"{seed}\0{dialogue(prompts[row])}".encode("utf-8", "surrogatepass")).digest()
+        return sha256(seed, dialogue(prompts[row]))
 
     return sorted(sorted(range(len(prompts)), key=draw)[:n])
 
 
 def _check_whole(model: Any) -> None:
     """
+    Check that the model is not sharded.
+
     Raises:
-        TrlRealError: If the parameters are spread over processes, so that none can generate.
+        TrlRealError: If the parameters are spread over processes, so that no process can generate.
     """
     sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     if sharded or "FullyShardedDataParallel" in type(model).__name__ or "FSDP" in type(model).__name__:
         raise TrlRealError(
-            "A sharded model cannot write the completions of WinRateCallback. Serve its checkpoints and give "
+            "WinRateCallback cannot generate with a sharded model. Serve its checkpoints and give "
             "generate=…, or compare after training: trl-real win-rate."
         )

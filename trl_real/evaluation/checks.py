@@ -1,4 +1,4 @@
-"""What should make one doubt a win rate: constant or equal answers, length, an unfair judge, too little data."""
+"""Reasons to doubt a win rate: constant or equal answers, length, an unfair judge, too little data."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from trl_real.labeling.verdicts import VerdictSummary
 
 
-# Of 39 entries of the AlpacaEval boards the honest ones repeat a text, or share a length, in at most 3 % of the rows.
+# The honest ones of 39 entries on the AlpacaEval boards repeat a text, or share a length, in at most 3 % of the rows.
 REPEATED, ENOUGH = 0.1, 20
 LENGTH_RATIO, LENGTH_GAP = 1.5, 0.1
 BIAS, FLIPS, FAILED = 0.1, 0.3, 0.05
@@ -17,12 +17,12 @@ FEW_PROMPTS = 50
 
 class Doubt(NamedTuple):
     """
-    A reason to doubt a win rate.
+    Reason to doubt a win rate.
 
     Args:
-        name: Such as `"duplicates"`.
-        words: What was found, and what it means, in one sentence.
-        grave: Whether the rate means nothing while this stands.
+        name: Short name, such as `"duplicates"`.
+        words: Finding and meaning in one sentence.
+        grave: Whether the finding makes the rate worthless.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Doubt(NamedTuple):
 
 def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list[Doubt]:
     """
-    Whether one side gives the same answer to different prompts, or none.
+    Check one side for equal answers to different prompts, and for empty answers.
 
     Args:
-        side: Whose completions these are, for the words.
-        prompts: Shape `(N,)`.
+        side: Name of the side, for the message.
+        prompts: Prompts. Shape `(N,)`.
         texts: Completions. Shape `(N,)`.
     """
     n, doubts = len(texts), []
@@ -51,7 +51,7 @@ def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list
             Doubt(
                 "duplicates",
                 f"{side} gives the same answer to different prompts in {sum(repeated)} of {n} rows "
-                f"(distinct texts: {n_distinct}): a constant answer that sways a judge is no skill",
+                f"(distinct texts: {n_distinct}): a constant answer that wins shows a weak judge, not a good model",
                 grave=share > 0.5,
             )
         )
@@ -63,27 +63,27 @@ def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list
 
 def identity_doubts(same: Sequence[bool]) -> list[Doubt]:
     """
-    Whether two sides mostly gave the same answers, as policies do that training has not moved apart.
+    Check whether both sides mostly give the same answers, as after a training without effect.
 
     Args:
-        same: Whether both completions of a row are one text. Shape `(N,)`.
+        same: Whether the two completions of each row are equal. Shape `(N,)`.
     """
     if sum(same) <= 0.5 * len(same):
         return []
     words = (
-        f"both sides give the same answer in {sum(same)} of {len(same)} rows, which nobody judged: "
-        "look whether training has changed the model at all"
+        f"both sides give the same answer in {sum(same)} of {len(same)} rows, which were not judged: "
+        "check whether training has changed the model at all"
     )
     return [Doubt("identical", words, grave=all(same))]
 
 
 def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:
     """
-    Whether the completions of one side, of which only the lengths are known, look like one and the same text.
+    Check whether the completions of one side look like a single text, from their lengths alone.
 
     Args:
-        side: Whose completions these are.
-        lengths: Characters of the completions that are not empty. Shape `(N,)`.
+        side: Name of the side, for the message.
+        lengths: Number of characters of each completion; 0 and NaN are ignored. Shape `(N,)`.
     """
     lengths = [length for length in lengths if length and not math.isnan(length)]
     if len(lengths) < ENOUGH:
@@ -93,19 +93,19 @@ def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:
         return []
     words = (
         f"{count} of {len(lengths)} answers of {side} are {length:.0f} characters long: "
-        "look whether they are one text, or were cut off"
+        "check whether they are the same text, or were cut off"
     )
     return [Doubt("same length", words, grave=count > 0.5 * len(lengths))]
 
 
 def rate_doubts(rates: dict[str, Any], model_length: float, baseline_length: float, n_prompts: int) -> list[Doubt]:
     """
-    What the rates themselves give away.
+    Check the rates for effects of length, failed verdicts and too few prompts.
 
     Args:
-        rates: What `win_rate` returns, with lengths or without.
-        model_length, baseline_length: Mean characters; NaN if not known.
-        n_prompts: Different prompts.
+        rates: Result of `win_rate`, with or without lengths.
+        model_length, baseline_length: Mean length in characters; NaN if unknown.
+        n_prompts: Number of different prompts.
     """
     doubts = []
     ratio = model_length / baseline_length if baseline_length else math.nan
@@ -120,21 +120,21 @@ def rate_doubts(rates: dict[str, Any], model_length: float, baseline_length: flo
         doubts.append(Doubt("length decides", words))
     n_asked = rates["n_total"] + rates["n_failed"]
     if rates["n_failed"] > FAILED * n_asked:
-        words = f"{rates['n_failed']} of {n_asked} rows got no verdict; what they have in common may move the rate"
+        words = f"{rates['n_failed']} of {n_asked} rows got no verdict; the rate is biased if they are not random"
         doubts.append(Doubt("failures", words))
     if n_prompts < FEW_PROMPTS:
-        doubts.append(Doubt("few prompts", f"{n_prompts} prompts: only large differences can be seen"))
+        doubts.append(Doubt("few prompts", f"{n_prompts} prompts: too few to detect small differences"))
     return doubts
 
 
 def judge_doubts(summary: VerdictSummary) -> list[Doubt]:
-    """Whether the judge looks at the order more than at the answers."""
+    """Check whether the judge's verdicts depend on the order of the answers."""
     doubts = []
     if abs(summary.position_bias) > BIAS:
         side = "first" if summary.position_bias > 0 else "second"
-        words = f"the judge favours whichever answer is shown {side} (position bias {summary.position_bias:+.2f})"
+        words = f"the judge favours the answer that is shown {side} (position bias {summary.position_bias:+.2f})"
         doubts.append(Doubt("position bias", words))
     if summary.flip_rate > FLIPS:
-        words = f"the judge names another winner when the order is swapped in {summary.flip_rate:.0%} of the pairs"
+        words = f"the judge's winner changes when the order is swapped in {summary.flip_rate:.0%} of the pairs"
         doubts.append(Doubt("flips", words, grave=summary.flip_rate > 0.5))
     return doubts

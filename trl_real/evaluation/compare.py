@@ -1,6 +1,5 @@
-"""Two policies, or two columns of completions, and one judge: how often the one beats the other."""
+"""Win rate of a policy, or of a column of completions, against another, by a judge."""
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,13 +15,14 @@ from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
+from trl_real.runtime.digests import sha256
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-# Rows a judge sees in one call: enough for many requests at a time, little enough to stay in memory.
+# Rows per call of the judge: enough for many parallel requests, few enough for memory.
 ROWS_A_CALL = 256
 
 
@@ -39,25 +39,25 @@ def compare(
     **options: Any,
 ) -> Comparison:
     """
-    Win rate of a policy's completions against a baseline's.
+    Compute the win rate of a policy's completions against a baseline's.
 
     Args:
-        prompts: Texts or messages.
-        completions: The model's, one a prompt (texts, or messages of which the assistant's turns count); or a policy
-            that writes them, by path, Hub id or loaded.
-        baseline: The same for the baseline.
+        prompts: Prompts, as texts or messages.
+        completions: Completions of the model, one per prompt (texts, or messages, of which the assistant's turns
+            count); or a policy that generates them, as path, Hub id or loaded model.
+        baseline: Completions or policy of the baseline, in the same form.
         judge: Any judge of `trl_real.labeling.judges`, or a function of a batch.
-        columns: Further columns that the judge reads, such as `{"scores": …, "pair": …}` for a `ScoreJudge`.
-        names: What the two are called in the results.
-        tokenizer: For loaded policies.
-        generation: For policies: `max_new_tokens`, `temperature`, `seed`, … of `generate`.
-        **options: Of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`.
+        columns: Further columns for the judge, such as `{"scores": …, "pair": …}` for a `ScoreJudge`.
+        names: Names of the model and the baseline in the results.
+        tokenizer: Tokenizer of a loaded policy.
+        generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, `seed`, ….
+        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`.
 
     Returns:
-        The rates, with the verdicts, lengths and doubts.
+        Rates, verdicts, lengths and doubts.
 
     Raises:
-        TrlRealError: If the lists differ in length, or for a reason of `compare_columns`.
+        TrlRealError: If the lists differ in length, or `compare_columns` raises it.
     """
     from datasets import Dataset
 
@@ -72,7 +72,9 @@ def compare(
             rows[name] = list(side)
     for name, values in {**rows, **(columns or {})}.items():
         if len(values) != len(rows["prompt"]):
-            raise TrlRealError(f"{len(values)} {name} for {len(rows['prompt'])} prompts. Give one a prompt, in order.")
+            raise TrlRealError(
+                f"{len(values)} {name} for {len(rows['prompt'])} prompts. Give one per prompt, in order."
+            )
         rows[name] = list(values)
     dataset = Dataset.from_dict(rows)
     for name, policy in policies.items():
@@ -95,30 +97,31 @@ def compare_columns(
     **generation: Any,
 ) -> Comparison:
     """
-    Win rate of a column of completions, or of a policy, against another.
+    Compute the win rate of a column of completions, or of a policy, against another.
 
-    Two identical completions are a tie, and no request. Several rows of one prompt are one cluster: they make the
-    interval no narrower than the prompts allow.
+    Two identical completions are a tie, without a request to the judge. Several rows of one prompt form one cluster,
+    so that they do not make the interval too narrow.
 
     Args:
         dataset: Rows with a prompt and completions, each a text or messages (of which assistant turns count).
-        judge: Called with a batch of columns: those of the dataset, `prompt`, and as texts `response_a` (the model's)
-            and `response_b` (the baseline's). Returns a verdict a row: the probability in [0, 1] that `response_a` is
-            better, NaN or None if it could not tell. Has a `name`. It alone sees to position bias.
-        model: Column of the model's completions; or a policy that writes them, by path, Hub id or loaded.
-        baseline: The same for the baseline.
+        judge: Function of a batch of columns: those of the dataset, `prompt`, and as texts `response_a` (the model's)
+            and `response_b` (the baseline's). It returns one verdict per row: the probability in [0, 1] that
+            `response_a` is better, NaN or None without a verdict. It has a `name`, and is responsible for correcting
+            its position bias.
+        model: Column of the model's completions; or a policy that generates them, as path, Hub id or loaded model.
+        baseline: Column or policy of the baseline.
         prompt: Column of the prompts.
-        confidence: Level of the interval, in (0, 1).
-        method, difficulty, seed: Of `trl_real.functional.statistics.win_rate.win_rate`.
-        tokenizer: For loaded policies.
-        generation: For policies: `max_new_tokens`, `temperature`, … of `generate`.
+        confidence: Confidence level of the interval, in (0, 1).
+        method, difficulty, seed: Arguments of `trl_real.functional.statistics.win_rate.win_rate`.
+        tokenizer: Tokenizer of a loaded policy.
+        generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, ….
 
     Returns:
-        The rates, with the verdicts, lengths and doubts.
+        Rates, verdicts, lengths and doubts.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If a completion is neither a text nor messages, or the judge's verdicts do not fit its rows.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If a completion is neither a text nor messages, or the verdicts do not match the rows.
     """
     dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
@@ -158,7 +161,7 @@ def compare_columns(
 
 
 class _Rows:
-    """What is kept of each row while the batches go by."""
+    """Verdicts and texts of all rows, collected batch by batch."""
 
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
@@ -167,7 +170,7 @@ class _Rows:
         self.texts: tuple[list[str], list[str]] = ([], [])
 
     def add(self, judge: Judge, batch: dict[str, list]) -> None:
-        """Judge a batch; identical completions are ties, which nobody is asked about."""
+        """Judge a batch; identical completions are ties and not sent to the judge."""
         same = [a == b for a, b in zip(batch["response_a"], batch["response_b"], strict=True)]
         asked = [i for i, identical in enumerate(same) if not identical]
         found = [Verdict(TIE)] * len(same)
@@ -179,18 +182,18 @@ class _Rows:
         self.verdicts += found
         self.same += same
         self.prompts += [_key(value) for value in batch["prompt"]]
-        for kept, name in zip(self.texts, ("response_a", "response_b"), strict=True):
-            kept += batch[name]
+        for texts, name in zip(self.texts, ("response_a", "response_b"), strict=True):
+            texts += batch[name]
 
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Characters of the model's and of the baseline's completions. Shape `(N,)` each."""
+        """Return the lengths in characters of the model's and the baseline's completions. Shape `(N,)` each."""
         model, baseline = (np.array([len(text) for text in texts], dtype=float) for texts in self.texts)
         return model, baseline
 
     def doubts(
         self, model: str, baseline: str, rates: dict[str, Any], lengths: tuple[float, float], summary: VerdictSummary
     ) -> list[Doubt]:
-        """All that speaks against the rate, the grave things first."""
+        """Return all reasons to doubt the rate, grave ones first."""
         found = []
         for name, texts in zip((model, baseline), self.texts, strict=True):
             found += text_doubts(name, self.prompts, texts)
@@ -199,7 +202,7 @@ class _Rows:
         return sorted(found, key=lambda doubt: not doubt.grave)
 
     def columns(self) -> dict[str, list]:
-        """`Comparison.rows`."""
+        """Return the columns of `Comparison.rows`."""
         lengths, baseline_lengths = self.lengths()
         return {
             "prompt": self.prompts,
@@ -213,7 +216,7 @@ class _Rows:
 
 
 def _with_completions(dataset: Any, side: Any, argument: str, prompt: str, tokenizer: Any, generation: dict) -> tuple:
-    """The dataset and the name of the side's column, which a policy writes first."""
+    """Return the dataset and the name of the side's column; a policy generates the column first."""
     if not is_policy(side) or side in (getattr(dataset, "column_names", None) or ()):
         return dataset, side
     column = f"{argument} completions"
@@ -221,7 +224,7 @@ def _with_completions(dataset: Any, side: Any, argument: str, prompt: str, token
 
 
 def _check_request(dataset: Any, model: str, baseline: str) -> None:
-    """What would otherwise fail late or say little."""
+    """Check the arguments early, with clear messages."""
     if model == baseline:
         raise TrlRealError(f"model and baseline are both {model!r}. Give the names of two columns.")
     if isinstance(dataset, dict):
@@ -229,7 +232,7 @@ def _check_request(dataset: Any, model: str, baseline: str) -> None:
 
 
 def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, first_row: int) -> dict[str, list]:
-    """A batch as the judge gets it."""
+    """Build the batch for the judge."""
     for argument, name in (("model", model), ("baseline", baseline), ("prompt", prompt)):
         if name not in columns:
             raise MissingColumnError(name, columns, f"Name the column: compare(…, {argument}='…').")
@@ -242,7 +245,7 @@ def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, fir
 
 
 def _completion(value: Any, column: str, row: int) -> str:
-    """A completion as text; of messages, the assistant's turns."""
+    """Return a completion as text; for messages, the assistant's turns."""
     if isinstance(value, str):
         return value
     turns = [message for message in value if message.get("role") == "assistant"] if is_messages(value) else []
@@ -253,6 +256,6 @@ def _completion(value: Any, column: str, row: int) -> str:
 
 
 def _key(prompt: Any) -> str:
-    """A hash that two rows share if their prompts are the same."""
+    """Return a hash of the prompt."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return sha256(text).hex()[:16]

@@ -1,4 +1,4 @@
-"""What came out when a judge compared a model with a baseline."""
+"""Result of a comparison of a model with a baseline."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,23 +14,23 @@ from trl_real.runtime.atomic_files import without_nan
 @dataclass
 class Comparison:
     """
-    What came out when a judge compared a model with a baseline.
+    Result of a judge's comparison of a model with a baseline.
 
     Args:
-        model (`str`): The model's name, or the column of its completions.
-        baseline (`str`): The same of the baseline.
+        model (`str`): Name of the model, or column of its completions.
+        baseline (`str`): Name of the baseline, or column of its completions.
         judge (`str`): Name of the judge.
-        rates (`dict`): What `trl_real.functional.statistics.win_rate.win_rate` returns.
+        rates (`dict`): Result of `trl_real.functional.statistics.win_rate.win_rate`.
         model_length (`float`): Mean length of the model's completions, in characters; NaN without rows.
         baseline_length (`float`): Mean length of the baseline's completions, in characters.
-        n_identical (`int`): Rows with two identical completions: ties that the judge was not asked about.
-        n_prompts (`int`): Different prompts.
-        confidence (`float`): Level of the interval.
-        seed (`int`, *optional*): The judge's seed, where it has one.
+        n_identical (`int`): Number of rows with two identical completions: ties that the judge did not see.
+        n_prompts (`int`): Number of different prompts.
+        confidence (`float`): Confidence level of the interval.
+        seed (`int`, *optional*): Seed of the judge, if it has one.
         verdicts (`VerdictSummary`): Failures by reason, position bias, tokens and cost.
-        doubts (`list[Doubt]`): What should make one doubt the rate.
-        rows (`dict[str, list]`): A list each, a value a row: `prompt` (a hash), `preference`, `a_first`, `b_first`,
-            `failure`, `length`, `baseline_length`. No part of `to_dict`.
+        doubts (`list[Doubt]`): Reasons to doubt the rate.
+        rows (`dict[str, list]`): Columns with one value per row: `prompt` (a hash), `preference`, `a_first`,
+            `b_first`, `failure`, `length`, `baseline_length`. Not part of `to_dict`.
     """
 
     model: str
@@ -48,14 +48,14 @@ class Comparison:
     rows: dict[str, list] = field(default_factory=dict, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         own = ("model", "baseline", "judge", "rates", "model_length", "baseline_length", "n_identical", "n_prompts")
         values = {name: getattr(self, name) for name in (*own, "confidence", "seed")}
         values["doubts"] = [doubt._asdict() for doubt in self.doubts]
         return {**{name: without_nan(value) for name, value in values.items()}, "verdicts": self.verdicts.to_dict()}
 
     def summary(self) -> str:
-        """A few lines for a person: the rate with its interval and counts, what was compared, and the doubts."""
+        """Return a readable summary: the rate with its interval and counts, the two sides, and the doubts."""
         r = self.rates
         equal = r.get("equal_length_win_rate", math.nan)
         lines = [
@@ -71,11 +71,11 @@ class Comparison:
 
     def against(self, other: "Comparison", seed: int = 42) -> PairedComparison:
         """
-        Whether this comparison's model is better than another one's, prompt by prompt.
+        Test whether this comparison's model is better than another's, prompt by prompt.
 
         Args:
-            other: Another model against the same baseline, by the same judge, on the same prompts in the same order.
-            seed: Of the permutations.
+            other: Comparison of another model with the same baseline, judge and prompts, in the same order.
+            seed: Seed of the permutations.
 
         Raises:
             TrlRealError: If judge, baseline or prompts differ.

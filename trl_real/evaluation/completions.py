@@ -1,4 +1,4 @@
-"""A policy's answers to the prompts of a dataset, as a column."""
+"""Completions of a policy for the prompts of a dataset, as a new column."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from trl_real.models.lazy_model import LazyModel
 
 
 def is_policy(value: Any) -> bool:
-    """Whether `value` is a policy rather than a column's name: a loaded model, a folder or an id with a slash."""
+    """Return whether `value` is a policy (loaded model, folder, or id with a slash) and not a column name."""
     return not isinstance(value, str) or os.path.isdir(value) or "/" in value
 
 
@@ -19,22 +19,22 @@ def add_completions(
     dataset: Dataset, policy: Any, column: str, *, tokenizer: Any = None, prompt: str = "prompt", **generation: Any
 ) -> Dataset:
     """
-    Let a policy answer every row's prompt.
+    Generate a completion for every row's prompt.
 
     Args:
-        dataset: Rows with a prompt, text or messages.
-        policy: Hub id or path of a causal LM, or a loaded one.
+        dataset: Rows with a prompt, as text or messages.
+        policy: Hub id or path of a causal LM, or a loaded model.
         column: Name of the new column.
-        tokenizer: For a loaded policy.
+        tokenizer: Tokenizer of a loaded policy.
         prompt: Column of the prompts.
-        generation: For `generate`: `max_new_tokens`, `temperature`, `seed`, ….
+        generation: Arguments of `generate`: `max_new_tokens`, `temperature`, `seed`, ….
 
     Returns:
-        The dataset with the completions as texts.
+        The dataset with a column of completions, as texts.
 
     Raises:
-        MissingColumnError: If there are no prompts.
-        TrlRealError: If the policy cannot be loaded, is no causal LM, or comes without a tokenizer.
+        MissingColumnError: If the column of prompts is missing.
+        TrlRealError: If the policy cannot be loaded, is not a causal LM, or has no tokenizer.
     """
     if prompt not in dataset.column_names:
         raise MissingColumnError(prompt, dataset.column_names, "Name the column: compare(…, prompt='…').")
@@ -43,7 +43,7 @@ def add_completions(
     if not hasattr(policy, "generate"):
         kind = type(policy).__name__
         raise TrlRealError(
-            f"A value of type {kind} is no policy. Give a column of completions, a path or a loaded causal LM."
+            f"A value of type {kind} is not a policy. Give a column of completions, a path or a loaded causal LM."
         )
     if tokenizer is None:
         raise TrlRealError("A loaded policy needs its tokenizer: compare(…, tokenizer=tokenizer).")

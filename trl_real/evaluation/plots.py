@@ -1,4 +1,4 @@
-"""Pictures of win rates: along a training, and against the length of the answers."""
+"""Figures of win rates: along a training, and against the length of the completions."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ LEAST_ROWS = 10
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
     """
-    Win rate with its interval, and below it the length of the completions, against training steps.
+    Draw the win rate with its interval, and below it the length of the completions, against training steps.
 
     Args:
         history: Rows of `WinRateCallback.history`, in any order.
@@ -56,15 +56,15 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
 def length_figure(rows: Mapping[str, Sequence[Any]], name: str, n_bins: int = 6) -> "Figure | None":
     """
-    Mean preference by how many characters longer the model's answers are, in bins of equally many rows.
+    Draw the mean preference against the difference in length, in bins of equally many rows.
 
     Args:
         rows: `Comparison.rows`.
         name: Title.
-        n_bins: At most; a bin has 10 rows or more.
+        n_bins: Maximum number of bins; a bin has at least 10 rows.
 
     Returns:
-        The picture, or None where there are fewer than 20 rows with a verdict.
+        The figure, or None with fewer than 20 judged rows.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.

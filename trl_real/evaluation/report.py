@@ -1,4 +1,4 @@
-"""One page that tells how a model fares against a baseline, and what speaks against the figure."""
+"""Report page of win rates: rates with intervals, reasons to doubt them, and details of the judge."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,15 +24,15 @@ def write_comparison_report(
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Write `report.html`, which needs no other file and no network, and its pictures as PNG files beside it.
+    Write `report.html`, a self-contained page without network access, and its figures as PNG files.
 
     Args:
-        folder: Made if need be.
-        comparisons: At least one.
-        title: Headline.
-        ranking: Of several models.
+        folder: Folder to write to; created if needed.
+        comparisons: Comparisons to show, at least one.
+        title: Title of the page.
+        ranking: Ranking of several models.
         paired: Tests between two models in words, by their names.
-        facts: Further facts about the run; never a secret: all of it is shown.
+        facts: Further facts about the run; the page shows all of them, so no secrets.
 
     Returns:
         Path of `report.html`.

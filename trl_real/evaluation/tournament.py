@@ -1,4 +1,4 @@
-"""Many models against each other, on the same prompts and by the same judge."""
+"""Tournament: several models against each other, on the same prompts and with the same judge."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @dataclass
 class Tournament:
     """
-    What came out.
+    Result of a tournament.
 
     Args:
-        comparisons: One for each pair of models that met.
-        ranking: All of them on one scale (Bradley and Terry), with intervals from drawing prompts.
-        against_reference: For each two models that met the reference, by their names: which is better on the same
-            prompts, and the sign tests' p-values, corrected for their number (Holm).
+        comparisons: One comparison for each pair of models that met.
+        ranking: All models on one scale (Bradley and Terry), with intervals from a bootstrap of prompts.
+        against_reference: Paired comparison of each two models that met the reference, by their names, with the
+            p-value of its sign test, corrected for the number of tests (Holm).
     """
 
     comparisons: list[Comparison]
@@ -33,7 +33,7 @@ class Tournament:
     against_reference: dict[tuple[str, str], tuple[PairedComparison, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         paired = [
             {"models": list(names), **test.to_dict(), "holm": p} for names, (test, p) in self.against_reference.items()
         ]
@@ -57,16 +57,17 @@ def tournament(
 
     Args:
         dataset: Rows with a prompt and the completions.
-        judge: Judges every pair of models on every prompt.
+        judge: Judge for every pair of models on every prompt.
         models: Columns of completions, at least two.
-        reference: The one whose rating is 1000; by default the last.
-        everyone: Whether all pairs of models meet, or each one the reference only: fewer verdicts, wider intervals.
-        rounds: Samples of the bootstrap.
-        seed: Of the draws.
-        **options: Of `compare_columns`: `prompt`, `confidence`, ….
+        reference: Model with the rating 1000; by default the last.
+        everyone: Whether all pairs of models meet; otherwise each model meets only the reference, with fewer verdicts
+            and wider intervals.
+        rounds: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+        **options: Arguments of `compare_columns`: `prompt`, `confidence`, ….
 
     Raises:
-        TrlRealError: If there are fewer than two models, or the reference is none of them.
+        TrlRealError: If there are fewer than two models, or the reference is not one of them.
     """
     reference = models[-1] if reference is None and models else reference
     if len(set(models)) < 2 or reference not in models:
@@ -87,7 +88,7 @@ def _judged(comparison: Comparison) -> tuple[list[float], list[str]]:
 
 
 def _paired(met_reference: list[Comparison], seed: int) -> dict[tuple[str, str], tuple[PairedComparison, float]]:
-    """Each two models by what they did against the reference."""
+    """Compare each two models by their results against the reference."""
     tests = {(a.model, b.model): a.against(b, seed) for a, b in combinations(met_reference, 2)}
     corrected = holm([test.sign_p for test in tests.values()]) if tests else []
     return {names: (test, float(p)) for (names, test), p in zip(tests.items(), corrected, strict=True)}

@@ -1,10 +1,10 @@
 r"""
-A Bayesian Bradley-Terry head on frozen features, and which pair to label next under it.
+Bayesian Bradley-Terry head on frozen features, and acquisition functions that choose the next pair to label.
 
-Rounds with it need no gradient pass: labels sharpen a Gaussian over the head's weights, and every response has a mean
-utility and a variance. An acquisition is a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
+It needs no gradient pass: labels sharpen a Gaussian over the head's weights, which gives every response a mean utility
+and a variance. An acquisition is a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
 (N, P)`; as with a strategy, the candidate pair with the lowest score is the row's pair, a budget takes the rows with
-the lowest scores, and what differs by less than 1e-6 is a tie.
+the lowest scores, and scores that differ by less than 1e-6 are a tie.
 """
 
 from collections.abc import Callable
@@ -24,20 +24,20 @@ from trl_real.functional.similarity import candidate_pairs
 
 Acquisition = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# A picked pair stands this much below the others of its row, whose scores lie in (-1, 1).
+# Distance of a picked pair's score below the other scores of its row, which are in (-1, 1).
 PICKED = 2.0
 
 
 class Posterior(NamedTuple):
     """
-    Laplace's approximation: the weights are normal, with mean `weights` and the inverse Hessian of the objective as
-    covariance. With fewer labels than features, labels teach nothing outside the space that the pairs span.
+    Laplace approximation of the posterior: a normal distribution with mean `weights` and the inverse Hessian of the
+    objective as covariance. With fewer labels than features, labels give no information outside the pairs' span.
 
     Args:
-        weights: Utility of a unit of each feature, in nats. Shape `(d,)`, float64.
-        factor: Cholesky factor of the precision within that space. Shape `(m, m)`, float64, with `m = min(n, d)`.
-        basis: Orthonormal rows that span it; None for the whole space. Shape `(m, d)`.
-        ridge: Strength of the prior, `w ~ N(0, I / ridge)`, which still holds outside.
+        weights: Utility of one unit of each feature, in nats. Shape `(d,)`, float64.
+        factor: Cholesky factor of the precision within the span. Shape `(m, m)`, float64, with `m = min(n, d)`.
+        basis: Orthonormal rows that span it; None for the full space. Shape `(m, d)`.
+        ridge: Strength of the prior, `w ~ N(0, I / ridge)`, which still holds outside the span.
     """
 
     weights: Tensor
@@ -47,10 +47,10 @@ class Posterior(NamedTuple):
 
     def utilities(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Mean and covariance of the utilities of each prompt's responses, known up to a constant a prompt.
+        Return mean and covariance of the utilities of each prompt's responses, up to a constant per prompt.
 
         Args:
-            features: Shape `(N, K, d)`; the products are in their precision.
+            features: Features of the responses. Shape `(N, K, d)`; products are computed in their precision.
 
         Returns:
             Means, shape `(N, K)`, and covariances, shape `(N, K, K)`, float64.
@@ -67,7 +67,7 @@ class Posterior(NamedTuple):
         return (features @ self.weights.to(features)).double(), covariances.double()
 
     def differences(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `u(first) - u(second)`, in nats. Shapes `(n, d)` to `(n,)` and `(n,)`."""
+        """Return mean and variance of `u(first) - u(second)`, in nats. Shapes `(n, d)` to `(n,)` and `(n,)`."""
         mean, covariance = self.utilities(torch.stack([first, second], dim=1))
         return mean[:, 0] - mean[:, 1], _gap_variance(covariance)[:, 0]
 
@@ -76,25 +76,25 @@ def fit_head(
     chosen: Tensor, rejected: Tensor, confidences: Tensor | None = None, ridge: float | None = 1.0
 ) -> Posterior:
     r"""
-    The posterior of `w` given labels: `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))`, `w ~ N(0, I / ridge)`. A label
+    Fit the posterior of `w` to labels: `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))`, `w ~ N(0, I / ridge)`. A label
     of confidence `p` counts as `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`.
 
     Args:
-        chosen: Features of the preferred responses. Shape `(n, d)`; `n` may be 0, which gives the prior.
-        rejected: Features of the others. Shape `(n, d)`.
+        chosen: Features of the chosen responses. Shape `(n, d)`; `n` may be 0, which gives the prior.
+        rejected: Features of the rejected responses. Shape `(n, d)`.
         confidences: Probabilities that the labels are right. Shape `(n,)`; None for certain labels.
-        ridge: Strength of the prior, above 0; None for the one with the largest evidence.
+        ridge: Strength of the prior, above 0; None for the value with the largest evidence.
 
     Raises:
         TrlRealError: If a value is out of range.
     """
     x = chosen.double() - rejected.double()  # (n, d)
     if not torch.isfinite(x).all():
-        raise TrlRealError("The features of labelled pairs hold NaN or infinity. Leave such pairs out of the history.")
+        raise TrlRealError("Features of labelled pairs are NaN or infinite. Remove such pairs from the history.")
     if ridge is not None and not ridge > 0:
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0, or None to tune it.")
     if confidences is not None and not bool(((confidences >= 0) & (confidences <= 1)).all()):
-        raise TrlRealError("A confidence is none: probabilities in [0, 1] are. Check column 'label_confidence'.")
+        raise TrlRealError("A confidence is not a probability in [0, 1]. Check the column 'label_confidence'.")
     basis = None
     if len(x) < x.shape[1]:
         q, r = torch.linalg.qr(x.T)
@@ -111,19 +111,19 @@ def fit_head(
 
 
 def normal_draws(n_prompts: int, n_responses: int, generator: torch.Generator, n_draws: int = 16) -> Tensor:
-    """Standard normal numbers for the sampling acquisitions. Shape `(N, S, K)`, float64."""
+    """Draw standard normal numbers for the sampling acquisitions. Shape `(N, S, K)`, float64."""
     return torch.randn(n_prompts, n_draws, n_responses, generator=generator, dtype=torch.float64)
 
 
 def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
-    The largest variance of the difference first: what the model knows least about. (ActiveUltraFeedback's code takes
-    the two largest variances instead, without their covariance.)
+    Prefer the largest variance of the utility difference: the pair that the model knows least about.
+    (ActiveUltraFeedback's code takes the two largest variances instead, without their covariance.)
 
     Args:
-        means: Utilities of `N` prompts' `K` responses, in nats. Shape `(N, K)`.
-        covariances: Shape `(N, K, K)`.
-        draws: Standard normal numbers, of which `S` vectors a prompt may be used. Shape `(N, S, K)`.
+        means: Mean utilities of `N` prompts' `K` responses, in nats. Shape `(N, K)`.
+        covariances: Covariances of the utilities. Shape `(N, K, K)`.
+        draws: Standard normal numbers, `S` vectors per prompt. Shape `(N, S, K)`.
 
     Returns:
         Scores, lowest first. Shape `(N, P)`.
@@ -133,17 +133,17 @@ def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
 
 def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 1.0) -> Tensor:
     """
-    The largest optimistic gap first, `|mean_i - mean_j| + width sd(u_i - u_j)` (DeltaUCB, arXiv 2603.09692, where the
-    two standard deviations are added up since no covariance is known). Shapes as in `infomax`.
+    Prefer the largest optimistic gap, `|mean_i - mean_j| + width sd(u_i - u_j)` (DeltaUCB, arXiv 2603.09692, which
+    adds the two standard deviations because it has no covariance). Shapes as in `infomax`.
     """
     return -_gap(means).abs() - width * _gap_variance(covariances).sqrt()
 
 
 def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
-    Two responses that may each be the best: the best of one sample of utilities, and the best of the first sample that
-    has another best one (Wu and Liu 2016); if none has, the second best of the last. A budget takes the rows whose
-    pair has the largest variance. Shapes as in `infomax`, `S >= 2`.
+    Pick two responses that may each be the best: the best of one sample of utilities, and the best of the first later
+    sample with a different best response (Wu and Liu 2016); without one, the second best of the last sample. A budget
+    takes the rows with the largest variance of the pair's difference. Shapes as in `infomax`, `S >= 2`.
     """
     samples = _samples(means, covariances, draws)  # (N, S, K)
     best = samples.argmax(-1)  # (N, S)
@@ -156,10 +156,10 @@ def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor
 
 def double_reverse_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
-    A probably good response against a probably bad one: the best of one sample and the worst of the next that differs
-    from it (DRTS, arXiv 2603.09692); large gaps that the model is certain of come up again and again. A budget takes
-    the rows with the widest gap between the two in expectation, less its standard deviation. Shapes as in
-    `infomax`, `S >= 2`.
+    Pick a probably good and a probably bad response: the best of one sample, and the worst of the first later sample
+    in which it differs from the best (DRTS, arXiv 2603.09692). Large gaps that the model is certain of are picked
+    often. A budget takes the rows with the largest expected gap minus its standard deviation. Shapes as in `infomax`,
+    `S >= 2`.
     """
     samples = _samples(means, covariances, draws)
     first = samples[:, 0].argmax(-1)
@@ -180,37 +180,37 @@ ACQUISITIONS: dict[str, Acquisition] = {
 
 
 def _gap(means: Tensor) -> Tensor:
-    """`mean_i - mean_j` of the candidate pairs. Shape `(N, K)` to `(N, P)`."""
+    """Return `mean_i - mean_j` of the candidate pairs. Shape `(N, K)` to `(N, P)`."""
     first, second = candidate_pairs(means.shape[1])
     return means[:, first] - means[:, second]
 
 
 def _gap_variance(covariances: Tensor) -> Tensor:
-    """Variance of `u_i - u_j`. Shape `(N, K, K)` to `(N, P)`."""
+    """Return the variance of `u_i - u_j` of the candidate pairs. Shape `(N, K, K)` to `(N, P)`."""
     first, second = candidate_pairs(covariances.shape[1])
     own = covariances.diagonal(dim1=1, dim2=2)
     return (own[:, first] + own[:, second] - 2 * covariances[:, first, second]).clamp_min(0)
 
 
 def _samples(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
-    """Utilities drawn from their joint posterior. Shape `(N, S, K)`."""
+    """Turn the draws into samples of the joint posterior of the utilities. Shape `(N, S, K)`."""
     if draws.ndim != 3 or draws.shape[1] < 2:
         raise TrlRealError(
-            f"Thompson sampling needs draws (N, S, K) with S of at least 2; found {tuple(draws.shape)}."
+            f"Thompson sampling needs draws of shape (N, S, K) with S >= 2; found {tuple(draws.shape)}."
         )
-    values, vectors = torch.linalg.eigh(covariances)  # equal responses make it singular, which Cholesky does not take
+    values, vectors = torch.linalg.eigh(covariances)  # equal responses make it singular: no Cholesky
     root = vectors * values.clamp_min(0).sqrt()[:, None]
     return means[:, None] + draws.to(means) @ root.mT
 
 
 def _squash(values: Tensor) -> Tensor:
-    """Any numbers to (-1, 1), in their order; by their logarithms, so that large ones stay apart."""
+    """Map numbers to (-1, 1) and keep their order; by logarithms, so that large ones stay distinct."""
     logs = values.sign() * values.abs().log1p()
     return logs / (1 + logs.abs())
 
 
 def _picked(first: Tensor, second: Tensor, values: Tensor) -> Tensor:
-    """Scores by which that pair is the row's, and rows with a large value come first. Shape `(N, P)`."""
+    """Return scores that make this pair the row's pair and put rows with a large value first. Shape `(N, P)`."""
     one, two = candidate_pairs(_n_responses(values.shape[1]))
     is_pair = (one == torch.minimum(first, second)[:, None]) & (two == torch.maximum(first, second)[:, None])
     return -_squash(values) - PICKED * is_pair

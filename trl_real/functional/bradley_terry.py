@@ -1,4 +1,4 @@
-"""A Bradley-Terry model on fixed features: what labels teach, in milliseconds instead of GPU hours."""
+"""Bradley-Terry model on fixed features: a fit takes milliseconds instead of the GPU hours of a training."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,23 +9,23 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
-# From "only the prior" to "hardly any": the range within which a ridge can matter for standardised differences.
+# From "only the prior" to "almost no prior": the range in which a ridge matters for standardised differences.
 RIDGES = tuple(10 ** (k / 4) for k in range(19, -1, -1))
 
 MAX_NEWTON_STEPS = 30
-# Newton's decrement, in nats a pair, below which a further step changes no printed figure.
+# Newton decrement, in nats per pair, below which a further step changes no printed number.
 TOLERANCE = 1e-12
-SHRINK = 0.25  # of the decrement from step to step, up to which a Hessian is used again
+SHRINK = 0.25  # the Hessian is reused while each step shrinks the decrement at least to this share
 
 
 class Fit(NamedTuple):
     """
-    A fitted model.
+    Fitted Bradley-Terry model.
 
     Args:
-        weights: Reward of a unit of each feature, in nats. Shape `(d,)`.
-        ridge: Of the fit.
-        evidence: Log of the probability of all labels under the prior alone (Laplace's approximation), in nats.
+        weights: Reward of one unit of each feature, in nats. Shape `(d,)`.
+        ridge: Strength of the prior.
+        evidence: Log marginal likelihood of the labels (Laplace approximation), in nats.
     """
 
     weights: Tensor
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
 
 
 def pair_loss(margins: Tensor) -> Tensor:
-    """Negative log-likelihood `-log sigmoid(m)` of each label, in nats. Any shape."""
+    """Return the negative log-likelihood `-log sigmoid(m)` of each label, in nats. Any shape."""
     return -logsigmoid(margins)
 
 
@@ -42,21 +42,21 @@ def bradley_terry_path(
     differences: Tensor, ridges: Sequence[float] = RIDGES, confidences: Tensor | None = None
 ) -> Iterator[Fit]:
     r"""
-    `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))` (Bradley and Terry 1952) with a Gaussian prior on `w`: minimises
+    Fit `P(y_w > y_l) = sigmoid(w^T (f(y_w) - f(y_l)))` (Bradley and Terry 1952) with a Gaussian prior on `w`: minimise
 
     `sum_i -c_i log sigmoid(w^T x_i) - (1 - c_i) log sigmoid(-w^T x_i) + ridge / 2 ||w||^2`
 
-    by Newton's method, one ridge after the other, each started from the last. There is no intercept: swapping the two
-    responses of a pair and its label changes nothing. With fewer pairs than features the work is done in the space
-    that the pairs span, where the solution lies.
+    by Newton's method for one ridge after the other, each started from the previous solution. The model has no
+    intercept, so swapping the two responses of a pair together with its label changes nothing. With fewer pairs than
+    features, the computation runs in the span of the pairs, which contains the solution.
 
     Args:
-        differences: `x_i`, chosen minus rejected. Shape `(n, d)`.
-        ridges: Strengths of the prior, largest first so that each start is near.
-        confidences: `c_i`, probabilities that the labels are right; None for certain ones. Shape `(n,)`.
+        differences: Features of the chosen minus the rejected responses, `x_i`. Shape `(n, d)`.
+        ridges: Strengths of the prior, largest first so that each start is near the solution.
+        confidences: Probabilities `c_i` that the labels are right; None for certain labels. Shape `(n,)`.
 
     Yields:
-        One fit a ridge, in their order; without a pair, weights of 0.
+        One fit per ridge, in order; without pairs, weights of 0.
     """
     basis, x = _span(differences.double())
     confidences = x.new_ones(len(x)) if confidences is None else confidences.double()
@@ -70,17 +70,17 @@ def bradley_terry_path(
 
 def tune_bradley_terry(differences: Tensor, ridges: Sequence[float] = RIDGES) -> tuple[Fit, list[Fit]]:
     """
-    The fit with the largest evidence (MacKay 1992): the ridge is tuned on the labels that were paid for, and no other.
+    Choose the ridge with the largest evidence (MacKay 1992), from the labels of the fit alone.
 
-    Leave-one-out loss would tune it for pairs like those that were chosen: on 65 least similar pairs of HH-RLHF it
-    takes a ridge far too weak for the test pairs (docs/log.md). The evidence of a model does not hang on how its
-    pairs were chosen.
+    Leave-one-out loss would tune the ridge for pairs like the selected ones: on the 65 least similar pairs of HH-RLHF
+    it takes a ridge far too weak for the test pairs (docs/log.md). The evidence does not depend on how the pairs were
+    selected.
 
     Args:
-        differences, ridges: As in `bradley_terry_path`; the path ends when the evidence has fallen twice in a row.
+        differences, ridges: See `bradley_terry_path`; the path stops once the evidence has fallen twice in a row.
 
     Returns:
-        The best fit, and all that were made.
+        The best fit, and all fits.
     """
     fits: list[Fit] = []
     for fit in bradley_terry_path(differences, ridges):
@@ -92,13 +92,13 @@ def tune_bradley_terry(differences: Tensor, ridges: Sequence[float] = RIDGES) ->
 
 def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
     """
-    The margin of each pair under the model fitted without it, from one factorisation (approximate leave-one-out, Rad
-    and Maleki 2020, arXiv 1801.10243): `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of margin `m_i` and
-    `g_i = x_i^T H^-1 x_i`.
+    Return the margin of each pair under the model fitted without it, from one factorisation (approximate
+    leave-one-out, Rad and Maleki 2020, arXiv 1801.10243): `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of
+    margin `m_i` and `g_i = x_i^T H^-1 x_i`.
 
     Args:
-        differences: Those that were fitted. Shape `(n, d)`.
-        fit: The model.
+        differences: Differences that the model was fitted to. Shape `(n, d)`.
+        fit: Fitted model.
 
     Returns:
         Margins, in nats. Shape `(n,)`.
@@ -112,7 +112,7 @@ def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
 
 
 def _span(x: Tensor) -> tuple[Tensor | None, Tensor]:
-    """An orthonormal basis of the pairs' span `(n, d)` and their coordinates `(n, n)`; (None, x) if n >= d."""
+    """Return an orthonormal basis of the pairs' span `(n, d)` and their coordinates `(n, n)`; (None, x) if n >= d."""
     if x.shape[0] >= x.shape[1]:
         return None, x
     q, r = torch.linalg.qr(x.mT)  # (d, n), (n, n)
@@ -123,8 +123,8 @@ def _newton(
     x: Tensor, confidences: Tensor, ridge: float, weights: Tensor, information: Tensor
 ) -> tuple[Tensor, Tensor]:
     """
-    Minimiser from `weights` on, and the information of the labels there. A Hessian serves for as long as each step
-    shrinks the decrement well: it costs `n d^2`, a step `n d`. Shapes `(d,)`, `(d, d)`.
+    Minimise from `weights` on; return the minimiser and the information of the labels there. A Hessian is reused while
+    each step shrinks the decrement well: it costs `n d^2`, a step `n d`. Shapes `(d,)`, `(d, d)`.
     """
     factor, before = _factor(information, ridge), math.inf
     for _ in range(MAX_NEWTON_STEPS):
@@ -142,14 +142,14 @@ def _newton(
 
 
 def _information(x: Tensor, weights: Tensor) -> Tensor:
-    """`sum_i p_i (1 - p_i) x_i x_i^T`, with products in float32: it only steers, and says how sure the fit is."""
+    """Return `sum_i p_i (1 - p_i) x_i x_i^T`, with float32 products: it only sets step directions and the evidence."""
     right = torch.sigmoid(x @ weights)  # (n,)
     scaled = x.float() * (right * (1 - right)).sqrt().float()[:, None]
     return (scaled.mT @ scaled).double()
 
 
 def _factor(information: Tensor, ridge: float) -> Tensor:
-    """Cholesky factor of the objective's Hessian."""
+    """Return the Cholesky factor of the objective's Hessian."""
     hessian = information.clone()
     hessian.diagonal().add_(ridge)
     return torch.linalg.cholesky(hessian)
@@ -157,15 +157,15 @@ def _factor(information: Tensor, ridge: float) -> Tensor:
 
 def hessian_factor(x: Tensor, wrong: Tensor, ridge: float) -> Tensor:
     """
-    Cholesky factor of the objective's Hessian: the precision of the Laplace posterior.
+    Return the Cholesky factor of the objective's Hessian: the precision of the Laplace posterior.
 
     Args:
         x: Differences. Shape `(n, d)`.
-        wrong: Probability that the model gives to the other label. Shape `(n,)`.
+        wrong: Probability that the model gives to the opposite label. Shape `(n,)`.
         ridge: Strength of the prior.
 
     Returns:
-        Lower triangular, float64. Shape `(d, d)`.
+        Lower triangular matrix, float64. Shape `(d, d)`.
     """
     scaled = x * (wrong * (1 - wrong)).sqrt()[:, None]
     hessian = (scaled.mT @ scaled).double()
@@ -174,7 +174,7 @@ def hessian_factor(x: Tensor, wrong: Tensor, ridge: float) -> Tensor:
 
 
 def _damping(x: Tensor, confidences: Tensor, weights: Tensor, step: Tensor, ridge: float) -> float:
-    """The longest of 1, 1/2, 1/4, … of a step that does not raise the objective."""
+    """Return the largest of 1, 1/2, 1/4, … of the step that does not raise the objective."""
     margins, moved = x @ weights, x @ step
 
     def objective(share: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two-means of a handful of points: exact where all partitions can be looked at, many starts above that."""
+"""Two-means of a few points: exact search of all partitions up to 12 points, Lloyd's algorithm above."""
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ MAX_ELEMENTS = 2**24
 
 def two_means(points: Tensor) -> Tensor:
     r"""
-    Partition minimising `sum_k sum_{i in C_k} |u_i - c_k|^2`, with `c_k` the mean of its cluster (REAL, Eq. 12).
+    Return the partition that minimises `sum_k sum_{i in C_k} |u_i - c_k|^2`, with `c_k` the cluster mean (REAL,
+    Eq. 12).
 
-    Up to 12 points every one of the `2^(K-1) - 1` partitions is tried, because k-means with one start misses the
-    optimum in up to 43 % of the cases (K = 4). Above, Lloyd's algorithm starts from every pair of points (from the
-    256 most distant pairs where there are more), which draws nothing and does not depend on the points' order.
+    Up to 12 points, all `2^(K-1) - 1` partitions are tried, because k-means with one start misses the optimum in up to
+    43 % of the cases (K = 4). Above, Lloyd's algorithm starts from every pair of points (at most from the 256 most
+    distant pairs): it needs no random numbers and does not depend on the order of the points.
 
     Args:
         points: `N` sets of `K` points. Shape `(N, K, d)`.
@@ -26,7 +27,7 @@ def two_means(points: Tensor) -> Tensor:
         Membership of the second cluster; the first point is always in the first. Shape `(N, K)`, bool.
     """
     points = points.double()
-    gram = points @ points.mT  # (N, K, K): all that the objective knows of the points
+    gram = points @ points.mT  # (N, K, K): the objective needs nothing else
     if points.shape[1] > EXACT_UP_TO:
         return torch.stack([_best(g[None], _lloyd(g))[0] for g in gram])
     masks = _partitions(points.shape[1])
@@ -82,30 +83,30 @@ def _objective(gram: Tensor, masks: Tensor) -> Tensor:
 
 def _best(gram: Tensor, masks: Tensor) -> Tensor:
     """
-    The partition with the largest `sum_k |sum of C_k|^2 / |C_k|`, which is the least scatter within clusters.
+    Return the partition with the largest `sum_k |sum of C_k|^2 / |C_k|`, that is, the least scatter within clusters.
 
     Args:
         gram: Inner products of the points. Shape `(N, K, K)`.
-        masks: Second clusters to choose from, neither empty nor full. Shape `(S, K)`.
+        masks: Candidate second clusters, neither empty nor full. Shape `(S, K)`.
 
     Returns:
-        Shape `(N, K)`, bool.
+        Membership of the second cluster. Shape `(N, K)`, bool.
     """
     score = _objective(gram, masks)
-    # Partitions that differ by rounding only must not be told apart, or the answer would depend on the batch.
+    # Scores that differ only by rounding count as equal; otherwise the answer would depend on the batch.
     score = (score / score.amax(-1, keepdim=True).clamp_min(1e-30)).round(decimals=9)
     return masks.bool()[score.argmax(-1)]
 
 
 def _partitions(n_points: int) -> Tensor:
-    """Second cluster of every split into two non-empty parts that leaves point 0 in the first. Shape `(S, K)`."""
+    """Return the second cluster of every split into two non-empty parts with point 0 in the first. Shape `(S, K)`."""
     codes = torch.arange(1, 2 ** (n_points - 1))
     bits = (codes[:, None] >> torch.arange(n_points - 1)) & 1
     return torch.cat([torch.zeros(len(codes), 1), bits], dim=1).double()
 
 
 def _lloyd(gram: Tensor, max_iterations: int = 100) -> Tensor:
-    """Where Lloyd's algorithm ends from each start, as second clusters without point 0. Shapes `(K, K)`, `(S, K)`."""
+    """Return the distinct results of Lloyd's algorithm, as second clusters without point 0. `(K, K)` to `(S, K)`."""
     n_points = len(gram)
     first, second = candidate_pairs(n_points)
     squared = gram.diagonal()[first] + gram.diagonal()[second] - 2 * gram[first, second]

@@ -1,9 +1,9 @@
 r"""
-Optimal design: which candidates tell the most about a linear reward, given what was picked before.
+Optimal design: choose the candidates that tell the most about a linear reward, given earlier picks.
 
-On differences of gradients this is ActiveDPO's choice (arXiv 2505.19241); on differences of last-layer features it is
-the D-optimal design of ADPO (Kveton et al., arXiv 2503.01076). Its first pick among unit vectors' differences is the
-least similar pair: REAL's "easy".
+On differences of gradients this is ActiveDPO's selection (arXiv 2505.19241); on differences of last-layer features it
+is the D-optimal design of ADPO (Kveton et al., arXiv 2503.01076). On differences of unit vectors, the first pick is
+the least similar pair: REAL's "easy".
 """
 
 from collections.abc import Callable
@@ -18,10 +18,12 @@ from trl_real.functional.greedy_design import BLOCK, Inverse, Search
 
 class Design(NamedTuple):
     """
+    Result of `greedy_design`.
+
     Args:
         indices: Picked candidates, in the order of the picks. Shape `(k,)`.
-        scores: `phi^T V^-1 phi` of each when it was picked; it never rises. Shape `(k,)`, float64.
-        log_det: `log det V / ridge` after the last pick, history and all: the information gained, in nats.
+        scores: `phi^T V^-1 phi` of each at its pick; never increasing. Shape `(k,)`, float64.
+        log_det: `log det V / ridge` after the last pick, history included: the information gained, in nats.
     """
 
     indices: Tensor
@@ -30,7 +32,7 @@ class Design(NamedTuple):
 
     @property
     def gains(self) -> Tensor:
-        """What each pick added to `log_det`, `log(1 + score)`. Shape `(k,)`."""
+        """Gain of each pick in `log_det`, `log(1 + score)`. Shape `(k,)`."""
         return self.scores.log1p()
 
 
@@ -40,17 +42,17 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def by_response(first: Tensor, second: Tensor) -> Tensor:
-    """`g_1 / |g_1| - g_2 / |g_2|`: length does not count. A zero vector stays zero. Shapes `(..., d)`."""
+    """Return `g_1 / |g_1| - g_2 / |g_2|`: norms do not count. A zero vector stays zero. Shapes `(..., d)`."""
     return _unit(first) - _unit(second)
 
 
 def by_pair(first: Tensor, second: Tensor) -> Tensor:
-    """`(g_1 - g_2) / |g_1 - g_2|`: directions alone count. Shapes `(..., d)`."""
+    """Return `(g_1 - g_2) / |g_1 - g_2|`: only the direction counts. Shapes `(..., d)`."""
     return _unit(first - second)
 
 
 def unnormalized(first: Tensor, second: Tensor) -> Tensor:
-    """`g_1 - g_2`: long responses have long gradients, and are picked for it. Shapes `(..., d)`."""
+    """Return `g_1 - g_2`: favours long responses, which have large gradients. Shapes `(..., d)`."""
     return first - second
 
 
@@ -63,17 +65,17 @@ NORMALIZATIONS: dict[str | None, Callable[[Tensor, Tensor], Tensor]] = {
 
 def pair_features(first: Tensor, second: Tensor, normalize: str | None = "response") -> Tensor:
     """
-    Features `phi` of pairs from vectors of their responses, gradients or embeddings.
+    Return features `phi` of pairs from vectors of their responses (gradients or embeddings).
 
     Args:
-        first, second: Shape `(..., d)`.
-        normalize: A name in `NORMALIZATIONS`.
+        first, second: Vectors of the two responses. Shape `(..., d)`.
+        normalize: Name of the normalisation, a key of `NORMALIZATIONS`.
 
     Returns:
-        Shape `(..., d)`. Swapping a pair's responses turns the sign, which no score sees.
+        Features. Shape `(..., d)`. Swapping the responses flips the sign, which changes no score.
 
     Raises:
-        TrlRealError: If there is no such normalisation.
+        TrlRealError: If the normalisation is unknown.
     """
     if normalize not in NORMALIZATIONS:
         names = ", ".join(str(name) for name in NORMALIZATIONS)
@@ -108,29 +110,29 @@ def greedy_design(
     exclude: Tensor | None = None,
 ) -> Design:
     r"""
-    Pick `k` candidates, each the largest `|phi|_{V^-1}` given those before: `V <- V + phi phi^T` after every pick
-    (ActiveDPO, Algorithm 1), which greedily maximises `log det V` (within `1 - 1 / e` of the best set).
+    Pick `k` candidates, each with the largest `|phi|_{V^-1}` given the earlier picks: `V <- V + phi phi^T` after every
+    pick (ActiveDPO, Algorithm 1), which greedily maximises `log det V` (within `1 - 1 / e` of the best set).
 
-    Scores only fall when `V` grows, so a score that was true once is a bound for ever: a pool of the best is kept up
-    to date after every pick, and the others are only looked at again, in blocks, once the pool's best falls below
-    their bounds. That is exact. `V^-1` is `I / ridge - Q Q^T` with a column of `Q` a pick, as long as picks and
-    history are fewer than `d`, and a Cholesky factor of `V` beyond; scores are computed from scratch now and then.
+    Scores only fall when `V` grows, so an old score is an upper bound: a pool of the best candidates is updated after
+    every pick, and the others are recomputed, in blocks, only when the pool's best score falls below their bounds. The
+    result is exact. `V^-1` is `I / ridge - Q Q^T` with one column of `Q` per pick while picks and history are fewer
+    than `d`, and a Cholesky factor of `V` afterwards; scores are recomputed from scratch at intervals.
 
     Args:
-        features: One row `phi` a candidate, float32 or float64; memory beyond it does not grow with `P d`.
+        features: Features `phi`, one row per candidate, float32 or float64; further memory does not grow with `P d`.
             Shape `(P, d)`.
-        k: How many to pick.
-        ridge: `lambda`, above 0, in units of the squared features.
+        k: Number of picks.
+        ridge: Ridge `lambda`, above 0, in units of the squared features.
         history: Features of the pairs picked in earlier rounds. Shape `(H, d)`.
-        max_per_prompt: Candidates of the same prompt that may be picked here; None for any number.
-        prompts: Whole numbers that tell prompts apart. Shape `(P,)`.
-        exclude: Candidates not to be picked. Shape `(P,)`, bool.
+        max_per_prompt: Maximum number of picks per prompt; None for no limit.
+        prompts: Prompt number of each candidate. Shape `(P,)`.
+        exclude: Candidates that must not be picked. Shape `(P,)`, bool.
 
     Returns:
         The picks. Ties (within 1e-6, relative) go to the lowest index; zero features come last, with a score of 0.
 
     Raises:
-        TrlRealError: If a value is out of range, a feature is not finite or there are not `k` candidates.
+        TrlRealError: If a value is out of range, a feature is not finite or there are fewer than `k` candidates.
     """
     allowed = torch.ones(len(features), dtype=torch.bool) if exclude is None else ~exclude.cpu()
     _check(features, k, ridge, history, allowed, max_per_prompt, prompts)
@@ -162,13 +164,13 @@ def _check(features, k, ridge, history, allowed, max_per_prompt, prompts) -> Non
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0.")
     for name, rows in (("features", features), ("history", history)):
         if rows is not None and not all(_is_finite(block) for block in rows.split(BLOCK)):
-            raise TrlRealError(f"The {name} hold NaN or infinity. Leave such candidates out before the choice.")
+            raise TrlRealError(f"The {name} contain NaN or infinity. Remove such candidates before the selection.")
     if history is not None and history.shape[1] != features.shape[1]:
         raise TrlRealError(f"The history has {history.shape[1]} features, the candidates {features.shape[1]}.")
     if max_per_prompt is not None and (prompts is None or max_per_prompt < 1):
-        raise TrlRealError(f"max_per_prompt={max_per_prompt} needs a positive number and each candidate's prompt.")
+        raise TrlRealError(f"max_per_prompt={max_per_prompt} must be 1 or more, and needs prompts=…, one a candidate.")
     n = int(allowed.sum())
     if max_per_prompt is not None:
         n = int(prompts.cpu()[allowed].unique(return_counts=True)[1].clamp_max(max_per_prompt).sum())
     if not 0 <= k <= n:
-        raise TrlRealError(f"{k} pairs are to be picked, but {n} candidates may be. Type a budget of at most {n}.")
+        raise TrlRealError(f"The budget is {k} pairs, but only {n} candidates are allowed. Type at most {n}.")

@@ -1,4 +1,4 @@
-"""How far training moves the embeddings that a selection was made with."""
+"""Drift: distance between embeddings before training, which a selection used, and embeddings at a checkpoint."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ from trl_real.functional.similarity import normalize, pair_similarity
 
 class Drift(NamedTuple):
     """
-    Embeddings at a checkpoint against those before training (REAL, App. B.1).
+    Difference of the embeddings at a checkpoint from those before training (REAL, App. B.1).
 
     Args:
         relative_l2: Mean of `||f_s(y) - f_0(y)|| / ||f_0(y)||`.
         cosine: Mean of `cos(f_s(y), f_0(y))`.
-        spearman: Rank correlation of the pairs' similarities then and before.
-        jaccard: Overlap of the least similar pairs then and before: what a selection made now would share with the
-            one that was made.
+        spearman: Rank correlation of the pairs' similarities before and after.
+        jaccard: Overlap of the least similar pairs before and after: the share of the old selection that a new one
+            would repeat.
     """
 
     relative_l2: float
@@ -32,8 +32,8 @@ def embedding_drift(before: Tensor, after: Tensor, budget: float = 0.5) -> Drift
     Compare the embeddings of the same pairs before and after.
 
     Args:
-        before: Of the two responses of each pair. Shape `(P, 2, d)`.
-        after: The same at a checkpoint. Shape `(P, 2, d)`.
+        before: Embeddings of the two responses of each pair before training. Shape `(P, 2, d)`.
+        after: Embeddings of the same responses at a checkpoint. Shape `(P, 2, d)`.
         budget: Share of the pairs in the easy sets that `jaccard` compares.
     """
     old, new = before.double(), after.double()

@@ -1,4 +1,4 @@
-"""In which geometry of the embedding space "dissimilar" is measured; none of these is in REAL, which takes it raw."""
+"""Geometries of the embedding space in which similarity is measured; REAL uses only `raw`, the others are ours."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,24 +7,24 @@ import torch
 from torch import Tensor
 
 
-# Directions that carry less than this share of the mean variance are not blown up by whitening.
+# Whitening does not enlarge directions with less than this share of the mean variance.
 WHITENING_FLOOR = 0.01
 
 
 class Geometry(NamedTuple):
     """
-    An affine map `x -> (x - shift) @ matrix`, or elementwise `(x - shift) * matrix` where `matrix` is a vector.
+    Affine map `x -> (x - shift) @ matrix`, or elementwise `(x - shift) * matrix` if `matrix` is a vector.
 
     Args:
-        shift: Shape `(d,)`.
-        matrix: Shape `(d, d)` or `(d,)`.
+        shift: Vector to subtract. Shape `(d,)`.
+        matrix: Matrix or vector to multiply with. Shape `(d, d)` or `(d,)`.
     """
 
     shift: Tensor
     matrix: Tensor
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Embeddings in this geometry. Shape `(..., d)` to `(..., d)`."""
+        """Map embeddings to this geometry. Shape `(..., d)` to `(..., d)`."""
         moved = embeddings - self.shift.to(embeddings)
         matrix = self.matrix.to(embeddings)
         return moved * matrix if matrix.ndim == 1 else moved @ matrix
@@ -32,7 +32,7 @@ class Geometry(NamedTuple):
 
 def raw(sample: Tensor) -> Geometry:
     """
-    As they are (REAL). Mean-pooled hidden states share a large common direction, which dominates their cosines.
+    Keep embeddings as they are (REAL). Mean-pooled hidden states share a large direction that dominates their cosines.
 
     Args:
         sample: Embeddings of the pool. Shape `(n, d)`.
@@ -41,28 +41,28 @@ def raw(sample: Tensor) -> Geometry:
 
 
 def centered(sample: Tensor) -> Geometry:
-    """Less the pool's mean, so that unrelated responses have a cosine near 0. Shape as in `raw`."""
+    """Subtract the pool's mean, so that unrelated responses have a cosine near 0. Shape as in `raw`."""
     return Geometry(sample.mean(0), sample.new_ones(sample.shape[1]))
 
 
 def standardized(sample: Tensor) -> Geometry:
-    """Each coordinate with mean 0 and variance 1 over the pool: no few coordinates decide. Shape as in `raw`."""
+    """Scale each coordinate to mean 0 and variance 1 over the pool, so that no few dominate. Shape as in `raw`."""
     spread = sample.std(0)
     return Geometry(sample.mean(0), 1 / spread.clamp_min(1e-6 * spread.max()))
 
 
 def whitened(sample: Tensor) -> Geometry:
-    """Uncorrelated coordinates of variance 1 (Mahalanobis), small directions damped. Shape as in `raw`."""
+    """Make coordinates uncorrelated with variance 1 (Mahalanobis), small directions damped. Shape as in `raw`."""
     mean, values, vectors = _principal(sample)
     return Geometry(mean, vectors / (values + WHITENING_FLOOR * values.mean()).sqrt())
 
 
 def debiased(sample: Tensor) -> Geometry:
     """
-    Centred, without the leading principal direction. Shape as in `raw`.
+    Subtract the mean and remove the leading principal direction. Shape as in `raw`.
 
-    Mu and Viswanath ("all but the top", arXiv 1702.01417) take out about d / 100 directions; of hidden states that
-    already takes what responses differ in (docs/log.md).
+    Mu and Viswanath (arXiv 1702.01417) remove about d / 100 directions; for hidden states that already removes the
+    differences between responses (docs/log.md).
     """
     mean, _, vectors = _principal(sample)
     top = vectors[:, -1:]
@@ -70,7 +70,7 @@ def debiased(sample: Tensor) -> Geometry:
 
 
 def _principal(sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variances (ascending) and directions of the sample, in float64."""
+    """Return mean, variances (ascending) and principal directions of the sample, in float64."""
     sample = sample.double()
     mean = sample.mean(0)
     moved = sample - mean

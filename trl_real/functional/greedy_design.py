@@ -1,4 +1,4 @@
-"""Greedy design from the inside: `V^-1` without a `d x d` matrix, and a search that looks at few candidates a pick."""
+"""Engine of `greedy_design`: `V^-1` without a `d x d` matrix, and a search that computes few scores per pick."""
 
 import itertools
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 
-# Candidates whose scores differ by less, relatively, are ties, and the first of them is picked.
+# Scores that differ by less, relatively, are ties; the first candidate is picked.
 TIE_TOLERANCE = 1e-6
-POOL = 1024  # candidates that are always fresh: they stay in a core's cache
-BLOCK = 4096  # candidates that are refreshed before another look at the bounds
-PART = 1024  # of them in a product
-AHEAD = 128  # true scores above every bound that is left, before a refresh ends
-SWEEP = 0.05  # share of stale candidates in question from which on all are refreshed, where they lie: no row is copied
-CHECK_EVERY = 256  # picks
+POOL = 1024  # candidates with always exact scores: they fit in a core's cache
+BLOCK = 4096  # candidates refreshed before the bounds are checked again
+PART = 1024  # candidates in one matrix product
+AHEAD = 128  # exact scores required above every remaining bound before a refresh ends
+SWEEP = 0.05  # share of stale candidates above which all are refreshed in place, without copying rows
+CHECK_EVERY = 256  # picks between two checks for rounding errors
 MAX_DRIFT = 1e-4
 
 
 class Inverse:
-    """`V^-1` as `B^-1 - Q Q^T`: `B` is `ridge I` or a Cholesky factor, `Q` has a column a pick since. In float64."""
+    """`V^-1` as `B^-1 - Q Q^T` in float64: `B` is `ridge I` or a Cholesky factor, `Q` one column per later pick."""
 
     def __init__(self, d: int, ridge: float, history: Tensor | None):
         self.d, self.ridge = d, ridge
@@ -29,11 +29,11 @@ class Inverse:
         self.n_history = self.n_base
 
     def fresh(self) -> "Inverse":
-        """The same from the picked features themselves."""
+        """Return a new `Inverse` computed from the picked features."""
         return Inverse(self.d, self.ridge, torch.cat(self.rows))
 
     def rebase(self) -> None:
-        """Start again from the picked features themselves: what rounding did to `Q` is gone, and `Q` is short."""
+        """Recompute the base from the picked features: removes the rounding errors of `Q` and shortens it."""
         rows = torch.cat(self.rows) if self.rows else torch.zeros(0, self.d, dtype=torch.float64)
         self.n_base, self.n_q, self.factor = len(rows), 0, None
         if len(rows) >= self.d:
@@ -47,11 +47,11 @@ class Inverse:
             q = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), rows, upper=False) / self.ridge**0.5
             self._room(len(q))
             self.q[: len(q)], self.n_q = q, len(q)
-        self.q_first = self.n_q  # columns that stand for the base
+        self.q_first = self.n_q  # columns that belong to the base
         self._single: Tensor | None = None
 
     def scores(self, block: Tensor) -> Tensor:
-        """From scratch. Shape `(n, d)` to `(n,)`."""
+        """Compute scores from scratch. Shape `(n, d)` to `(n,)`."""
         if self.factor is None:
             base = torch.linalg.vecdot(block, block) / self.ridge
         else:
@@ -59,7 +59,7 @@ class Inverse:
         return (base - (block @ self._columns(block.dtype, 0).T).square().sum(1)).clamp_min(0)
 
     def falls(self, block: Tensor, since: Tensor) -> Tensor:
-        """By how much each score fell when `V` grew from `since` rows on. Shapes `(n, d)`, `(n,)` to `(n,)`."""
+        """Return the decrease of each score since `V` had `since` rows. Shapes `(n, d)`, `(n,)` to `(n,)`."""
         first = int(since.min())
         parts = (self._columns(block.dtype, self.q_first + first - self.n_base) @ block.T).square_()  # (picks, n)
         if first < int(since.max()):
@@ -68,11 +68,11 @@ class Inverse:
 
     @property
     def n_picks(self) -> int:
-        """Rows in `V`, history and picks."""
+        """Number of rows in `V`, history and picks."""
         return self.n_base + self.n_q - self.q_first
 
     def add(self, phi: Tensor) -> None:
-        """`V <- V + phi phi^T`."""
+        """Update `V <- V + phi phi^T`."""
         phi = phi.double().cpu()
         self.rows.append(phi[None])
         columns = self._columns(torch.float64, 0)
@@ -108,11 +108,11 @@ class Inverse:
 
 class Search:
     """
-    Bounds on all scores, of which those in a small pool are always true.
+    Upper bounds on all scores, with exact scores for a small pool of the best candidates.
 
     Attributes:
-        bounds: A score that was true once; minus infinity for what cannot be picked. Shape `(P,)`.
-        seen: Rows that `V` had then. Shape `(P,)`.
+        bounds: Last exact score of each candidate; minus infinity if it cannot be picked. Shape `(P,)`.
+        seen: Number of rows of `V` at that time. Shape `(P,)`.
     """
 
     def __init__(self, features: Tensor, inverse: Inverse, allowed: Tensor):
@@ -124,9 +124,9 @@ class Search:
         self._fill()
 
     def _fill(self) -> None:
-        """Take the best into the pool; they must be fresh."""
+        """Fill the pool with the best candidates that have exact scores."""
         size = min(POOL, len(self.bounds))
-        # A stable sort would look at all of them; ties at the pool's edge stay outside, bounded and found when needed.
+        # A stable sort would read all candidates; ties at the pool's edge stay outside and are found when needed.
         self.ids = self.bounds.topk(size).indices.sort().values if size else torch.zeros(0, dtype=torch.long)
         fresh = self.seen[self.ids] == self.inverse.n_picks
         self.ids = self.ids[fresh]
@@ -136,15 +136,15 @@ class Search:
         self.ceiling = float(self.outside.max()) if size else -torch.inf
 
     def best(self) -> tuple[int, float]:
-        """The candidate with the largest score, the first among ties, and its score."""
+        """Return the candidate with the largest score (the first among ties) and its score."""
         if self._edge() <= self.ceiling:
             self._refresh()
         tied = self.scores >= self._edge()
         place = int(tied.int().argmax())
         best = self.ids[place]
-        beside = (self.outside[:best] >= self._edge()).nonzero()[:1, 0]  # fresh ties that found no room in the pool
-        if len(beside):
-            return int(beside[0]), float(self.bounds[beside[0]])
+        earlier = (self.outside[:best] >= self._edge()).nonzero()[:1, 0]  # exact ties that did not fit in the pool
+        if len(earlier):
+            return int(earlier[0]), float(self.bounds[earlier[0]])
         return int(best), float(self.scores[place])
 
     def _edge(self) -> float:
@@ -152,11 +152,11 @@ class Search:
 
     @staticmethod
     def _below(score: Tensor) -> float:
-        """The lowest score that ties with this one."""
+        """Return the lowest score that ties with this one."""
         return float(score) - TIE_TOLERANCE * abs(float(score))
 
     def _refresh(self) -> None:
-        """Bring the highest bounds up to date, a block at a time, until those left are below enough true scores."""
+        """Recompute the highest bounds, block by block, until the rest are below enough exact scores."""
         self.bounds[self.ids] = best = self.scores
         self.seen[self.ids] = self.inverse.n_picks
         for n_blocks in itertools.count():
@@ -175,19 +175,19 @@ class Search:
         self._fill()
 
     def _sweep(self) -> None:
-        """Make all bounds true."""
+        """Recompute all bounds."""
         for start in range(0, len(self.bounds), PART):
             self._renew(slice(start, start + PART))
 
     def _update(self, ids: Tensor) -> None:
-        """Make some bounds true."""
+        """Recompute the bounds of these candidates."""
         ids = ids.sort().values
-        # Those last seen together miss the same columns: one matrix product, and hardly any of it in vain.
+        # Candidates last seen together miss the same columns: one matrix product with almost no wasted work.
         for some in ids[self.seen[ids].argsort(stable=True)].split(PART):
             self._renew(some)
 
     def _renew(self, rows: Tensor | slice) -> None:
-        """Make the bounds of these rows true; minus infinity stays."""
+        """Recompute the bounds of these rows; minus infinity stays."""
         block, since, bounds = self.features[rows], self.seen[rows], self.bounds[rows]
         if int(since.min()) < self.inverse.n_base:
             fresh = self.inverse.scores(block)
@@ -197,7 +197,7 @@ class Search:
         self.seen[rows] = self.inverse.n_picks
 
     def take(self, best: int) -> None:
-        """Pick a candidate: it leaves, and `V` grows."""
+        """Pick a candidate: remove it and update `V`."""
         before = self.inverse.n_picks
         self.inverse.add(self.features[best])
         fallen = self.scores - self.inverse.falls(self.pool, torch.full((len(self.pool),), before))
@@ -209,16 +209,16 @@ class Search:
             self._check_drift()
 
     def drop(self, ids: Tensor) -> None:
-        """Candidates that cannot be picked any more."""
+        """Exclude candidates from further picks."""
         self.bounds[ids] = self.outside[ids] = -torch.inf
         self.scores[torch.isin(self.ids, ids)] = -torch.inf
 
     def _check_drift(self) -> None:
-        """Where rounding has moved the scores, start again from the picked features themselves."""
-        known = self.scores > -torch.inf
+        """Recompute from the picked features if rounding errors have moved the scores."""
+        finite = self.scores > -torch.inf
         exact = self.inverse.fresh().scores(self.pool)
-        drift = (exact - self.scores)[known].abs()
-        if len(drift) and drift.max() > MAX_DRIFT * max(1.0, float(exact[known].max())):
+        drift = (exact - self.scores)[finite].abs()
+        if len(drift) and drift.max() > MAX_DRIFT * max(1.0, float(exact[finite].max())):
             self.inverse.rebase()
-            self.seen.fill_(-1)  # what is outside is computed from scratch when it is looked at
-            self.scores = torch.where(known, self.inverse.scores(self.pool), self.scores)
+            self.seen.fill_(-1)  # candidates outside the pool are recomputed when they are needed
+            self.scores = torch.where(finite, self.inverse.scores(self.pool), self.scores)

@@ -1,4 +1,4 @@
-"""Preference losses and their measures on log-probabilities: DPO (arXiv 2305.18290), REAL Eq. 10-11, SPA Eq. 9-12."""
+"""Preference losses and metrics on log-probabilities: DPO (arXiv 2305.18290), REAL Eq. 10-11, SPA Eq. 9-12."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ MAX_ELEMENTS = 2**24
 
 
 class Head(NamedTuple):
-    """A language model's output layer: `weight` of shape `(V, d)`, and its `bias` of shape `(V,)` if it has one."""
+    """Output layer of a language model: `weight` of shape `(V, d)` and optional `bias` of shape `(V,)`."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -20,47 +20,48 @@ class Head(NamedTuple):
 
 def implicit_margin(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     r"""
-    Margin of the implicit rewards, `beta ((log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l)))`.
+    Return the margin of the implicit rewards,
+    `beta ((log pi(y_w) - log ref(y_w)) - (log pi(y_l) - log ref(y_l)))`.
 
     Args:
         chosen: Log-probabilities of the chosen responses, summed over tokens, in nats. Shape `(B,)`.
-        rejected: The same of the rejected responses. Shape `(B,)`.
-        ref_chosen: The reference's log-probabilities of the chosen responses. Shape `(B,)`.
-        ref_rejected: The reference's of the rejected responses. Shape `(B,)`.
+        rejected: Log-probabilities of the rejected responses. Shape `(B,)`.
+        ref_chosen: Log-probabilities of the chosen responses under the reference model. Shape `(B,)`.
+        ref_rejected: Log-probabilities of the rejected responses under the reference model. Shape `(B,)`.
         beta: Weight of the KL term.
 
     Returns:
-        One margin a pair. Shape `(B,)`.
+        One margin per pair. Shape `(B,)`.
     """
     return beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
 
 
 def soft_label_loss(margin: Tensor, flip: Tensor | float) -> Tensor:
     r"""
-    DPO with a doubtful label (cDPO), `-(1 - e) log sigmoid(m) - e log sigmoid(-m)`.
+    Return the DPO loss with label noise (cDPO), `-(1 - e) log sigmoid(m) - e log sigmoid(-m)`.
 
-    Since `log sigmoid(m) - log sigmoid(-m) = m`, this is `-log sigmoid(m) + e m`, in which nothing overflows.
+    Computed as `-log sigmoid(m) + e m`, which cannot overflow (`log sigmoid(m) - log sigmoid(-m) = m`).
 
     Args:
         margin: Implicit reward margins `m`. Shape `(B,)`.
         flip: Probability `e` that a label is wrong, in [0, 1]. Shape `(B,)` or a number.
 
     Returns:
-        One loss a pair, in nats. Shape `(B,)`.
+        One loss per pair, in nats. Shape `(B,)`.
     """
     return flip * margin - F.logsigmoid(margin)
 
 
 def compose_flips(flip: Tensor, smoothing: Tensor | float) -> Tensor:
     r"""
-    Flip probability of two independent sources of error in a row, `e (1 - a) + (1 - e) a`.
+    Return the flip probability of two independent sources of error in sequence, `e (1 - a) + (1 - e) a`.
 
-    A label that is wrong with probability `e` and is then smoothed by `a` has been through two binary symmetric
-    channels; half noise stays half noise.
+    A label that is wrong with probability `e` and then smoothed by `a` passes two binary symmetric channels; a
+    probability of 0.5 stays 0.5.
 
     Args:
         flip: Probability `e` that the label itself is wrong. Shape `(B,)`.
-        smoothing: SPA's `a` where a pair is doubtful, else 0. Shape `(B,)` or a number.
+        smoothing: SPA's `a` for doubtful pairs, else 0. Shape `(B,)` or a number.
 
     Returns:
         Probabilities. Shape `(B,)`.
@@ -77,21 +78,21 @@ def preference_metrics(
     flip: Tensor | float = 0.0,
 ) -> dict[str, float]:
     r"""
-    REAL's evaluation: `M = mean_i m_i` (Eq. 10) and `L = -mean_i log sigmoid(m_i)` (Eq. 11), each pair counted once.
+    Compute REAL's evaluation: `M = mean_i m_i` (Eq. 10) and `L = -mean_i log sigmoid(m_i)` (Eq. 11), in float64.
 
-    Names and conventions are TRL's (rewards carry `beta`, a tie is not accurate), with the margin in units of
-    log-probability, `margin_logratio = M / beta`, and the margin's quantiles beside it. Computed in float64.
+    Each pair counts once. Names and conventions are TRL's (rewards include `beta`, a tie is not accurate); added are
+    the margin in units of log-probability, `margin_logratio = M / beta`, and the quantiles of the margin.
 
     Args:
         chosen: Log-probabilities of the chosen responses, summed over tokens, in nats. Shape `(N,)`, at least one.
-        rejected: The same of the rejected responses. Shape `(N,)`.
-        ref_chosen: The reference's log-probabilities of the chosen responses. Shape `(N,)`.
-        ref_rejected: The reference's of the rejected responses. Shape `(N,)`.
+        rejected: Log-probabilities of the rejected responses. Shape `(N,)`.
+        ref_chosen: Log-probabilities of the chosen responses under the reference model. Shape `(N,)`.
+        ref_rejected: Log-probabilities of the rejected responses under the reference model. Shape `(N,)`.
         beta: Weight of the KL term, above 0.
-        flip: Probability that a label is wrong, which makes the loss `soft_label_loss`. Shape `(N,)` or a number.
+        flip: Probability that a label is wrong; the loss is `soft_label_loss`. Shape `(N,)` or a number.
 
     Returns:
-        Plain numbers by name: `loss`, `rewards/…`, `margin_logratio`, `logps/…`.
+        Metrics by name: `loss`, `rewards/…`, `margin_logratio`, `logps/…`.
     """
     logps = [values.double() for values in (chosen, rejected, ref_chosen, ref_rejected)]
     margin = implicit_margin(logps[0], logps[1], logps[2], logps[3], beta)
@@ -122,20 +123,21 @@ def extrapolated_log_probs(
     max_elements: int = MAX_ELEMENTS,
 ) -> Tensor:
     r"""
-    Log-probabilities under `pi_g`, whose logits are `h_g = (1 + lambda) h_theta - lambda h_ref` (SPA, Eq. 11-12).
+    Return log-probabilities under `pi_g`, the model with logits `h_g = (1 + lambda) h_theta - lambda h_ref` (SPA,
+    Eq. 11-12).
 
-    Exact: extrapolating log-probabilities instead would forget the normalisation, and a quantile of the margins would
-    then flag the same pairs as without extrapolation. Logits are linear in the hidden state, so where policy and
-    reference share one head (LoRA) the states are mixed and the head runs once; else it runs twice.
+    The result is exact: extrapolated log-probabilities would skip the normalisation, and a quantile of the margins
+    would then flag the same pairs as without extrapolation. Logits are linear in the hidden state: if policy and
+    reference share one head (LoRA), the states are mixed and the head runs once; otherwise it runs twice.
 
     Args:
-        hidden: The policy's last hidden state before each label. Shape `(N, d)`, of `N` tokens.
-        ref_hidden: The reference's. Shape `(N, d')`.
+        hidden: Last hidden states of the policy before each label. Shape `(N, d)`, of `N` tokens.
+        ref_hidden: Last hidden states of the reference model. Shape `(N, d')`.
         labels: Token ids. Shape `(N,)`.
-        head: The policy's output layer.
-        ref_head: The reference's; the very same tensors if they share it.
-        strength: `lambda`, at least 0; at 0 the result is the policy's own.
-        max_elements: Logits held at a time, in float32: a chunk of the vocabulary for all tokens, never `(N, V)`.
+        head: Output layer of the policy.
+        ref_head: Output layer of the reference model; the same tensors if they share it.
+        strength: Extrapolation strength `lambda`, at least 0; at 0 the result is that of the policy.
+        max_elements: Maximum number of logits in memory, in float32: a chunk of the vocabulary, never `(N, V)`.
 
     Returns:
         Log-probabilities of the labels, in nats, float32, without gradient. Shape `(N,)`.
@@ -152,12 +154,12 @@ def extrapolated_log_probs(
 
 def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max_elements: int) -> Tensor:
     r"""
-    Log-softmax, at the labels, of the logits `sum_k scale_k (states_k W_k^T + b_k)`, by chunks of the vocabulary.
+    Return the log-softmax, at the labels, of the logits `sum_k scale_k (states_k W_k^T + b_k)`, in vocabulary chunks.
 
     Args:
         terms: Scales, float32 states of shape `(N, d_k)` and heads.
         labels: Token ids. Shape `(N,)`.
-        max_elements: Logits held at a time.
+        max_elements: Maximum number of logits in memory.
 
     Returns:
         Log-probabilities, float32. Shape `(N,)`.
@@ -178,8 +180,8 @@ def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max
 
 
 def _chunk_of_logits(terms: list[tuple[float, Tensor, Head]], start: int, end: int) -> Tensor:
-    """The summed logits of words `start` to `end`, in float32 whatever the weights are. Shape `(N, end - start)`."""
-    logits: Tensor | None = None
+    """Sum the logits of words `start` to `end`, in float32 for weights of any type. Shape `(N, end - start)`."""
+    logits = None
     for scale, states, head in terms:
         bias = None if head.bias is None else head.bias[start:end].float()
         part = F.linear(states, head.weight[start:end].float(), bias)

@@ -1,8 +1,9 @@
 r"""
-Random projections of gradients never held whole: `z = Pi g`, a parameter at a time, `E <Pi g, Pi h> = <g, h>`.
+Random projections of gradients, one parameter at a time: `z = Pi g` with `E <Pi g, Pi h> = <g, h>`.
 
-What a projection draws hangs on the seed and on each parameter's name and shape, through SHA-256 and a counter-based
-generator: it is the same in every process, on every rank, in any order and whatever PYTHONHASHSEED is.
+The full gradient is never in memory. The random numbers depend on the seed and on each parameter's name and shape,
+through SHA-256 and a counter-based generator: they are the same in every process, on every rank, in any order of the
+parameters and for any PYTHONHASHSEED.
 """
 
 import hashlib
@@ -16,13 +17,13 @@ from torch import Tensor
 from trl_real.errors import TrlRealError
 
 
-# Entries of a dense projection that exist at a time: 64 MB in float32.
+# Entries of a dense projection in memory at a time: 64 MB in float32.
 MAX_ELEMENTS = 2**24
 
 
 class Projection:
     """
-    A linear map of the gradients of named matrices to vectors of `dim` numbers.
+    Linear map of the gradients of named matrices to vectors of `dim` numbers.
 
     ```python
     buffer = projection.buffer(n_rows)
@@ -32,8 +33,8 @@ class Projection:
 
     Args:
         shapes: Rows and columns of each parameter, by name.
-        dim: Numbers a vector, `d`.
-        seed: Of everything that is drawn.
+        dim: Length of a vector, `d`.
+        seed: Seed of the random numbers.
 
     Raises:
         TrlRealError: If `dim` is not positive.
@@ -53,50 +54,50 @@ class Projection:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two projections whose vectors may be compared with each other, and only for these."""
+        """Identifier that is equal for two projections exactly if their vectors can be compared."""
         text = repr((self.kind, self.dim, self.seed, list(self.shapes.items())))
         return f"{self.kind}-{self.dim}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def buffer(self, n_rows: int, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Tensor:
-        """Zeros to add to. Shape `(B, d)`, or wider where `finish` folds it."""
+        """Return zeros to add to. Shape `(B, d)`, or wider if `finish` folds it."""
         return torch.zeros(n_rows, self.dim, dtype=dtype, device=device)
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
         """
-        Add a parameter's share of the product.
+        Add the part of the product that belongs to one parameter.
 
         Args:
-            buffer: From `buffer`; changed in place.
-            name: Of the parameter.
-            gradients: One gradient a row. Shape `(B, m, n)`, with `(m, n)` the parameter's.
+            buffer: Result of `buffer`; changed in place.
+            name: Name of the parameter.
+            gradients: One gradient per row. Shape `(B, m, n)`, with `(m, n)` the shape of the parameter.
         """
         raise NotImplementedError
 
     def finish(self, buffer: Tensor) -> Tensor:
-        """The projected gradients. Shape `(B, d)`."""
+        """Return the projected gradients. Shape `(B, d)`."""
         return buffer
 
     def _random(self, name: str, part: Any, n_words: int) -> np.ndarray:
-        """Random 64-bit words that are this seed's, parameter's and part's own. Shape `(n_words,)`."""
+        """Return random 64-bit words for this seed, parameter and part. Shape `(n_words,)`."""
         text = repr((self.kind, self.dim, self.seed, name, self.shapes[name], part))
         key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
         return np.random.Philox(key=key).random_raw(n_words)
 
     def _signs(self, name: str, part: Any, rows: int, columns: int) -> Tensor:
-        """Independent numbers 1 and -1. Shape `(rows, columns)`."""
+        """Return independent random signs, 1 or -1. Shape `(rows, columns)`."""
         words = self._random(name, part, -(-rows * columns // 64)).astype("<u8")
         bits = np.unpackbits(words.view(np.uint8), count=rows * columns)
         return torch.from_numpy(bits).to(torch.float32).mul_(2).sub_(1).view(rows, columns)
 
 
 class Exact(Projection):
-    """No projection: every gradient whole, the parameters in the order of their names. For tests and tiny models."""
+    """No projection: full gradients, parameters sorted by name. For tests and tiny models."""
 
     def _width(self, dim: int | None) -> int:
         return sum(m * n for m, n in self.shapes.values())
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """As in `Projection.add`."""
+        """See `Projection.add`."""
         start = 0
         for other, (m, n) in self.shapes.items():
             if other == name:
@@ -106,27 +107,27 @@ class Exact(Projection):
 
 class CountSketch(Projection):
     r"""
-    One random bucket and sign a coordinate, `z[h(i)] += s(i) g_i` (Charikar et al. 2002), a sparse
-    Johnson-Lindenstrauss transform: the error of a dense projection, `Var |Pi g|^2 <= 2 / d |g|^4`, at a cost that
-    does not grow with `d`.
+    Count sketch: one random bucket and sign per coordinate, `z[h(i)] += s(i) g_i` (Charikar et al. 2002), a sparse
+    Johnson-Lindenstrauss transform. It has the error of a dense projection, `Var |Pi g|^2 <= 2 / d |g|^4`, at a cost
+    that does not grow with `d`.
 
-    The sign is a second half of the buffer, which is taken off at the end, so that no product is formed. The buckets
-    stay in memory, four bytes a coordinate.
+    Coordinates with a negative sign go to a second half of the buffer, which `finish` subtracts: no product is
+    needed. The buckets stay in memory, four bytes per coordinate.
     """
 
     kind = "count_sketch"
 
     def buffer(self, n_rows: int, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Tensor:
-        """Zeros to add to. Shape `(B, 2 d)`."""
+        """Return zeros to add to. Shape `(B, 2 d)`."""
         return torch.zeros(n_rows, 2 * self.dim, dtype=dtype, device=device)
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """As in `Projection.add`."""
+        """See `Projection.add`."""
         # index_add_ with 32-bit indices takes ten times as long on a CPU.
         buffer.index_add_(1, self._buckets(name, buffer.device).long(), gradients.flatten(1))
 
     def finish(self, buffer: Tensor) -> Tensor:
-        """As in `Projection.finish`."""
+        """See `Projection.finish`."""
         return buffer[:, : self.dim] - buffer[:, self.dim :]
 
     def _buckets(self, name: str, device: Any) -> Tensor:
@@ -139,14 +140,14 @@ class CountSketch(Projection):
 
 class Rademacher(Projection):
     """
-    Dense signs `+-1 / sqrt(d)` (LESS and TRAK use them, in blocks): the faithful baseline. `d` random bits a
-    coordinate are drawn again for every batch, so it is hundreds of times slower than a sketch, and no more exact.
+    Dense signs `+-1 / sqrt(d)`, as in LESS and TRAK, in blocks. It draws `d` random bits per coordinate for every
+    batch, so it is hundreds of times slower than a sketch, and not more exact.
     """
 
     kind = "rademacher"
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """As in `Projection.add`."""
+        """See `Projection.add`."""
         flat = gradients.flatten(1)  # (B, m n)
         size = max(1, MAX_ELEMENTS // self.dim)
         for start in range(0, flat.shape[1], size):
@@ -157,15 +158,14 @@ class Rademacher(Projection):
 
 class Kronecker(Projection):
     r"""
-    `vec(P_L G P_R^T)` with dense signs on either side, `P_L` and `P_R` of `k_L k_R = d` rows: noisier than the others
-    where a gradient's mass sits in few blocks of low rank, since its variance is
-    `(1 + 2 / k_L) (1 + 2 / k_R) - 1` for one of rank 1.
+    `vec(P_L G P_R^T)` with dense signs on both sides, `P_L` and `P_R` of `k_L k_R = d` rows. It is noisier than the
+    others for gradients of few blocks of low rank: its variance is `(1 + 2 / k_L) (1 + 2 / k_R) - 1` for rank 1.
     """
 
     kind = "kronecker"
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """As in `Projection.add`."""
+        """See `Projection.add`."""
         left, right = self._sides(name, buffer)
         buffer += (left @ gradients @ right.mT).flatten(1)  # (B, k_L k_R)
 
@@ -193,14 +193,14 @@ def make_projection(
     kind: str | None, shapes: Mapping[str, tuple[int, int]], dim: int | None = 8192, seed: int = 42
 ) -> Projection:
     """
-    The projection of that name; without `dim` there is none.
+    Return the projection of this name; `Exact` if `dim` is None.
 
     Args:
-        kind: A name in `PROJECTIONS`.
-        shapes, dim, seed: As in `Projection`.
+        kind: Name of the projection, a key of `PROJECTIONS`.
+        shapes, dim, seed: See `Projection`.
 
     Raises:
-        TrlRealError: If there is none of that name.
+        TrlRealError: If the name is unknown.
     """
     if kind not in PROJECTIONS:
         names = ", ".join(str(name) for name in PROJECTIONS)

@@ -5,21 +5,21 @@ from torch import Tensor
 
 
 def normalize(embeddings: Tensor) -> Tensor:
-    """Rows scaled to length 1, in float64; a zero row stays zero. Shape `(..., d)` in and out."""
+    """Scale rows to length 1, in float64; a zero row stays zero. Shape `(..., d)` in and out."""
     embeddings = embeddings.double()
     return embeddings / embeddings.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def pair_similarity(first: Tensor, second: Tensor) -> Tensor:
     r"""
-    Cosine `s(y_1, y_2) = f(y_1)^T f(y_2) / (|f(y_1)| |f(y_2)|)`.
+    Return the cosine similarity `s(y_1, y_2) = f(y_1)^T f(y_2) / (|f(y_1)| |f(y_2)|)`.
 
-    Computed in float64: half precision knows some 400 values in the range where 40,000 similarities lie, and in
-    float32 the result would depend on how rows were batched.
+    Computed in float64: half precision has about 400 values in the range of 40,000 typical similarities, and in
+    float32 the result would depend on the batches.
 
     Args:
-        first: Embeddings. Shape `(..., d)`.
-        second: Embeddings. Shape `(..., d)`.
+        first: Embeddings of the first responses. Shape `(..., d)`.
+        second: Embeddings of the second responses. Shape `(..., d)`.
 
     Returns:
         Similarities in [-1, 1], float64. Shape `(...)`.
@@ -28,19 +28,19 @@ def pair_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def candidate_pairs(n_responses: int) -> Tensor:
-    """All pairs `i < j` of `K` responses in lexicographic order. Shape `(2, P)` with `P = K (K - 1) / 2`."""
+    """Return all pairs `i < j` of `K` responses in lexicographic order. Shape `(2, P)` with `P = K (K - 1) / 2`."""
     return torch.triu_indices(n_responses, n_responses, offset=1)
 
 
 def candidate_similarity(embeddings: Tensor) -> Tensor:
     """
-    Similarity of every candidate pair.
+    Return the similarity of every candidate pair.
 
     Args:
-        embeddings: Responses of `N` prompts. Shape `(N, K, d)`.
+        embeddings: Embeddings of the responses of `N` prompts. Shape `(N, K, d)`.
 
     Returns:
-        One similarity a candidate pair, float64. Shape `(N, P)`.
+        One similarity per candidate pair, float64. Shape `(N, P)`.
     """
     first, second = candidate_pairs(embeddings.shape[1])
     unit = normalize(embeddings)

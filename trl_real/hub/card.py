@@ -1,4 +1,4 @@
-"""What a dataset card says about a subset: how it was made, what went in and came out, how similar the pairs are."""
+"""Section of a dataset card about a subset: recipe, counts and similarity of the pairs."""
 
 import json
 import math
@@ -19,7 +19,7 @@ TASK_CATEGORIES = ["text-generation"]
 TAGS = ["trl", "trl-real", "preference"]
 LABELLED_TAGS = ["dpo"]
 LABELLED_COLUMNS = {"chosen", "rejected"}
-TOLD_APART = ("n_picked", "lengths")  # settings of a record that the table of counts shows
+COUNTED = ("n_picked", "lengths")  # settings of a record that the table of counts shows
 HISTOGRAM_ROWS = 20
 BAR_WIDTH = 24
 
@@ -41,14 +41,14 @@ def update_card(
     revision: str | None = None,
 ) -> str:
     """
-    The card with our section for one config replaced, or added at the end; everything else stays as it was.
+    Replace our section for one config in the card, or add it at the end; everything else stays as it is.
 
-    Tags and the task category come with the first section of a config only, so that a user may remove them.
+    Tags and the task category are added only with the first section of a config, so that a user can remove them.
 
     Args:
-        content (`str`): The whole `README.md`; its metadata block tells how many rows each split of the config has.
-        record (`SelectionRecord`): Of the selection that made the subset.
-        config_name (`str`): The config that the section describes.
+        content (`str`): Full text of `README.md`; its metadata block has the number of rows of each split.
+        record (`SelectionRecord`): Record of the selection that made the subset.
+        config_name (`str`): Config that the section describes.
         repo_id (`str`): Repository of the card.
         columns (iterable of `str`): Columns of the dataset; `chosen` and `rejected` make it a `dpo` dataset.
         revision (`str`, *optional*): Branch, if not `main`.
@@ -57,14 +57,14 @@ def update_card(
         The new `README.md`.
 
     Raises:
-        TrlRealError: If the metadata block at the top cannot be read, or the record is not sound.
+        TrlRealError: If the metadata block at the top cannot be read, or the record is inconsistent.
     """
     try:
         card = DatasetCard(content)
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise TrlRealError(
             f"The metadata block at the top of README.md cannot be read ({type(error).__name__}). "
-            f"Mend it on the page of {repo_id}, then push again."
+            f"Correct it on the page of {repo_id}, then push again."
         ) from error
     section = render_section(record, config_name, repo_id, _rows_by_split(card.data.to_dict(), config_name), revision)
     if _find_section(card.text, config_name) is None:
@@ -77,17 +77,17 @@ def update_card(
 
 def replace_section(text: str, section: str, config_name: str) -> str:
     """
-    Put `section` where the last well-formed section of this config is, or at the end if there is none.
+    Replace the last well-formed section of this config, or add the section at the end.
 
-    A marker without its partner is taken for the user's text: nothing between it and another marker is touched.
+    A marker without its partner counts as the user's text: nothing between it and another marker changes.
 
     Args:
-        text (`str`): The card without its metadata block.
-        section (`str`): What `render_section` returned.
-        config_name (`str`): The config that the section describes.
+        text (`str`): Card without its metadata block.
+        section (`str`): Result of `render_section`.
+        config_name (`str`): Config that the section describes.
 
     Returns:
-        The new text, with the line ends that it had.
+        The new text, with the same line ends.
     """
     line_end = "\r\n" if "\r\n" in text else "\n"
     section = section.replace("\n", line_end)
@@ -102,20 +102,20 @@ def render_section(
     record: SelectionRecord, config_name: str, repo_id: str, n_rows: dict[str, int], revision: str | None = None
 ) -> str:
     """
-    Our section of the card, its two markers included.
+    Render our section of the card, with its two markers.
 
     Args:
-        record (`SelectionRecord`): Of the selection that made the subset.
+        record (`SelectionRecord`): Record of the selection that made the subset.
         config_name (`str`): Config of the subset in the repository.
         repo_id (`str`): Repository, for the line that loads the subset.
-        n_rows (`dict[str, int]`): Rows pushed, by split.
+        n_rows (`dict[str, int]`): Number of rows pushed, by split.
         revision (`str`, *optional*): Branch, if not `main`.
 
     Returns:
-        Markdown, the same for the same arguments.
+        Markdown; equal arguments give equal text.
 
     Raises:
-        TrlRealError: If the record's counts do not add up, or its histogram is not one.
+        TrlRealError: If the record's counts do not add up, or its histogram is invalid.
     """
     check_record(record)
     record = SelectionRecord.from_dict(public_record(record))
@@ -135,10 +135,10 @@ def render_section(
 
 def check_record(record: SelectionRecord) -> None:
     """
-    Refuse a record that loses rows, or whose histogram is not one.
+    Check the counts and the histogram of a record.
 
     Raises:
-        TrlRealError: If rows in are not rows kept, not chosen and skipped, or bins and counts do not match.
+        TrlRealError: If kept, not chosen and skipped rows do not add up to all rows, or bins and counts do not match.
     """
     n_skipped = sum(record.skipped.values())
     if record.n_rows != record.n_kept + record.n_not_chosen + n_skipped:
@@ -155,7 +155,7 @@ def check_record(record: SelectionRecord) -> None:
 
 
 def public_record(record: SelectionRecord) -> dict:
-    """The record as it may leave the machine: local paths by their last component, no access tokens."""
+    """Return the record without private data: local paths become their last component, access tokens are removed."""
     values = _public(record.to_dict())
     if record.model and os.path.exists(record.model):
         values["model"] = _last_component(record.model)
@@ -163,7 +163,7 @@ def public_record(record: SelectionRecord) -> dict:
 
 
 def escape(value: object) -> str:
-    """One line of text that shows as it is inside a Markdown table and can neither end it nor open a comment."""
+    """Return one line that a Markdown table shows unchanged; it cannot end the table or open a comment."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     line = re.sub(r"[&<>|`\\]", lambda found: _ENTITIES[found[0]], line)
     return re.sub(r"([*_\[\]~$])", r"\\\1", line)
@@ -204,7 +204,7 @@ def _table(header: list[str], rows: list[tuple]) -> str:
 def _recipe(record: SelectionRecord) -> list[tuple]:
     rows = [("strategy", record.strategy), ("budget", _budget(record.budget)), ("seed", record.seed)]
     rows += [("model", record.model or "none"), ("revision", record.revision or "none")]
-    rows += sorted((str(name), value) for name, value in record.settings.items() if name not in TOLD_APART)
+    rows += sorted((str(name), value) for name, value in record.settings.items() if name not in COUNTED)
     rows += [
         (
             "responses cut to the context",
@@ -231,8 +231,8 @@ def _counts(record: SelectionRecord, n_rows: dict[str, int]) -> list[tuple]:
     if "n_picked" in record.settings:  # several pairs can come from one row
         rows.append(("pairs picked in the kept rows", record.settings["n_picked"]))
     lengths = record.settings.get("lengths") or {}
-    for where, told in lengths.items():
-        rows.append((f"characters of a response, median ({where})", f"{told['median']:.0f}" if told else "–"))
+    for where, found in lengths.items():
+        rows.append((f"characters of a response, median ({where})", f"{found['median']:.0f}" if found else "–"))
     return rows + [(f"in this repository, split {split}", count) for split, count in n_rows.items()]
 
 
@@ -244,7 +244,7 @@ def _similarity(record: SelectionRecord) -> list[str]:
     ]
     parts = ["### Similarity of the two responses\n\n" + _table(["quantile", "pool", "kept"], rows)]
     if record.histogram:
-        lines = ["Rows by similarity; each column is drawn to its own largest bin.", histogram(record.histogram)]
+        lines = ["Rows by similarity; each column is scaled to its largest bin.", histogram(record.histogram)]
         parts.append("\n\n".join(lines))
     return parts
 
@@ -255,13 +255,13 @@ def _number(value: float | None) -> str:
 
 def histogram(counts: dict[str, list]) -> str:
     """
-    A text histogram of pool and kept, side by side, in a fenced block.
+    Render a text histogram of pool and kept rows, side by side, in a fenced block.
 
     Args:
         counts (`dict[str, list]`): `edges` (bins + 1 values), `pool` and `kept` (counts), as in a `SelectionRecord`.
 
     Returns:
-        Markdown; bins are joined until at most `HISTOGRAM_ROWS` are left.
+        Markdown; neighbouring bins are joined to at most `HISTOGRAM_ROWS`.
     """
     edges, pool, kept = (counts[name] for name in ("edges", "pool", "kept"))
     step = math.ceil(len(pool) / HISTOGRAM_ROWS)

@@ -1,4 +1,4 @@
-"""A subset to the Hub: its rows as one config of a dataset repository, its recipe into the card."""
+"""Upload of a subset to the Hub: its rows as one config of a dataset repository, its recipe in the card."""
 
 import json
 import logging
@@ -33,16 +33,16 @@ logger = logging.getLogger(__name__)
 RECORDS_FOLDER = "selection_records"
 CONFLICTS = (409, 412)
 ATTEMPTS = 8
-PAUSE = 0.1  # seconds, at most, before the second attempt; twice as long before each next one
+PAUSE = 0.1  # maximum seconds before the second attempt; doubled before each further one
 _CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _RESERVED = ("data", RECORDS_FOLDER)
 _HINTS = {
     401: "Type: hf auth login",
-    403: "Push to a name of your own, or use a token with write access to this one. Type: hf auth login",
+    403: "Push to a repository of yours, or use a token with write access to this one. Type: hf auth login",
     404: "Check the name, and that you are signed in. Type: hf auth whoami",
-    409: "Someone else pushed at the same moment",
-    412: "Someone else pushed at the same moment",
-    429: "The Hub asks for a pause. Wait a few minutes",
+    409: "Someone else pushed at the same time",
+    412: "Someone else pushed at the same time",
+    429: "The Hub limits the number of requests. Wait a few minutes",
 }
 
 
@@ -61,45 +61,46 @@ def push_subset(
     """
     Push a subset as one config of a dataset repository, with its recipe in the card.
 
-    Two commits: the rows (with `datasets`' own metadata), then our section of the card together with
-    `selection_records/CONFIG.json`. Each is all or nothing, so after a failure the repository holds what it held
-    before or the new rows, the local dataset is untouched, and pushing again finishes the work. Other configs, the
-    user's text in the card and other files stay as they are.
+    Two commits: the rows (with the metadata of `datasets`), then our section of the card together with
+    `selection_records/CONFIG.json`. Each is all or nothing: after a failure the repository has its old content or the
+    new rows, the local dataset is unchanged, and a second push completes the work. Other configs, the user's text in
+    the card and other files do not change.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): The rows. A `DatasetDict` replaces all splits of its config.
-        repo_id (`str`): `user/name`, or `name` for a repository of your own. It is created if it is not there.
-        record (`SelectionRecord` or `dict`): How the subset was made: `selector.record` after `select`.
-        config_name (`str`, *optional*): Defaults to strategy and budget, such as `easy-0.25`.
-        split (`str`, *optional*, defaults to `"train"`): Split of a `Dataset`; a `DatasetDict` brings its own.
-        private (`bool`, *optional*): As in `push_to_hub`; `True` also refuses a repository that is public already.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        revision (`str`, *optional*): Branch to push to, made if needed. Defaults to `main`.
-        commit_message (`str`, *optional*): Defaults to one that names the config.
+        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config.
+        repo_id (`str`): Repository, `user/name` or `name` for your own; created if it does not exist.
+        record (`SelectionRecord` or `dict`): Record of the selection: `selector.record` after `select`.
+        config_name (`str`, *optional*): Name of the config. Defaults to strategy and budget, such as `easy-0.25`.
+        split (`str`, *optional*, defaults to `"train"`): Split of a `Dataset`; ignored for a `DatasetDict`.
+        private (`bool`, *optional*): Whether a new repository is private, as in `push_to_hub`; `True` also refuses an
+            existing public repository.
+        token (`str`, *optional*): Access token. Defaults to that of `hf auth login`.
+        revision (`str`, *optional*): Branch to push to, created if needed. Defaults to `main`.
+        commit_message (`str`, *optional*): Commit message. Defaults to one with the name of the config.
 
     Returns:
-        Address of the repository (of the branch, if `revision` is given).
+        URL of the repository (of the branch, if `revision` is given).
 
     Raises:
-        TrlRealError: In one line, if something given is wrong, or the Hub cannot be reached or says no.
+        TrlRealError: If an argument is invalid, or the Hub cannot be reached or refuses the push.
     """
     columns = _checked_columns(dataset)
     _check_names(repo_id, split)
     record = _as_record(record)
     config_name = checked_config_name(config_name if config_name is not None else default_config_name(record))
     api, message = HfApi(token=token), commit_message or f"Push {config_name} with trl-real"
-    with _one_line(repo_id, "The rows here are whole: push again once that is mended."):
+    with _one_line(repo_id, "The local rows are unchanged: correct this and push again."):
         repo_id = _open_repo(api, repo_id, private)
         target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
         _again_on_conflict(lambda: _push_rows(dataset, split, token=token, commit_message=message, **target))
-    with _one_line(repo_id, "The rows are pushed, their card may not be: push again once that is mended."):
+    with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
         _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
     url = f"{api.endpoint}/datasets/{repo_id}"
     return f"{url}/tree/{quote(revision, safe='')}" if revision else url
 
 
 def default_config_name(record: SelectionRecord) -> str:
-    """Strategy and budget: `easy-0.25`, `hard-500`, `random-all`."""
+    """Return strategy and budget as a config name: `easy-0.25`, `hard-500`, `random-all`."""
     strategy = re.sub(r"[^A-Za-z0-9._]+", "-", record.strategy).strip("._-") or "selection"
     budget = round(record.budget, 6) if isinstance(record.budget, float) else record.budget or "all"
     return f"{strategy[-64:].lstrip('._-')}-{budget}"
@@ -109,7 +110,7 @@ def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
     if not isinstance(dataset, Dataset | DatasetDict):
         raise TrlRealError(
             f"push_subset takes a Dataset or a DatasetDict, found {type(dataset).__name__}. "
-            "Make one: datasets.Dataset.from_list(rows) or datasets.Dataset.from_generator(...)"
+            "Create one: datasets.Dataset.from_list(rows) or datasets.Dataset.from_generator(...)"
         )
     splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
     if not any(len(rows) for rows in splits):
@@ -122,16 +123,16 @@ def _check_names(repo_id: str, split: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise TrlRealError(
-            f"Repository {repo_id!r} does not do. Give 'user/name' or 'name', of letters, digits, '-', '_' and '.'"
+            f"Invalid repository {repo_id!r}. Give 'user/name' or 'name', with letters, digits, '-', '_' and '.'"
         ) from error
     if not re.fullmatch(r"\w+(\.\w+)*", split):
-        raise TrlRealError(f"Split {split!r} does not do. Give letters, digits, '_' and '.', such as split='train'")
+        raise TrlRealError(f"Invalid split {split!r}. Use letters, digits, '_' and '.', such as split='train'")
 
 
 def _as_record(record: SelectionRecord | dict | None) -> SelectionRecord:
     if record is None:
         raise TrlRealError(
-            "No selection record, so the card cannot say how the subset was made. Give record=selector.record or "
+            "No selection record for the recipe in the card. Give record=selector.record or "
             "record=SelectionRecord.load(folder); to push without a recipe: dataset.push_to_hub(repo_id)"
         )
     if isinstance(record, dict):
@@ -147,15 +148,15 @@ def _as_record(record: SelectionRecord | dict | None) -> SelectionRecord:
 
 def checked_config_name(name: str) -> str:
     """
-    The name, if the Hub, `load_dataset` and the card's markers can all bear it.
+    Return the name if it is valid for the Hub, `load_dataset` and the card's markers.
 
     Raises:
-        TrlRealError: If not.
+        TrlRealError: If it is not valid.
     """
     if _CONFIG_NAME.fullmatch(name) and name not in _RESERVED:
         return name
     raise TrlRealError(
-        f"Config name {name!r} does not do: 1 to 96 letters, digits, '.', '_' and '-', a letter or digit first, "
+        f"Invalid config name {name!r}: use 1 to 96 letters, digits, '.', '_' and '-', a letter or digit first, "
         f"and not {' or '.join(map(repr, _RESERVED))}. Give one such as config_name='easy-0.25'"
     )
 
@@ -227,7 +228,7 @@ def _again_on_conflict(step: Callable[[], None]) -> None:
             if attempt + 1 == ATTEMPTS or error.response.status_code not in CONFLICTS:
                 raise
             logger.info("Another commit came first; pushing again on top of it.")
-            # Two pushers in step would meet again; the user's own random state is not ours to draw from.
+            # A random pause, so that two pushers do not collide again; the user's random state must not change.
             time.sleep(random.SystemRandom().uniform(0, PAUSE * 2**attempt))
 
 
@@ -238,7 +239,7 @@ def _one_line(repo_id: str, state: str) -> Iterator[None]:
     except TrlRealError:
         raise
     except (HTTPError, OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
-        # A failed upload arrives as a RuntimeError caused by the HTTP error that tells why.
+        # A failed upload is a RuntimeError caused by the HTTP error with the reason.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         raise TrlRealError(f"Could not push to {repo_id}: {_reason(cause)} {state}") from error
 
@@ -250,7 +251,7 @@ def _reason(error: BaseException) -> str:
         return "HF_HUB_OFFLINE is set. Type: unset HF_HUB_OFFLINE."
     if isinstance(error, HfHubHTTPError):
         return _status_reason(error)
-    # Upload addresses carry credentials in their query string.
+    # The query string of upload URLs contains credentials.
     first_line = re.sub(r"\?\S+", "", next(iter(str(error).strip().splitlines()), type(error).__name__)).rstrip(".")
     if isinstance(error, HTTPError):
         return f"the Hub cannot be reached ({first_line}). Check the connection and HF_ENDPOINT."
@@ -259,5 +260,5 @@ def _reason(error: BaseException) -> str:
 
 def _status_reason(error: HfHubHTTPError) -> str:
     status = error.response.status_code
-    said = " ".join((error.server_message or error.response.reason_phrase or "no message").split()).rstrip(".")
-    return f"the Hub said {status}, {said}. {_HINTS.get(status, 'Try again later')}."
+    message = " ".join((error.server_message or error.response.reason_phrase or "no message").split()).rstrip(".")
+    return f"the Hub answered {status}, {message}. {_HINTS.get(status, 'Try again later')}."

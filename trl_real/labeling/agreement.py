@@ -1,4 +1,4 @@
-"""Judges beside gold labels, and beside each other."""
+"""Agreement of judges with gold labels, and with each other."""
 
 import math
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ DECIDED = ("a", "b")
 @dataclass
 class GoldAgreement:
     """
-    How often a judge says what the gold label says.
+    Agreement of a judge with gold labels.
 
     Args:
-        n: Pairs that both decided.
-        n_agree: Of those, where they name the same winner.
-        n_undecided: Pairs with a gold winner that the judge called a tie or failed on: no part of the rate.
-        rate: `n_agree / n`; NaN of none.
-        ci_low, ci_high: Wilson's interval at 95 %.
+        n: Number of pairs that both decided.
+        n_agree: Number of these pairs with the same winner.
+        n_undecided: Number of pairs with a gold winner that the judge called a tie or failed on; not in the rate.
+        rate: `n_agree / n`; NaN if `n` is 0.
+        ci_low, ci_high: Wilson interval at 95 %.
     """
 
     n: int
@@ -37,37 +37,37 @@ class GoldAgreement:
 
     @classmethod
     def of(cls, n: int, n_agree: int, n_undecided: int) -> "GoldAgreement":
-        """The rate and its interval, of the counts."""
+        """Compute the rate and its interval from the counts."""
         low, high = wilson_interval(n_agree, n, 0.95) if n else (math.nan, math.nan)
         return cls(n, n_agree, n_undecided, n_agree / n if n else math.nan, low, high)
 
     def __add__(self, other: "GoldAgreement") -> "GoldAgreement":
-        """Of both sets of pairs together."""
+        """Agreement on both sets of pairs together."""
         return self.of(self.n + other.n, self.n_agree + other.n_agree, self.n_undecided + other.n_undecided)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return without_nan(asdict(self))
 
     def words(self) -> str:
-        """One line."""
+        """Return a one-line summary."""
         if not self.n:
-            return "agreement with gold labels: none of the pairs was decided by both"
+            return "agreement with gold labels: no pair was decided by both"
         return (
             f"agreement with gold labels {self.rate:.2f} [{self.ci_low:.2f}, {self.ci_high:.2f}] "
-            f"on {self.n} pairs that both decided; {self.n_undecided} more the judge left open"
+            f"on {self.n} pairs that both decided; the judge left {self.n_undecided} more undecided"
         )
 
 
 @dataclass
 class PanelAgreement:
     """
-    How far the judges of a panel agree.
+    Agreement among the judges of a panel.
 
     Args:
-        alpha: Krippendorff's, nominal; 1 is perfect, 0 is chance.
-        ci_low, ci_high: Its bootstrap interval.
-        n_judges, n_pairs: Judges, and pairs that two or more of them judged.
+        alpha: Krippendorff's alpha, nominal; 1 is perfect, 0 is chance.
+        ci_low, ci_high: Bootstrap interval of alpha.
+        n_judges, n_pairs: Number of judges, and of pairs that two or more of them judged.
     """
 
     alpha: float
@@ -77,11 +77,11 @@ class PanelAgreement:
     n_pairs: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return without_nan(asdict(self))
 
     def words(self) -> str:
-        """One line."""
+        """Return a one-line summary."""
         return (
             f"agreement of {self.n_judges} judges: Krippendorff's alpha {self.alpha:.2f} "
             f"[{self.ci_low:.2f}, {self.ci_high:.2f}] on {self.n_pairs} pairs"
@@ -89,7 +89,7 @@ class PanelAgreement:
 
 
 def gold_agreement(verdicts: Sequence[Verdict], gold: Sequence[Verdict]) -> GoldAgreement:
-    """Compare verdicts, row by row; ties and failures on either side are no part of the rate."""
+    """Compare verdicts row by row; ties and failures on either side do not count in the rate."""
     known = [(v.outcome, g.outcome) for v, g in zip(verdicts, gold, strict=True) if g.outcome in DECIDED]
     decided = [pair for pair in known if pair[0] in DECIDED]
     n_agree = sum(ours == theirs for ours, theirs in decided)
@@ -97,12 +97,12 @@ def gold_agreement(verdicts: Sequence[Verdict], gold: Sequence[Verdict]) -> Gold
 
 
 def panel_agreement(verdicts: Sequence[Verdict]) -> PanelAgreement | None:
-    """Agreement of the members of a panel, whose verdicts carry what each of them said; None for other judges."""
+    """Return the agreement among the members of a panel; None for verdicts of other judges."""
     if not verdicts or len(verdicts[0].members) < 2:
         return None
     from trl_real.functional.statistics.rater_agreement import krippendorff_alpha
 
-    said = np.array([verdict.members for verdict in verdicts], dtype=float).T  # (R, P)
-    sides = np.where(np.isnan(said), np.nan, (np.sign(said - 0.5) + 1) / 2)
+    votes = np.array([verdict.members for verdict in verdicts], dtype=float).T  # (R, P)
+    sides = np.where(np.isnan(votes), np.nan, (np.sign(votes - 0.5) + 1) / 2)
     found = krippendorff_alpha(sides)
     return PanelAgreement(found.alpha, found.ci_low, found.ci_high, found.n_raters, found.n_pairs)

@@ -1,6 +1,5 @@
-"""Selected pairs become preferences."""
+"""Turn selected pairs into preferences."""
 
-import hashlib
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
 from trl_real.runtime.journal import Journal
 
@@ -28,17 +28,17 @@ logger = logging.getLogger(__name__)
 @dataclass
 class LabelReport:
     """
-    What labelling came to; `annotate` fills it.
+    Result of labelling in numbers; `annotate` fills it.
 
     Args:
-        judge: Its name.
-        n_rows: Rows that came in.
-        n_without_pair: Rows without a pair, which no judge saw.
-        n_resumed: Pairs whose verdicts were in the journal.
+        judge: Name of the judge.
+        n_rows: Number of input rows.
+        n_without_pair: Number of rows without a pair, which no judge saw.
+        n_resumed: Number of pairs with a verdict in the journal.
         verdicts: Wins, ties, failures, position bias, tokens and cost.
-        gold: Agreement with the gold labels, where there are any.
+        gold: Agreement with the gold labels, if there are any.
         panel: Agreement among the judges of a panel.
-        seconds: That it took, this time.
+        seconds: Duration of this run in seconds.
     """
 
     judge: str = ""
@@ -52,16 +52,16 @@ class LabelReport:
 
     @property
     def n_labeled(self) -> int:
-        """Pairs that became preferences."""
+        """Number of pairs that became preferences."""
         return self.verdicts.n_a + self.verdicts.n_b
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pairs by what became of them: `labeled`, `ties` and `failed`."""
+        """Number of pairs by outcome: `labeled`, `ties` and `failed`."""
         return {"labeled": self.n_labeled, "ties": self.verdicts.n_ties, "failed": self.verdicts.n_failed}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             **asdict(self),
             **self.counts,
@@ -71,7 +71,7 @@ class LabelReport:
         }
 
     def words(self) -> str:
-        """A few lines for a person."""
+        """Return a summary of a few lines."""
         v = self.verdicts
         first = f"{self.judge}: {self.n_labeled} labeled, {v.n_ties} ties, {v.n_failed} without a verdict"
         if self.n_without_pair:
@@ -92,32 +92,32 @@ def annotate(
     all_processes: bool = False,
 ) -> Dataset:
     """
-    Ask a judge which response of each selected pair is better, and bring the answers into TRL's preference format.
+    Ask a judge which response of each selected pair is better, and return the answers in TRL's preference format.
 
-    Ties and failures are left out and counted: they are never turned into a loss of either side. Prompts and responses
-    keep the form in which the pool has them, except that beside messages a text becomes a message, too, and that
-    messages which repeat the prompt lose it.
+    Ties and failures are left out and counted, and never become a loss of either side. Prompts and responses keep
+    their form in the pool, with two exceptions: next to messages, a text becomes a message; messages that repeat the
+    prompt lose it.
 
     Args:
-        dataset: What a selector's `select` or `map` returned: `prompt`, `responses`, `pair`, `response_a`, ….
-        judge: Verdicts as in `trl_real.labeling.verdicts`.
-        responses: Column that holds the list of responses.
-        batch_size: Rows a judge is given at a time.
-        journal: File that every verdict goes to as soon as it is known. A second run takes those of the same judge
-            from there and asks for the others; failures are asked again, and so are rows of which the judge reads
-            something else now, such as corrected scores.
-        gold: A second judge that knows the truth, such as `ScoreJudge("scores")`: the report tells the agreement.
-        report: Is filled in.
-        all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
-            asks about its share of the pairs, and all of them get all the preferences.
+        dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, ….
+        judge: Judge of the pairs, see `trl_real.labeling.verdicts`.
+        responses: Column with the list of responses.
+        batch_size: Number of rows per call of the judge.
+        journal: Path of a file that gets every verdict at once. A second run reuses the verdicts of the same judge and
+            asks only for the rest: failures, and rows of which the judge now reads other evidence, such as corrected
+            scores.
+        gold: Second judge that knows the truth, such as `ScoreJudge("scores")`; the report gives the agreement.
+        report: Report to fill in.
+        all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together. Each
+            process asks about its share of the pairs and gets all the preferences.
 
     Returns:
-        Columns `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and what the
-        selection added; the rows without a pair are left out.
+        Dataset with `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and the
+        columns of the selection, without the rows that have no pair.
 
     Raises:
-        MissingColumnError: If there is no prompt or no pair.
-        TrlRealError: If a verdict is no probability, or there is none for a row.
+        MissingColumnError: If the column of prompts, pairs or responses is missing.
+        TrlRealError: If a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
     check_pairs(dataset, responses)
@@ -139,7 +139,7 @@ def annotate(
 def _verdicts(
     pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, together: bool
 ) -> tuple[list[Verdict], int]:
-    """A verdict a row, and how many of them the journal knew."""
+    """Return one verdict per row, and how many of them come from the journal."""
     if journal is None:
         starts = range(0, len(pairs), batch_size)
         batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
@@ -170,10 +170,10 @@ def _verdicts(
 
 
 def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
-    """By which the journal knows each row: its texts and, where the judge reads more of it, that."""
+    """Return the journal key of each row: a hash of its texts and of further evidence that the judge reads."""
     keys = []
     if not hasattr(judge, "evidence"):
-        pairs = pairs.select_columns(["prompt", "response_a", "response_b"])  # the others may be long: embeddings
+        pairs = pairs.select_columns(["prompt", "response_a", "response_b"])  # the others may be large: embeddings
     for batch in pairs.iter(batch_size) if len(pairs) else ():
         texts = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
         for row, read in zip(texts, evidence_of(judge, batch), strict=True):
@@ -182,26 +182,25 @@ def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
     return keys
 
 
-def identity_of(judge: Judge, but: Sequence[str] = ()) -> str:
+def identity_of(judge: Judge, ignore: Sequence[str] = ()) -> str:
     """
-    A short hash of what a judge's verdicts hang on.
+    Short hash of everything that a judge's verdicts depend on.
 
     Args:
-        judge: A judge; its `identity` says so, or else its name.
-        but: Parts of it that do not count, nor in the members of a panel.
+        judge: Judge with an `identity`; without one, its name is hashed.
+        ignore: Identity keys to leave out of the hash, also for the members of a panel.
     """
 
     def counting(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: counting(part) for name, part in value.items() if name not in but}
+            return {name: counting(part) for name, part in value.items() if name not in ignore}
         return [counting(part) for part in value] if isinstance(value, list) else value
 
     return _digest(counting(getattr(judge, "identity", {"name": name_of(judge)})))[:16]
 
 
 def _digest(value: Any) -> str:
-    said = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(json.dumps(value, sort_keys=True, default=str)).hex()
 
 
 def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, Any]:
@@ -210,11 +209,11 @@ def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, 
 
 
 def _from_line(line: dict[str, Any]) -> Verdict:
-    """A verdict as it was, except that nothing was asked for now."""
+    """Return the verdict of a journal line; all its answers count as cached."""
     values = {f.name: line[f.name] for f in fields(Verdict) if f.name in line}
     values = {name: float("nan") if value is None else value for name, value in values.items()}
-    known_before = values.get("n_asked", 0) + values.get("n_cached", 0)
-    return Verdict(**{**values, "members": tuple(values.get("members", ())), "n_asked": 0, "n_cached": known_before})
+    n_cached = values.get("n_asked", 0) + values.get("n_cached", 0)
+    return Verdict(**{**values, "members": tuple(values.get("members", ())), "n_asked": 0, "n_cached": n_cached})
 
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
@@ -225,9 +224,9 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
         verdict = verdicts[index]
         better, worse = (first, second) if verdict.outcome == "a" else (second, first)
         confidence = max(verdict.probability, 1 - verdict.probability)
-        said_by = verdict.source or source
-        told = {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": said_by}
-        return {"prompt": in_form(prompt, row["prompt"], "user"), **told}
+        judge = verdict.source or source
+        columns = {"chosen": better, "rejected": worse, "label_confidence": confidence, "label_source": judge}
+        return {"prompt": in_form(prompt, row["prompt"], "user"), **columns}
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")
@@ -248,17 +247,17 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
 
 def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
     """
-    Refuse rows that cannot be labelled.
+    Check that the rows can be labelled.
 
     Raises:
-        MissingColumnError: If there is no prompt, no pair or no response.
+        MissingColumnError: If the column of prompts, pairs or responses is missing.
     """
     if "pair" not in dataset.column_names:
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         if "chosen" in dataset.column_names:
-            fix = "These rows are labelled already; train on them as they are."
+            fix = "These rows already have labels; train on them directly."
         raise MissingColumnError("pair", dataset.column_names, fix)
     for name in ("prompt", responses):
         if name not in dataset.column_names:
-            fix = f"Preferences need it. Rename yours: dataset.rename_column('…', {name!r})"
+            fix = f"Preferences need it. Rename your column: dataset.rename_column('…', {name!r})"
             raise MissingColumnError(name, dataset.column_names, fix)

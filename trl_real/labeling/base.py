@@ -1,4 +1,4 @@
-"""Base class of the judges that report more than a probability."""
+"""Base class of judges that report more than a probability."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class VerdictJudge:
-    """A judge whose verdicts say more than a probability: subclasses write `verdicts`."""
+    """Judge that returns a `Verdict` per pair: subclasses implement `verdicts`."""
 
     name = "judge"
 
@@ -24,16 +24,16 @@ class VerdictJudge:
             batch: Columns `prompt` (text or messages), `response_a` and `response_b` (texts).
 
         Returns:
-            A verdict a row.
+            One verdict per row.
         """
         raise NotImplementedError
 
     def __call__(self, batch: dict[str, list[Any]]) -> list[float]:
-        """The probabilities of `verdicts`."""
+        """Return the probabilities of `verdicts`."""
         return [verdict.probability for verdict in self.verdicts(batch)]
 
     def check(self, dataset: "Dataset", **options: Any) -> "JudgeCheck":
-        """Measure how far the judge can be trusted on labelled pairs; options as in `check_judge`."""
+        """Measure the judge on labelled pairs; options as in `check_judge`."""
         from trl_real.labeling.check import check_judge
 
         return check_judge(dataset, self, **options)

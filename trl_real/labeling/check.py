@@ -1,6 +1,5 @@
-"""How far a judge can be trusted, before it is: its verdicts beside labels that are known."""
+"""Check of a judge against known labels, before it is used."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from trl_real.functional.statistics.calibration import calibration_temperature, 
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.runtime.atomic_files import without_nan
+from trl_real.runtime.digests import sha256
 
 
 PREFERENCE = "preference"
@@ -24,22 +24,22 @@ PREFERENCE = "preference"
 @dataclass
 class JudgeCheck:
     """
-    A judge beside known labels.
+    Agreement of a judge with known labels.
 
     Args:
-        judge: Its name.
-        n: Pairs that both the labels and the judge decided.
-        accuracy: Share of them where they agree; NaN of none.
-        ci_low, ci_high: Wilson's interval.
-        n_label_ties: Pairs that the labels call a tie.
-        n_undecided: Pairs with a label that the judge called a tie or failed on.
-        prefers_longer: Share of the judge's decided pairs of unequal length where it takes the longer response.
-        label_prefers_longer: The same of the labels, on the same pairs.
-        calibration: Temperature that makes the probabilities fit the labels best: `ChatJudge(calibration=…)`.
-        loss, calibrated_loss: Mean log loss before and after, in nats; log 2 = 0.693 is a coin's.
+        judge: Name of the judge.
+        n: Number of pairs that both the labels and the judge decided.
+        accuracy: Share of these pairs with the same winner; NaN if `n` is 0.
+        ci_low, ci_high: Wilson interval.
+        n_label_ties: Number of pairs that the labels call a tie.
+        n_undecided: Number of labelled pairs that the judge called a tie or failed on.
+        prefers_longer: Share of the decided pairs of unequal length for which the judge prefers the longer response.
+        label_prefers_longer: Share of the same pairs for which the label prefers the longer response.
+        calibration: Temperature with which the probabilities fit the labels best: `ChatJudge(calibration=…)`.
+        loss, calibrated_loss: Mean log loss before and after calibration, in nats; a coin has log 2 = 0.693.
         verdicts: Ties, failures, position bias, tokens and cost.
         confidence: Level of the interval.
-        n_skipped: Rows without two different responses, or without a label.
+        n_skipped: Number of rows without two different responses, or without a label.
     """
 
     judge: str
@@ -59,22 +59,22 @@ class JudgeCheck:
     n_skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return without_nan(asdict(self))
 
     def words(self) -> str:
-        """A few lines for a person."""
+        """Return a summary of a few lines."""
         lines = [
             f"{self.judge}: accuracy {self.accuracy:.3f} [{self.ci_low:.3f}, {self.ci_high:.3f}] on {self.n} pairs "
-            f"({self.n_undecided} left open, {self.n_label_ties} ties among the labels)",
-            f"takes the longer response in {self.prefers_longer:.0%} of them, the labels in "
+            f"({self.n_undecided} undecided, {self.n_label_ties} ties among the labels)",
+            f"prefers the longer response in {self.prefers_longer:.0%} of them, the labels in "
             f"{self.label_prefers_longer:.0%}",
             f"calibration temperature {self.calibration:.3g}: log loss {self.loss:.3f} before, "
             f"{self.calibrated_loss:.3f} after (a coin has 0.693)",
             self.verdicts.words(),
         ]
         if self.ci_low <= TIE:
-            lines.insert(1, "it cannot be told from a coin here: do not label with it")
+            lines.insert(1, "here it is not better than a coin: do not label with it")
         return "\n".join(filter(None, lines))
 
 
@@ -87,15 +87,15 @@ def check_judge(
     Args:
         dataset: TRL's preference format (`prompt`, `chosen`, `rejected`, the prompt explicit or implied), or
             `prompt`, `response_a`, `response_b` and `preference`: 1 if `response_a` is better, 0 if `response_b` is,
-            0.5 a tie.
-        judge: Any judge that reads texts. Which response it is given first is drawn from the seed and the texts.
+            0.5 for a tie.
+        judge: Any judge that reads texts. The seed and the texts decide which response is `response_a`.
         confidence: Level of the interval.
-        batch_size: Rows a judge is given at a time.
-        seed: Of the sides.
+        batch_size: Number of rows per call of the judge.
+        seed: Seed of the sides.
 
     Raises:
-        MissingColumnError: If the dataset has neither form.
-        TrlRealError: If a preference is none, or there is nothing to compare.
+        MissingColumnError: If the dataset has neither format.
+        TrlRealError: If a preference is not 0, 0.5 or 1, or there is nothing to compare.
     """
     rows, n_skipped = _labeled_rows(dataset, seed)
     if not rows:
@@ -106,25 +106,25 @@ def check_judge(
         batch = {name: [row[name] for row in some] for name in ("prompt", "response_a", "response_b")}
         verdicts += ask(judge, batch, range(start, start + len(some)))
     targets = np.array([row[PREFERENCE] for row in rows])
-    said = np.array([verdict.probability for verdict in verdicts])
+    probabilities = np.array([verdict.probability for verdict in verdicts])
     longer = np.sign([len(row["response_a"]) - len(row["response_b"]) for row in rows])
-    return _compared(name_of(judge), said, targets, longer, summarize(verdicts), confidence, n_skipped)
+    return _compared(name_of(judge), probabilities, targets, longer, summarize(verdicts), confidence, n_skipped)
 
 
 def _compared(
     judge: str,
-    said: np.ndarray,
+    probabilities: np.ndarray,
     targets: np.ndarray,
     longer: np.ndarray,
     verdicts: VerdictSummary,
     confidence: float,
     n_skipped: int,
 ) -> JudgeCheck:
-    labeled, known = targets != TIE, ~np.isnan(said)
-    both = labeled & known & (said != TIE)
-    n, n_agree = int(both.sum()), int(((said > TIE) == (targets > TIE))[both].sum())
+    labeled, known = targets != TIE, ~np.isnan(probabilities)
+    both = labeled & known & (probabilities != TIE)
+    n, n_agree = int(both.sum()), int(((probabilities > TIE) == (targets > TIE))[both].sum())
     low, high = wilson_interval(n_agree, n, confidence) if n else (math.nan, math.nan)
-    temperature = calibration_temperature(said[known], targets[known])
+    temperature = calibration_temperature(probabilities[known], targets[known])
     return JudgeCheck(
         judge=judge,
         n=n,
@@ -133,21 +133,21 @@ def _compared(
         ci_high=high,
         n_label_ties=int((~labeled).sum()),
         n_undecided=int(labeled.sum()) - n,
-        prefers_longer=_share_longer(said, longer, both),
+        prefers_longer=_share_longer(probabilities, longer, both),
         label_prefers_longer=_share_longer(targets, longer, both),
         calibration=temperature,
-        loss=log_loss(said[known], targets[known]) if known.any() else math.nan,
-        calibrated_loss=log_loss(said[known], targets[known], temperature) if known.any() else math.nan,
+        loss=log_loss(probabilities[known], targets[known]) if known.any() else math.nan,
+        calibrated_loss=log_loss(probabilities[known], targets[known], temperature) if known.any() else math.nan,
         verdicts=verdicts,
         confidence=confidence,
         n_skipped=n_skipped,
     )
 
 
-def _share_longer(said: np.ndarray, longer: np.ndarray, both: np.ndarray) -> float:
-    """Share of the decided pairs of unequal length where the longer response wins."""
-    told = both & (longer != 0)
-    return float((np.sign(said - TIE) == longer)[told].mean()) if told.any() else math.nan
+def _share_longer(probabilities: np.ndarray, longer: np.ndarray, both: np.ndarray) -> float:
+    """Return the share of decided pairs of unequal length in which the longer response wins."""
+    unequal = both & (longer != 0)
+    return float((np.sign(probabilities - TIE) == longer)[unequal].mean()) if unequal.any() else math.nan
 
 
 def _labeled_rows(dataset: Dataset, seed: int) -> tuple[list[dict[str, Any]], int]:
@@ -178,8 +178,8 @@ def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
 
 def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(iterate(dataset)):
-        told = [row[name] for name in ("response_a", "response_b", PREFERENCE)]
-        if None in told or told[0] == told[1]:
+        values = [row[name] for name in ("response_a", "response_b", PREFERENCE)]
+        if None in values or values[0] == values[1]:
             yield {}
             continue
         if row[PREFERENCE] not in (0, TIE, 1):
@@ -191,7 +191,6 @@ def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _swapped(one: str, other: str, seed: int) -> bool:
-    """A side for the first of two texts that the label does not tell."""
+    """Draw the side of the first text, independently of the label."""
     low, high = sorted((one, other))
-    drawn = hashlib.sha256(f"{seed}\0{low}\0{high}".encode("utf-8", "surrogatepass")).digest()[0] & 1
-    return bool(drawn) != (one > other)
+    return bool(sha256(seed, low, high)[0] & 1) != (one > other)

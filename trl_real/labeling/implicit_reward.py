@@ -1,4 +1,4 @@
-"""The policy as its own judge: SPA's implicit rewards against the model that it came from."""
+"""Judge that compares responses by the implicit rewards of a policy against its reference (SPA)."""
 
 import math
 from collections.abc import MutableMapping
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
-# The reason with which servers and `generate` tell that a text was broken off.
+# Finish reason of servers and `generate` for a text that was cut.
 UNFINISHED = "length"
-# Of differences of sums, and of means, in float32.
+# Rounding error of differences in float32: of sums, and of means.
 ROUNDING = (1e-3, 1e-5)
 UNUSABLE = "log-probability not finite, or no token to score"
 
@@ -25,36 +25,38 @@ UNUSABLE = "log-probability not finite, or no token to score"
 class ImplicitRewardJudge(VerdictJudge):
     r"""
     `P(a better) = sigmoid(beta (s_a - s_b))` with `s = log pi(y | x) - log pi_init(y | x)`, summed over the response's
-    tokens, its end included: how far the policy has moved towards a response (SPA, arXiv 2406.04412, Eq. 7).
+    tokens, EOS included: how far the policy has moved towards a response (SPA, arXiv 2406.04412, Eq. 7).
 
-    The reference is the model from before any preference was learned, in every round: against the round before, a
-    policy that has not moved yet says nothing. Texts and prompts are read as TRL's `DPOTrainer` reads them. Rows with
-    a list `finish_reasons` beside `pair` tell which responses were cut (`"length"`): these are scored without an end.
-    Order plays no role, so `a_first` and `b_first` stay NaN; a response that was cut by `max_length` is told as
-    `truncated`, and a log-probability that is no number is a failure. `input_tokens` are those of the responses.
+    In every round the reference is the model before any preference training: compared with the previous round, a
+    policy that has not moved yet gives no signal. Texts and prompts are read as in TRL's `DPOTrainer`. If the rows
+    have a list `finish_reasons` next to `pair`, responses that were cut (`"length"`) are scored without EOS. The order
+    of the responses has no effect, so `a_first` and `b_first` stay NaN. A response cut by `max_length` is marked
+    `truncated`; a log-probability that is not finite is a failure. `input_tokens` counts the tokens of the responses.
 
-    Each distinct response is read once by each model, and never again: the sums are kept, by the models' weights and
-    the very tokens.
+    Each model reads each distinct response once: the sums are cached, keyed by the weights and the token ids.
 
     Args:
-        policy: A causal LM or a PEFT model with a LoRA adapter: Hub id, path, or loaded.
-        reference: The same; None for the policy with its adapter switched off.
-        tokenizer: For loaded models; it serves both.
-        revision: Branch, tag or commit of the policy, for a Hub id.
-        beta: DPO's. It scales how sure the verdicts are and never changes one.
-        length_normalize: Divide scores by the number of tokens; sums favour the longer of two good responses.
-        min_gap: Differences below it, in units of the score, are ties; by default 0.001 nats, or 0.00001 nats a token.
-            By half of that, sums in float32 change with what else is in a batch: rounding should not decide.
-        max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
-        dtype: Precision: of the weights of models given by name, of a loaded model's matrix products.
-        device: By default the accelerator, else the CPU. A loaded model stays where it is.
-        cache: A dict that several judges share, or a file, in which the sums are kept beyond this judge: what one
-            round has read of a reference, the next one takes from there. One process writes to a file at a time.
+        policy: Hub id or path of a causal LM, or of a PEFT model with a LoRA adapter. Or the loaded model.
+        reference: Hub id or path of the model before preference training; by default the policy without its adapter.
+            Or the loaded model.
+        tokenizer: Tokenizer of loaded models, shared by both.
+        revision: Branch, tag or commit on the Hub. It applies to the policy.
+        beta: Beta of DPO, which scales how certain the verdicts are. It never changes the winner.
+        length_normalize: Whether to divide scores by the number of tokens. Sums favour the longer of two good
+            responses.
+        min_gap: Smallest score difference that decides, in units of the score; by default 0.001 nats, or 0.00001 nats
+            per token. Sums in float32 vary by half of that with the composition of a batch.
+        max_length: Maximum number of tokens of a response, from its start, and of a prompt, from its end.
+        batch_tokens: Number of tokens in a forward pass. The default is 1024 on a CPU and 16384 elsewhere.
+        dtype: Precision of the weights of a model given by name, float32 by default. For a loaded model, precision of
+            the matrix products.
+        device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
+        cache: Path of a file that keeps the sums for later judges. Or a dict that several judges share. The next round
+            takes from it what this round read with the reference. One process at a time writes to a file.
 
     Raises:
-        TrlRealError: If a setting is out of range, a loaded model has no tokenizer, or a policy without an adapter no
-            reference.
+        TrlRealError: If a setting is out of range, a loaded model has no tokenizer, or a policy without an adapter has
+            no reference.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class ImplicitRewardJudge(VerdictJudge):
 
         min_gap = ROUNDING[bool(length_normalize)] if min_gap is None else min_gap
         if not (beta > 0 and min_gap >= 0):
-            raise TrlRealError(f"beta={beta}, min_gap={min_gap}: give a beta above 0 and a gap of at least 0.")
+            raise TrlRealError(f"beta={beta}, min_gap={min_gap}: give a beta above 0 and a min_gap of at least 0.")
         known = {} if cache is None else KeptSums(cache) if isinstance(cache, str | Path) else cache
         self.reader = ImplicitRewardReader(
             policy,
@@ -95,81 +97,81 @@ class ImplicitRewardJudge(VerdictJudge):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the verdicts hang on."""
+        """Everything that the verdicts depend on."""
         settings = {name: getattr(self, name) for name in ("beta", "length_normalize", "min_gap")}
         return {"name": self.name, **self.reader.identity, **settings}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """
-        Verdicts on a batch of pairs.
+        Judge a batch of pairs.
 
         Raises:
-            TrlRealError: If a prompt is neither text nor messages, or a text is longer than a model reads.
+            TrlRealError: If a prompt is neither a text nor messages, or a text is longer than a model's context.
         """
         n = len(batch["prompt"])
         responses = [*batch["response_a"], *batch["response_b"]]
         found = self.rewards(list(batch["prompt"]) * 2, responses, _ended(batch))
         rows = zip(self.scores_of(found), found.truncated.tolist(), found.n_scored.tolist(), strict=True)
-        told = list(rows)
-        return [self._verdict(*zip(told[i], told[n + i], strict=True)) for i in range(n)]
+        sides = list(rows)
+        return [self._verdict(*zip(sides[i], sides[n + i], strict=True)) for i in range(n)]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """Whether the responses of each pair came to their ends; None where both did, or nothing is told."""
+        """Return whether the responses of each pair are complete; None if both are, or if that is unknown."""
         ended, n = _ended(batch), len(batch["prompt"])
         return [None if ended is None or ended[i] and ended[n + i] else [ended[i], ended[n + i]] for i in range(n)]
 
     def score(self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None) -> list[float]:
         """
-        The scores themselves.
+        Return the scores of responses.
 
         Args:
             prompts: `N` texts or message lists.
             responses: `N` texts or message lists.
-            ended: Whether each response came to its end, all by default.
+            ended: Whether each response is complete; all are by default.
 
         Returns:
-            `N` scores in nats, or nats a token; NaN for those that have none.
+            `N` scores in nats, or in nats per token; NaN for a response without a finite score.
         """
         return self.scores_of(self.rewards(prompts, responses, ended))
 
     def rewards(self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None) -> Any:
-        """The same with all that it is made of: `trl_real.models.implicit.ImplicitRewards`, whose values are sums."""
+        """Return `trl_real.models.implicit.ImplicitRewards` (the values are sums); arguments as in `score`."""
         from trl_real.models.load import is_forked
 
         return self.reader(prompts, responses, ended, progress=not is_forked())
 
     def scores_of(self, rewards: Any) -> list[float]:
-        """Rewards as scores: sums, or means where `length_normalize` says so."""
+        """Return rewards as scores: sums, or means with `length_normalize`."""
         values = rewards.values / rewards.n_scored if self.length_normalize else rewards.values
         return values.tolist()
 
     def probability(self, gap: float) -> float:
-        """That the first of two responses is better, whose scores differ by `gap`; 0.5 is a tie."""
+        """Return the probability that the first response is better, given the score difference; 0.5 is a tie."""
         if abs(gap) < self.min_gap:
             return TIE
-        return TIE + math.tanh(self.beta * gap / 2) / 2  # sigmoid: odd, and it never overflows
+        return TIE + math.tanh(self.beta * gap / 2) / 2  # sigmoid: an odd function that never overflows
 
     @property
     def reference_digest(self) -> str:
-        """Of the reference's weights, as `trl_real.models.load.weights_digest` has it of the initial model."""
+        """Digest of the reference's weights: `trl_real.models.load.weights_digest` of the initial model."""
         return self.reader.reference_digest
 
     def _verdict(self, scores: tuple, truncated: tuple, n_scored: tuple) -> Verdict:
-        told = {"truncated": any(truncated), "source": self.name, "n_asked": 2, "input_tokens": sum(n_scored)}
+        facts = {"truncated": any(truncated), "source": self.name, "n_asked": 2, "input_tokens": sum(n_scored)}
         if not all(map(math.isfinite, scores)):
-            return Verdict(math.nan, failure=UNUSABLE, **told)
-        return Verdict(self.probability(scores[0] - scores[1]), **told)
+            return Verdict(math.nan, failure=UNUSABLE, **facts)
+        return Verdict(self.probability(scores[0] - scores[1]), **facts)
 
 
 class KeptSums(dict):
     """
-    Sums of log-probabilities in a file: what is added is on disk first, and a line that a crash tore is left out.
+    Sums of log-probabilities in a file: `update` writes to disk first; a line that a crash cut short is ignored.
 
     Args:
-        path: Of the file; made, with its folder, if need be.
+        path: Path of the file; it and its folder are created if missing.
 
     Raises:
-        TrlRealError: If the file holds something else.
+        TrlRealError: If the file has other content.
     """
 
     def __init__(self, path: str | Path):
@@ -177,11 +179,11 @@ class KeptSums(dict):
         self.path = Path(path)
         for number, line in enumerate(Journal(self.path).read(), 1):
             if not isinstance(line.get("sums"), dict):
-                raise TrlRealError(f"Line {number} of {str(path)!r} holds no sums. Give the path of a new file.")
+                raise TrlRealError(f"Line {number} of {str(path)!r} has no sums. Give the path of a new file.")
             super().update(line["sums"])
 
-    def update(self, found: dict[str, float]) -> None:  # type: ignore[override]  # takes a dict only
-        """Keep some more."""
+    def update(self, found: dict[str, float]) -> None:
+        """Add sums, to the file and to the dict."""
         if found:
             with Journal(self.path) as lines:
                 lines.append({"sums": found})
@@ -189,7 +191,7 @@ class KeptSums(dict):
 
 
 def _ended(batch: dict[str, list[Any]]) -> list[bool] | None:
-    """Whether the responses of the pairs came to their ends, all first ones before all second ones."""
+    """Return whether the responses are complete, all first ones before all second ones; None if unknown."""
     if "finish_reasons" not in batch or "pair" not in batch:
         return None
     rows = list(zip(batch["finish_reasons"], batch["pair"], strict=True))

@@ -18,13 +18,13 @@ from trl_real.labeling.verdicts import Judge, Verdict
 
 class ScoreJudge(VerdictJudge):
     """
-    The better-scored response is better; scores that are equal, or too near to each other, are a tie.
+    Judge that prefers the response with the higher score; scores that are equal, or too close, are a tie.
 
     Args:
-        column: List of scores aligned with the row's responses, of which `pair` names two.
-        min_gap: Least difference of two scores, in units of the score, that decides.
-        min_ratio: Least ratio of the higher score to the lower one that decides; scores of 0 and below have no ratio
-            and are no verdict. REAL asks for 1.5 of the votes on SHP-2.
+        column: Column with a list of scores, one per response of the row.
+        min_gap: Smallest score difference that decides, in units of the score.
+        min_ratio: Smallest ratio of the higher to the lower score that decides. Scores of 0 and below have no ratio
+            and give no verdict. REAL uses 1.5 on the votes of SHP-2.
 
     Raises:
         TrlRealError: If `min_gap` is negative or `min_ratio` below 1.
@@ -32,24 +32,24 @@ class ScoreJudge(VerdictJudge):
 
     def __init__(self, column: str = "scores", min_gap: float = 0.0, min_ratio: float | None = None):
         if not min_gap >= 0:
-            raise TrlRealError(f"min_gap={min_gap} is negative. Give 0 to decide by any difference.")
+            raise TrlRealError(f"min_gap={min_gap} is negative. Give 0 to let any difference decide.")
         if min_ratio is not None and not min_ratio >= 1:
-            raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give the higher score over the lower, such as 1.5.")
+            raise TrlRealError(f"min_ratio={min_ratio} is below 1. Give a ratio of scores, such as 1.5.")
         self.column, self.min_gap, self.min_ratio = column, min_gap, min_ratio
         self.name = f"score:{column}"
         self.identity = {"name": self.name, "min_gap": min_gap, "min_ratio": min_ratio}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
-        """Verdicts on a batch of selected pairs; raises what `evidence` does."""
+        """Judge a batch of selected pairs; raises the errors of `evidence`."""
         found = [self._verdict(*scores) for scores in self.evidence(batch)]
         return [Verdict(p, failure="no scores to compare" if math.isnan(p) else "", source=self.name) for p in found]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[tuple[float, float]]:
         """
-        The two scores of each selected pair, NaN where there is none.
+        Return the two scores of each selected pair, NaN for a missing one.
 
         Raises:
-            MissingColumnError: If the scores or the pairs are not there.
+            MissingColumnError: If the column of scores or of pairs is missing.
             TrlRealError: If a row has fewer scores than its pair needs.
         """
         if self.column not in batch:
@@ -65,8 +65,8 @@ class ScoreJudge(VerdictJudge):
             return math.nan, math.nan
         if max(first, second) >= len(scores):
             raise TrlRealError(
-                f"Column {self.column!r} has {len(scores)} scores in a row whose pair is {list(pair)}. "
-                "Bring one score a response, None where there is none."
+                f"Column {self.column!r} has {len(scores)} scores in a row with the pair {list(pair)}. "
+                "Give one score per response, None for a missing one."
             )
         a, b = (math.nan if score is None else float(score) for score in (scores[first], scores[second]))
         return a, b

@@ -1,4 +1,4 @@
-"""Several judges as one."""
+"""Judge that pools the verdicts of several judges."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, ask, evidence_of, name_of
 
 
-def mean(said: Sequence[float]) -> float:
-    """The mean of the probabilities."""
-    return sum(said) / len(said)
+def mean(probabilities: Sequence[float]) -> float:
+    """Return the mean of the probabilities."""
+    return sum(probabilities) / len(probabilities)
 
 
-def majority(said: Sequence[float]) -> float:
-    """The share of the judges that are for `response_a`, a tie as half a vote."""
-    return sum((p > TIE) + (p == TIE) / 2 for p in said) / len(said)
+def majority(probabilities: Sequence[float]) -> float:
+    """Return the share of judges that prefer `response_a`; a tie counts as half a vote."""
+    return sum((p > TIE) + (p == TIE) / 2 for p in probabilities) / len(probabilities)
 
 
 POOLING: dict[str, Callable[[Sequence[float]], float]] = {"mean": mean, "majority": majority}
@@ -25,12 +25,12 @@ POOLING: dict[str, Callable[[Sequence[float]], float]] = {"mean": mean, "majorit
 
 class JudgePanel(VerdictJudge):
     """
-    Several judges whose verdicts are put together; the report of `annotate` tells how far they agree.
+    Judge that pools the verdicts of several judges; the report of `annotate` gives their agreement.
 
     Args:
-        judges: At least two.
+        judges: Two judges or more (`--panel`: a YAML file that lists them, each with `judge:` and its settings).
         pooling: `"mean"` of the probabilities, or `"majority"`: the share of votes.
-        quorum: Judges that must have a verdict; by default more than half.
+        quorum: Number of judges that must give a verdict; more than half by default.
 
     Raises:
         TrlRealError: If there are fewer than two judges, or a setting is out of range.
@@ -39,7 +39,7 @@ class JudgePanel(VerdictJudge):
     def __init__(self, judges: Sequence[Judge], pooling: str = "mean", quorum: int | None = None):
         self.judges = list(judges)
         if len(self.judges) < 2:
-            raise TrlRealError(f"A panel of {len(self.judges)}. Give two judges or more: JudgePanel([one, other]).")
+            raise TrlRealError(f"The panel has {len(self.judges)} judges. Give two or more: JudgePanel([one, other]).")
         if pooling not in POOLING:
             raise TrlRealError(f"pooling={pooling!r} is not one of {', '.join(POOLING)}.")
         self.pooling, self.quorum = pooling, len(self.judges) // 2 + 1 if quorum is None else quorum
@@ -49,26 +49,26 @@ class JudgePanel(VerdictJudge):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the verdicts hang on."""
+        """Everything that the verdicts depend on."""
         members = [getattr(judge, "identity", {"name": name_of(judge)}) for judge in self.judges]
         return {"pooling": self.pooling, "quorum": self.quorum, "judges": members}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
-        """Judge a batch; each verdict tells in `members` what each judge said."""
+        """Judge a batch; `members` of each verdict holds the probability of each judge."""
         columns = [ask(judge, batch) for judge in self.judges]
         return [self._pooled(row) for row in zip(*columns, strict=True)]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """What the members read of each row beside its texts; None where none of them reads more."""
+        """Return what the members read of each row in addition to its texts; None if no member reads more."""
         rows = zip(*(evidence_of(judge, batch) for judge in self.judges), strict=True)
         return [None if all(value is None for value in row) else row for row in rows]
 
     def _pooled(self, row: Sequence[Verdict]) -> Verdict:
-        said = [verdict.probability for verdict in row if not math.isnan(verdict.probability)]
-        enough = len(said) >= self.quorum
+        known = [verdict.probability for verdict in row if not math.isnan(verdict.probability)]
+        enough = len(known) >= self.quorum
         totals = ("n_asked", "n_cached", "input_tokens", "output_tokens", "cost")
         return replace(
-            Verdict(POOLING[self.pooling](said) if enough else math.nan),
+            Verdict(POOLING[self.pooling](known) if enough else math.nan),
             failure="" if enough else f"fewer than {self.quorum} judges had a verdict",
             truncated=any(verdict.truncated for verdict in row),
             source=self.name,

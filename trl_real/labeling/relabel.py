@@ -1,4 +1,4 @@
-"""The least confident self-annotations go to another judge: mixed label sources in one set."""
+"""Relabel the least confident self-annotations with another judge."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from trl_real.labeling.verdicts import Judge
 
 NEEDED = ("prompt", "chosen", "rejected", "label_confidence", "label_source")
 
-# What a judge is given beside the prompt.
+# Columns that a judge gets in addition to the prompt.
 ASKED = {
     "responses": List(Value("string")),
     "response_a": Value("string"),
@@ -26,7 +26,7 @@ ASKED = {
     "finish_reasons": List(Value("string")),
 }
 
-# Columns that tell of one side, and change places with it.
+# Pairs of columns, one per side, that are swapped with the sides.
 SIDES = (("chosen", "rejected"), ("score_chosen", "score_rejected"), ("chosen_finished", "rejected_finished"))
 
 
@@ -42,41 +42,42 @@ def relabel(
     report: LabelReport | None = None,
 ) -> Dataset:
     """
-    Ask a judge, such as people (`PageJudge`, `VotesJudge`), for the least confident labels of a source.
+    Ask a judge, such as people (`PageJudge`, `VotesJudge`), to relabel the least confident rows of a source.
 
-    Where it has a verdict, this is the label: `chosen`, `rejected`, `label_confidence` and `label_source` are the
-    judge's, and the scores of the two responses stay theirs. The judge sees the two responses by ascending text, so
-    that nothing tells it the label so far.
+    A verdict replaces the label: `chosen`, `rejected`, `label_confidence` and `label_source` come from the judge; each
+    response keeps its score. The judge sees the two responses sorted by text, so that their order does not reveal the
+    old label.
 
     Args:
-        labels: What `self_annotate` returned, alone or beside rows of other sources.
+        labels: Output of `self_annotate`, alone or together with rows of other sources.
         judge: Any judge that reads texts.
-        budget: Share in (0, 1] of the source's rows, or a number of rows. Of equally confident ones the first count.
-        source: What `label_source` begins with in the rows that may be asked about.
-        undecided: Pairs that the judge calls a tie or fails on: `"keep"` leaves the label as it was, `"drop"` leaves
-            the row out. The report counts both.
-        batch_size: Rows the judge is given at a time.
-        journal: File that every verdict goes to as soon as it is known; a second run asks for the others only.
-        report: Is filled in.
+        budget: Share in (0, 1] of the source's rows, or number of rows. Of equally confident rows, the first ones are
+            taken.
+        source: Prefix of `label_source` in the rows that may be relabelled.
+        undecided: Treatment of pairs that the judge calls a tie or fails on: `"keep"` the old label, or `"drop"` the
+            row. The report counts both.
+        batch_size: Number of rows per call of the judge.
+        journal: Path of a file that gets every verdict at once; a second run asks only for the rest.
+        report: Report to fill in.
 
     Returns:
-        The same columns and, but for dropped rows, the same rows in the same order.
+        Dataset with the same columns and, except for dropped rows, the same rows in the same order.
 
     Raises:
-        MissingColumnError: If they are no labels.
+        MissingColumnError: If a column of labels is missing.
         TrlRealError: If a setting is out of range.
     """
     for name in NEEDED:
         if name not in labels.column_names:
-            raise MissingColumnError(name, labels.column_names, "Give what self_annotate returned.")
+            raise MissingColumnError(name, labels.column_names, "Give the output of self_annotate.")
     if undecided not in ("keep", "drop"):
         raise TrlRealError(f"undecided={undecided!r} is not one of keep, drop.")
     plain = labels.with_format(None)
     rows = _least_confident(plain, budget, source)
     pairs = _as_pairs(plain.select(rows))
     asked = annotate(pairs, judge, batch_size=batch_size, journal=journal, report=report)
-    said = {_key(row): row for row in asked}
-    found = {row: said.get(_key(pair)) for row, pair in zip(rows, pairs, strict=True)}
+    verdicts = {_key(row): row for row in asked}
+    found = {row: verdicts.get(_key(pair)) for row, pair in zip(rows, pairs, strict=True)}
     relabeled = plain.map(
         lambda row, number: _with_verdict(row, found.get(number)),
         with_indices=True,
@@ -90,25 +91,25 @@ def relabel(
 
 
 def _least_confident(labels: Dataset, budget: float | int, source: str) -> list[int]:
-    """Rows of the source, the least confident first."""
+    """Return rows of the source, the least confident first."""
     sources = labels["label_source"][:]
     rows = [i for i, name in enumerate(sources) if (name or "").startswith(source)]
-    whole = isinstance(budget, int) and not isinstance(budget, bool)
-    if not (whole and budget >= 0 or isinstance(budget, float) and 0 < budget <= 1):
+    is_count = isinstance(budget, int) and not isinstance(budget, bool)
+    if not (is_count and budget >= 0 or isinstance(budget, float) and 0 < budget <= 1):
         raise TrlRealError(f"budget={budget!r}: give a share in (0, 1] as a float, or a number of rows.")
     confidences = np.array(labels["label_confidence"][:], dtype=float)[rows]
-    n = budget if whole else round(budget * len(rows))
+    n = budget if is_count else round(budget * len(rows))
     return [rows[i] for i in np.argsort(confidences, kind="stable")[:n]]
 
 
 def _as_pairs(labels: Dataset) -> Dataset:
-    """What a judge is asked, the responses by ascending text."""
+    """Return the pairs for the judge, with the responses sorted by text."""
 
     def pair(row: dict[str, Any]) -> dict[str, Any]:
         sides = sorted(SIDES[0], key=lambda side: text_of(row[side]))
         a, b = (text_of(row[side]) for side in sides)
         ended = [row.get(f"{side}_finished") is not False for side in sides]
-        reasons = ["stop" if whether else UNFINISHED for whether in ended]
+        reasons = ["stop" if is_complete else UNFINISHED for is_complete in ended]
         texts = {"responses": [a, b], "response_a": a, "response_b": b}
         return {"prompt": row["prompt"], **texts, "pair": [0, 1], "finish_reasons": reasons}
 
@@ -120,7 +121,7 @@ def _key(pair: dict[str, Any]) -> str:
 
 
 def _with_verdict(row: dict[str, Any], verdict: dict[str, Any] | None) -> dict[str, Any]:
-    """The row with the verdict as its label; as it was where there is none."""
+    """Return the row with the verdict as its label; without a verdict, the unchanged row."""
     if verdict is None:
         return row
     swapped = text_of(verdict["chosen"]) != text_of(row["chosen"])

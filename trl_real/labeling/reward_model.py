@@ -1,4 +1,4 @@
-"""A reward model as a judge."""
+"""Judge that compares two responses by a reward model."""
 
 import math
 from functools import cached_property
@@ -15,23 +15,25 @@ if TYPE_CHECKING:
 
 class RewardModelJudge(VerdictJudge):
     r"""
-    The response with the higher reward is better: `P(a better) = sigmoid((s_a - s_b) / scale)` (Bradley-Terry).
+    Judge that prefers the response with the higher reward: `P(a better) = sigmoid((s_a - s_b) / scale)`
+    (Bradley-Terry).
 
-    Prompts and responses go through the tokenizer's chat template; a tokenizer without one reads prompt and response
-    one after the other, the EOS token at the end, as TRL's `RewardTrainer` trains on text. The order of the two plays
-    no role, so `a_first` and `b_first` stay NaN. Where a text is too long, the prompt loses its beginning and the
-    verdict says `truncated`; scores that are no numbers are failures.
+    Prompt and response go through the tokenizer's chat template. A tokenizer without one reads prompt, response and
+    EOS token in a row, as TRL's `RewardTrainer` trains on text. The order of the responses has no effect, so `a_first`
+    and `b_first` stay NaN. A text that is too long loses the beginning of its prompt, and the verdict is marked
+    `truncated`; a score that is not finite is a failure.
 
     Args:
-        model: Hub id or path (loaded late, once a process), or a loaded sequence classifier with one output.
-        tokenizer: For a loaded model; beside a name, one with another chat template.
-        revision: Branch, tag or commit, for a Hub id.
-        dtype: Precision of the weights of a model given by name, float32 where None.
-        device: By default the accelerator, else the CPU. A loaded model stays where it is.
-        batch_tokens: Tokens in a forward pass, padding included.
-        max_length: Tokens of prompt and response that are read; by default as many as the model reads.
-        scale: What score differences are divided by, in units of the score; above 1 less sure.
-        min_gap: Differences below it, in units of the score, are ties.
+        model: Hub id or path of a sequence classifier with one output. It loads on first use, once per process. Or the
+            loaded model.
+        tokenizer: Tokenizer of a loaded model; for a model given by name, one with another chat template.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Precision of the weights of a model given by name, float32 by default.
+        device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
+        batch_tokens: Number of tokens in a forward pass. Padding counts.
+        max_length: Maximum number of tokens of prompt and response; the model's own limit by default.
+        scale: Divisor of score differences, in units of the score; above 1, the judge is less certain.
+        min_gap: Smallest score difference that decides, in units of the score.
 
     Raises:
         TrlRealError: If a setting is out of range, or a loaded model has no tokenizer.
@@ -53,27 +55,27 @@ class RewardModelJudge(VerdictJudge):
         from trl_real.models.lazy_model import LazyModel
 
         if not (scale > 0 and min_gap >= 0):
-            raise TrlRealError(f"scale={scale}, min_gap={min_gap}: give a scale above 0 and a gap of at least 0.")
+            raise TrlRealError(f"scale={scale}, min_gap={min_gap}: give a scale above 0 and a min_gap of at least 0.")
         if not all(value is None or value >= 1 for value in (batch_tokens, max_length)):
-            raise TrlRealError(f"batch_tokens={batch_tokens}, max_length={max_length}: give at least 1, or neither.")
+            raise TrlRealError(f"batch_tokens={batch_tokens}, max_length={max_length}: give at least 1, or None.")
         self.model = LazyModel(model, tokenizer, revision, dtype, device)
         if self.model.cast_to is not None:
-            raise TrlRealError(f"dtype={dtype} is for a model that is given by name. Load this one with it.")
+            raise TrlRealError(f"dtype={dtype} only applies to a model given by name. Load this model in that dtype.")
         self.batch_tokens, self.max_length, self.scale, self.min_gap = batch_tokens, max_length, scale, min_gap
         self.name = f"reward:{self.model.label}"
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the verdicts hang on."""
+        """Everything that the verdicts depend on."""
         settings = {name: getattr(self, name) for name in ("max_length", "scale", "min_gap")}
         return {"name": self.name, **self.model.identity, **settings}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """
-        Verdicts on a batch of pairs; each response to a prompt is scored once.
+        Judge a batch of pairs; each response to a prompt is scored once.
 
         Raises:
-            TrlRealError: If the model does not have one output, or a prompt is neither text nor messages.
+            TrlRealError: If the model does not have one output, or a prompt is neither a text nor messages.
         """
         n = len(batch["prompt"])
         found = self._rewards(batch["prompt"] * 2, [*batch["response_a"], *batch["response_b"]])
@@ -82,24 +84,24 @@ class RewardModelJudge(VerdictJudge):
 
     def score(self, prompts: list[Any], responses: list[Any]) -> list[float]:
         """
-        The rewards themselves.
+        Return the rewards of responses.
 
         Args:
             prompts: `N` texts or message lists.
             responses: `N` texts or message lists.
 
         Returns:
-            `N` scores, in the model's unit.
+            `N` rewards, in the model's unit.
         """
         return self._rewards(prompts, responses).scores.tolist()
 
     def _verdict(self, scores: tuple, truncated: tuple, n_tokens: tuple) -> Verdict:
-        told = {"truncated": any(truncated), "source": self.name, "n_asked": 2, "input_tokens": sum(n_tokens)}
+        facts = {"truncated": any(truncated), "source": self.name, "n_asked": 2, "input_tokens": sum(n_tokens)}
         if not all(map(math.isfinite, scores)):
-            return Verdict(math.nan, failure="a reward that is no number", **told)
+            return Verdict(math.nan, failure="a reward that is no number", **facts)
         gap = scores[0] - scores[1]
-        half = math.tanh(gap / self.scale / 2) / 2  # sigmoid - 1/2: odd, and it never overflows
-        return Verdict(TIE if abs(gap) < self.min_gap else TIE + half, **told)
+        half = math.tanh(gap / self.scale / 2) / 2  # sigmoid - 1/2: an odd function that never overflows
+        return Verdict(TIE if abs(gap) < self.min_gap else TIE + half, **facts)
 
     def _rewards(self, prompts: list[Any], responses: list[Any]) -> Any:
         from trl_real.models.load import is_forked

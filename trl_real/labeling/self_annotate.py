@@ -1,6 +1,5 @@
-"""A policy's own generations become preferences, judged by the policy itself (SPA, arXiv 2406.04412)."""
+"""Turn a policy's own generations into preferences, judged by the policy itself (SPA, arXiv 2406.04412)."""
 
-import hashlib
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from trl_real.labeling.agreement import gold_agreement
 from trl_real.labeling.implicit_reward import UNFINISHED, UNUSABLE, ImplicitRewardJudge
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, ask
+from trl_real.runtime.digests import sha256
 
 
 logger = logging.getLogger(__name__)
@@ -27,30 +27,29 @@ logger = logging.getLogger(__name__)
 TIED = "equal scores"
 CUT = "unfinished responses"
 
-# Places of two different responses; which of them is better is for their scores to say.
+# Returns the indices of two different responses, in either order.
 Pick = Callable[[Sequence[str], Sequence[float], int], tuple[int, int]]
 
 
 def best_worst(texts: Sequence[str], scores: Sequence[float], seed: int) -> tuple[int, int]:
     """
-    The highest score against the lowest.
+    Pick the responses with the highest and the lowest score.
 
     Args:
-        texts: Different ones, ascending. `K` of them.
-        scores: `K` finite numbers; of equal ones the first is taken.
-        seed: Of what is drawn.
+        texts: `K` different texts, sorted.
+        scores: `K` finite numbers; of equal scores, the first is taken.
+        seed: Seed of the draw; not used.
     """
     places = range(len(scores))
     return max(places, key=scores.__getitem__), min(places, key=scores.__getitem__)
 
 
 def best_random(texts: Sequence[str], scores: Sequence[float], seed: int) -> tuple[int, int]:
-    """The highest score against another response, drawn by the texts (the authors' `max_vs_random`)."""
+    """Pick the highest score and another response, drawn by the texts (the authors' `max_vs_random`)."""
     best = max(range(len(scores)), key=scores.__getitem__)
 
     def drawn(i: int) -> bytes:
-        said = f"{seed}\0{texts[best]}\0{texts[i]}"
-        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()
+        return sha256(seed, texts[best], texts[i])
 
     return best, min((i for i in range(len(scores)) if i != best), key=drawn)
 
@@ -61,19 +60,19 @@ PICKS: dict[str, Pick] = {"best_worst": best_worst, "best_random": best_random}
 @dataclass
 class Annotated:
     """
-    A row on its way: the responses that can stand in a pair, by ascending text.
+    Row during self-annotation, with its `K` candidate responses sorted by text.
 
     Args:
-        row: As it came.
-        number: In the dataset.
-        dropped: Why there is no label; empty as long as there may be one.
-        places: Where each of the responses stands in the row. `K` of them, as of the following.
-        texts: What they say.
-        ended: Whether they came to their end.
-        scores: Implicit rewards.
-        n_scored: Tokens.
-        winner, loser: Places in `texts`.
-        confidence: Probability that the winner is the better one.
+        row: Input row.
+        number: Row number in the dataset.
+        dropped: Reason for a missing label; empty while a label is possible.
+        places: Index of each candidate in the row's list of responses.
+        texts: Text of each candidate.
+        ended: Whether each candidate is complete.
+        scores: Implicit reward of each candidate.
+        n_scored: Number of scored tokens of each candidate.
+        winner, loser: Indices in `texts`.
+        confidence: Probability that the winner is better.
     """
 
     row: dict[str, Any]
@@ -104,38 +103,38 @@ def self_annotate(
 ) -> Dataset:
     r"""
     Label generations by the policy's implicit reward: `chosen` is the response with the higher `log pi(y | x) -
-    log pi_init(y | x)` (SPA, Eq. 8); of more than two responses, the highest stands against the lowest.
+    log pi_init(y | x)` (SPA, Eq. 8). Of more than two responses, the highest and the lowest score form the pair.
 
-    Blank responses, all but one of equal ones (spaces around them aside) and those without a finite score are left
-    out first. A row with fewer than two left is dropped, and so is one whose two scores are nearer than the judge's
-    `min_gap`. The order of a row's responses plays no role: of equal texts the one that sorts first stands for all,
-    and so of equal scores.
+    Blank responses, repetitions (surrounding spaces aside) and responses without a finite score are left out first. A
+    row with fewer than two responses left is dropped, and so is a pair with a score difference below the judge's
+    `min_gap`. The order of a row's responses has no effect: of equal texts, and of equal scores, the first in sorted
+    order is taken.
 
-    Killed and run again with a judge that has a `cache` file, it goes on where it stood, and gives the same labels.
+    With a judge that has a `cache` file, an interrupted run continues and gives the same labels.
 
     Args:
-        dataset: `prompt` and a list of `responses` a row. A list of `finish_reasons`, where there is one, tells which
-            responses were cut (`"length"`).
-        judge: The policy against the initial model.
-        responses: Column that holds the list of responses.
-        pick: A name in `PICKS`, or a function of texts, scores and seed as they are.
-        drop_unfinished: Leave responses out that were cut; else they are kept, and scored without an end.
-        finish_reasons: Column of the finish reasons.
-        batch_size: Rows that are scored together, and the most that a kill takes from the judge's file.
-        gold: A judge that knows the truth, such as `ScoreJudge("scores")`: the report tells the agreement on those
-            of the pairs on which it says something.
-        seed: Of what `"best_random"` draws.
-        report: Is filled in.
+        dataset: Rows with `prompt` and a list of `responses`. An optional list of `finish_reasons` marks responses
+            that were cut (`"length"`).
+        judge: Judge of the policy against the initial model.
+        responses: Column with the list of responses.
+        pick: Name in `PICKS`, or a function with the same arguments.
+        drop_unfinished: Whether to leave out responses that were cut; otherwise they are scored without EOS.
+        finish_reasons: Column with the finish reasons.
+        batch_size: Number of rows scored together; an interrupted run loses at most this many.
+        gold: Judge that knows the truth, such as `ScoreJudge("scores")`; the report gives the agreement on the pairs
+            that it decides.
+        seed: Seed of the draws of `"best_random"`.
+        report: Report to fill in.
 
     Returns:
-        `prompt`, `chosen`, `rejected` (as the pool has them; a text beside messages becomes one, too),
-        `label_confidence` (float32 in [0.5, 1], the judge's sigmoid), `label_source`, `score_chosen` and
-        `score_rejected` (float32, in the judge's unit), and with finish reasons `chosen_finished` and
-        `rejected_finished`; in the order of the rows.
+        Dataset in the order of the rows with `prompt`, `chosen`, `rejected` (in their form in the pool; next to
+        messages, a text becomes a message), `label_confidence` (float32 in [0.5, 1], the judge's sigmoid),
+        `label_source`, `score_chosen` and `score_rejected` (float32, in the judge's unit), and, with finish reasons,
+        `chosen_finished` and `rejected_finished`.
 
     Raises:
-        MissingColumnError: If there is no prompt, or there are no responses.
-        TrlRealError: If there is no such pick, or a row has not one finish reason a response.
+        MissingColumnError: If the column of prompts or responses is missing.
+        TrlRealError: If the pick is unknown, or a row does not have one finish reason per response.
     """
     started = time.perf_counter()
     features = _features(dataset, responses, finish_reasons)
@@ -163,28 +162,28 @@ def self_annotate(
 
 
 def _read(row: dict[str, Any], number: int, responses: str, finish_reasons: str, drop_unfinished: bool) -> Annotated:
-    """The row's candidates: of responses that are equal, the one that sorts first."""
-    said = row[responses] or []
-    if not isinstance(said, list):
-        pool_candidates(row["prompt"], said, responses)  # tells what is wrong with it
-    reasons = row.get(finish_reasons) or [""] * len(said)
-    if len(reasons) != len(said):
+    """Return the candidates of a row; of equal responses, the first in sorted order."""
+    given = row[responses] or []
+    if not isinstance(given, list):
+        pool_candidates(row["prompt"], given, responses)  # raises the error
+    reasons = row.get(finish_reasons) or [""] * len(given)
+    if len(reasons) != len(given):
         raise TrlRealError(
-            f"Row {number} has {len(said)} responses and {len(reasons)} values in {finish_reasons!r}. "
-            "Give one a response, None where it is not known."
+            f"Row {number} has {len(given)} responses and {len(reasons)} values in {finish_reasons!r}. "
+            "Give one per response, None if it is unknown."
         )
     ended = [reason != UNFINISHED for reason in reasons]
-    order = sorted(range(len(said)), key=lambda i: (_text(said[i]), not ended[i]))
+    order = sorted(range(len(given)), key=lambda i: (_text(given[i]), not ended[i]))
     kept = [i for i in order if ended[i] or not drop_unfinished]
-    found = pool_candidates(row["prompt"], [said[i] for i in kept], responses)
+    found = pool_candidates(row["prompt"], [given[i] for i in kept], responses)
     if found.skipped:
-        return Annotated(row, number, CUT if len(kept) < len(said) else found.skipped)
+        return Annotated(row, number, CUT if len(kept) < len(given) else found.skipped)
     places = [kept[i] for i in found.indices]
     return Annotated(row, number, "", places, found.texts, [ended[i] for i in places])
 
 
 def _score(rows: list[Annotated], judge: ImplicitRewardJudge) -> Any:
-    """Give each row its scores; returns the rewards that they are made of."""
+    """Set the scores of each row, and return the rewards."""
     prompts = [one.row["prompt"] for one in rows for _ in one.texts]
     texts = [text for one in rows for text in one.texts]
     found = judge.rewards(prompts, texts, [end for one in rows for end in one.ended])
@@ -196,7 +195,7 @@ def _score(rows: list[Annotated], judge: ImplicitRewardJudge) -> Any:
 
 
 def _decide(one: Annotated, judge: ImplicitRewardJudge, choose: Pick, seed: int) -> None:
-    """The winner and the loser of a row, or why there are none."""
+    """Set the winner and the loser of a row, or the reason why it is dropped."""
     usable = [i for i, score in enumerate(one.scores) if math.isfinite(score)]
     if one.dropped or len(usable) < 2:
         one.dropped = one.dropped or UNUSABLE
@@ -219,7 +218,7 @@ def _label(one: Annotated, source: str, responses: str, features: Features) -> d
 
 
 def _columns(rows: list[Annotated], responses: str) -> dict[str, list[Any]]:
-    """The pairs as a judge takes them, the winners first."""
+    """Return the pairs as a batch for a judge, winners first."""
     columns = {name: [one.row[name] for one in rows] for name in rows[0].row}
     columns["pair"] = [[one.places[one.winner], one.places[one.loser]] for one in rows]
     columns["response_a"] = [one.texts[one.winner] for one in rows]
@@ -228,25 +227,25 @@ def _columns(rows: list[Annotated], responses: str) -> dict[str, list[Any]]:
 
 
 def _features(dataset: Dataset, responses: str, finish_reasons: str) -> dict[str, Any]:
-    """Of the labels."""
+    """Return the features of the labels."""
     for name in ("prompt", responses):
         if name not in dataset.column_names:
-            fix = f"Self-annotation needs it. Rename yours: dataset.rename_column('…', {name!r})"
+            fix = f"Self-annotation needs it. Rename your column: dataset.rename_column('…', {name!r})"
             raise MissingColumnError(name, dataset.column_names, fix)
     response = getattr(dataset.features[responses], "feature", Value("string"))
     prompt, response = label_features(dataset.features["prompt"], response)
-    told = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
-    told |= {"label_source": Value("string"), "score_chosen": Value("float32"), "score_rejected": Value("float32")}
+    label = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
+    label |= {"label_source": Value("string"), "score_chosen": Value("float32"), "score_rejected": Value("float32")}
     if finish_reasons in dataset.column_names:
-        told |= {"chosen_finished": Value("bool"), "rejected_finished": Value("bool")}
-    return {"prompt": prompt, **told}
+        label |= {"chosen_finished": Value("bool"), "rejected_finished": Value("bool")}
+    return {"prompt": prompt, **label}
 
 
 def _picked(pick: str | Pick) -> Pick:
     if callable(pick):
         return pick
     if pick not in PICKS:
-        raise TrlRealError(f"No pick {pick!r}; there are {', '.join(PICKS)}.")
+        raise TrlRealError(f"Unknown pick {pick!r}: choose from {', '.join(PICKS)}.")
     return PICKS[pick]
 
 

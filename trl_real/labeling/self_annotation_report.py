@@ -1,4 +1,4 @@
-"""What self-annotation came to: how much was labelled, how surely, and whether winners grow longer."""
+"""Result of self-annotation in numbers: labels, their confidence, and the lengths of winners and losers."""
 
 import math
 from collections import Counter
@@ -19,23 +19,23 @@ BINS = np.linspace(0.5, 1, 11)
 @dataclass
 class SelfAnnotationReport:
     """
-    Self-annotation in figures; `self_annotate` fills it, and adds up where it is given the same one again.
+    Result of self-annotation in numbers; `self_annotate` fills it, and a second call with it adds to the numbers.
 
     Args:
-        judge: Its name.
-        n_prompts: Rows that came in: those labelled and those dropped.
-        n_labeled: Rows that became preferences.
-        dropped: Reason to rows.
-        n_responses: Responses that were scored: blank and repeated ones, and those of dropped rows, are left out.
-        n_unfinished: Of those, the ones that were cut when they were written.
-        n_unusable: Of those, the ones without a finite score.
-        n_truncated: Of those, the ones that the judge's `max_length` cut.
-        confidences: Of the labels.
-        lengths: Of each label, tokens of winner and loser and characters of winner and loser.
-        n_tokens: That went through the models.
-        n_policy, n_reference: Responses that each model read; what was known already is not read again.
-        gold: Agreement with the gold labels, where there are any.
-        seconds: That it took.
+        judge: Name of the judge.
+        n_prompts: Number of input rows, labelled or dropped.
+        n_labeled: Number of rows that became preferences.
+        dropped: Number of dropped rows by reason.
+        n_responses: Number of scored responses, without blank and repeated ones and those of dropped rows.
+        n_unfinished: Number of scored responses that were cut at generation.
+        n_unusable: Number of scored responses without a finite score.
+        n_truncated: Number of scored responses that the judge's `max_length` cut.
+        confidences: Confidence of each label.
+        lengths: Tokens of winner and loser, then characters of winner and loser, of each label.
+        n_tokens: Number of tokens that the models read.
+        n_policy, n_reference: Number of responses that each model read; cached ones are not read again.
+        gold: Agreement with the gold labels, if there are any.
+        seconds: Duration in seconds.
     """
 
     judge: str = ""
@@ -55,7 +55,7 @@ class SelfAnnotationReport:
     seconds: float = 0.0
 
     def add_scored(self, rewards: Any, ended: Sequence[bool]) -> None:
-        """Count responses that were scored: `trl_real.models.implicit.ImplicitRewards`, and whether each ended."""
+        """Count scored responses: `trl_real.models.implicit.ImplicitRewards`, and whether each is complete."""
         self.n_responses += len(ended)
         self.n_unfinished += len(ended) - sum(ended)
         self.n_unusable += int(rewards.values.isnan().sum())
@@ -64,7 +64,7 @@ class SelfAnnotationReport:
             setattr(self, name, getattr(self, name) + getattr(rewards, name))
 
     def add_rows(self, rows: Sequence[Any]) -> None:
-        """Count rows that were decided: `trl_real.labeling.self_annotate.Annotated`."""
+        """Count decided rows: `trl_real.labeling.self_annotate.Annotated`."""
         self.n_prompts += len(rows)
         self.dropped.update(one.dropped for one in rows if one.dropped)
         for one in rows:
@@ -76,37 +76,37 @@ class SelfAnnotationReport:
 
     @property
     def quantiles(self) -> dict[str, float]:
-        """Of the confidences; NaN of none."""
+        """Quantiles of the confidences; NaN without labels."""
         found = np.quantile(self.confidences, list(QUANTILES.values())) if self.confidences else [math.nan] * 5
         return {name: float(value) for name, value in zip(QUANTILES, found, strict=True)}
 
     @property
     def histogram(self) -> list[int]:
-        """Labels by confidence, in ten bins of 0.05 from 0.5 to 1."""
+        """Number of labels by confidence, in ten bins of 0.05 from 0.5 to 1."""
         return np.histogram(np.clip(self.confidences, 0.5, 1), BINS)[0].tolist()
 
     @property
     def mean_lengths(self) -> dict[str, float]:
-        """Of winners and losers; winners that are longer from round to round are a drift."""
+        """Mean lengths of winners and losers; winners that grow from round to round are a drift."""
         names = ("chosen_tokens", "rejected_tokens", "chosen_chars", "rejected_chars")
         found = np.mean(self.lengths, axis=0) if self.lengths else [math.nan] * 4
         return {name: float(value) for name, value in zip(names, found, strict=True)}
 
     @property
     def unfinished_share(self) -> float:
-        """Of the responses that were scored; NaN of none."""
+        """Share of scored responses that were cut; NaN without responses."""
         return self.n_unfinished / self.n_responses if self.n_responses else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         left_out = ("confidences", "lengths", "gold", "dropped")
-        told = {name: value for name, value in vars(self).items() if name not in left_out}
-        told |= {"dropped": dict(self.dropped), "confidence": self.quantiles, "confidence_histogram": self.histogram}
-        told |= {**self.mean_lengths, "unfinished_share": self.unfinished_share}
-        return without_nan(told) | {"gold": self.gold and self.gold.to_dict()}
+        values = {name: value for name, value in vars(self).items() if name not in left_out}
+        values |= {"dropped": dict(self.dropped), "confidence": self.quantiles, "confidence_histogram": self.histogram}
+        values |= {**self.mean_lengths, "unfinished_share": self.unfinished_share}
+        return without_nan(values) | {"gold": self.gold and self.gold.to_dict()}
 
     def words(self) -> str:
-        """A few lines for a person."""
+        """Return a summary of a few lines."""
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
         lines = [f"{self.judge}: {self.n_labeled} of {self.n_prompts} prompts labeled"]
         lines[0] += f"; dropped: {reasons}" if reasons else ""

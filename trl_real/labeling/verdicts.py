@@ -1,4 +1,4 @@
-"""What a judge says of a pair, and what many verdicts say of the judge."""
+"""Verdict of a judge on a pair, and summary of many verdicts."""
 
 import math
 from collections import Counter
@@ -18,21 +18,21 @@ TIE = 0.5
 @dataclass(frozen=True)
 class Verdict:
     """
-    What a judge says of one pair.
+    Verdict of a judge on one pair.
 
     Args:
-        probability: That `response_a` is the better one, in [0, 1]: 0.5 a tie, NaN no verdict.
-        a_first: The same, as said when `response_a` was shown first; NaN if it was not asked so.
-        b_first: The same (that `response_a` is better), as said when `response_b` was shown first.
-        failure: Why there is no verdict; empty where there is one.
+        probability: Probability that `response_a` is better, in [0, 1]: 0.5 is a tie, NaN no verdict.
+        a_first: Probability that `response_a` is better, asked with `response_a` first; NaN if not asked.
+        b_first: Probability that `response_a` is better, asked with `response_b` first; NaN if not asked.
+        failure: Reason for a missing verdict; empty if there is a verdict.
         truncated: Whether the judge read a text that was cut.
-        source: Who says so.
-        n_asked: Answers that were asked for now.
-        n_cached: Answers that were there from before.
-        input_tokens: Read for all its answers, those from before included.
-        output_tokens: Written for them.
-        cost: What they cost, in the currency of the judge's prices, whenever they were paid for.
-        members: Of a panel, what each judge said; NaN for none.
+        source: Name of the judge.
+        n_asked: Number of answers asked for now.
+        n_cached: Number of answers from the cache.
+        input_tokens: Number of tokens read for all answers, cached ones included.
+        output_tokens: Number of tokens generated for all answers, cached ones included.
+        cost: Cost of all answers, cached ones included, in the currency of the judge's prices.
+        members: Probability of each judge of a panel; NaN for no verdict.
     """
 
     probability: float
@@ -58,29 +58,29 @@ class Verdict:
 
 class Judge(Protocol):
     """
-    What labels pairs: a callable with a `name`. One that has more to say than a probability also has
-    `verdicts(batch) -> list[Verdict]`; one that reads more of a row than its texts also has `evidence(batch)`, which
-    tells what it reads: see `evidence_of`.
+    Callable with a `name` that labels pairs. A judge that reports more than a probability also has
+    `verdicts(batch) -> list[Verdict]`; a judge that reads more of a row than its texts also has `evidence(batch)`, see
+    `evidence_of`.
     """
 
     name: str
 
-    def __call__(self, batch: dict[str, list[Any]]) -> Sequence[float | None]:
-        """Probabilities in [0, 1] that `response_a` is better than `response_b`; NaN or None where there is none."""
+    def __call__(self, batch: dict[str, list[Any]]) -> list[float | None]:
+        """Return the probability in [0, 1] that `response_a` is better, per row; NaN or None for no verdict."""
         ...
 
 
 def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = None) -> list[Verdict]:
     """
-    The verdicts of any judge on a batch, checked.
+    Ask any judge for the verdicts on a batch, and check them.
 
     Args:
-        judge: A judge, or a plain function of a batch.
-        batch: Columns as `VerdictJudge.verdicts` takes them.
-        rows: Numbers of the batch's rows in the dataset, for the errors.
+        judge: Judge, or plain function of a batch.
+        batch: Columns as in `VerdictJudge.verdicts`.
+        rows: Row numbers of the batch in the dataset, for error messages.
 
     Raises:
-        TrlRealError: If there is not one verdict a row, or one is no probability.
+        TrlRealError: If the number of verdicts differs from the number of rows, or a verdict is not a probability.
     """
     n_rows = len(batch["response_a"])
     rows = range(n_rows) if rows is None else rows
@@ -90,12 +90,12 @@ def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = 
         found = [Verdict(_number(answer, judge, i)) for i, answer in enumerate(judge(batch))]
     if len(found) != n_rows:
         raise TrlRealError(
-            f"Judge {name_of(judge)} gave {len(found)} verdicts on {n_rows} rows. Give one a row, NaN for none."
+            f"Judge {name_of(judge)} returned {len(found)} verdicts on {n_rows} rows. Return one per row, or NaN."
         )
     for row, verdict in zip(rows, found, strict=True):
         if not math.isnan(verdict.probability) and not 0 <= verdict.probability <= 1:
             raise TrlRealError(
-                f"Judge {name_of(judge)} said {verdict.probability} on row {row}; "
+                f"Judge {name_of(judge)} returned {verdict.probability} on row {row}; "
                 "a verdict is a probability in [0, 1], or NaN."
             )
     return found
@@ -103,18 +103,19 @@ def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = 
 
 def evidence_of(judge: Judge, batch: dict[str, list[Any]]) -> list[Any]:
     """
-    What the verdict on each row hangs on beside its texts, as JSON values: by this a journal tells rows apart whose
-    texts are equal. None where there is nothing.
+    Return what the verdict on each row depends on in addition to its texts, as JSON values; None for nothing.
+
+    A journal needs it to distinguish rows with equal texts.
 
     Args:
-        judge: A judge; its `evidence(batch)` says so, if it has one.
-        batch: Columns as `VerdictJudge.verdicts` takes them.
+        judge: Judge, with or without a method `evidence(batch)`.
+        batch: Columns as in `VerdictJudge.verdicts`.
     """
     return judge.evidence(batch) if hasattr(judge, "evidence") else [None] * len(batch["response_a"])
 
 
 def name_of(judge: Judge) -> str:
-    """What the judge calls itself; a plain function has its own name."""
+    """Return the name of a judge; for a plain function, the name of the function."""
     return str(getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__))
 
 
@@ -123,7 +124,7 @@ def _number(answer: Any, judge: Judge, place: int) -> float:
         return math.nan if answer is None else float(answer)
     except (TypeError, ValueError):
         raise TrlRealError(
-            f"Judge {name_of(judge)} said a {type(answer).__name__} at place {place} of a batch; "
+            f"Judge {name_of(judge)} returned a {type(answer).__name__} at position {place} of a batch; "
             "a verdict is a probability in [0, 1], or NaN."
         ) from None
 
@@ -131,20 +132,20 @@ def _number(answer: Any, judge: Judge, place: int) -> float:
 @dataclass
 class VerdictSummary:
     """
-    Many verdicts in figures.
+    Summary of many verdicts.
 
     Args:
-        n: Pairs.
-        n_a, n_b, n_ties, n_failed: Pairs by outcome; they add up to `n`.
-        failures: Reason to pairs, of those that failed.
-        n_truncated: Pairs of which the judge read a text that was cut.
-        n_both: Pairs that were judged in both orders.
-        position_bias: Mean of P(the response shown first is better) - 1/2, over all orders asked; NaN if none was
-            told. 0 is fair, +0.5 is always the first.
-        flip_rate: Share of the pairs judged in both orders where the two orders name different winners.
-        n_asked, n_cached: Answers asked for now, and there from before.
-        input_tokens, output_tokens: For all of them.
-        cost: Of all of them, in the currency of the judge's prices.
+        n: Number of pairs.
+        n_a, n_b, n_ties, n_failed: Number of pairs by outcome; they add up to `n`.
+        failures: Number of failed pairs by reason.
+        n_truncated: Number of pairs with a text that was cut for the judge.
+        n_both: Number of pairs judged in both orders.
+        position_bias: Mean of P(the response shown first is better) - 1/2, over all orders asked; NaN if unknown.
+            0 is fair, +0.5 always prefers the first.
+        flip_rate: Share of the pairs judged in both orders for which the orders name different winners.
+        n_asked, n_cached: Number of answers asked for now, and from the cache.
+        input_tokens, output_tokens: Number of tokens of all answers.
+        cost: Cost of all answers, in the currency of the judge's prices.
     """
 
     n: int = 0
@@ -164,11 +165,11 @@ class VerdictSummary:
     cost: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return without_nan(asdict(self))
 
     def words(self) -> str:
-        """One to three lines for a person: failures, position bias and price, as far as there are any."""
+        """Return a summary of a few lines: failures, position bias and price, if there are any."""
         lines = []
         if self.failures:
             reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.failures.items(), key=lambda x: -x[1]))
@@ -177,18 +178,18 @@ class VerdictSummary:
             flips = "" if math.isnan(self.flip_rate) else f", {self.flip_rate:.0%} of the pairs change with the order"
             lines.append(f"position bias {self.position_bias:+.3f} for the first shown{flips}")
         if self.n_truncated:
-            lines.append(f"{self.n_truncated} pairs were judged by a text that was cut")
+            lines.append(f"{self.n_truncated} pairs were judged with a text that was cut")
         if self.n_asked or self.n_cached:
-            price = f", {self.cost:.4g} spent on them in all" if self.cost else ""
+            price = f", total cost {self.cost:.4g}" if self.cost else ""
             lines.append(
-                f"{self.n_asked} answers asked for, {self.n_cached} known before; "
-                f"{self.input_tokens} tokens read and {self.output_tokens} written{price}"
+                f"{self.n_asked} answers asked for, {self.n_cached} from the cache; "
+                f"{self.input_tokens} tokens read and {self.output_tokens} generated{price}"
             )
         return "\n".join(lines)
 
 
 def summarize(verdicts: Sequence[Verdict]) -> VerdictSummary:
-    """Figures of many verdicts; of none, zeros and NaN."""
+    """Summarize verdicts; without verdicts, the counts are 0 and the rates NaN."""
     outcomes = Counter(verdict.outcome for verdict in verdicts)
     orders = np.array([(v.a_first, v.b_first) for v in verdicts], dtype=float).reshape(-1, 2)  # (N, 2)
     first_shown = np.concatenate([orders[:, 0], 1 - orders[:, 1]])

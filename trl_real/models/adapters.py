@@ -1,4 +1,4 @@
-"""A PEFT model's LoRA adapter: its parameters by stable names, and taps that see what flows through its layers."""
+"""LoRA adapter of a PEFT model: parameters under stable names, and taps on the inputs and gradients of its layers."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,39 +15,39 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl_real.errors import TrlRealError
 
 
-# Sees the input and the gradient of the output of a linear layer, both of shape (..., features).
+# Gets the name, the input and the output's gradient of a linear layer, both of shape (..., features).
 Sink = Callable[[str, Tensor, Tensor], None]
 
 
 def active_adapter(model: nn.Module) -> str:
     """
-    Name of the one adapter that is on.
+    Return the name of the active adapter.
 
     Raises:
-        TrlRealError: If the model has none, several, one that is off or one that is merged into the weights.
+        TrlRealError: If none or several are active, or the active one is disabled or merged into the weights.
     """
     if not isinstance(model, PeftModel):
         raise TrlRealError(
-            f"Gradient features are those of a LoRA adapter, but the model is a {type(model).__name__}. "
+            f"Gradient features need a LoRA adapter, but the model is a {type(model).__name__}. "
             "Type: peft.get_peft_model(model, LoraConfig(target_modules='all-linear'))"
         )
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     if not layers:
         raise TrlRealError("The PEFT model has no LoRA layer. Gradient features need peft.LoraConfig.")
     if any(layer.disable_adapters for layer in layers):
-        raise TrlRealError("The model's adapter is switched off. Type: model.enable_adapter_layers()")
+        raise TrlRealError("The model's adapter is disabled. Type: model.enable_adapter_layers()")
     if any(layer.merged for layer in layers):
         raise TrlRealError("The model's adapter is merged into its weights. Type: model.unmerge_adapter()")
     if len(model.active_adapters) != 1:
-        raise TrlRealError(f"Adapters {model.active_adapters} are on. Choose one: model.set_adapter('…')")
+        raise TrlRealError(f"Adapters {model.active_adapters} are active. Choose one: model.set_adapter('…')")
     return model.active_adapters[0]
 
 
 def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     """
-    The adapter's parameters, under names that hold no name of an adapter: a new one on the same layers has the same.
+    Return the adapter's parameters, under names without the adapter's name: equal for a new one on the same layers.
 
-    LoRA's A and B first of all, but also whatever else trains with it (biases, DoRA's magnitudes, whole modules).
+    These are LoRA's A and B, and everything else that trains with them (biases, DoRA's magnitudes, full modules).
     """
     name = re.escape(active_adapter(model))
     ours = re.compile(rf"^(.*\.)?(lora_\w+|modules_to_save|trainable_tokens_delta)\.{name}(\..*)?$")
@@ -59,7 +59,7 @@ def adapter_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 
 
 def tapped_layers(model: PeftModel) -> dict[str, nn.Linear]:
-    """The adapter's linear layers, A and B of each adapted layer, by the names of their weights."""
+    """Return the adapter's linear layers, A and B of each adapted layer, by the names of their weights."""
     adapter = active_adapter(model)
     layers = {}
     for name, module in model.get_base_model().named_modules():
@@ -70,25 +70,25 @@ def tapped_layers(model: PeftModel) -> dict[str, nn.Linear]:
 
 
 def hidden_from_taps(model: PeftModel) -> str:
-    """Why taps on A and B would miss a part of the adapter's gradient; empty if they see all of it."""
+    """Return why taps on A and B would miss a part of the adapter's gradient; empty if they do not."""
     layers, parameters = tapped_layers(model), adapter_parameters(model)
     missed = sorted(set(parameters) - set(layers))
     if missed:
-        return f"{len(missed)} of its parameters are no plain LoRA matrices, such as {missed[0]}"
+        return f"{len(missed)} of its parameters are not plain LoRA matrices, such as {missed[0]}"
     if len({id(layer.weight) for layer in layers.values()}) < len(layers):
         return "some of its layers share their matrices"
     head = model.get_base_model().get_output_embeddings()
     if isinstance(head, LoraLayer):
-        return "the output layer is adapted, too"
+        return "the output layer is adapted too"
     return ""
 
 
 class _Tap(torch.autograd.Function):
-    """The identity on a layer's output; on the way back it shows the layer's input and the gradient that arrives."""
+    """Identity on a layer's output; its backward pass gives the layer's input and the gradient to the sink."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, sink: Callable[[Tensor, Tensor], None]) -> Tensor:
-        # Saved through autograd, so that gradient checkpointing may drop it and compute it again.
+        # Saved through autograd, so that gradient checkpointing can drop and recompute it.
         ctx.save_for_backward(x)
         ctx.sink = sink
         return output.view_as(output)
@@ -100,7 +100,7 @@ class _Tap(torch.autograd.Function):
 
 
 class _Matrices(NamedTuple):
-    """An adapted layer `x -> W x + b + s B A x`, in the precision of its products."""
+    """Adapted layer `x -> W x + b + s B A x`, in the precision of its products."""
 
     weight: Tensor
     bias: Tensor | None
@@ -111,8 +111,8 @@ class _Matrices(NamedTuple):
 
 class _Adapted(torch.autograd.Function):
     """
-    A plain adapted layer and both its taps in one, without the passes over memory that PEFT's own sums take: a tenth
-    of the time of a forward and backward pass.
+    Plain adapted layer with both its taps, without the extra memory passes of PEFT's sums: saves a tenth of the time
+    of a forward and backward pass.
     """
 
     @staticmethod
@@ -138,12 +138,12 @@ class _Adapted(torch.autograd.Function):
 @contextmanager
 def taps(model: PeftModel, sink_now: Callable[[], Sink], cast_to: torch.dtype | None = None) -> Iterator[None]:
     """
-    While entered, a backward pass calls its sink with `(name, x, gradient)` once for each of the adapter's linear
-    layers and each time it ran: the gradient in its weight is `sum_t gradient_t x_t^T`, which is not formed.
+    Call a sink with `(name, x, gradient)` in the backward pass, once per linear layer of the adapter and forward call.
+    The gradient of its weight is `sum_t gradient_t x_t^T`, which is not computed here.
 
     Args:
-        model: With one LoRA adapter.
-        sink_now: Gives what to do with them; asked in the forward pass.
+        model: PEFT model with one LoRA adapter.
+        sink_now: Function that returns the sink; called in the forward pass.
         cast_to: Precision of the products, by default that of the weights.
     """
 
@@ -164,16 +164,16 @@ def taps(model: PeftModel, sink_now: Callable[[], Sink], cast_to: torch.dtype | 
                 forward = partial(_cast, *_to(cast_to, module.weight, module.bias))
                 module.forward = forward  # type: ignore[method-assign]  # of this layer only, until the taps go
                 stack.callback(delattr, module, "forward")
-        # No parameter takes a gradient (it would be a sum over the batch): the graph begins at the embeddings.
+        # No parameter requires a gradient (it would be a sum over the batch): the graph begins at the embeddings.
         embeddings = model.get_input_embeddings()
         stack.callback(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()).remove)
         yield
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether the layer is PEFT's and torch's own, and nobody (offloading, say) has put a hand in between."""
-    whole = type(module) is Linear and type(module.base_layer) is nn.Linear
-    return whole and not any("forward" in vars(part) for part in (module, module.base_layer))
+    """Return whether the layer is PEFT's on torch's Linear, and nothing (such as offloading) replaces its forward."""
+    plain = type(module) is Linear and type(module.base_layer) is nn.Linear
+    return plain and not any("forward" in vars(part) for part in (module, module.base_layer))
 
 
 def _matrices(module: Linear, adapter: str, cast_to: torch.dtype | None) -> _Matrices:
@@ -188,7 +188,7 @@ def _to(dtype: torch.dtype, *tensors: Any) -> list[Any]:
 
 
 def _cast(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """A layer whose weights autocast would cast again in every pass, since none of them takes a gradient."""
+    """Run a layer with cast weights; autocast would cast them in every pass, since they require no gradient."""
     return nn.functional.linear(x.to(weight.dtype), weight, bias)
 
 
@@ -201,7 +201,7 @@ def _adapted(
 
 
 def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that keep no activations and run again on the way back."""
+    """Return the layers with gradient checkpointing, which run again in the backward pass."""
     layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
     return [layer for layer in layers if layer.gradient_checkpointing]
 
@@ -209,13 +209,13 @@ def checkpointed_layers(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def measured(model: PeftModel, trainable: list[nn.Parameter], checkpointing: bool = True) -> Iterator[None]:
     """
-    Put the model in evaluation mode, without dropout, let `trainable` alone take gradients, and undo it all after.
+    Switch to evaluation mode, without dropout, let only `trainable` require gradients, and restore all on leaving.
 
     Args:
-        model: With whatever was switched on.
-        trainable: Parameters.
-        checkpointing: Keep to gradient checkpointing where it is on. Its layers know it in training mode only, so they
-            alone, and not the dropouts within them, are put in it.
+        model: PEFT model in any mode.
+        trainable: Parameters that require gradients.
+        checkpointing: Whether to keep gradient checkpointing. It works in training mode only, so its layers are put in
+            that mode, but not the dropouts inside.
     """
     training = [module for module in model.modules() if module.training]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]

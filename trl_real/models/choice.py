@@ -1,4 +1,4 @@
-"""How likely each of a few labels is as the next token: one forward pass a chat, nothing is generated."""
+"""Probabilities of a few labels as the next token: one forward pass per chat, without generation."""
 
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -25,22 +25,22 @@ def label_log_probs(
     progress: bool = False,
 ) -> Tensor:
     """
-    The log-probability of each label as the next token after each chat, over the whole vocabulary.
+    Return the log-probability of each label as the next token after each chat, over the whole vocabulary.
 
     Args:
-        model: A causal LM, or a PEFT model of one.
-        tokenizer: Its tokenizer.
-        chats: `N` texts that went through the chat template, up to where the answer begins.
+        model: Causal LM, or a PEFT model of one.
+        tokenizer: Tokenizer of the model.
+        chats: `N` texts after the chat template, up to the start of the answer.
         labels: `L` words that are one token each.
-        batch_tokens: Tokens in a forward pass; see `ChoiceReader`.
+        batch_tokens: Number of tokens in a forward pass; see `ChoiceReader`.
         dtype: Precision of the matrix products; see `ChoiceReader`.
-        progress: Show a bar, from the third second on.
+        progress: Whether to show a progress bar, from the third second on.
 
     Returns:
         Natural logarithms, float32 on the CPU. Shape `(N, L)`.
 
     Raises:
-        TrlRealError: If a label is no single token, or a chat is empty or longer than the model reads.
+        TrlRealError: If a label is not a single token, or a chat is empty or longer than the model reads.
     """
     ids = tokenizer(list(chats), add_special_tokens=False)["input_ids"] if chats else []
     reader = ChoiceReader(model, tokenizer, batch_tokens=batch_tokens, dtype=dtype)
@@ -49,17 +49,16 @@ def label_log_probs(
 
 class ChoiceReader(ModelReader):
     """
-    Reads chats and says how likely labels are as their next token.
+    Reads chats and returns the log-probabilities of labels as their next token.
 
-    Chats run packed, without padding, and what several have in common (the system prompt; a pair's prompt, in both of
-    its orders) is read once, where a check on this very model shows that this gives what one chat at a time gives;
-    else they are sorted by length and padded on the right. The logits of the last token alone are computed, and the
-    softmax is in float32.
+    Chats run packed, without padding, and common beginnings (the system prompt; a pair's prompt, in both of its
+    orders) are read once, if a check on this model shows that this equals one chat at a time; else they are sorted by
+    length and padded on the right. Only the last token's logits are computed, and the softmax is in float32.
 
     Args:
-        model: A causal LM, or a PEFT model of one.
-        tokenizer: Its tokenizer.
-        batch_tokens: Tokens in a forward pass; by default 2048 on a CPU and 16384 elsewhere.
+        model: Causal LM, or a PEFT model of one.
+        tokenizer: Tokenizer of the model.
+        batch_tokens: Number of tokens in a forward pass; by default 2048 on a CPU and 16384 elsewhere.
         dtype: Precision of the matrix products (autocast); by default the weights'.
     """
 
@@ -73,23 +72,23 @@ class ChoiceReader(ModelReader):
 
     def __call__(self, chats: Sequence[Ids], labels: Sequence[str], progress: bool = True) -> Tensor:
         """
-        Log-probabilities of the labels; equal chats run once.
+        Return the log-probabilities of the labels; equal chats run once.
 
         Args:
             chats: Token ids of `N` chats.
-            labels: `L` words that are one token each; all tokens that stand for one (`"A"`, `" A"`) add up.
-            progress: Show a bar, from the third second on.
+            labels: `L` words that are one token each; the probabilities of its variants (`"A"`, `" A"`) are summed.
+            progress: Whether to show a progress bar, from the third second on.
 
         Returns:
             Natural logarithms, float32 on the CPU. Shape `(N, L)`.
 
         Raises:
-            TrlRealError: If a label is no single token, or a chat is empty or longer than the model reads.
+            TrlRealError: If a label is not a single token, or a chat is empty or longer than the model reads.
         """
         tokens = [self.tokens_of(label) for label in labels]
         self.check_length(list(chats), "Shorten it.")
         if not all(chats):
-            raise TrlRealError(f"Chat {list(map(bool, chats)).index(False)} is empty. Leave it out.")
+            raise TrlRealError(f"Chat {list(map(bool, chats)).index(False)} is empty. Remove it.")
         distinct = {chat: i for i, chat in enumerate(dict.fromkeys(chats))}
         found = torch.full((len(distinct), len(labels)), torch.nan)
         with self.passes(list(distinct), len(distinct), progress) as passes:
@@ -101,7 +100,7 @@ class ChoiceReader(ModelReader):
 
     def tokens_of(self, label: str) -> list[int]:
         """
-        Every token that reads as the label, without spaces and with full-width letters as plain ones.
+        Return every token that decodes to the label, ignoring spaces and the width of letters.
 
         Raises:
             TrlRealError: If there is none.
@@ -112,8 +111,8 @@ class ChoiceReader(ModelReader):
                 self._tokens.setdefault(unicodedata.normalize("NFKC", text).strip(), []).append(i)
         if label not in self._tokens:
             raise TrlRealError(
-                f"The label {label!r} is not a single token of this model. Choose labels that are, such as 'A' and "
-                "'B': JudgeTemplate(…, first='A', second='B')."
+                f"The label {label!r} is not a single token of this model. Choose labels that are single tokens, such "
+                "as 'A' and 'B': JudgeTemplate(…, first='A', second='B')."
             )
         return self._tokens[label]
 
@@ -133,7 +132,7 @@ class ChoiceReader(ModelReader):
     def _run_padded(self, work: list[Ids]) -> Iterator[tuple]:
         for ids in length_batches(work, self.batch_tokens // 2):
             tokens, mask = pad([work[i] for i in ids])
-            # From the end, since a prompt-tuned model puts tokens of its own before them.
+            # Counted from the end, since a prompt-tuned model adds virtual tokens at the start.
             last = [len(work[i]) - 1 - tokens.shape[1] for i in ids]
             kept = sorted(set(last))
             inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
@@ -141,7 +140,7 @@ class ChoiceReader(ModelReader):
             yield ids, logits[range(len(ids)), [kept.index(column) for column in last]], int(mask.sum())
 
     def _logits(self, kept: list[int], **inputs: Any) -> Tensor:
-        """The logits at a few places. Shape `(B, len(kept), V)`."""
+        """Return the logits at a few positions. Shape `(B, len(kept), V)`."""
         places = torch.tensor(kept, device=self.device)
         logits = self.model(**inputs, use_cache=False, logits_to_keep=places).logits
         return logits if logits.shape[1] == len(kept) else logits[:, places]

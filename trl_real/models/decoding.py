@@ -1,4 +1,4 @@
-"""Continuous batching on a causal LM of transformers: a response that is finished makes room for the next prompt."""
+"""Continuous batching and sampling with a causal LM of transformers: a finished response is replaced by the next."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.models.packing import gives_the_same, made_up
-from trl_real.models.sequences import Ids
+from trl_real.models.sequences import Ids, pad
 from trl_real.models.slots import Slots
 
 
-REFILL = 8  # new prompts are read when a row in so many is free: reading few costs as much as reading some
-STEPS = 128  # columns of memory that are made at a time
-MOST_LIKELY = 256  # tokens among which a nucleus is looked for before the whole vocabulary is sorted
-PREFILL_TOKENS = {"cpu": 2048, "elsewhere": 16384}  # in a forward pass over prompts
+REFILL = 8  # new prompts are read when 1 row in 8 is free: reading one costs as much as reading a few
+STEPS = 128  # number of cache columns allocated at a time
+MOST_LIKELY = 256  # number of tokens tried for a nucleus before the full vocabulary is sorted
+PREFILL_TOKENS = {"cpu": 2048, "elsewhere": 16384}  # number of tokens in a forward pass over prompts
 
 
 class Sampler:
     """
-    Draws from `softmax(logits / temperature)` as `argmax(logits / temperature - log E)` with `E` from the standard
-    exponential distribution, one a token (the Gumbel-max trick). Logits that differ by rounding give the same token
-    but where the two best are as close as that, which an inverse of the cumulative distribution would not do.
+    Samples from `softmax(logits / temperature)` as `argmax(logits / temperature - log E)`, with one `E` per token from
+    the standard exponential distribution (the Gumbel-max trick). Logits that differ by rounding give the same token,
+    unless the two best are equally close; inverting the cumulative distribution would not guarantee that.
 
     Args:
-        temperature: Divides the logits; 0 for greedy decoding.
-        top_p: Draw from the smallest set of tokens with at least this probability, in (0, 1].
+        temperature: Divisor of the logits; 0 for greedy decoding.
+        top_p: Probability of the nucleus, in (0, 1].
     """
 
     def __init__(self, temperature: float = 1.0, top_p: float = 1.0):
@@ -36,11 +36,11 @@ class Sampler:
 
     def __call__(self, logits: Tensor, states: Sequence[np.random.Generator]) -> list[int]:
         """
-        A token a row.
+        Sample one token per row.
 
         Args:
-            logits: Shape `(B, V)`.
-            states: Random states, one a row; each goes on by `V` draws.
+            logits: Logits, shape `(B, V)`.
+            states: Random states, one per row; each advances by `V` draws.
         """
         if not self.temperature:
             return logits.argmax(-1).tolist()
@@ -49,7 +49,7 @@ class Sampler:
             scores = nucleus(scores, self.top_p)
         noise = torch.empty(scores.shape)
         for row, state in zip(noise, states, strict=True):
-            # in double precision, where a zero, which would beat every other token, does not happen
+            # double precision, in which an exact 0 does not occur; it would win over every other token
             row.copy_(torch.from_numpy(state.standard_exponential(scores.shape[-1])))
         return (scores - noise.log_().to(scores.device)).argmax(-1).tolist()
 
@@ -57,15 +57,16 @@ class Sampler:
 @dataclass(eq=False)
 class Response:
     """
-    A response that is to be written, or being so.
+    A response, waiting, in progress or finished.
 
     Args:
-        prompt: Ids that it goes on from.
-        limit: Tokens after which it is cut.
-        seed: Of its draws.
-        label: Whatever tells it from others.
-        tokens: Ids of what is there, with the one that ended it.
-        start: Column of the prompt's first token.
+        prompt: Ids of the prompt.
+        limit: Maximum number of tokens.
+        seed: Seed of its samples.
+        label: Identifier for the caller.
+        tokens: Ids generated so far, with the EOS token.
+        start: Cache column of the prompt's first token.
+        state: Random state of its samples.
     """
 
     prompt: Ids
@@ -77,19 +78,19 @@ class Response:
     state: np.random.Generator | Any = None
 
     def ended(self, ends: Collection[int]) -> bool:
-        """Whether it came to an end of its own."""
+        """Return whether the last token is an EOS token."""
         return bool(self.tokens) and self.tokens[-1] in ends
 
 
 class Decoder:
     """
-    Writes responses, at most `batch_size` at a time.
+    Generates responses, at most `batch_size` at a time.
 
     Args:
-        model: A causal LM, or a PEFT model of one.
-        sampler: Draws the tokens.
-        ends: Ids that end a response.
-        batch_size: Responses at a time.
+        model: Causal LM, or a PEFT model of one.
+        sampler: Sampler of the tokens.
+        ends: EOS ids.
+        batch_size: Number of responses at a time.
     """
 
     def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):
@@ -99,44 +100,34 @@ class Decoder:
         self.slots = Slots(config.get_text_config(), batch_size)
         self.prefill_tokens = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "elsewhere"]
         self.rows: list[Response] = []
-        self.next = 0  # the column that the next token goes into
+        self.next = 0  # the cache column of the next token
 
     def __call__(self, responses: Sequence[Response]) -> Iterator[Response]:
         """
-        The responses as they are finished.
+        Yield responses when they are finished.
 
         Args:
-            responses: In the order in which they are begun; those to one prompt, next to each other, share it.
+            responses: Responses, in the order in which to start them; adjacent ones to one prompt share it.
         """
         waiting = deque(responses)
         while waiting or self.rows:
             n_free = self.batch_size - len(self.rows)
             if waiting and (not self.rows or n_free >= min(len(waiting), max(1, self.batch_size // REFILL))):
-                yield from self.begin(self._group(waiting, n_free))
+                group = self._group(waiting, n_free)
+                logits, which = self.read(group)
+                yield from self._accept(group, logits[which])
             else:
-                yield from self.step()
-
-    def begin(self, group: list[Response]) -> list[Response]:
-        """Read the prompts of responses that follow, each once, and write the first tokens; what that finished."""
-        logits, which = self.read(group)
-        return self._accept(group, logits[which])
-
-    def step(self) -> list[Response]:
-        """Write a token of every response; what that finished."""
-        return self._accept(self.rows, self.go_on())
+                yield from self._accept(self.rows, self.continue_rows())
 
     def read(self, group: list[Response]) -> tuple[Tensor, list[int]]:
-        """Take responses in: logits after each of their `P` different prompts, `(P, V)`, and whose are whose."""
+        """Add responses; return logits after each of `P` distinct prompts, `(P, V)`, and the prompt of each."""
         prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(response.prompt for response in group))}
         which = [prompts[response.prompt] for response in group]
         width = max(map(len, prompts))
         if self.next < width:
             self._make_room(width)
         first, columns = len(self.rows), slice(self.next - width, self.next)
-        ids, mask = (torch.zeros(len(prompts), width, dtype=torch.long) for _ in range(2))
-        for prompt, i in prompts.items():
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
+        ids, mask = pad(prompts, left=True)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         self.slots.show(slice(first, first + len(prompts)), columns.start, columns.stop, width)
         logits = self._forward(ids, mask, positions)
@@ -147,8 +138,8 @@ class Decoder:
         self.rows += group
         return logits, which
 
-    def go_on(self) -> Tensor:
-        """Logits after the last token of each row. Shape `(B, V)`."""
+    def continue_rows(self) -> Tensor:
+        """Return the logits after the last token of each row. Shape `(B, V)`."""
         if self.next == self.slots.n_columns:
             self._make_room(0)
         starts = torch.tensor([row.start for row in self.rows])[:, None]
@@ -171,10 +162,8 @@ class Decoder:
         return output.logits[:, -1]
 
     def _group(self, waiting: deque[Response], n_free: int) -> list[Response]:
-        """The next responses, as many as there are rows for and as a forward pass over their prompts takes."""
-        group: list[Response] = []
-        prompts: set[Ids] = set()
-        width = 0
+        """Take the next responses: as many as rows are free and as one forward pass over their prompts can read."""
+        group, prompts, width = [], set(), 0
         while waiting and len(group) < n_free:
             prompt = waiting[0].prompt
             width = max(width, len(prompt))
@@ -185,7 +174,7 @@ class Decoder:
         return group
 
     def _accept(self, group: list[Response], logits: Tensor) -> list[Response]:
-        """A token more for each of a group of rows; the rows that it finished leave."""
+        """Add a sampled token to each row of a group; remove and return finished rows."""
         for row, token in zip(group, self.sampler(logits, [row.state for row in group]), strict=True):
             row.tokens.append(token)
         done = [row for row in group if row.ended(self.ends) or len(row.tokens) >= row.limit]
@@ -203,7 +192,7 @@ class Decoder:
         return done
 
     def _make_room(self, width: int) -> None:
-        """Memory for further steps, after the columns in use, of which there shall be `width` at least."""
+        """Allocate cache for more steps, with at least `width` columns before the next one."""
         begin = min((row.start for row in self.rows), default=self.next)
         n_used = self.next - begin
         width = max(width, n_used)
@@ -214,10 +203,9 @@ class Decoder:
 
 
 def decodes_well(model: nn.Module) -> bool:
-    """Whether rows that come and go are exact on this model: not so where layers have a state of another kind."""
-    whole: Any = model.config
-    config = whole.get_text_config()
-    if whole.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+    """Return whether continuous batching is exact on this model; layers with another kind of state break it."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         return False
     a, b, c = (ids + (1,) for ids in made_up(config.vocab_size, (5, 2, 9)))
 
@@ -225,11 +213,11 @@ def decodes_well(model: nn.Module) -> bool:
         decoder = Decoder(model, Sampler(0.0), (), 2)
         rows = [Response(ids[:-1], 9, 0, tokens=[ids[-1]]) for ids in (a, b, c)]
         decoder.read(rows[:2])
-        first = decoder.go_on()
+        first = decoder.continue_rows()
         decoder.rows.pop()
         decoder.rows[0].tokens.append(3)
         decoder.read(rows[2:])
-        return torch.cat([first, decoder.go_on()])
+        return torch.cat([first, decoder.continue_rows()])
 
     def alone() -> Tensor:
         texts = (a, b, (*a, 3), c)
@@ -238,22 +226,22 @@ def decodes_well(model: nn.Module) -> bool:
 
     try:
         return gives_the_same(together, alone, next(model.parameters()).dtype == torch.float32)
-    except (AttributeError, IndexError):  # layers that look for a state of their own in the cache
+    except (AttributeError, IndexError):  # layers that look for their own kind of state in the cache
         return False
 
 
 def random_state(seed: int) -> np.random.Generator:
-    """The random state of a row."""
+    """Return the random state of a row."""
     return np.random.Generator(np.random.PCG64(seed))
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """
-    `-inf` for all but the smallest set of tokens with a probability of at least `top_p` (arXiv 1904.09751).
+    Mask all tokens outside the smallest set with a probability of at least `top_p` (arXiv 1904.09751).
 
     Args:
         scores: Log-probabilities up to a constant. Shape `(B, V)`.
-        top_p: In (0, 1).
+        top_p: Probability, in (0, 1).
     """
     probabilities = scores.softmax(-1)
     ranked, order = probabilities.topk(min(MOST_LIKELY, scores.shape[-1]))

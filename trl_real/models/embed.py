@@ -1,4 +1,4 @@
-"""Mean-pooled hidden states of responses, from the backbone of the very model that will be aligned."""
+"""Mean-pooled hidden states of responses, from the backbone of the model that will be aligned."""
 
 import copy
 import time
@@ -24,12 +24,12 @@ MEMO_BYTES = 2**25
 class EmbedderOptions:
     """
     Args:
-        context: Read the response alone, or after its prompt; only response tokens are averaged in both cases.
-        layer: -1 for the last hidden state, else an index into `hidden_states` (0: the input embeddings).
-        max_length: Tokens of a response that are read, from its start; of a prompt, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
-        include_bos: Put the BOS token before the response and average it, too (REAL's script on Llama).
-        include_eos: Put the EOS token after the response and average it, too (REAL's script on SHP).
+        context: Whether to read the response alone or after its prompt; only response tokens are averaged.
+        layer: Index into `hidden_states` (0: the input embeddings), -1 for the last hidden state.
+        max_length: Maximum number of tokens to read: of a response from its start, of a prompt from its end.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        include_bos: Whether to put the BOS token before the response and average it too (REAL's script on Llama).
+        include_eos: Whether to put the EOS token after the response and average it too (REAL's script on SHP).
 
     Raises:
         TrlRealError: If a value is out of range.
@@ -52,10 +52,10 @@ class EmbedderOptions:
 class Embeddings:
     """
     Args:
-        vectors: One row a response, float32 on the CPU. Shape `(n, d)`.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        n_tokens: Tokens that went through the model for them.
-        seconds: Time it took.
+        vectors: Embeddings, one row per response, float32 on the CPU. Shape `(n, d)`.
+        truncated: Whether each response was cut. Shape `(n,)`, bool.
+        n_tokens: Number of tokens that the model read.
+        seconds: Duration.
     """
 
     vectors: Tensor
@@ -69,16 +69,16 @@ class Embedder(ModelReader):
     `f(y) = (1/T) sum_t A(y)_t`, with `A(y)` the last hidden states over the tokens of a response (REAL, Eq. 7).
 
     The hidden states are those that the LM head reads (after the final norm). Sequences run packed, without padding,
-    where a check on this very model shows that packing gives what one response at a time gives; else sorted by length
-    and padded. Pooling is in float32.
+    if a check on this model shows that packing equals one response at a time; else sorted by length and padded.
+    Pooling is in float32.
 
     Args:
-        model: A causal LM, a PEFT model or a backbone.
-        tokenizer: Its tokenizer.
-        options: What to read and how to pool.
-        dtype: Precision of the matrix products; by default the weights'. Half-precision weights that are asked for
-            float32 are copied.
-        memoize: Keep recent embeddings, so that a text that comes again in a later batch is not run again.
+        model: Causal LM, PEFT model or backbone.
+        tokenizer: Tokenizer of the model.
+        options: Options for reading and pooling.
+        dtype: Precision of the matrix products; by default the weights'. For float32, half-precision weights are
+            copied.
+        memoize: Whether to cache recent embeddings, so that an equal text in a later batch is not run again.
     """
 
     desc, counts_tokens = "Embedding", True
@@ -106,15 +106,15 @@ class Embedder(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
         """
-        Embed responses; equal ones (with equal prompts, where these are read) run once.
+        Embed responses; equal ones (with equal prompts, if these are read) run once.
 
         Args:
-            prompts: One a response: text, messages or None.
+            prompts: One per response: text, messages or None.
             responses: Texts.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
-            TrlRealError: If a layer is asked for that the model does not have.
+            TrlRealError: If the model does not have the layer.
         """
         started = time.perf_counter()
         self._renew_copy()
@@ -122,18 +122,18 @@ class Embedder(ModelReader):
         distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
         vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
         n_tokens = self._embed(list(distinct), vectors, progress)
-        self._remember(distinct, vectors)
+        self._add_to_memo(distinct, vectors)
         rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
         return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
 
     def _renew_copy(self) -> None:
-        """Copy the weights to float32 again if they were trained since."""
+        """Copy the weights to float32 again if they have changed."""
         if self.original is not None and self.copied != _versions(self.original):
             self.copied = _versions(self.original)
             self.body = copy.deepcopy(self.original).float().eval()
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
-        """Each response as `(prompt ids, response ids)`, and whether it was cut."""
+        """Return each response as `(prompt ids, response ids)`, and whether it was cut."""
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":
@@ -152,11 +152,11 @@ class Embedder(ModelReader):
         if isinstance(prompt, str):
             return prompt
         if not isinstance(prompt, list):
-            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
         return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
-        """Fill in the vectors that are missing; returns the tokens that it took."""
+        """Fill in the missing vectors; return the number of tokens read."""
         trees: dict[tuple, Tree] = {}
         for i, (prompt, response) in enumerate(distinct):
             if vectors[i] is None and response:
@@ -195,7 +195,7 @@ class Embedder(ModelReader):
         return _segment_mean(hidden[0], owners, len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
-        """Half the budget a batch, which was the fastest when padding is attended to."""
+        """Use half the budget per batch, which was the fastest with padding."""
         flat = [(t.prompt + r, len(t.prompt), i) for t in work for r, i in zip(t.responses, t.ids, strict=True)]
         for batch in length_batches([tokens for tokens, _, _ in flat], self.batch_tokens // 2):
             sequences, n_prompts, ids = zip(*(flat[i] for i in batch), strict=True)
@@ -232,7 +232,7 @@ class Embedder(ModelReader):
 
         return together, alone
 
-    def _remember(self, distinct: dict, vectors: list[Tensor]) -> None:
+    def _add_to_memo(self, distinct: dict, vectors: list[Tensor]) -> None:
         if self.memo is None:
             return
         self.memo.update(zip(distinct, vectors, strict=True))
@@ -242,7 +242,7 @@ class Embedder(ModelReader):
 
 
 def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
-    """Mean of the tokens of each owner, in float32. Shapes `(T, d)`, `(T,)` to `(R, d)`; owner -1 is left out."""
+    """Average the tokens of each owner in float32, except owner -1. Shapes `(T, d)`, `(T,)` to `(R, d)`."""
     sums = hidden.new_zeros(n_rows + 1, hidden.shape[-1], dtype=torch.float32)
     counts = sums.new_zeros(n_rows + 1)
     owners = torch.where(owners < 0, n_rows, owners)

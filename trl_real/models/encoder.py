@@ -113,7 +113,7 @@ class Encoder(LazyModel):
         inherited = _alive.get(self._fingerprint or "")
         if inherited is None or inherited.model is None:
             raise TrlRealError(
-                "A loaded model does not travel to a new process (spawn). Give the selector a path or a Hub id."
+                "A loaded model cannot be sent to a new process (spawn). Give the selector a path or a Hub id."
             )
         self.model, self.tokenizer = inherited.model, inherited.tokenizer
 

@@ -1,4 +1,4 @@
-"""Responses written by a policy, the same for a prompt and a seed whatever the batch, and none written twice."""
+"""Sampling of responses with a causal LM: equal for a prompt and a seed in any batch, and resumable."""
 
 import hashlib
 import time
@@ -15,10 +15,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.errors import TrlRealError
 from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, random_state
-from trl_real.models.generation_journal import Kept, Written, columns
+from trl_real.models.generation_journal import Completion, GenerationCache, columns
 from trl_real.models.load import object_digest
 from trl_real.models.reader import evaluating
-from trl_real.models.sequences import Ids
+from trl_real.models.sequences import Ids, pad
 from trl_real.runtime.distributed import gather, rank, share
 
 
@@ -29,9 +29,9 @@ class Generations:
 
     Args:
         texts: `N` lists of `K` texts.
-        finish_reasons: Why each ended: `"stop"` where the policy ended it, `"length"` where it was cut.
-        n_tokens: Tokens that were written for this call, those in the journal before not among them.
-        seconds: Time it took.
+        finish_reasons: Why each ended: `"stop"` if the policy ended it, `"length"` if it was cut.
+        n_tokens: Number of tokens generated in this call, without those from the journal.
+        seconds: Duration.
     """
 
     texts: list[list[str]]
@@ -42,13 +42,13 @@ class Generations:
 
 def generate_responses(model: nn.Module, tokenizer: Any, prompts: list[Any], **settings: Any) -> list[list[str]]:
     """
-    The texts of `generate`, which has the same arguments.
+    Return the texts of `generate`, which has the same arguments.
 
     Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
+        model: Policy.
+        tokenizer: Tokenizer of the policy.
         prompts: `N` texts or message lists.
-        settings: `n`, `max_new_tokens`, `temperature`, `top_p`, `batch_size`, `seed`, `desc`, `journal`.
+        settings: Other keyword arguments of `generate`.
 
     Returns:
         `N` lists of `K` texts.
@@ -74,28 +74,28 @@ def generate(
     """
     Sample responses with a causal LM.
 
-    Prompts are sorted by length, responses to one prompt read it once, and a response that is finished makes room for
-    the next one, where a check on this very model shows that this gives what one text at a time gives; else the
-    batches are those of `model.generate`. Which texts come out does not hang on the batch but for rounding: where the
-    two best tokens are as close as that, another one may win. In float32 that is rare; bfloat16 rounds so coarsely
-    that sampled texts do change with the batch.
+    Prompts are sorted by length, a prompt is read once for all its responses, and a finished response is replaced by
+    the next one (continuous batching), if a check on this model shows that this equals one text at a time; else
+    `model.generate` runs in batches. Except for rounding, texts do not depend on the batch: if the two best tokens are
+    closer than the rounding error, the other one may win. In float32 that is rare; bfloat16 rounds so coarsely that
+    sampled texts change with the batch.
 
     Args:
-        model: The policy; a PEFT model samples with its adapter. Of its generation config only the ends count.
-        tokenizer: Its tokenizer. Message lists go through its chat template, with the generation prompt; texts as
-            they are, after the BOS token if the tokenizer adds one.
+        model: Policy; a PEFT model samples with its adapter. Its generation config is ignored, except its EOS tokens.
+        tokenizer: Tokenizer of the policy. Message lists go through its chat template, with the generation prompt;
+            texts are read unchanged, after the BOS token if the tokenizer adds one.
         prompts: `N` texts or message lists.
-        n: Responses a prompt, `K`.
-        max_new_tokens: Tokens after which a response is cut; earlier, where the model reads no more.
-        temperature: 0 for greedy decoding.
-        top_p: Draw from the smallest set of tokens with at least this probability.
-        batch_size: Responses at a time.
-        seed: Of the draws, with the prompt's text and the number of the response.
-        desc: Of the progress bar.
-        journal: File that each response is in as soon as it is finished. Run again, with the same policy and
-            settings, only those are written that are not in there.
+        n: Number of responses per prompt, `K`.
+        max_new_tokens: Maximum number of tokens of a response; fewer, if the model's context is full.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Probability of the nucleus: the smallest set of tokens with at least this probability is sampled from.
+        batch_size: Number of responses at a time.
+        seed: Seed of the samples, combined with the prompt's text and the number of the response.
+        desc: Text before the progress bar.
+        journal: Path of a file to which each finished response is appended. A second run with the same policy and
+            settings generates only the missing ones.
         all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
-            writes to its share of the prompts, and all of them get all the texts.
+            generates for its share of the prompts, and all get all the texts.
 
     Raises:
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
@@ -105,7 +105,7 @@ def generate(
     texts = [_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    found = Kept(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
+    found = GenerationCache(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
     missing = [response for key, response in {_key(each): each for each in asked}.items() if not found.has(*key)]
     missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
     mine = set(share(list(dict.fromkeys(response.prompt for response in missing)), all_processes))
@@ -116,11 +116,11 @@ def generate(
         for response in written:
             ended = response.ended(ends)
             text = tokenizer.decode(response.tokens[: -1 if ended else None], skip_special_tokens=True)
-            found.add(*_key(response), [Written(text, "stop" if ended else "length")])
+            found.add(*_key(response), completions=[Completion(text, "stop" if ended else "length")])
             n_tokens += len(response.tokens)
             bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
             bar.update()
-    found.known |= gather(found.known, all_processes)
+    found.entries |= gather(found.entries, all_processes)
     n_tokens = sum(gather({rank(): n_tokens}, all_processes).values())
     rows = [[found.get(*_key(response))[0] for response in asked[i : i + n]] for i in range(0, len(asked), n)]
     return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
@@ -128,34 +128,34 @@ def generate(
 
 def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, **counts: int) -> None:
     """
-    Refuse settings that write nothing, or no text.
+    Refuse settings that generate nothing or are out of range.
 
     Args:
-        n, max_new_tokens, temperature, top_p: Of `generate`.
-        **counts: Others that have to be at least 1, by name.
+        n, max_new_tokens, temperature, top_p: Arguments of `generate`.
+        **counts: Other settings that must be at least 1, by name.
 
     Raises:
         TrlRealError: If one is out of range.
     """
     for name, value in {"n": n, "max_new_tokens": max_new_tokens, **counts}.items():
         if value < 1:
-            raise TrlRealError(f"{name}={value} writes nothing. Give 1 or more.")
+            raise TrlRealError(f"{name}={value} generates nothing. Give 1 or more.")
     if not 0 <= temperature < float("inf"):
         raise TrlRealError(
-            f"temperature={temperature} is out of range. Give 0 (greedy) or more; 1 is the policy's own."
+            f"temperature={temperature} is out of range. Give 0 (greedy) or more; 1 leaves logits as they are."
         )
     if not 0 < top_p <= 1:
-        raise TrlRealError(f"top_p={top_p} is out of range. Give a probability in (0, 1]; 1 leaves no token out.")
+        raise TrlRealError(f"top_p={top_p} is out of range. Give a probability in (0, 1]; 1 keeps all tokens.")
 
 
 def seed_of(seed: int, text: str, k: int) -> int:
-    """A seed for the `k`-th response to a prompt. In `[0, 2 ** 56)`."""
+    """Return a seed for the `k`-th response to a prompt, in `[0, 2 ** 56)`."""
     digest = hashlib.blake2b(f"{seed}|{k}|{text}".encode("utf-8", "surrogatepass"), digest_size=7).digest()
     return int.from_bytes(digest, "little")
 
 
-class _Drawn(LogitsProcessor):
-    """Leaves `model.generate` the token that was drawn and no other."""
+class _OwnSampling(LogitsProcessor):
+    """Samples a token per row with its own seed, and masks all others for `model.generate`."""
 
     def __init__(self, sampler: Sampler, seeds: list[int]):
         self.sampler, self.states = sampler, [random_state(seed) for seed in seeds]
@@ -178,36 +178,35 @@ def _write(
 
 
 def _by_library(
-    model: Any, sampler: Sampler, ends: Collection[int], batch: list[Response]
-) -> Generator[Response, None, None]:
-    """A batch by `model.generate`."""
-    width = max(len(response.prompt) for response in batch)
-    padding = [width - len(response.prompt) for response in batch]
-    ids = torch.tensor([[0] * pad + list(response.prompt) for pad, response in zip(padding, batch, strict=True)])
-    mask = (torch.arange(width) >= torch.tensor(padding)[:, None]).long()
+    model: nn.Module, sampler: Sampler, ends: Collection[int], batch: list[Response]
+) -> Iterator[Response]:
+    """Generate a batch with `model.generate`."""
+    ids, mask = pad([response.prompt for response in batch], left=True)
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        logits_processor=LogitsProcessorList([_Drawn(sampler, [response.seed for response in batch])]),
+        logits_processor=LogitsProcessorList([_OwnSampling(sampler, [response.seed for response in batch])]),
         max_new_tokens=max(response.limit for response in batch),
         eos_token_id=sorted(ends) or None,
         pad_token_id=0,
         **{"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0},
     )
-    for response, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+    for response, tokens in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
         tokens = tokens[: response.limit]
         end = next((place for place, token in enumerate(tokens, 1) if token in ends), len(tokens))
         response.tokens = tokens[:end]
         yield response
 
 
-def _asked(model: Any, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int) -> list[Response]:
-    """All responses, in order. Their labels are the row and the number of the response."""
+def _asked(
+    model: nn.Module, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
+) -> list[Response]:
+    """Return all responses, in order; their labels are the row and the number of the response."""
     reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     asked = []
     for row, (text, prompt) in enumerate(zip(texts, ids, strict=True)):
         if not prompt:
-            raise TrlRealError(f"Prompt {row} is empty. Leave it out, or give it a text.")
+            raise TrlRealError(f"Prompt {row} is empty. Remove it, or give it a text.")
         room = max_new_tokens if reads is None else min(max_new_tokens, reads - len(prompt))
         if room < 1:
             raise TrlRealError(f"Prompt {row} has {len(prompt)} tokens, but the model reads {reads}. Shorten it.")
@@ -220,7 +219,7 @@ def _key(response: Response) -> tuple[Ids, int]:
 
 
 def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a response: those of the generation config, and the tokenizer's."""
+    """Return the EOS ids: those of the generation config, and the tokenizer's."""
     config = getattr(model, "generation_config", None)
     ids = getattr(config, "eos_token_id", None)
     ids = ids if isinstance(ids, list | tuple) else [ids]
@@ -235,8 +234,8 @@ def _text(tokenizer: Any, prompt: Any) -> str:
 
 def _ids(tokenizer: Any, prompts: list[Any], texts: list[str]) -> list[Ids]:
     """
-    Ids of the prompts. A template writes its own BOS token; a text gets what the tokenizer adds, but no second BOS
-    token and no end.
+    Return the ids of the prompts. A template writes its own BOS token; a text gets the special tokens that the
+    tokenizer adds, except a second BOS token and an EOS token.
     """
     found = []
     for prompt, text in zip(prompts, texts, strict=True):

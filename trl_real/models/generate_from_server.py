@@ -1,4 +1,4 @@
-"""Responses written by a policy behind an OpenAI-compatible server, such as vLLM."""
+"""Sampling of responses from a policy behind an OpenAI-compatible server, such as vLLM."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import Generations, check_settings, seed_of
-from trl_real.models.generation_journal import Kept, Written, columns
+from trl_real.models.generation_journal import Completion, GenerationCache, columns
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 
 
-CHARACTERS_A_TOKEN = 3.0  # where a server does not tell how many tokens it wrote
-SEEDS = 2**31  # servers take seeds below
+CHARACTERS_A_TOKEN = 3.0  # if a server does not report the number of tokens
+SEEDS = 2**31  # servers accept smaller seeds only
 
 
 def generate_from_server(
@@ -40,31 +40,31 @@ def generate_from_server(
     """
     Sample responses from a served chat model.
 
-    A request asks for all `K` responses to a prompt, with a seed of the prompt's own; a server that gives fewer is
-    asked for the rest. Equal seeds give equal texts only as far as the server keeps to them.
+    A request asks for all `K` responses to a prompt, with a seed per prompt; if a server returns fewer, a second
+    request asks for the rest. Equal seeds give equal texts only if the server respects them.
 
     Args:
-        base_url: Such as `http://127.0.0.1:8000/v1`.
-        model_name: Name by which the server knows the policy, an adapter's name among them.
-        prompts: `N` message lists; a text is sent as a user's message, and the server applies its chat template.
-        n: Responses a prompt, `K`.
-        max_new_tokens: Tokens after which a response is cut.
-        temperature: 0 for greedy decoding.
-        top_p: Draw from the smallest set of tokens with at least this probability.
-        seed: Of the draws, with the prompt and the number of the response.
-        desc: Of the progress bar.
-        journal: File that the responses to a prompt are in as soon as the last of them is there. Run again with the
-            same settings, only prompts that are not in there are asked.
-        api_key: By default from the environment, as for a judge.
-        concurrency: Requests at a time.
-        timeout, deadline: Seconds for a try, and for a request with all its tries.
-        max_retries: Tries after the first one.
+        base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
+        model_name: Name of the policy on the server, or of an adapter.
+        prompts: `N` message lists; a text is sent as a user message. The server applies its chat template.
+        n: Number of responses per prompt, `K`.
+        max_new_tokens: Maximum number of tokens of a response.
+        temperature: Sampling temperature; 0 for greedy decoding.
+        top_p: Probability of the nucleus: the smallest set of tokens with at least this probability is sampled from.
+        seed: Seed of the samples, combined with the prompt and the number of the response.
+        desc: Text before the progress bar.
+        journal: Path of a file to which the responses to a prompt are appended when all are received. A second run
+            with the same settings requests only the missing prompts.
+        api_key: API key; by default from the environment, as for a judge.
+        concurrency: Number of requests at a time.
+        timeout, deadline: Seconds for one attempt, and for a request with all its attempts.
+        max_retries: Number of attempts after the first one.
         options: Further fields of the request, such as `{"top_k": 0}`.
 
     Raises:
         MissingExtraError: If the `openai` client is not installed.
-        TrlRealError: If a setting is out of range, the server refuses, or a prompt gets no response after all tries.
-            What came before is in the journal.
+        TrlRealError: If a setting is out of range, the server refuses, or a prompt gets no response after all
+            attempts. Responses received before are in the journal.
     """
     started = time.perf_counter()
     check_settings(n, max_new_tokens, temperature, top_p, concurrency=concurrency)
@@ -72,14 +72,14 @@ def generate_from_server(
     fields |= {"extra_body": options} if options else {}
     source = Source(Requests(base_url, key_for(api_key, base_url), model_name, timeout, deadline, max_retries), fields)
     asked = [_messages(prompt, row) for row, prompt in enumerate(prompts)]
-    found = Kept(journal, lambda: {"base_url": without_password(base_url), **fields})
+    found = GenerationCache(journal, lambda: {"base_url": without_password(base_url), **fields})
     missing = {repr(messages): messages for messages in asked if not found.has(messages, n, seed)}
     lock, n_tokens = threading.Lock(), 0
 
     def ask(messages: list[dict[str, Any]]) -> int:
-        written, n_new = source(messages, n, seed)
+        completions, n_new = source(messages, n, seed)
         with lock:
-            found.add(messages, n, seed, written)
+            found.add(messages, n, seed, completions=completions)
         return n_new
 
     bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="prompt", delay=2)
@@ -90,7 +90,7 @@ def generate_from_server(
                 bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
                 bar.update()
         except BaseException:
-            source.requests.stopped.set()  # wakes those that wait for their next try
+            source.requests.stopped.set()  # wakes threads that wait for their next attempt
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     rows = [found.get(messages, n, seed) for messages in asked]
@@ -99,43 +99,43 @@ def generate_from_server(
 
 class Source:
     """
-    Asks a server for responses to a prompt. Safe for threads.
+    Requests responses to a prompt from a server. Thread-safe.
 
     Args:
-        requests: To the server.
-        fields: Of each request.
+        requests: Client of the server.
+        fields: Fields of each request.
     """
 
     def __init__(self, requests: Requests, fields: dict[str, Any]):
         self.requests, self.fields = requests, fields
 
-    def __call__(self, messages: list[dict[str, Any]], n: int, seed: int) -> tuple[list[Written], int]:
-        """`n` responses, and the tokens that were written."""
-        written: list[Written] = []
+    def __call__(self, messages: list[dict[str, Any]], n: int, seed: int) -> tuple[list[Completion], int]:
+        """Return `n` responses, and the number of tokens generated."""
+        completions: list[Completion] = []
         n_tokens = 0
-        while len(written) < n:
-            first = len(written)
+        while len(completions) < n:
+            first = len(completions)
             body = {**self.fields, "messages": messages, "n": n - first}
             body["seed"] = seed_of(seed, repr(messages), first) % SEEDS
             try:
                 completion = self.requests.ask(body)
             except NotAnswered as error:
                 raise TrlRealError(
-                    f"No response from {self.requests.shown_url}: {error}. What was written before is in the journal, "
-                    "if there is one; run again."
+                    f"No response from {self.requests.shown_url}: {error}. Responses received before are in the "
+                    "journal, if there is one; run again."
                 ) from error
-            written += [_written(choice) for choice in completion["choices"][: n - first]]
-            letters = sum(len(each.text) for each in written[first:])
+            completions += [_completion(choice) for choice in completion["choices"][: n - first]]
+            letters = sum(len(each.text) for each in completions[first:])
             n_tokens += (completion.get("usage") or {}).get("completion_tokens") or round(letters / CHARACTERS_A_TOKEN)
-        return written, n_tokens
+        return completions, n_tokens
 
 
-def _written(choice: dict[str, Any]) -> Written:
+def _completion(choice: dict[str, Any]) -> Completion:
     reason = choice.get("finish_reason")
-    return Written(choice["message"].get("content") or "", "length" if reason == "length" else "stop")
+    return Completion(choice["message"].get("content") or "", "length" if reason == "length" else "stop")
 
 
 def _messages(prompt: Any, row: int) -> list[dict[str, Any]]:
     if not prompt:
-        raise TrlRealError(f"Prompt {row} is empty. Leave it out, or give it a text.")
+        raise TrlRealError(f"Prompt {row} is empty. Remove it, or give it a text.")
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

@@ -1,60 +1,61 @@
-"""Texts that were written, kept by what they hang on."""
+"""On-disk cache of generated texts, keyed by everything they depend on."""
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import once
 from trl_real.runtime.journal import Journal
 
 
 @dataclass
-class Written:
-    """A text and why it ended."""
+class Completion:
+    """A generated text and why it ended."""
 
     text: str
     finish_reason: str
 
 
-class Kept:
+class GenerationCache:
     """
-    Texts by what they hang on, in a journal where there is one.
+    Generated texts by key, in a journal if there is one.
 
     Args:
         journal: Path of the file, None for no file.
-        settings: Gives what all of the texts hang on; asked for if there is a file.
-        all_processes: Whether all processes of a launcher look together, and know the same.
+        settings: Function that returns everything that all texts depend on; called if there is a file.
+        all_processes: Whether all processes of a launcher open the cache together and share its content.
     """
 
-    def __init__(self, journal: str | Path | None, settings: Any, all_processes: bool = False):
+    def __init__(
+        self, journal: str | Path | None, settings: Callable[[], dict[str, Any]], all_processes: bool = False
+    ):
         self.journal = None if journal is None else Journal(journal)
-        self.known: dict[str, list[Written]] = {}
+        self.entries: dict[str, list[Completion]] = {}
         self.settings = ""
         if self.journal is not None:
             self.settings = json.dumps(settings(), sort_keys=True)
             for line in once(self.journal.read, all_processes):
-                self.known[line.get("key", "")] = [Written(**each) for each in line.get("written", [])]
+                self.entries[line.get("key", "")] = [Completion(**each) for each in line.get("written", [])]
 
     def has(self, *parts: Any) -> bool:
-        """Whether the texts are there."""
-        return self._key(parts) in self.known
+        """Return whether the cache has the texts with this key."""
+        return self._key(parts) in self.entries
 
-    def get(self, *parts: Any) -> list[Written]:
-        """The texts."""
-        return self.known[self._key(parts)]
+    def get(self, *parts: Any) -> list[Completion]:
+        """Return the texts with this key."""
+        return self.entries[self._key(parts)]
 
-    def add(self, *parts_and_written: Any) -> None:
-        """Keep texts; when this returns, they are on disk if there is a file."""
-        *parts, written = parts_and_written
+    def add(self, *parts: Any, completions: list[Completion]) -> None:
+        """Add texts; if there is a file, they are on disk when this returns."""
         key = self._key(parts)
         if self.journal is not None:
-            self.journal.append({"key": key, "written": [asdict(each) for each in written]})
-        self.known[key] = written
+            self.journal.append({"key": key, "written": [asdict(each) for each in completions]})
+        self.entries[key] = completions
 
-    def __enter__(self) -> "Kept":
+    def __enter__(self) -> "GenerationCache":
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -62,9 +63,9 @@ class Kept:
             self.journal.close()
 
     def _key(self, parts: Sequence[Any]) -> str:
-        return hashlib.sha256(f"{self.settings}{json.dumps(parts)}".encode()).hexdigest()[:40]
+        return sha256(f"{self.settings}{json.dumps(parts)}").hex()[:40]
 
 
-def columns(rows: list[list[Written]]) -> tuple[list[list[str]], list[list[str]]]:
-    """Texts and finish reasons of responses."""
+def columns(rows: list[list[Completion]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the texts and the finish reasons of completions."""
     return [[each.text for each in row] for row in rows], [[each.finish_reason for each in row] for row in rows]

@@ -1,4 +1,4 @@
-"""Per-response gradients of the log-probability in a LoRA adapter's parameters, from one backward pass for many."""
+"""Per-response gradients of the log-probability in a LoRA adapter's parameters, many in one backward pass."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ from trl_real.runtime.distributed import share, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
-# Logits of a pass: 256 MB in float32, and as much again for their gradient.
+# Maximum number of logits in a pass: 256 MB in float32, and as much again for their gradient.
 MAX_LOGITS = 2**26
 
 
@@ -30,13 +30,13 @@ MAX_LOGITS = 2**26
 class GradientOptions:
     """
     Args:
-        projection: A name in `PROJECTIONS`.
-        projection_dim: Numbers a vector, `d`; None for whole gradients.
-        max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
-        seed: Of the projection.
-        all_processes: Whether all processes of the group (`torchrun`, `accelerate launch`) ask together for the same
-            responses: each then runs its share of the prompts, and all get all the vectors.
+        projection: Name in `PROJECTIONS`.
+        projection_dim: Length of a vector, `d`; None for full gradients.
+        max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        seed: Seed of the projection.
+        all_processes: Whether all processes of the group (`torchrun`, `accelerate launch`) pass the same responses:
+            each runs its share of the prompts, and all get all the vectors.
 
     Raises:
         TrlRealError: If a value is out of range.
@@ -58,14 +58,14 @@ class GradientOptions:
 class Gradients:
     """
     Args:
-        vectors: Projected gradients as they are, not normalised (`functional.design.pair_features` does that); zeros
-            for a response with no token to score. On the CPU. Shape `(n, d)`.
-        norms: Their lengths, which grow with the response's. Shape `(n,)`.
-        n_scored: Tokens whose log-probabilities were summed. Shape `(n,)`.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        fingerprint: Of the projection: vectors may be compared where it is the same.
-        n_tokens: Tokens that went through the model for them, in all processes.
-        seconds: Time it took.
+        vectors: Projected gradients, not normalised (`functional.design.pair_features` does that); zeros for a
+            response with no token to score. On the CPU. Shape `(n, d)`.
+        norms: Norms of the vectors, which grow with the length of the response. Shape `(n,)`.
+        n_scored: Number of scored tokens of each response. Shape `(n,)`.
+        truncated: Whether each response was cut. Shape `(n,)`, bool.
+        fingerprint: Fingerprint of the projection: only vectors with the same one may be compared.
+        n_tokens: Number of tokens that the model read, in all processes.
+        seconds: Duration.
     """
 
     vectors: Tensor
@@ -83,27 +83,27 @@ class GradientFeatures(ModelReader):
     prompt is context (ActiveDPO, arXiv 2505.19241). `theta` is the model's own LoRA adapter, `Pi` a random projection.
 
     The implicit reward of DPO is `r(x, y) = beta (log pi_theta(y | x) - log pi_ref(y | x))`. Its reference does not
-    depend on `theta`, so that its gradient is exactly 0 and the reference model is never run; `beta` is a factor that
-    normalisation takes off, and without normalisation it rescales the ridge of the design: `(beta phi, lambda)` and
-    `(phi, lambda / beta^2)` choose alike. Both are left out. The log-probabilities are summed, not averaged: that is
-    what the reward is.
+    depend on `theta`: its gradient is exactly 0, and the reference model is never run. Normalisation removes the
+    factor `beta`; without normalisation `beta` rescales the ridge of the design: `(beta phi, lambda)` and
+    `(phi, lambda / beta^2)` select the same pairs. Both are left out. The log-probabilities are summed, not averaged,
+    as in the reward.
 
-    Many responses share a pass, and those to one prompt the forward pass over it. Taps on A and B of every adapted
-    layer see the layer's inputs `x_t` and the gradients `gamma_t` of its outputs, and form `sum_t gamma_t x_t^T` a
-    response at a time, in float32, to be projected at once: no gradient is ever held whole, and the adapter's own
-    `.grad` stays empty. Sequences run packed, without padding, where a check on this very model shows that this gives
-    what one response at a time gives; else padded; and one by one, with a line in the log, where taps cannot see
-    (DoRA, modules that are trained whole, shared adapters). Vectors do not depend on what else is in the batch beyond
-    rounding (1e-5, relative, in float32).
+    Many responses share a pass, and responses to one prompt share the forward pass over it. Taps on A and B of every
+    adapted layer see the layer's inputs `x_t` and the gradients `gamma_t` of its outputs, compute
+    `sum_t gamma_t x_t^T` per response in float32, and project it immediately: a full gradient is never stored, and the
+    adapter's own `.grad` stays empty. Sequences run packed, without padding, if a check on this model shows that this
+    equals one response at a time; else padded. If taps miss a part (DoRA, fully trained modules, shared adapters),
+    responses run one at a time, with a warning. Except for rounding (1e-5, relative, in float32), a vector does not
+    depend on the rest of the batch.
 
-    A fresh adapter has `B = 0`, and the gradients in A are then exactly 0: the scores of a first round are valid, but
-    half the coordinates are not used.
+    A fresh adapter has `B = 0`, so the gradients in A are exactly 0: the scores of a first round are valid, but half
+    of the coordinates are 0.
 
     Args:
-        model: A PEFT model with one LoRA adapter that is on.
-        tokenizer: Its tokenizer.
-        options: What to read and how to project.
-        dtype: Precision of the matrix products; by default the weights'. Gradients are summed up in float32 always.
+        model: PEFT model with one active LoRA adapter.
+        tokenizer: Tokenizer of the model.
+        options: Options for reading and projecting.
+        dtype: Precision of the matrix products; by default the weights'. Gradients are always summed in float32.
 
     Raises:
         TrlRealError: If the model has no such adapter.
@@ -128,12 +128,12 @@ class GradientFeatures(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Gradients:
         """
-        Gradients of responses; equal ones to equal prompts run once.
+        Return the gradients of responses; equal ones to equal prompts run once.
 
         Args:
-            prompts: One a response: text, messages or None.
+            prompts: One per response: text, messages or None.
             responses: Texts or messages.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -145,13 +145,13 @@ class GradientFeatures(ModelReader):
 
     def differences(self, prompts: list[Any], first: list[Any], second: list[Any], progress: bool = True) -> Gradients:
         """
-        Gradients of the difference of two responses' rewards, `g(x, y_1) - g(x, y_2)`, in one backward pass that reads
-        each prompt once: for features that are not normalised response by response.
+        Return gradients of the difference of two responses' rewards, `g(x, y_1) - g(x, y_2)`, from one backward pass
+        that reads each prompt once: for features that are not normalised per response.
 
         Args:
-            prompts: One a pair.
+            prompts: One per pair.
             first, second: Responses.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
         """
         started = time.perf_counter()
         both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
@@ -161,19 +161,19 @@ class GradientFeatures(ModelReader):
 
     @property
     def method(self) -> str:
-        """How passes are made: the first of "packed" and "padded" that is exact on this model, or "one by one"."""
+        """Method of the passes: the first of "packed" and "padded" that is exact on this model, or "one by one"."""
         if self._method is None:
             reason = hidden_from_taps(self.model)
             self._method = "one by one" if reason else self._first_exact()
             if self._method == "one by one":
-                reason = reason or "it differs from one at a time"
-                logger.warning("The adapter's gradients are computed response by response, slowly: %s.", reason)
+                reason = reason or "other methods give other values"
+                logger.warning("The adapter's gradients are computed one response at a time, slowly: %s.", reason)
         return self._method
 
     def _gradients(self, rows: list[Row], truncated: list[bool], started: float, progress: bool) -> Gradients:
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
-        vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # the last one for blanks
+        vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # last: blank responses
         prompts = sorted({row.prompt for row in distinct}, key=lambda prompt: (len(prompt), prompt))
         my_prompts = set(share(prompts, self.options.all_processes))
         mine = [row for row in distinct if row.prompt in my_prompts]
@@ -195,12 +195,11 @@ class GradientFeatures(ModelReader):
     def _longest(self, work: list[Row]) -> int:
         return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
 
-    @contextmanager
-    def _mode(self) -> Iterator[None]:
-        yield  # each method enters its own
+    def _mode(self) -> AbstractContextManager:
+        return nullcontext()  # each method sets its own
 
     def _first_exact(self) -> str:
-        """The fastest method that gives on made-up sequences what one at a time gives; silently wrong ones exist."""
+        """Return the fastest method that equals one at a time on made-up sequences; models may ignore packing."""
         a, b, c, d, e = made_up(self.config.vocab_size, (7, 4, 5, 3, 9))
         rows = [Row(a, (b,)), Row((), (e,)), Row(d, (c,)), Row(a, (e, c[::-1]))]
         alone = self._collect("one by one", rows)
@@ -220,7 +219,7 @@ class GradientFeatures(ModelReader):
             yield from self._run_by(self.method, work)
 
     def _run_by(self, method: str, rows: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
-        """Yields row numbers, their vectors and the number of tokens, one pass at a time."""
+        """Yield row numbers, their vectors and the number of tokens, one pass at a time."""
         parameters = adapter_parameters(self.model)
         if method == "one by one":
             with measured(self.model, list(parameters.values()), checkpointing=False):
@@ -233,9 +232,7 @@ class GradientFeatures(ModelReader):
                 packed(self.body),
             ),
             "padded": (padded_passes, nullcontext()),
-            "padded left": (partial(padded_passes, left=True), nullcontext()),
-        }
-        passes, attention = methods[method]
+        }[method]
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -250,13 +247,13 @@ class GradientFeatures(ModelReader):
                 now["pass"], now["buffer"] = step, self.projection.buffer(len(step.ids), self.sum_in, self.device)
                 if step.context and not step.context.extra["kept"]:
                     now["of context"] = True
-                    self._logits(step.context)  # of no token: its keys and values are what is kept
+                    self._logits(step.context)  # without logits: only its keys and values are used
                 now["of context"] = False
                 self._objective(step).backward(retain_graph=not step.last)
                 yield step.ids, self.projection.finish(now["buffer"]), step.n_tokens
 
     def _one(self, step: Pass, parameters: dict[str, nn.Parameter]) -> Tensor:
-        """The same by ordinary gradients, for a batch of one row. Shape `(1, d)`."""
+        """Return the vector of a batch of one row by ordinary autograd. Shape `(1, d)`."""
         buffer = self.projection.buffer(1, self.sum_in, self.device)
         found = torch.autograd.grad(self._objective(step), list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
@@ -265,7 +262,7 @@ class GradientFeatures(ModelReader):
         return self.projection.finish(buffer)
 
     def _objective(self, step: Pass) -> Tensor:
-        """Signed sum of the log-probabilities of all scored tokens, over no number divided."""
+        """Return the signed sum, not the mean, of the log-probabilities of all scored tokens."""
         logits = self._logits(step)
         labels, signs = (torch.tensor(values, device=self.device) for values in (step.labels, step.signs))
         return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
@@ -276,7 +273,7 @@ class GradientFeatures(ModelReader):
 
 
 def _pair_row(first: Sequence, second: Sequence) -> Row:
-    """A pair on what their prompts have in common, which is all of it unless tokens merge across the boundary."""
+    """Return a pair after its common prompt: all of the prompt, unless tokens merge across the boundary."""
     if not first.response or not second.response:
         return Row((), ())
     n = common_prefix(first.prompt, second.prompt)
@@ -284,10 +281,10 @@ def _pair_row(first: Sequence, second: Sequence) -> Row:
 
 
 def _as_rows(gradients: Tensor) -> Tensor:
-    """Gradients of any parameter as those of a matrix. Shape `(B, ...)` to `(B, m, n)`."""
+    """Reshape gradients of any parameter to those of a matrix. Shape `(B, ...)` to `(B, m, n)`."""
     return gradients.flatten(2) if gradients.ndim > 2 else gradients[:, None]
 
 
 def _n_tokens(rows: list[Row]) -> int:
-    """Count tokens, those of a prompt once."""
+    """Count tokens, each prompt's once."""
     return sum(map(len, {row.prompt for row in rows})) + sum(row.n_tokens - len(row.prompt) for row in rows)

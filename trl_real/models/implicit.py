@@ -1,4 +1,4 @@
-"""Implicit rewards of responses: what a policy says of them, over what the model that it came from says."""
+"""Implicit rewards of responses: log-probability ratios of a policy and its reference model."""
 
 import hashlib
 import os
@@ -28,16 +28,16 @@ from trl_real.models.sequences import Sequence, tokenize_pairs
 class ImplicitRewards:
     """
     Args:
-        values: `policy - reference`, in nats; NaN where one of them is not finite, or no token is scored. Shape
-            `(N,)`, float64.
+        values: `policy - reference`, in nats; NaN if one of them is not finite, or no token is scored. Shape `(N,)`,
+            float64.
         policy: Log-probabilities of the responses under the policy, summed over tokens. Shape `(N,)`, float64.
-        reference: The same under the reference. Shape `(N,)`, float64.
-        n_scored: Tokens that were summed up. Shape `(N,)`.
-        truncated: Responses that were cut here. Shape `(N,)`, bool.
-        n_tokens: That went through the models.
-        n_policy: Responses that the policy read; those that are known already are not read again.
-        n_reference: Responses that the reference read.
-        seconds: Time it took.
+        reference: Log-probabilities under the reference. Shape `(N,)`, float64.
+        n_scored: Number of tokens in each sum. Shape `(N,)`.
+        truncated: Whether each response was cut here. Shape `(N,)`, bool.
+        n_tokens: Number of tokens that the models read.
+        n_policy: Number of responses that the policy read; cached ones are not read again.
+        n_reference: Number of responses that the reference read.
+        seconds: Duration.
     """
 
     values: Tensor
@@ -56,23 +56,23 @@ class ImplicitRewardReader:
     `r(x, y) = log pi(y | x) - log pi_ref(y | x)`, summed over the tokens of the response: DPO's implicit reward
     (arXiv 2305.18290, Eq. 5) without its factor `beta` and up to a constant of the prompt.
 
-    Both models read the same tokens, the policy's tokenizer's. A PEFT model without a `reference` is its own, with the
-    adapter switched off: one set of base weights serves both.
+    Both models read the ids of the policy's tokenizer. Without a `reference`, the PEFT model with its adapter disabled
+    is the reference: both share one set of base weights.
 
     Args:
-        policy: A causal LM or a PEFT model with a LoRA adapter, loaded, or a path or Hub id of one.
-        reference: The same; None for the policy without its adapter.
-        tokenizer: For loaded models; it serves both.
+        policy: Causal LM or PEFT model with a LoRA adapter, loaded, or a path or Hub id of one.
+        reference: Reference model, in the same forms; None for the policy without its adapter.
+        tokenizer: Tokenizer of both, for loaded models.
         revision: Branch, tag or commit of the policy, for a Hub id.
-        max_length: Tokens of a response that are scored, and of a prompt that are read.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
+        max_length: Maximum number of tokens, of a response and of a prompt.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
         dtype: Precision: of the weights of models given by name, of a loaded model's matrix products.
-        device: For models given by name; a loaded one stays where it is.
-        cache: Sums of log-probabilities by what they hang on: weights, precision and tokens. What is in it is not
-            computed again; what is computed is put in, with one `update` a model and call. None for no memory.
+        device: Device of models given by name; a loaded one stays where it is.
+        cache: Summed log-probabilities, keyed by weights, precision and tokens. Cached sums are not computed again;
+            new ones are added with one `update` per model and call. None for no cache.
 
     Raises:
-        TrlRealError: If a setting is out of range, or the policy has no reference, or one that it shares layers with.
+        TrlRealError: If a setting is out of range, or the reference is missing or contains the policy's adapter.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class ImplicitRewardReader:
         self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None, progress: bool = True
     ) -> ImplicitRewards:
         """
-        Rewards of responses; each one is read once by each model.
+        Return the rewards of responses; each one is read once by each model.
 
         Args:
             prompts: `N` texts or message lists.
             responses: `N` texts or message lists.
-            ended: Whether each response came to its end: see `tokenize_pairs`.
-            progress: Show a bar, from the third second on.
+            ended: Whether each response is complete; see `tokenize_pairs`.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a prompt is neither text nor messages, or a sequence is longer than a model reads.
@@ -135,19 +135,19 @@ class ImplicitRewardReader:
 
     @property
     def reference_digest(self) -> str:
-        """Of the reference's weights: what `trl_real.models.load.weights_digest` says of the model that it is."""
+        """Digest of the reference's weights, as `trl_real.models.load.weights_digest` computes it."""
         with self._opened_reference() as (model, _):
             return self._digest(model).partition("-")[0]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the rewards hang on."""
+        """Everything that the rewards depend on."""
         reference = self.reference.identity if self.reference else "the policy without its adapter"
         return {"policy": self.policy.identity, "reference": reference, "max_length": self.max_length}
 
     @contextmanager
     def _opened_reference(self) -> Iterator[tuple[nn.Module, LazyModel]]:
-        """The reference, and how it was given; an adapter that is switched off for it is on again afterwards."""
+        """Yield the reference and its source; an adapter that is disabled for it is enabled again on leaving."""
         if self.reference is not None:
             yield self.reference.load(adapters=True)[0], self.reference
             return
@@ -159,7 +159,7 @@ class ImplicitRewardReader:
     def _sums(
         self, model: nn.Module, source: LazyModel, sequences: list[Sequence], progress: bool
     ) -> tuple[Tensor, int, int]:
-        """Log-probabilities of the sequences, how many of them were read for it, and the tokens that this took."""
+        """Return the log-probabilities of sequences, and the numbers of sequences and tokens that were read."""
         tag = f"{self._digest(model)} {source.cast_to}" if self.cache is not None else ""
         keys = [_key(tag, sequence) for sequence in sequences]
         found = {key: self.cache[key] for key in dict.fromkeys(keys) if self.cache and key in self.cache}
@@ -175,13 +175,13 @@ class ImplicitRewardReader:
             self.cache.update({key: value for key, value in new.items() if np.isfinite(value)})
         return _column({**found, **new}, keys), len(missing), read.n_tokens
 
-    def _digest(self, model: Any) -> str:
-        """Of the model as it is now; computed again when a weight was written to, or another adapter is on."""
+    def _digest(self, model: nn.Module) -> str:
+        """Return the model's digest, computed again if a weight was written to or another adapter is active."""
         adapted = isinstance(model, PeftModel)
-        off, on = adapted and _is_off(model), list(model.active_adapters) if adapted else []
-        state = (on, [(p.data_ptr(), p._version) for p in model.parameters()])
-        known, digest = self._digests.get((id(model), off), (None, ""))
-        if known != state:
+        off, active = adapted and _is_off(model), list(model.active_adapters) if adapted else []
+        state = (active, [(p.data_ptr(), p._version) for p in model.parameters()])
+        last_state, digest = self._digests.get((id(model), off), (None, ""))
+        if last_state != state:
             digest = weights_digest(_base_of(model)) if off else object_digest(model)
             self._digests[id(model), off] = (state, digest)
         return digest
@@ -192,7 +192,7 @@ class ImplicitRewardReader:
 
 @contextmanager
 def without_adapter(model: PeftModel) -> Iterator[None]:
-    """The model that the adapter was put on; what may be trained is the same afterwards (PEFT alone resets it)."""
+    """Disable the adapter; on leaving, the same parameters are trainable as before (PEFT alone resets them)."""
     with measured(model, []), model.disable_adapter():
         yield
 
@@ -200,19 +200,19 @@ def without_adapter(model: PeftModel) -> Iterator[None]:
 def _check_own_reference(policy: Any) -> None:
     if not isinstance(policy, PeftModel):
         raise TrlRealError(
-            f"The policy is a {type(policy).__name__} without an adapter to leave off. Give reference=…, the model "
+            f"The policy is a {type(policy).__name__} without an adapter to disable. Give reference=…, the model "
             "that it was trained from."
         )
     active_adapter(policy)
     if getattr(policy.active_peft_config, "bias", "none") != "none":
-        raise TrlRealError("The adapter trains biases of the base, which stay on without it. Give reference=….")
+        raise TrlRealError("The adapter trains biases of the base, which stay active without it. Give reference=….")
 
 
 def _check_apart(policy: Any, reference: Any) -> None:
     if isinstance(policy, PeftModel) and reference in (policy, policy.get_base_model()):
         raise TrlRealError(
-            "The reference is the very model that the policy's adapter was put into, and has it, too. Leave reference "
-            "out: the policy without its adapter is taken."
+            "The reference is the model that contains the policy's adapter. Leave reference out: the default is the "
+            "policy without its adapter."
         )
 
 
@@ -221,11 +221,11 @@ def _is_off(model: PeftModel) -> bool:
 
 
 def _base_of(model: PeftModel) -> Any:
-    """What `weights_digest` reads of the model that the adapters were put on, under the names that it had then."""
+    """Return the base model without adapters, under its original names, as `weights_digest` reads it."""
     tuned = ("lora_", "modules_to_save.", "trainable_tokens_")
     tensors = model.get_base_model().state_dict()
-    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in tuned)}
-    plain = {name.replace(".base_layer.", ".").replace(".original_module.", "."): kept[name] for name in kept}
+    base = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in tuned)}
+    plain = {name.replace(".base_layer.", ".").replace(".original_module.", "."): base[name] for name in base}
     return SimpleNamespace(state_dict=lambda: plain)
 
 
@@ -239,5 +239,5 @@ def _key(tag: str, sequence: Sequence) -> str:
 
 
 def _column(sums: dict[str, float], keys: list[str]) -> Tensor:
-    """The sums of the sequences, 0 for blank ones. Shape `(N,)`."""
+    """Return the sums of the sequences, 0 for blank ones. Shape `(N,)`."""
     return torch.tensor([sums.get(key, 0.0) for key in keys], dtype=torch.float64)

@@ -1,6 +1,5 @@
 """A model given by name, which is loaded when it is first needed, or a loaded model."""
 
-import hashlib
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from trl_real.models.load import (
     prepare_process,
     resolve_revision,
 )
+from trl_real.runtime.digests import sha256
 
 
 class LazyModel:
@@ -126,7 +126,7 @@ class LazyModel:
 
     def __getstate__(self) -> dict[str, Any]:
         if self.name is None:
-            raise TrlRealError("A loaded model does not travel to a new process. Give the judge a path or a Hub id.")
+            raise TrlRealError("A loaded model cannot be sent to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
 
 
@@ -138,4 +138,4 @@ def shown_name(model: str) -> str:
 def _digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(repr([vocabulary, tokenizer.chat_template]).encode()).hexdigest()[:12]
+    return sha256([vocabulary, tokenizer.chat_template]).hex()[:12]

@@ -1,4 +1,4 @@
-"""Which model exactly, and loading it late: once a process, on its device."""
+"""Revision, digest, device and loading of a model."""
 
 import hashlib
 import multiprocessing
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.digests import sha256
 
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -23,10 +24,10 @@ _loaded: dict[tuple, tuple[Any, Any]] = {}  # the key begins with the kind of mo
 
 def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
     """
-    The name of a floating-point type, or None.
+    Return the name of a floating-point type, or None.
 
     Raises:
-        TrlRealError: If it is not one that models run in.
+        TrlRealError: If it is not one of `DTYPES`.
     """
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     if name is not None and name not in DTYPES:
@@ -36,17 +37,17 @@ def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
 
 def resolve_revision(model: str, revision: str | None) -> str:
     """
-    What stands behind a name now: the commit on the Hub, or a digest of a local folder's config and weights.
+    Return the current commit on the Hub, or a digest of a local folder's config and weights.
 
     Args:
         model: Hub id or path.
         revision: Branch, tag or commit; None for the default branch.
 
     Returns:
-        A commit hash, or `sha256:` and a digest.
+        Commit hash, or `sha256:` and a digest.
 
     Raises:
-        TrlRealError: If there is no such folder and the Hub does not know the name, or cannot be asked.
+        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.
     """
     if os.path.isdir(model):
         return _folder_digest(Path(model))
@@ -57,20 +58,20 @@ def resolve_revision(model: str, revision: str | None) -> str:
     try:
         return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # only in lists it may be None
     except HFValidationError as error:
-        raise TrlRealError(f"No folder {model!r}, and it is no Hub id either. Check the path.") from error
+        raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent.name
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(
-            f"Model {model!r} is neither a folder here nor to be had from the Hub ({reason}). "
+            f"Model {model!r} is not a local folder, and the Hub does not return it ({reason}). "
             "Give a local path, or check the name and `hf auth login`."
         ) from error
 
 
 def weights_digest(model: nn.Module) -> str:
-    """`sha256:` and a digest of the names and values of a loaded model's parameters and buffers."""
+    """Return `sha256:` and a digest of the names and values of a loaded model's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         data = tensor.detach().cpu().contiguous().flatten()
@@ -80,7 +81,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def object_digest(model: Any, tokenizer: Any = None) -> str:
-    """Digest of a loaded model or encoder, with its tokenizer: from the weights, or the pickle where it has none."""
+    """Return a digest of a loaded model or encoder and its tokenizer: of the weights, or of the pickle."""
     if isinstance(model, nn.Module):
         digest = weights_digest(model)
     else:
@@ -88,13 +89,13 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
 
         digest = f"sha256:{Hasher.hash(model)}"
     extras = []
-    if hasattr(model, "get_base_model"):  # PEFT: the weights do not tell which adapter is on
-        on = not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
-        extras += sorted(model.active_adapters) if on else ["none"]
+    if hasattr(model, "get_base_model"):  # PEFT: the weights do not show which adapter is active
+        enabled = not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
+        extras += sorted(model.active_adapters) if enabled else ["none"]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         extras += [backend.to_str(), repr(tokenizer.chat_template)]
-    return f"{digest}-{hashlib.sha256(repr(extras).encode()).hexdigest()[:8]}" if extras else digest
+    return f"{digest}-{sha256(extras).hex()[:8]}" if extras else digest
 
 
 def load_model(
@@ -156,10 +157,10 @@ def _from_pretrained(
 
 def pick_device(device: str | None, rank: int | None) -> str:
     """
-    The device asked for, else the accelerator of this rank, else the CPU.
+    Return the given device, else the accelerator of this rank, else the CPU.
 
     Raises:
-        TrlRealError: In a forked child of a process that has used CUDA, which cannot use it any more.
+        TrlRealError: In a forked child of a process that has used CUDA: the child cannot use it.
     """
     if device is None and not torch.cuda.is_available():
         return "cpu"
@@ -174,9 +175,9 @@ def pick_device(device: str | None, rank: int | None) -> str:
 
 def prepare_process() -> None:
     """
-    Make a worker process fit for a forward pass.
+    Prepare a worker process for a forward pass.
 
-    After a fork, OpenMP's threads of the parent are gone, and a multi-threaded product would wait for them for ever.
+    After a fork, the parent's OpenMP threads are missing, and a multi-threaded product would wait for them forever.
     Workers share the cores anyway.
     """
     if is_forked() or multiprocessing.parent_process() is not None:
@@ -184,7 +185,7 @@ def prepare_process() -> None:
 
 
 def is_forked() -> bool:
-    """Whether this process was forked after this module was imported."""
+    """Return whether this process was forked after this module was imported."""
     return os.getpid() != _IMPORTED_BY
 
 
@@ -193,11 +194,11 @@ def _folder_digest(folder: Path) -> str:
     if not any(path.match(pattern) for path in files for pattern in WEIGHT_FILES):
         raise TrlRealError(f"No weights ({', '.join(WEIGHT_FILES)}) in {str(folder)!r}. Give a saved model's folder.")
     digests = [f"{path.name}:{_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns)}" for path in files]
-    return f"sha256:{hashlib.sha256(chr(10).join(digests).encode()).hexdigest()[:40]}"
+    return f"sha256:{sha256(chr(10).join(digests)).hex()[:40]}"
 
 
 @lru_cache(maxsize=256)
 def _file_digest(path: Path, size: int, modified: int) -> str:
-    """Digest of a file's content; its size and time are there for the cache."""
+    """Return a digest of a file's content; size and time are part of the cache key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

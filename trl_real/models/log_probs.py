@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a model, many a forward pass, and the model that is asked: loaded late."""
+"""Log-probabilities of responses under a model, many in one forward pass."""
 
 import time
 from collections import defaultdict
@@ -17,7 +17,7 @@ from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
 
 
-# Logits of a pass, in numbers: a quarter of a gigabyte in float32 on a CPU, a gigabyte elsewhere.
+# Maximum number of logits in a pass: a quarter of a gigabyte in float32 on a CPU, a gigabyte elsewhere.
 MAX_LOGITS = {"cpu": 2**26, "elsewhere": 2**28}
 
 
@@ -27,10 +27,10 @@ class LogProbs:
     Args:
         sums: Summed log-probabilities of the responses' tokens, their end included, in nats; 0 for a blank response.
             Shape `(n,)`, float64 on the CPU.
-        n_scored: Tokens that were summed up. Shape `(n,)`.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        n_tokens: Tokens that went through the model for them.
-        seconds: Time it took.
+        n_scored: Number of tokens in each sum. Shape `(n,)`.
+        truncated: Whether each response was cut. Shape `(n,)`, bool.
+        n_tokens: Number of tokens that the model read.
+        seconds: Duration.
     """
 
     sums: Tensor
@@ -45,19 +45,19 @@ class ResponseLogProbs(ModelReader):
     `log pi(y | x) = sum_t log pi(y_t | x, y_<t)` over the tokens of the response, its end included, as TRL's
     `DPOTrainer` sums them: the policy's or the reference's part of an implicit reward.
 
-    Responses to the same prompt share it: sequences run packed, without padding, and the prompt is read once, where a
-    check on this very model shows that this gives what one response at a time gives; else padded. Softmax and sums
-    are in float32 or better. A sum does not depend on what else is in the batch beyond rounding.
+    Sequences run packed, without padding, and a prompt is read once for all its responses, if a check on this model
+    shows that this equals one response at a time; else padded. Softmax and sums are in float32 or better. Except for
+    rounding, a sum does not depend on the rest of the batch.
 
     Args:
-        model: A causal LM, or a PEFT model with a LoRA adapter, in whatever state it is (on, or off).
-        tokenizer: Its tokenizer.
-        max_length: Tokens of a response that are scored, from its start; of a prompt that are read, from its end.
-        batch_tokens: Tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        model: Causal LM, or PEFT model with a LoRA adapter, which may be on or off.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
         dtype: Precision of the matrix products; by default the weights'.
 
     Raises:
-        TrlRealError: If a value is out of range, or the adapter is one of virtual tokens.
+        TrlRealError: If a value is out of range, or the adapter adds virtual tokens.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class ResponseLogProbs(ModelReader):
         Score responses; equal ones to equal prompts run once.
 
         Args:
-            prompts: One a response: text, messages or None.
+            prompts: One per response: text, messages or None.
             responses: Texts or messages.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -92,11 +92,11 @@ class ResponseLogProbs(ModelReader):
 
     def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
         """
-        Score what is tokenized already; equal sequences run once.
+        Score tokenized responses; equal sequences run once.
 
         Args:
-            sequences: From `tokenize_pairs`.
-            progress: Show a bar, from the third second on.
+            sequences: Output of `tokenize_pairs`.
+            progress: Whether to show a progress bar, from the third second on.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -105,7 +105,7 @@ class ResponseLogProbs(ModelReader):
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
-        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one for blanks
+        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one is for blank responses
         n_tokens = 0
         with self.passes(list(distinct), len(distinct), progress) as passes:
             for ids, values, n_done in passes:
@@ -140,7 +140,7 @@ class ResponseLogProbs(ModelReader):
             )
 
     def _logits(self, places: list[int], **inputs: Any) -> Tensor:
-        """The logits at some places. Shape `(1, T, V)`."""
+        """Return the logits at some positions. Shape `(1, T, V)`."""
         kept = torch.tensor(places, device=self.device)
         logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
         return logits if logits.shape[1] == len(places) else logits[:, kept]
@@ -165,11 +165,11 @@ class ResponseLogProbs(ModelReader):
 
 def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
     """
-    Responses on the prompts that they share. A tree of more than `max_tokens` tokens is cut between responses.
+    Group responses by prompt. A tree of more than `max_tokens` tokens is cut between responses.
 
     Args:
-        rows: Different ones, of one response each.
-        max_tokens: Tokens in a forward pass.
+        rows: Distinct rows of one response each.
+        max_tokens: Number of tokens in a forward pass.
     """
     by_prompt: dict[Ids, list[tuple[Ids, int]]] = defaultdict(list)
     for i, row in enumerate(rows):
@@ -189,8 +189,8 @@ def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
 
 def scored_places(pack: Pack) -> tuple[list[int], list[int], list[int]]:
     """
-    The scored tokens of a pack: the place of the token before each, the token, and the response it belongs to. The
-    first token of a response without a prompt has none before it.
+    Return the scored tokens of a pack: the index of the token before each, the token, and its response. The first
+    token of a response without a prompt is not scored, since it has no token before it.
     """
     before, labels, ids = [], [], []
     prompt_end = last = -1

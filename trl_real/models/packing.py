@@ -1,7 +1,7 @@
 """
 Many short sequences in one forward pass without padding.
 
-Sequences lie end to end in one row of tokens. A registered attention function runs one causal attention for each
+Sequences are concatenated into one row of tokens. A registered attention function runs one causal attention per
 group of equally long sequences (views, no copies, no mask), so every other layer sees a single dense matrix product.
 Responses to the same prompt share it: the prompt is read once and every response attends to it.
 """
@@ -23,10 +23,10 @@ NOT_SUPPORTED = ("softcap", "s_aux", "sinks", "position_bias")
 @dataclass
 class Segment:
     """
-    `count` sequences of `length` tokens each, next to each other from `start` on.
+    `count` adjacent sequences of `length` tokens each, from index `start` on.
 
-    With a `prefix`, the places of what they go on from, there is one sequence, and `mask` (None: plain causal) lets
-    each token see all of the prefix and what came before it. Shape `(length, prefix's length + length)`, bool.
+    A segment with a `prefix`, the slices of the tokens that it continues, has one sequence, and `mask` (None: plain
+    causal) lets each token attend to the prefix and to earlier tokens. Shape `(length, prefix length + length)`, bool.
     """
 
     start: int
@@ -37,7 +37,7 @@ class Segment:
 
     @classmethod
     def after(cls, start: int, length: int, prefix: tuple[slice, ...]) -> "Segment":
-        """One sequence that goes on from what lies at `prefix`."""
+        """Return one sequence that continues the tokens at `prefix`."""
         n_before = sum(part.stop - part.start for part in prefix)
         mask = torch.ones(length, n_before + length).tril(n_before).bool() if n_before else None
         return cls(start, 1, length, prefix, mask)
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass
 class Tree:
-    """A prompt's tokens (none, where responses are read alone) and the tokens of the responses that share it."""
+    """Tokens of a prompt (none, if responses are read alone) and of the responses that share it."""
 
     prompt: tuple[int, ...]
     responses: list[tuple[int, ...]]
@@ -53,7 +53,7 @@ class Tree:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the tree, the prompt counted once."""
+        """Number of tokens, the prompt counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
 
 
@@ -65,9 +65,9 @@ class Pack:
     Args:
         tokens: Token ids. `T` of them.
         positions: Position of each token in its own sequence. `T` of them.
-        owners: For each token the row of the output it is averaged into, -1 for a prompt's. `T` of them.
-        ids: Which response each output row is. `R` of them.
-        segments: How the tokens attend to each other.
+        owners: Output row that each token is averaged into, -1 for a prompt's. `T` of them.
+        ids: Response of each output row. `R` of them.
+        segments: Segments of the row of tokens, for the attention.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -100,11 +100,11 @@ class Pack:
 
 def make_packs(trees: list[Tree], max_tokens: int) -> list[Pack]:
     """
-    Trees, longest first, cut into packs of at most `max_tokens` tokens (a longer tree gets a pack of its own).
+    Put trees, longest first, into packs of at most `max_tokens` tokens (a longer tree gets its own pack).
 
     Args:
-        trees: In any order; the packs do not depend on it, but for the order of equals.
-        max_tokens: Tokens in one forward pass.
+        trees: Trees, in any order; the packs do not depend on it, except for the order of equal trees.
+        max_tokens: Number of tokens in one forward pass.
     """
     packs: list[Pack] = []
     room = 0
@@ -136,19 +136,19 @@ def packed_attention(
         query: Shape `(1, heads, T, d_head)`.
         key: Shape `(1, key heads, T, d_head)`.
         value: Shape `(1, key heads, T, d_head)`.
-        attention_mask: Not used: transformers builds none for an implementation it does not know.
-        scaling: Factor on the logits, `d_head ** -0.5` where None.
-        segments: How the tokens attend to each other.
-        kept: Keys and values by layer, graph and all. A pass that is given an empty one fills it; the prefixes of a
-            pass that is given a full one lie in there, and not in the pass itself.
+        attention_mask: Ignored: transformers builds none for an unknown implementation.
+        scaling: Factor of the logits, `d_head ** -0.5` where None.
+        segments: Segments of the row of tokens.
+        kept: Keys and values by layer, with their graph. A pass that gets an empty dict fills it; a pass that gets a
+            filled one takes its prefixes from there, not from its own tokens.
 
     Returns:
-        The output, shape `(1, T, heads, d_head)`, and no weights.
+        Output, shape `(1, T, heads, d_head)`, and None for the weights.
     """
     if any(kwargs.get(name) is not None for name in NOT_SUPPORTED):
-        raise ValueError(f"packed_attention knows none of {NOT_SUPPORTED}")  # the embedder pads instead
+        raise ValueError(f"packed_attention supports none of {NOT_SUPPORTED}")  # the reader pads instead
     grouped = query.shape[1] != key.shape[1]
-    # One split and one cat a pass: on the way back, slices and writes to slices would each fill a whole gradient.
+    # One split and one cat per pass: in the backward pass, each slice or write to a slice would fill a full gradient.
     lengths = [segment.count * segment.length for segment in segments]
     places = {segment.start: i for i, segment in enumerate(segments)}
     dtype = _precision(query, value)
@@ -165,21 +165,21 @@ def packed_attention(
                 torch.cat([*(states[j][:, None] for j in parts), own], dim=2)
                 for states, own in zip(before[:2], (k, v), strict=True)
             )
-        mask = segment.mask = segment.mask if segment.mask is None else segment.mask.to(q.device)  # once a pass
+        mask = segment.mask = segment.mask if segment.mask is None else segment.mask.to(q.device)  # once per pass
         attended = _attend(q, k, v, mask, scaling, grouped)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # (count length, heads, d_head)
     return torch.cat(outputs)[None].to(value.dtype), None
 
 
 def _precision(query: Tensor, value: Tensor) -> torch.dtype:
-    """That of the values, unless they have to be gone back through on a CPU, where bfloat16 takes twice as long."""
+    """Return the values' precision; float32 for a backward pass on a CPU, where bfloat16 takes twice as long."""
     slow = query.requires_grad and query.device.type == "cpu" and value.dtype == torch.bfloat16
     return torch.float32 if slow else value.dtype
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, grouped: bool) -> Tensor:
-    """Attention of `(heads, count, length, d_head)`, out as `(count, heads, length, d_head)`."""
-    with torch.autocast(q.device.type, enabled=False):  # which would choose a precision of its own
+    """Attend. Shape `(heads, count, length, d_head)` to `(count, heads, length, d_head)`."""
+    with torch.autocast(q.device.type, enabled=False):  # autocast would choose another precision
         return nn.functional.scaled_dot_product_attention(
             q.transpose(0, 1),
             k.transpose(0, 1),
@@ -196,7 +196,7 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 @contextmanager
 def packed(backbone: nn.Module):
-    """Let the backbone attend within segments, and give it back as it was."""
+    """Let the backbone attend within segments, and restore its own attention on leaving."""
     configs = {id(m.config): m.config for m in backbone.modules() if hasattr(m, "config")}.values()
     before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
     try:
@@ -209,13 +209,13 @@ def packed(backbone: nn.Module):
 
 
 def fits_window(config: Any, longest: int) -> bool:
-    """Whether no layer's window or chunk is shorter than the longest sequence; packed attention knows neither."""
+    """Return whether no layer's window or chunk is shorter than the longest sequence; packing supports neither."""
     limits = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return all(not limit or limit >= longest for limit in limits)
 
 
 def made_up(vocab_size: int, lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Sequences of tokens, one of each length, to try a model with."""
+    """Make up sequences of tokens, one of each length, to check a model with."""
     return [tuple((7919 * i + 13 * n) % vocab_size for i in range(n)) for n in lengths]
 
 
@@ -223,14 +223,14 @@ def gives_the_same(
     together: Callable[[], Tensor], alone: Callable[[], Tensor], exact: bool, rough: float = 5e-2
 ) -> bool:
     """
-    Whether packing gives what one sequence at a time gives: silently not so where attention code of the model's own
-    ignores the segments, where it has biases, caps or sinks, or where layers have a state.
+    Return whether packing equals one sequence at a time. It silently does not if the model's own attention code
+    ignores the segments, if it has biases, caps or sinks, or if layers have a state.
 
     Args:
-        together: Runs the model on packed sequences; an error says that it cannot.
-        alone: Gives what is to be expected.
+        together: Function that runs the model on packed sequences; an error means that it cannot.
+        alone: Function that returns the expected values.
         exact: Whether the model runs in float32.
-        rough: How far off it may be, relative to the largest number, where it does not.
+        rough: Tolerance for lower precision, relative to the largest value.
     """
     try:
         found = together()

@@ -1,4 +1,4 @@
-"""Which rows run through a model together, which of their tokens are scored, and whose gradient a token's part is."""
+"""Forward and backward passes over many responses: their tokens, scored tokens, and gradients per response."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,25 +9,27 @@ import torch
 from torch import Tensor
 
 from trl_real.models.packing import Segment
+from trl_real.models.sequences import length_batches, pad
 
 
-# Logits that are looked at together: they should stay in a core's cache.
+# Number of logits processed together: they should fit into a core's cache.
 CHUNK = 2**19
 
 
 class LabelLogProbs(torch.autograd.Function):
     """
-    Log-probabilities of labels, and `one_hot - softmax` on the way back, by chunks of rows that stay in the cache: in
-    float32 whatever the logits are, which are never held in it as a whole. (In float32, `log_softmax` over 49,152
-    words puts SmolLM2-135M's gradients off by 3e-5 to 1e-4, relative; with `logsumexp` they are off by 4e-6.)
+    Log-probabilities of labels, with backward pass `one_hot - softmax`, by chunks of rows that fit into the cache:
+    computed in float32 for any precision of the logits, of which no full float32 copy is made. (In float32,
+    `log_softmax` over 49,152 words puts SmolLM2-135M's gradients off by 3e-5 to 1e-4, relative; with `logsumexp` by
+    4e-6.)
 
     Args:
-        logits: Shape `(T, V)`.
-        labels: Shape `(T,)`.
-        dtype: Of the sums.
+        logits: Logits. Shape `(T, V)`.
+        labels: Token ids. Shape `(T,)`.
+        dtype: Precision of the sums.
 
     Returns:
-        In nats. Shape `(T,)`.
+        Log-probabilities in nats. Shape `(T,)`.
     """
 
     @staticmethod
@@ -44,7 +46,7 @@ class LabelLogProbs(torch.autograd.Function):
         found = torch.empty_like(logits)
         parts = (x.split(ctx.size) for x in (found, logits, labels, totals[:, None], gradient[:, None]))
         for out, chunk, label, total, factor in zip(*parts, strict=True):
-            # In place: two buffers of this size at a time are more than malloc keeps, and page faults triple the time.
+            # In place: malloc does not reuse two buffers of this size at a time, and page faults triple the time.
             shares = chunk.to(total.dtype, copy=True).sub_(total).exp_().mul_(-factor)
             out.copy_(shares.scatter_add_(1, label[:, None], factor))
         return found, None, None
@@ -52,7 +54,7 @@ class LabelLogProbs(torch.autograd.Function):
 
 class Row(NamedTuple):
     """
-    A sum of log-probabilities: of one response, or of the first of two less that of the second.
+    One response, scored by its summed log-probabilities, or two: the score of the first minus that of the second.
 
     Args:
         prompt: Ids of the context.
@@ -64,12 +66,12 @@ class Row(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens, the prompt counted once."""
+        """Number of tokens, the prompt counted once."""
         return len(self.prompt) + sum(map(len, self.responses))
 
     @property
     def n_scored(self) -> int:
-        """Tokens that have another before them, without which there is no probability."""
+        """Number of response tokens with a token before them, on which their probability depends."""
         return sum(len(response) - (not self.prompt) for response in self.responses if response)
 
 
@@ -79,19 +81,19 @@ class Pass:
     One forward and backward pass; `B` rows.
 
     Args:
-        ids: Which row of the caller's each of them is. `B` of them.
+        ids: Number of each row in the caller's list. `B` of them.
         tokens: Token ids. Shape `(b, L)`.
-        before: For each scored token the place (or, if padded, the column) of the token before it. `T` of them.
-        labels: The scored tokens. `T` of them.
-        signs: 1.0, or -1.0 for those of a second response. `T` of them.
-        n_tokens: Real tokens, without padding.
-        spans: Packed: first and last token of each row, so that `b` is 1. `B` of them.
-        rows: Padded: the row of each scored token. `T` of them.
+        before: Index (if padded: column) of the token before each scored token. `T` of them.
+        labels: Scored tokens. `T` of them.
+        signs: Sign of each scored token: 1.0, or -1.0 in a second response. `T` of them.
+        n_tokens: Number of tokens, without padding.
+        spans: Packed: start and end of each row, with `b` = 1. `B` of them.
+        rows: Padded: row of each scored token. `T` of them.
         extra: Further inputs of the model.
-        context: Packed: the prompts that the rows go on from. Its forward pass is run once, and gone back through
-            with each of the passes that share it.
-        context_spans: Packed: where in it each row's prompt is. `B` of them.
-        last: Whether no other pass goes on from the context.
+        context: Packed: pass over the prompts that the rows continue. Its forward pass runs once, its backward pass
+            with each pass that shares it.
+        context_spans: Packed: start and end of each row's prompt in the context. `B` of them.
+        last: Whether this is the last pass that shares the context.
     """
 
     ids: list[int]
@@ -108,7 +110,7 @@ class Pass:
     last: bool = True
 
     def inputs(self, device: Any) -> dict[str, Any]:
-        """What the model is called with; logits are asked for only where a token is scored."""
+        """Return the inputs of the model; logits are computed only before scored tokens."""
         moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.extra.items()}
         return {
             "input_ids": self.tokens.to(device),
@@ -117,9 +119,9 @@ class Pass:
         }
 
     def scored(self, logits: Tensor) -> Tensor:
-        """The logits before each scored token. Shape `(b, kept, V)` to `(T, V)`."""
+        """Return the logits before each scored token. Shape `(b, kept, V)` to `(T, V)`."""
         kept = self._kept()
-        if logits.shape[1] == self.tokens.shape[1]:  # a model without logits_to_keep; it would be fewer
+        if logits.shape[1] == self.tokens.shape[1]:  # the model ignores logits_to_keep
             logits = logits[:, kept]
         if self.spans:
             return logits[0]
@@ -130,7 +132,7 @@ class Pass:
         return self.before if self.spans else sorted(set(self.before))
 
     def products(self, left: Tensor, right: Tensor, of_context: bool = False) -> Tensor:
-        """Each row's own `sum_t left_t right_t^T`. Shapes `(b, L, m)`, `(b, L, n)` to `(B, m, n)`."""
+        """Return `sum_t left_t right_t^T` per row. Shapes `(b, L, m)`, `(b, L, n)` to `(B, m, n)`."""
         seen, spans = (self.context, self.context_spans) if of_context else (self, self.spans)
         assert seen is not None, "a pass without a context"
         if left.shape[:2] != seen.tokens.shape or right.shape[:2] != seen.tokens.shape:
@@ -143,7 +145,7 @@ class Pass:
         return products
 
     def score(self, prompt_end: int, start: int, response: tuple[int, ...], sign: float, row: int) -> None:
-        """Score a response that lies at `start`, after a prompt that ends at `prompt_end` (0: there is none)."""
+        """Score a response at `start`, after a prompt that ends at `prompt_end` (0: no prompt)."""
         before = [prompt_end - 1, *range(start, start + len(response) - 1)]
         skip = 0 if prompt_end else 1
         self.before += before[skip:]
@@ -153,7 +155,7 @@ class Pass:
 
 
 class Group(NamedTuple):
-    """Rows that go on from the same tokens (none, where a row is read alone), and how many tokens it takes."""
+    """Rows that continue the same tokens (none, if a row is read alone), and the number of tokens to read."""
 
     shared: tuple[int, ...]
     ids: tuple[int, ...]
@@ -162,14 +164,14 @@ class Group(NamedTuple):
 
 def packed_passes(rows: list[Row], batch_tokens: int, share: bool = True) -> Iterator[Pass]:
     """
-    Rows end to end in one sequence. What responses to the same prompt share, all of it but its last token, is read
-    once, in a pass before theirs. It gets a gradient for each of them, in one backward pass after the other: that is
-    what the gradients of single responses take. The two responses of a row share a gradient, and a backward pass.
+    Concatenate rows into one sequence per pass. A prompt that responses share, except its last token, is read once,
+    in a context pass. Each response needs its own gradient in the prompt, so there is one backward pass per response
+    of a prompt. The two responses of a row share a gradient, and a backward pass.
 
     Args:
-        rows: Of one or two responses.
-        batch_tokens: Tokens of a pass and of the one before it, unless a row alone has more.
-        share: Read prompts once. Gradient checkpointing cannot go back through a pass twice.
+        rows: Rows of one or two responses.
+        batch_tokens: Number of tokens of a pass with its context, unless one row has more.
+        share: Whether to read prompts once. Gradient checkpointing does not support two backward passes.
     """
     groups = sorted(_groups(rows, share), key=lambda group: (-len(group.ids), -group.n_tokens, group.shared))
     for _, alike in groupby(groups, key=lambda group: len(group.ids)):
@@ -198,7 +200,7 @@ def _groups(rows: list[Row], share: bool) -> Iterator[Group]:
 
 
 def _turns(groups: list[Group], rows: list[Row]) -> Iterator[Pass]:
-    """A pass for the first row of each group, one for the second, and so on."""
+    """Yield a pass for the first row of each group, one for the second, and so on."""
     context = _Line()
     places = [context.add(group.shared) for group in groups]
     before = context.finish(kept={}) if context.tokens else None
@@ -228,14 +230,14 @@ def _turns(groups: list[Group], rows: list[Row]) -> Iterator[Pass]:
 
 @dataclass
 class _Line:
-    """Sequences end to end, each after a prefix that lies elsewhere."""
+    """Concatenated sequences, each with a prefix in another pass."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
 
     def add(self, tokens: tuple[int, ...], prefix: slice | None = None) -> slice:
-        """Append a sequence; where it is."""
+        """Append a sequence; return its slice."""
         n_before, start, n = prefix.stop - prefix.start if prefix else 0, len(self.tokens), len(tokens)
         last = self.segments[-1] if self.segments else None
         if prefix and not n_before and last and not last.prefix and last.length == n:
@@ -247,45 +249,30 @@ class _Line:
         return slice(start, start + n)
 
     def finish(self, **extra: Any) -> Pass:
-        """The forward pass over them."""
+        """Return the forward pass over the sequences."""
         extra.update(position_ids=torch.tensor([self.positions]), segments=self.segments)
         return Pass([], torch.tensor([self.tokens]), n_tokens=len(self.tokens), extra=extra)
 
 
-def padded_passes(rows: list[Row], batch_tokens: int, left: bool = False) -> Iterator[Pass]:
+def padded_passes(rows: list[Row], batch_tokens: int) -> Iterator[Pass]:
     """
-    Responses beside each other, longest first, padded; half the budget a pass.
+    Run responses side by side, longest first, padded on the right; half the budget per pass.
 
     Args:
-        rows: The two responses of a pair come apart, with the same id and opposite signs: their vectors are to be
-            added up.
-        batch_tokens: Tokens that packing would take; 1 for one response a pass.
-        left: Pad on the left.
+        rows: Rows to run. The two responses of a pair come apart, with the same id and opposite signs: their vectors
+            are to be added up.
+        batch_tokens: Number of tokens that packing would take; 1 for one response per pass.
     """
     flat = [
         (i, prompt, response, sign)
         for i, (prompt, responses) in enumerate(rows)
         for response, sign in zip(responses, (1.0, -1.0), strict=False)
     ]
-    flat.sort(key=lambda one: -len(one[1]) - len(one[2]))
-    while flat:
-        longest = len(flat[0][1]) + len(flat[0][2])
-        size = max(1, batch_tokens // 2 // longest)
-        yield _padded(flat[:size], longest, left)
-        flat = flat[size:]
-
-
-def _padded(batch: list[tuple], longest: int, left: bool) -> Pass:
-    tokens, mask = (torch.zeros(len(batch), longest, dtype=torch.long) for _ in range(2))
-    step = Pass([i for i, *_ in batch], tokens, extra={"attention_mask": mask})
-    for row, (_, prompt, response, sign) in enumerate(batch):
-        n = len(prompt) + len(response)
-        start = longest - n if left else 0
-        tokens[row, start : start + n] = torch.tensor(prompt + response)
-        mask[row, start : start + n] = 1
-        place = start + len(prompt)
-        step.score(place if prompt else 0, place, response, sign, row)
-        step.n_tokens += n
-    if left:
-        step.extra["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
-    return step
+    sequences = [prompt + response for _, prompt, response, _ in flat]
+    for batch in length_batches(sequences, batch_tokens // 2):
+        tokens, mask = pad([sequences[i] for i in batch])
+        step = Pass([flat[i][0] for i in batch], tokens, n_tokens=int(mask.sum()), extra={"attention_mask": mask})
+        for row, i in enumerate(batch):
+            _, prompt, response, sign = flat[i]
+            step.score(len(prompt), len(prompt), response, sign, row)
+        yield step

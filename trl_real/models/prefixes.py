@@ -1,4 +1,4 @@
-"""Sequences that begin alike, so that what they have in common is read once."""
+"""Trees of sequences with common beginnings, which are read once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from trl_real.models.packing import Segment
 from trl_real.models.sequences import Ids, common_prefix
 
 
-LEAST = 16  # tokens in common below which a segment more costs about what it saves
+LEAST = 16  # minimum number of common tokens; below, an extra segment costs about what it saves
 DEPTH = 4
 
 
 @dataclass
 class Branch:
     """
-    Tokens that one or more sequences go on with.
+    Tokens that one or more sequences share.
 
     Args:
-        start: Position of the first of them in the sequences.
-        tokens: Their ids.
-        ids: The sequences that end here, one at most.
-        branches: What the others go on with.
+        start: Position of the first token in the sequences.
+        tokens: Token ids.
+        ids: Sequences that end here, one at most.
+        branches: Continuations of the other sequences.
     """
 
     start: int
@@ -30,24 +30,24 @@ class Branch:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of it and of all that goes on from it."""
+        """Number of tokens, with all branches."""
         return len(self.tokens) + sum(branch.n_tokens for branch in self.branches)
 
 
 def grow(sequences: Sequence[Ids], least: int = LEAST, depth: int = DEPTH) -> list[Branch]:
     """
-    Trees of sequences, by what they have in common.
+    Build trees of sequences by their common beginnings.
 
     Args:
-        sequences: Different ones, none empty, in any order; the trees do not depend on it.
-        least: Tokens that sequences must have in common to share them.
-        depth: Branches between the first and the last token of a sequence, at most.
+        sequences: Distinct, non-empty sequences, in any order; the trees do not depend on it.
+        least: Minimum number of common tokens to share.
+        depth: Maximum number of branches between the first and the last token of a sequence.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     shared = [common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]
 
     def branches(first: int, last: int, start: int, levels: int) -> list[Branch]:
-        """Of the sequences `order[first:last]`, which are alike up to `start`."""
+        """Build the branches of `order[first:last]`, which are equal up to `start`."""
         found = []
         while first < last:
             end = first + 1
@@ -74,10 +74,10 @@ class TreePass:
     Args:
         tokens: Token ids. `T` of them.
         positions: Position of each token in its own sequence. `T` of them.
-        segments: How the tokens attend to each other.
-        ids: The sequences that are read in this pass. `R` of them.
-        ends: The place of the last token of each. `R` of them.
-        places: Of the branches that are here, by their identity.
+        segments: Segments of the row of tokens, for the attention.
+        ids: Sequences that end in this pass. `R` of them.
+        ends: Index of the last token of each. `R` of them.
+        places: Slices of the branches in this pass, by `id(branch)`.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -88,12 +88,12 @@ class TreePass:
     places: dict[int, slice] = field(default_factory=dict)
 
     def cost(self, chain: tuple[Branch, ...], branch: Branch, whole: bool) -> int:
-        """Tokens that `add` would append."""
+        """Return the number of tokens that `add` would append."""
         own = branch.n_tokens if whole else len(branch.tokens)
         return own + sum(len(before.tokens) for before in chain if id(before) not in self.places)
 
     def add(self, chain: tuple[Branch, ...], branch: Branch, whole: bool) -> None:
-        """Append a branch, alone or with all that goes on from it, and what it goes on from if that is not here."""
+        """Append a branch, alone or with all its branches, and the missing part of the chain before it."""
         prefix: tuple[slice, ...] = ()
         for before in chain:
             if id(before) not in self.places:
@@ -115,8 +115,8 @@ class TreePass:
 
 def tree_passes(trees: list[Branch], max_tokens: int) -> Iterator[TreePass]:
     """
-    Trees in passes of at most `max_tokens` tokens. A tree that is larger is cut between its branches, and what they
-    have in common is read once a pass; a sequence that is longer gets a pass of its own.
+    Yield passes of at most `max_tokens` tokens. A larger tree is cut between its branches, and each pass reads their
+    common beginning once. A longer sequence gets its own pass.
     """
     step = TreePass()
     for unit in _units(trees, (), max_tokens):
@@ -129,7 +129,7 @@ def tree_passes(trees: list[Branch], max_tokens: int) -> Iterator[TreePass]:
 
 
 def _units(trees: list[Branch], chain: tuple[Branch, ...], max_tokens: int) -> Iterator[tuple]:
-    """The largest parts of the trees that fit a pass with what they go on from."""
+    """Yield the largest parts of the trees that fit into a pass with the chain before them."""
     before = sum(len(branch.tokens) for branch in chain)
     for branch in trees:
         if not branch.branches or before + branch.n_tokens <= max_tokens:

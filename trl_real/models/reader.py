@@ -1,11 +1,11 @@
 """Base class of the readers: objects that run texts through a model and generate nothing."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
@@ -20,7 +20,9 @@ class ModelReader:
     Reads texts with a model: device, precision, length check, progress bar, and the choice between packed and padded
     forward passes.
 
-    A subclass implements `_longest`, `_run_packed`, `_run_padded` and `_trial`.
+    A subclass implements `_longest(work)`, the number of tokens of the longest sequence; `_run_packed(work)` and
+    `_run_padded(work)`, which yield what `_run` yields; and `_trial()`, two functions that read made-up sequences,
+    packed and one at a time: packing is used if their results are equal.
 
     Args:
         model: Model in evaluation or training mode; its mode is restored after each call.
@@ -61,16 +63,7 @@ class ModelReader:
         return getattr(self.config, "max_position_embeddings", None)
 
     def check_length(self, work: list, fix: str) -> None:
-        """
-        Refuse sequences that are longer than the model reads.
-
-        Args:
-            work: Sequences to run.
-            fix: Sentence with what to type instead.
-
-        Raises:
-            TrlRealError: If one is too long.
-        """
+        """Raise an error that ends with `fix` if a sequence is longer than the model reads."""
         longest = self._longest(work) if work else 0
         if self.max_tokens and longest > self.max_tokens:
             raise TrlRealError(f"A {self.item} has {longest} tokens, but the model reads {self.max_tokens}. {fix}")
@@ -78,14 +71,8 @@ class ModelReader:
     @contextmanager
     def passes(self, work: list, total: int, progress: bool) -> Iterator[Iterator[tuple]]:
         """
-        Enter evaluation mode and the precision, and yield an iterator over forward passes that moves a progress bar.
-
-        On leaving, the model's own attention is restored, also after an exception in the caller's loop.
-
-        Args:
-            work: Sequences to run.
-            total: Length of the bar, in items or tokens.
-            progress: Whether to show the bar, from the third second on.
+        Enter evaluation mode and the precision, and yield an iterator over forward passes that moves a progress bar of
+        length `total`. On leaving, the model's own attention is restored, also after an error in the caller's loop.
         """
         unit = "tok" if self.counts_tokens else self.item
         bar = tqdm(total=total, unit=unit, desc=self.desc, leave=False, delay=2, disable=not progress)
@@ -114,22 +101,9 @@ class ModelReader:
         packs = self.packs_well and fits_window(self.config, self._longest(work))
         yield from self._run_packed(work) if packs else self._run_padded(work)
 
-    def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-        """Return two functions that read made-up sequences, packed and one at a time: equal results allow packing."""
-        raise NotImplementedError
-
-    def _longest(self, work: list) -> int:
-        """Return the number of tokens of the longest sequence."""
-        raise NotImplementedError
-
 
 def check_lengths(max_length: int, batch_tokens: int | None) -> None:
-    """
-    Refuse lengths below 1.
-
-    Raises:
-        TrlRealError: If one is below 1.
-    """
+    """Raise an error if a length is below 1."""
     for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
             raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")

@@ -1,4 +1,4 @@
-"""Rewards of responses, from a sequence classifier with one output."""
+"""Rewards of responses, computed by a sequence classifier with one output."""
 
 import math
 from collections.abc import Generator
@@ -16,9 +16,9 @@ from trl_real.models.sequences import Ids, common_prefix, length_batches, pad
 class Rewards(NamedTuple):
     """
     Args:
-        scores: Of the responses, float32; NaN or infinite where the model gave that. Shape `(N,)`.
-        truncated: Whether something was cut. Shape `(N,)`, bool.
-        n_tokens: Read of each, whether or not an equal one was read already. Shape `(N,)`.
+        scores: Rewards, float32; NaN or infinite if the model returned that. Shape `(N,)`.
+        truncated: Whether prompt or response was cut. Shape `(N,)`, bool.
+        n_tokens: Number of tokens of each, also of repeated ones. Shape `(N,)`.
     """
 
     scores: Tensor
@@ -30,17 +30,17 @@ class RewardReader(ModelReader):
     """
     Scores responses to prompts.
 
-    With a chat template, prompt and response go through it as messages; without one, they are read one after the
-    other, with the tokenizer's special tokens around them and the EOS token at the end where it has one, as TRL's
-    `RewardTrainer` trains on text. Responses are sorted by length and padded on the right; a score does not depend on
-    what else is in the batch.
+    With a chat template, prompt and response go through it as messages. Without one, they are concatenated, with the
+    tokenizer's special tokens around them and its EOS token, if any, at the end, as TRL's `RewardTrainer` trains on
+    text. Responses are sorted by length and padded on the right; a score does not depend on the rest of the batch.
 
     Args:
-        model: A sequence classifier with one output.
-        tokenizer: Its tokenizer.
-        batch_tokens: Tokens in a forward pass, padding included; by default 1024 on a CPU and 16384 elsewhere.
-        max_length: Tokens that are read: the response whole if it fits, and the end of the prompt. By default what
-            the model reads.
+        model: Sequence classifier with one output.
+        tokenizer: Tokenizer of the model.
+        batch_tokens: Number of tokens in a forward pass, padding included; by default 1024 on a CPU and 16384
+            elsewhere.
+        max_length: Maximum number of tokens: the full response if it fits, and the end of the prompt. By default the
+            model's limit.
 
     Raises:
         TrlRealError: If the model does not have one output.
@@ -53,7 +53,7 @@ class RewardReader(ModelReader):
         config: Any = model.config
         if config.num_labels != 1:
             raise TrlRealError(
-                f"The model has {config.num_labels} outputs where a reward model has 1. "
+                f"The model has {model.config.num_labels} outputs, but a reward model has 1. "
                 "Give one that was trained with num_labels=1."
             )
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
@@ -65,7 +65,7 @@ class RewardReader(ModelReader):
         Args:
             prompts: `N` texts or message lists.
             responses: `N` texts or message lists.
-            progress: Show a bar, from the third second on.
+            progress: Whether to show a progress bar, from the third second on.
         """
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
@@ -78,7 +78,7 @@ class RewardReader(ModelReader):
         return Rewards(scores, truncated, torch.tensor([len(ids) for ids, _ in read], dtype=torch.long))
 
     def _tokenize(self, prompts: list[Any], responses: list[Any]) -> tuple[list[list[int]], list[list[int]]]:
-        """The ids of each prompt alone, and of prompt and response."""
+        """Return the ids of each prompt alone, and of prompt and response."""
         if not prompts:
             return [], []
         if self.tokenizer.chat_template:
@@ -94,7 +94,7 @@ class RewardReader(ModelReader):
         return tuple(self.tokenizer(texts, add_special_tokens=special)["input_ids"] for texts in (alone, whole))
 
     def _cut(self, alone: list[int], whole: list[int]) -> tuple[Ids, bool]:
-        """At most `max_length` tokens: first the prompt loses its beginning (not a BOS), then the response its end."""
+        """Cut to `max_length` tokens: first the start of the prompt (except a BOS), then the end of the response."""
         excess = 0 if self.max_length is None else len(whole) - self.max_length
         if excess <= 0:
             return tuple(whole), False
@@ -112,7 +112,7 @@ class RewardReader(ModelReader):
         configured = self.config.pad_token_id
         fill = _unused(texts, self.config.vocab_size) if configured is None else configured
         tokens, mask = pad(texts, fill)
-        # A decoder scores at the last token that is no padding, which it knows by the id in its configuration.
+        # A decoder scores at the last token that is not the pad token of its config.
         self.config.pad_token_id = fill
         try:
             inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
@@ -125,11 +125,11 @@ def _as_prompt(prompt: Any) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
     return prompt
 
 
 def _unused(texts: list[Ids], vocab_size: int) -> int:
-    """A token to pad with that none of the texts holds, so that no end is taken for padding."""
+    """Return a pad token that no text contains, so that no last token is mistaken for padding."""
     used = set().union(*texts)
     return next((token for token in range(vocab_size) if token not in used), 0)

@@ -1,6 +1,6 @@
-"""Prompts and responses as the token ids that DPO scores: the prompt is context, the response is what counts."""
+"""Prompts and responses as token ids, the way DPO scores them: the prompt is context, the response is scored."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ class Sequence(NamedTuple):
     """
     Args:
         prompt: Ids of the context.
-        response: Ids that are scored; none for a blank response.
+        response: Ids to score; empty for a blank response.
         truncated: Whether the response was cut.
     """
 
@@ -30,16 +30,16 @@ def tokenize_pairs(
     tokenizer: Any, prompts: list[Any], responses: list[Any], max_length: int, ended: list[bool] | None = None
 ) -> list[Sequence]:
     """
-    Prompt and response tokenized together, as TRL's `DPOTrainer` does it: the response begins where the ids of the
-    prompt alone and of both diverge, and text ends in the EOS token (messages end as their template says).
+    Tokenize each prompt and response together, as TRL's `DPOTrainer` does: the response begins where the ids of the
+    prompt alone and of both diverge, and a text ends with the EOS token (messages end as their template says).
 
     Args:
-        tokenizer: Of the model.
-        prompts: One a response: text, messages or None. Messages go through the chat template.
+        tokenizer: Tokenizer of the model.
+        prompts: One per response: text, messages or None. Messages go through the chat template.
         responses: Texts or messages.
-        max_length: Tokens that are kept of a response, from its start, and of a prompt, from its end.
-        ended: Whether each response came to its end, all by default. One that was cut, such as a generation that ran
-            out of tokens, gets no end: neither the EOS token nor what its template puts there.
+        max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
+        ended: Whether each response is complete; by default all are. A response that was cut, such as a generation
+            at its token limit, gets no end: neither the EOS token nor the end of its template.
 
     Raises:
         TrlRealError: If a prompt is neither text nor messages.
@@ -60,7 +60,7 @@ def tokenize_pairs(
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
-    """Number of ids that both begin with."""
+    """Return the length of the common prefix."""
     n = 0
     for a, b in zip(first, second, strict=False):
         if a != b:
@@ -75,7 +75,7 @@ def length_batches(sequences: list[Ids], batch_tokens: int) -> Iterator[list[int
 
     Args:
         sequences: Token ids, in any order.
-        batch_tokens: Number of tokens in a batch, padding included; a longer sequence is a batch of its own.
+        batch_tokens: Number of tokens in a batch, padding included; a longer sequence gets its own batch.
     """
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i]))
     while order:
@@ -84,14 +84,15 @@ def length_batches(sequences: list[Ids], batch_tokens: int) -> Iterator[list[int
         order = order[size:]
 
 
-def pad(sequences: list[Ids], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """Pad on the right, where a causal model sees no padding. Returns tokens and attention mask, shape `(B, L)`."""
+def pad(sequences: Collection[Ids], fill: int = 0, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return tokens and attention mask of sequences, padded on the right (or on the left). Both of shape `(B, L)`."""
     longest = max(1, *map(len, sequences))
     tokens = torch.full((len(sequences), longest), fill)
     mask = torch.zeros(len(sequences), longest, dtype=torch.long)
     for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
+        start = longest - len(sequence) if left else 0
+        tokens[row, start : start + len(sequence)] = torch.tensor(sequence)
+        mask[row, start : start + len(sequence)] = 1
     return tokens, mask
 
 
@@ -105,13 +106,13 @@ def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | lis
     if isinstance(prompt, list):
         return prompt + as_messages(response)
     if prompt is not None and not isinstance(prompt, str):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be.")
+        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
     text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
     return (prompt or "") + (text if end and text.endswith(end) else text + end)
 
 
 def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
-    """Ids of texts and of conversations, mixed as they may be."""
+    """Return the ids of texts and conversations, in any mix."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
     chats = {i: item for i, item in enumerate(items) if i not in texts}
     found: dict[int, list[int]] = {}

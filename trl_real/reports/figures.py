@@ -1,4 +1,4 @@
-"""The report's pictures: plain data in, a matplotlib `Figure` out. Nothing here touches `pyplot` or its state."""
+"""Figures of the reports: plain data in, a matplotlib `Figure` out, without `pyplot` and its global state."""
 
 import base64
 import io
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# From Okabe and Ito's palette, which colour-blind readers can tell apart.
+# From Okabe and Ito's palette for colour-blind readers.
 OTHER_COLOR = "#56B4E9"
 BASELINE = "random"
-# Colours for strategies of users, from Tol's muted scheme: none is near one of Okabe and Ito's above.
+# Colours for strategies of users, from Tol's muted scheme: all differ clearly from those above.
 USER_COLORS = (OTHER_COLOR, "#882255", "#999933", "#332288", "#AA4499")
-# The geometry variants of a strategy: its hue made darker (< 0) or lighter, and a line and a marker of their own.
+# Geometry variants of a strategy: a darker (< 0) or lighter shade of its colour, a line style and a marker.
 VARIANTS = ((-0.45, "--", "s"), (0.35, "-.", "D"), (-0.7, ":", "^"), (0.55, (0, (4, 1, 1, 1, 1, 1)), "v"))
 POOL_COLOR, LINE_COLOR = "#BDBDBD", "#444444"
 CURVES = {  # key in the trainer's log: name, colour, line style, width
@@ -30,7 +30,7 @@ CURVES = {  # key in the trainer's log: name, colour, line style, width
     "rewards/rejected": ("rejected", "#D55E00", ":", 2.6),
 }
 
-# A picture is as wide as a phone's screen in portrait: 12 points in 5 inches stay readable there.
+# A figure fits a phone's screen: 12 points in 5 inches stay readable there.
 WIDTH, FONT, DPI = 5.0, 12, 160
 LABEL_LENGTH = 22
 
@@ -38,7 +38,7 @@ _UNSHOWN = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066
 
 
 class ArmStyle(NamedTuple):
-    """Colour, line style and marker of an arm, as matplotlib takes them."""
+    """Colour, line style and marker of an arm, in matplotlib's form."""
 
     color: str
     line: str | tuple = "-"
@@ -47,7 +47,7 @@ class ArmStyle(NamedTuple):
 
 def arm_styles(arms: Sequence[str], colors: Mapping[str, str]) -> dict[str, ArmStyle]:
     """
-    A style for each arm that is no other's: the hue tells the strategy, the line and the marker the geometry.
+    Return a distinct style for each arm: the colour shows the strategy, the line and the marker the geometry.
 
     Args:
         arms: All arms of a study, `"strategy"` or `"strategy@geometry"`; the same list gives the same styles.
@@ -67,7 +67,7 @@ def arm_styles(arms: Sequence[str], colors: Mapping[str, str]) -> dict[str, ArmS
 
 
 def _shade(color: str, by: float) -> str:
-    """A colour mixed with white (`by` > 0) or black, as `#rrggbb`."""
+    """Mix a colour with white (`by` > 0) or black; return `#rrggbb`."""
     target = 255 if by > 0 else 0
     parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(part + abs(by) * (target - part)):02x}" for part in parts)
@@ -75,12 +75,12 @@ def _shade(color: str, by: float) -> str:
 
 class Rate(NamedTuple):
     """
-    One line of the win-rate picture.
+    Row of the win-rate figure.
 
     Args:
-        name: What the line is called.
+        name: Label of the row.
         rate, low, high: Win rate and the ends of its interval, in [0, 1] or NaN.
-        group: Lines of one group stand together: those with the same budget.
+        group: Name of the group, such as the budget; rows of a group are drawn together.
     """
 
     name: str
@@ -98,13 +98,13 @@ def similarity_figure(
     cut: float | None = None,
 ) -> "Figure":
     """
-    How similar the two responses of a pair are, in the pool and among the kept rows.
+    Draw the similarity of the two responses of a pair, in the pool and in the kept rows.
 
     Args:
         histogram: `SelectionRecord.histogram`: `edges` (bins + 1 values), `pool` and `kept` (counts).
         name: Title.
         color: Colour of the kept rows.
-        cut: Similarity at which the budget ended; None if it ended at no similarity.
+        cut: Similarity at the end of the budget; None if the budget does not end at a similarity.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -127,11 +127,11 @@ def similarity_figure(
 
 def win_rate_figure(rates: Sequence[Rate], *, confidence: float = 0.95) -> "Figure":
     """
-    Win rates as points with their intervals, one line an arm, beside the line at 0.5.
+    Draw win rates as points with intervals, one row per arm, with a line at 0.5.
 
     Args:
-        rates: In the order in which they are read; a gap parts the groups.
-        confidence: Level of the intervals.
+        rates: Rows from top to bottom; a gap separates the groups.
+        confidence: Confidence level of the intervals.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -159,14 +159,14 @@ def training_figure(
     limits: tuple[float, float] | None = None,
 ) -> "Figure":
     """
-    Rewards of the chosen and the rejected responses, and the margin between them, against labels seen.
+    Draw the rewards of the chosen and the rejected responses, and their margin, against labels seen.
 
     Args:
         log_history: `Trainer.state.log_history`: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, and `epoch`
-            or else `step`; other rows are passed over.
+            or else `step`; other rows are ignored.
         name: Title.
-        n_labels: Labelled pairs in an epoch.
-        limits: Ends of the vertical axis, so that arms can be compared; see `reward_limits`.
+        n_labels: Number of labelled pairs per epoch.
+        limits: Limits of the vertical axis, equal for all arms; see `reward_limits`.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -190,12 +190,12 @@ def training_figure(
 
 
 def reward_rows(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of a trainer's log that tell the rewards of a training step."""
+    """Return the rows of a trainer's log with the rewards of a training step."""
     return [row for row in log_history if "rewards/chosen" in row]
 
 
 def reward_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, float] | None:
-    """Ends of a vertical axis that holds the curves of all histories; None without a finite value."""
+    """Return limits of a vertical axis that fit the curves of all histories; None without a finite value."""
     values = [to_float(row.get(key)) for history in histories for row in reward_rows(history) for key in CURVES]
     values = [value for value in values if math.isfinite(value)]
     if not values:
@@ -207,9 +207,9 @@ def reward_limits(histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[flo
 
 def one_line(text: Any, length: int) -> str:
     """
-    Text from data, fit to be shown: white space as single blanks, at most `length` characters and then "…".
+    Make text from data safe to show: single blanks for white space, at most `length` characters and then "…".
 
-    Control characters, lone surrogates and the marks that turn the direction of all that follows become U+FFFD; plain
+    Control characters, lone surrogates and marks that change the direction of the following text become U+FFFD; plain
     left-to-right and right-to-left marks stay.
     """
     line = " ".join(_UNSHOWN.sub("\ufffd", str(text)).split())
@@ -217,7 +217,7 @@ def one_line(text: Any, length: int) -> str:
 
 
 def to_png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -226,13 +226,13 @@ def to_png(figure: "Figure") -> bytes:
 
 
 def to_data_uri(figure: "Figure | bytes") -> str:
-    """The figure, or its PNG, as a URI that holds the whole picture."""
+    """Return the figure, or its PNG, as a data URI."""
     png = figure if isinstance(figure, bytes) else to_png(figure)
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def save_png(figure: "Figure | bytes", path: str | Path) -> Path:
-    """Write the figure, or its PNG, to `path`, whose folder is made if need be."""
+    """Write the figure, or its PNG, to `path`; create the folder if needed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(figure if isinstance(figure, bytes) else to_png(figure))
@@ -241,8 +241,10 @@ def save_png(figure: "Figure | bytes", path: str | Path) -> Path:
 
 def check_matplotlib() -> None:
     """
+    Check that matplotlib is installed.
+
     Raises:
-        MissingExtraError: If matplotlib is not installed.
+        MissingExtraError: If it is not.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -252,7 +254,7 @@ def check_matplotlib() -> None:
 
 def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
     """
-    A figure as wide as all of them, `height` in inches, and its one pair of axes.
+    Create a figure of the common width with one pair of axes; `height` is in inches.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -277,14 +279,14 @@ def draw_interval(axes: "Axes", ends: tuple[float, float, float], y: float, *, c
 
 
 def write_above(axes: "Axes", x: float, y: float, text: str) -> None:
-    """A number on a white plate above its point."""
+    """Write a number on a white plate above its point."""
     plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     place: dict[str, Any] = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
     axes.annotate(text, (x, y), **place, fontsize=FONT - 1, bbox=plate)
 
 
 def name_rows(axes: "Axes", heights: Sequence[float], names: Sequence[str]) -> None:
-    """Names in place of a vertical axis."""
+    """Write names in place of a vertical axis."""
     axes.set_ylim(min(heights) - 0.55, 0.75)
     axes.set_yticks(heights, [short_label(name) for name in names], fontsize=FONT)
     tidy(axes)
@@ -293,7 +295,7 @@ def name_rows(axes: "Axes", heights: Sequence[float], names: Sequence[str]) -> N
 
 
 def row_heights(groups: Sequence[str], gap: float = 0.5) -> list[float]:
-    """Vertical places, downward from 0, with a gap where the group changes."""
+    """Return vertical positions, downward from 0, with a gap between groups."""
     heights: list[float] = []
     for i, group in enumerate(groups):
         heights.append(heights[-1] - 1 - gap * (group != groups[i - 1]) if i else 0.0)
@@ -301,7 +303,7 @@ def row_heights(groups: Sequence[str], gap: float = 0.5) -> list[float]:
 
 
 def tidy(axes: "Axes") -> None:
-    """The ticks and borders that all pictures share."""
+    """Set the ticks and borders that all figures share."""
     axes.tick_params(labelsize=FONT - 0.5)
     axes.locator_params(axis="x", nbins=6)
     axes.ticklabel_format(axis="x", useOffset=False)
@@ -310,7 +312,7 @@ def tidy(axes: "Axes") -> None:
 
 
 def legend(figure: "Figure", axes: "Axes", ncols: int = 3) -> None:
-    """The names of what is drawn, below the picture."""
+    """Draw the legend below the figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=ncols, fontsize=FONT - 0.5, frameon=False,
@@ -319,10 +321,10 @@ def legend(figure: "Figure", axes: "Axes", ncols: int = 3) -> None:
 
 
 def short_label(text: str, length: int = LABEL_LENGTH) -> str:
-    """One short line in which matplotlib sees no mathematics."""
+    """Return one short line without math text for matplotlib."""
     return one_line(text, length).replace("$", r"\$")
 
 
 def to_float(value: Any) -> float:
-    """A float; NaN also for None, which is how JSON files say it."""
+    """Return a float; None, the NaN of JSON files, becomes NaN."""
     return math.nan if value is None else float(value)

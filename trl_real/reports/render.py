@@ -1,4 +1,4 @@
-"""Rendering of report pages: Jinja templates and pictures, both written to one folder."""
+"""Rendering of report pages: Jinja templates and figures, written to one folder."""
 
 import math
 import re
@@ -40,7 +40,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def budget_words(budget: float | int | None) -> str:
-    """A budget in words; 1 is a pair and 1.0 everything."""
+    """Format a budget; 1 is one pair and 1.0 every pair."""
     if budget is None:
         return "every pair"
     if isinstance(budget, float):
@@ -49,7 +49,7 @@ def budget_words(budget: float | int | None) -> str:
 
 
 def picture_name(i: int, name: str) -> str:
-    """A file name for the picture of the i-th arm; any arm name gives a valid one."""
+    """Return a valid file name for the figure of the i-th arm."""
     return f"{i}_{re.sub(r'[^a-z0-9.]+', '-', name.lower())[:40].strip('-.')}.png"
 
 
@@ -59,13 +59,13 @@ def saved(path: Path, figure: Any) -> str:
 
 
 def in_digits(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A number with a true minus sign; a dash for an unknown one."""
+    """Format a number with a true minus sign; a dash for an unknown one."""
     value = figures.to_float(value)
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\u2212") if math.isfinite(value) else "–"
 
 
 def _words(value: Any) -> str:
-    """A value as text: `name value, name value` for a mapping, the empty text for None."""
+    """Format a value: `name value, name value` for a mapping, the empty text for None."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items())
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

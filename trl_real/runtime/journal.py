@@ -1,4 +1,4 @@
-"""A file of JSON lines that loses none: each line is on disk before the next one begins."""
+"""Append-only file of JSON lines: each line is on disk before the next one is written."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ from trl_real.runtime.distributed import rank
 
 class Journal:
     """
-    Lines appended one by one, each synced; a line that a crash tore is dropped when the file is opened again. A last
-    line that is whole counts without its line break, too, as an editor may leave it.
+    Append-only file of JSON lines. Each line is synced to disk; an incomplete last line, left by a crash, is removed
+    when the file is opened again. A complete last line counts even without its line break, as an editor may leave it.
 
-    One writer at a time: a second one, in this process or another, is told so. Processes that a launcher started have
-    a file each, `PATH`, `PATH.1`, …, and read all of them. Reading needs no lock.
+    Only one writer at a time is allowed: a second one, in this process or another, gets an error. Each process of a
+    launcher writes its own file, `PATH`, `PATH.1`, …, and reads all of them. Reading needs no lock.
 
     Args:
-        path: Of the file; made, with its folder, at the first line.
+        path: Path of the file; it and its folder are created at the first line.
 
     Raises:
         TrlRealError: If the path is a folder.
@@ -34,14 +34,14 @@ class Journal:
         if rank():
             self.path = self.path.with_name(f"{self.path.name}.{rank()}")
         self._file: Any = None
-        self._break = b""  # that the last line of the file lacks
+        self._break = b""  # line break missing at the end of the file
 
     def read(self) -> list[dict[str, Any]]:
         """
-        All whole lines, in the order in which they were written, those of the first process first.
+        Return all complete lines in the order of writing, those of the first process first.
 
         Raises:
-            TrlRealError: If a line other than the last is no JSON object.
+            TrlRealError: If a line other than the last is not a JSON object.
         """
         others = self.first.parent.glob(f"{glob.escape(self.first.name)}.*")
         numbered = {int(file.suffix[1:]): file for file in others if file.suffix[1:].isdecimal()}
@@ -67,12 +67,12 @@ class Journal:
         except OSError as error:
             self._drop(start)
             raise TrlRealError(
-                f"Cannot write to {str(self.path)!r} ({error.strerror}). What was written before is safe; "
-                "make room and run again."
+                f"Cannot write to {str(self.path)!r} ({error.strerror}). Earlier lines are safe: free some disk space "
+                "and run again."
             ) from error
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Close the file and release the lock."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -85,7 +85,7 @@ class Journal:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "ab", buffering=0)  # unbuffered: a failed write leaves nothing behind to be retried
+        file = open(self.path, "ab", buffering=0)  # unbuffered: no later flush retries a failed write
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -100,24 +100,24 @@ class Journal:
         self._file = file
 
     def _drop(self, start: int) -> None:
-        """Cut a line off that could not be written whole."""
+        """Cut off a line that was not written completely."""
         try:
             self._file.truncate(start)
         except OSError:
-            self.close()  # the next opening drops it
+            self.close()  # the next `_open` cuts it off
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     *ended, tail = file.read_bytes().split(b"\n")
     lines: list[Any] = [_object(line) for line in ended]
     if None in lines:
-        raise TrlRealError(f"Line {lines.index(None) + 1} of {str(file)!r} is no JSON object. Mend it, or remove it.")
+        raise TrlRealError(f"Line {lines.index(None) + 1} of {str(file)!r} is not a JSON object. Fix or remove it.")
     last = _object(tail)
     return lines if last is None else [*lines, last]
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
-    """The JSON object of a line; None if it is none, or not whole."""
+    """Return the JSON object of a line, or None if the line is incomplete or holds something else."""
     try:
         value = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One question to an OpenAI-compatible server, asked until it is answered or there is no more point in asking."""
+"""Requests to an OpenAI-compatible server, retried until an answer comes or no retry can help."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from trl_real.errors import MissingExtraError, TrlRealError
 
 LARGEST_BODY = 2**20
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
-FIRST_CONTACT = 10.0  # seconds for a server that has never answered to accept a connection
+FIRST_CONTACT = 10.0  # seconds in which a server must accept the first connection
 
-# Statuses that no second try and no other row would change.
+# Statuses that no retry and no other row changes.
 HOPELESS = {
     401: "does not accept the key: give api_key, or set it in the environment",
     402: "wants to be paid first",
@@ -28,11 +28,11 @@ OPENAI, KEY_VARIABLE = "api.openai.com", "TRL_REAL_JUDGE_API_KEY"
 
 
 class NotAnswered(Exception):
-    """A question that stays without an answer, and why; the others may fare better."""
+    """A request has no answer, for the given reason; other requests may still get one."""
 
 
 class _TryAgain(Exception):
-    """A try that failed in a way that may pass."""
+    """An attempt failed with a temporary error."""
 
     def __init__(self, reason: str, pause: float | None = None):
         super().__init__(reason)
@@ -40,20 +40,20 @@ class _TryAgain(Exception):
 
 
 class _NotReached(_TryAgain):
-    """A try that found no server."""
+    """An attempt could not connect to the server."""
 
 
 class Requests:
     """
-    Asks a server, with retries. Safe for threads.
+    Thread-safe client that retries requests to one server.
 
     Args:
-        base_url: Such as `http://127.0.0.1:8000/v1`.
-        api_key: Sent to that server and written nowhere.
-        model: Whose answers are wanted; those of another model are refused.
-        timeout: Seconds for one try, from the first byte sent to the last one read.
-        deadline: Seconds for a question with all its tries and pauses.
-        max_retries: Tries after the first one.
+        base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
+        api_key: API key, sent only to that server and never stored.
+        model: Name of the model; answers from another model are refused.
+        timeout: Seconds for one attempt, from the first byte sent to the last byte read.
+        deadline: Seconds for one request, including all attempts and pauses.
+        max_retries: Number of attempts after the first one.
     """
 
     def __init__(
@@ -73,11 +73,14 @@ class Requests:
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """
-        The server's completion for a body.
+        Send one request and return the completion.
+
+        Args:
+            body: JSON body of the request.
 
         Raises:
-            NotAnswered: If this question cannot be answered, or not in time.
-            TrlRealError: If no question can be: no such server, key or model.
+            NotAnswered: If this request gets no answer before the deadline.
+            TrlRealError: If no request can be answered: the server, key or model is wrong.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
@@ -86,8 +89,8 @@ class Requests:
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=last | stop_before_delay(self.deadline) | self._is_in_vain,
-            sleep=cast(Any, self.stopped.wait),
+            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_unreachable,
+            sleep=self.stopped.wait,
             reraise=True,
         )
         try:
@@ -99,8 +102,8 @@ class Requests:
         self.ever_answered = True
         return completion
 
-    def _is_in_vain(self, state: Any) -> bool:
-        """Whether to stop early: a wrong port is told soon, a server that starts again is waited for."""
+    def _is_unreachable(self, state: Any) -> bool:
+        """Return whether to stop early: a wrong port fails soon, a server that restarts is waited for."""
         return state.seconds_since_start > FIRST_CONTACT and self._was_never_reached(state.outcome.exception())
 
     def _was_never_reached(self, error: _TryAgain) -> bool:
@@ -116,7 +119,7 @@ class Requests:
         return self._checked(self._read(body, time.monotonic() + min(self.timeout, left)))
 
     def _read(self, body: dict[str, Any], until: float) -> bytes:
-        """The body of the answer; read piece by piece, since a timeout of the client is for each piece."""
+        """Read the answer piece by piece, because the client's timeout applies to each piece."""
         import httpx2
         import openai
 
@@ -141,9 +144,9 @@ class Requests:
             raise _NotReached(f"no connection ({type(cause).__name__})") from error
 
     def _refused(self, error: Any) -> Exception:
-        """What a status means: try again, give up on this question, or on all of them."""
+        """Return the error for a status: retry, give up on this request, or give up on all requests."""
         status = error.status_code
-        said = " ".join(str(error.message).split())[:200]
+        message = " ".join(str(error.message).split())[:200]
         code = getattr(error, "code", None)
         if status in HOPELESS or code == "insufficient_quota":
             meaning = HOPELESS.get(status, "has no quota left for this key")
@@ -151,18 +154,18 @@ class Requests:
         if status in (408, 409, 429) or status >= 500:
             pause = _retry_after(error.response.headers.get("retry-after"))
             if pause is not None:
-                with self._lock:  # the others would be sent away, too
+                with self._lock:  # other threads have to wait, too
                     self._not_before = max(self._not_before, time.monotonic() + min(pause, self.deadline))
             return _TryAgain(f"status {status}", pause)
-        return NotAnswered(f"status {status}: {said}")
+        return NotAnswered(f"status {status}: {message}")
 
     def _checked(self, content: bytes) -> dict[str, Any]:
-        """The completion, if it is one, by the model that was asked."""
+        """Return the completion after checking its form and its model."""
         try:
             completion = json.loads(content)
             completion["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _TryAgain("an answer that is no chat completion") from error
+            raise _TryAgain("an answer that is not a chat completion") from error
         found = completion.get("model")
         if isinstance(found, str) and not _same_model(found, self.model):
             raise _TryAgain(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)")
@@ -170,20 +173,20 @@ class Requests:
 
 
 def without_password(url: str) -> str:
-    """A URL as it may be shown and kept: without user, password and query."""
+    """Return the URL without user, password and query, safe to show and store."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path.rstrip("/"), "", ""))
 
 
 def _same_model(found: str, asked: str) -> bool:
-    """Whether a name is the one asked for, or a longer or dated form of it, such as a path or `gpt-4o-2024-08-06`."""
+    """Return whether the names match; one may be a path, or longer or dated, such as `gpt-4o-2024-08-06`."""
     found, asked = (name.rstrip("/").rpartition("/")[2].lower() for name in (found, asked))
     return found.startswith(asked) or asked.startswith(found) if found and asked else True
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date."""
+    """Return the seconds to wait, from a number or a date."""
     if not value:
         return None
     try:
@@ -197,7 +200,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _pause(state: Any) -> float:
-    """What the server asked for, else twice as long each time; never the same for two threads."""
+    """Return the pause that the server asked for, else exponential backoff; both with jitter."""
     asked = state.outcome.exception().pause
     if asked is not None:
         return asked + random.uniform(0, 0.1 + 0.1 * asked)
@@ -205,7 +208,7 @@ def _pause(state: Any) -> float:
 
 
 def key_for(api_key: str | None, base_url: str) -> str | None:
-    """A key is sent where its owner said, and OpenAI's to OpenAI alone."""
+    """Return the given key, or one from the environment; OpenAI's own key is sent to OpenAI only."""
     if api_key is None and urlsplit(base_url).hostname == OPENAI:
         api_key = os.environ.get("OPENAI_API_KEY")
     return api_key or os.environ.get(KEY_VARIABLE)

@@ -1,4 +1,4 @@
-"""The shards of a map done by Ray's actors, on one machine or a cluster (the extra `trl-real[ray]`)."""
+"""Sharded maps on Ray actors, on one machine or a cluster (needs the extra `trl-real[ray]`)."""
 
 import logging
 import os
@@ -13,11 +13,11 @@ from trl_real.runtime.shards import ShardedMap
 
 class ShardWorker:
     """
-    An actor of `ray.data.Dataset.map_batches`: shards are done by their numbers, and only the numbers travel.
+    Actor for `ray.data.Dataset.map_batches`. It gets shard numbers, not rows, and writes the shards.
 
     Args:
-        work: Pickled by reference to the files that its dataset and its model lie in.
-        n_threads: Of a forward pass.
+        work: Sharded map; its pickle refers to the files of its dataset and model.
+        n_threads: Number of CPU threads for a forward pass.
     """
 
     def __init__(self, work: ShardedMap, n_threads: int):
@@ -25,7 +25,7 @@ class ShardWorker:
         self.work = work
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the shards of a batch; a mistake of the user's is told, not raised, since Ray would wrap it up."""
+        """Do the shards of a batch. User errors are returned as text, because Ray wraps raised errors."""
         mistakes = []
         for number in batch["shard"].tolist():
             try:
@@ -38,10 +38,13 @@ class ShardWorker:
 
 def connect(address: str | None) -> Any:
     """
-    Ray, connected: to the cluster at `address`, else to one that the environment names, else to one begun here.
+    Connect to Ray and return the module.
+
+    Args:
+        address: Address of a cluster. If None, use the cluster named in the environment, or start a local one.
 
     Raises:
-        TrlRealError: If Ray is not installed, or there is no cluster at `address`.
+        TrlRealError: If Ray is not installed, or no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -63,15 +66,15 @@ def connect(address: str | None) -> Any:
 
 def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[str, float]) -> None:
     """
-    Ray waits for what a cluster cannot give, without a word.
+    Check that the cluster has room for all actors; without room, Ray waits forever without a message.
 
     Args:
         nodes: Resources of each node that is alive.
-        num_actors: How many actors are to run at once.
-        asked: What one actor takes, by resource.
+        num_actors: Number of actors that run at once.
+        asked: Amount of each resource that one actor takes.
 
     Raises:
-        TrlRealError: If so many actors do not fit, with the number that does.
+        TrlRealError: If the actors do not fit; names the number that does.
     """
     if num_actors < 1:
         raise TrlRealError(f"num_actors={num_actors} does nothing. Type num_actors=1.")
@@ -92,19 +95,19 @@ def run_on_ray(
     work: ShardedMap, desc: str, num_actors: int, num_cpus: float, num_gpus: float, address: str | None
 ) -> None:
     """
-    Do the shards that are missing.
+    Do the missing shards on Ray.
 
-    A task whose node is lost is done again on another one; shards that lie in the folder are not.
+    If a node is lost, Ray runs its unfinished tasks on another node; shards already in the folder are not repeated.
 
     Args:
-        work: Its dataset, model and folder must be seen by all nodes.
-        desc: For the progress bar.
-        num_actors: Actors that run at once.
-        num_cpus, num_gpus: That one takes.
-        address: As in `connect`.
+        work: Sharded map; all nodes must be able to read its dataset and model and to write its folder.
+        desc: Text of the progress bar.
+        num_actors: Number of actors that run at once.
+        num_cpus, num_gpus: CPUs and GPUs for each actor.
+        address: Address of the cluster, as in `connect`.
 
     Raises:
-        TrlRealError: If Ray is missing, so many actors do not fit, or a row is at fault.
+        TrlRealError: If Ray is not installed, the actors do not fit, or a row is invalid.
     """
     ray = connect(address)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,4 +1,4 @@
-"""A map over a dataset in parts that stay on disk, shared out among all processes and never done twice."""
+"""Map over a dataset in shards on disk: all processes share the work, and a finished shard is not repeated."""
 
 import hashlib
 import io
@@ -19,27 +19,27 @@ from trl_real.runtime.distributed import once, rank, share, wait
 
 
 SHARD_ROWS = 2048
-ROW = "_row"  # number of a row in the dataset
+ROW = "_row"  # column with the index of a row in the dataset
 
 Batch = Callable[[Any, list[int]], dict[str, list]]
 
 
 class Shards:
     """
-    What a function makes of rows, kept in the files of a folder.
+    Results of a function over rows, as files in a folder.
 
-    A shard is one Parquet file, written whole or not at all, whose name holds a digest of the function and of the rows
-    that went in: what a killed run has finished is found again, and what was changed since is done again.
+    A shard is one Parquet file, written in one step. Its name has a digest of the function and of the input rows: a
+    later run uses the shards that a killed run finished, and repeats those with another function or other rows.
 
     Args:
-        function: From a batch, as the dataset formats it, and the numbers of its rows to columns of as many values;
-            told apart from others by its pickle.
-        features: Of what `function` returns.
-        folder: Where the shards lie; on several machines one that all of them see.
-        batch_size: Rows of a batch.
+        function: Function of a batch, in the dataset's format, and the indices of its rows. It returns columns with
+            one value per row; its pickle identifies it.
+        features: Features of the columns that `function` returns.
+        folder: Path of the folder for the shards; with several machines, all of them must share it.
+        batch_size: Number of rows in a batch.
 
     Raises:
-        TrlRealError: If the number of rows is not positive.
+        TrlRealError: If `batch_size` is not positive.
     """
 
     def __init__(self, function: Batch, features: Features, folder: str | Path, batch_size: int):
@@ -49,23 +49,23 @@ class Shards:
         key = f"{Hasher.hash(function)} {batch_size} {features.arrow_schema}".encode()
         self.key = hashlib.blake2b(key).digest()
 
-    def known(self) -> set[int]:
-        """Numbers of the shards that are there."""
+    def existing(self) -> set[int]:
+        """Return the numbers of the shards on disk."""
         return {int(file.name.partition("-")[0]) for file in self.folder.glob("*-*.parquet")}
 
     def file(self, number: int, digest: bytes) -> Path:
-        """Where the shard of that number lies, or would, for rows with that `rows_digest`."""
+        """Return the path of the shard with this number, for rows with this `rows_digest`."""
         name = hashlib.blake2b(digest, key=self.key, digest_size=8).hexdigest()
         return self.folder / f"{number:06d}-{name}.parquet"
 
     def make(self, file: Path, rows: Dataset, numbers: Sequence[int]) -> None:
         """
-        The shard of `rows` at `file`, if it is not there yet; older ones of its number are removed.
+        Write the shard of `rows` if it is missing, and remove older shards with its number.
 
         Args:
-            file: From `file`, for these rows.
-            rows: As `function` takes them.
-            numbers: Of the rows in the whole.
+            file: Path that `file` returned for these rows.
+            rows: Input rows of `function`.
+            numbers: Indices of the rows in the full dataset.
 
         Raises:
             TrlRealError: If the disk is full.
@@ -78,14 +78,15 @@ class Shards:
                 write_atomic(file, buffer.getvalue())
             except OSError as error:
                 raise TrlRealError(
-                    f"Cannot write {str(file)!r} ({error.strerror}). Finished shards are safe: make room, run again."
+                    f"Cannot write {str(file)!r} ({error.strerror}). Finished shards are safe: free some disk space "
+                    "and run again."
                 ) from error
         for other in self.folder.glob(f"{file.name.partition('-')[0]}-*"):
             if other != file:
                 other.unlink(missing_ok=True)
 
     def read(self, files: list[Path]) -> Dataset:
-        """What these shards hold, in the order of the rows, from one Arrow file that is made of them."""
+        """Read the shards, in the order of the rows; they are first copied into one Arrow file."""
         arrow = self.folder / "arrow"
         shutil.rmtree(arrow, ignore_errors=True)
         if not files:
@@ -106,17 +107,17 @@ class Shards:
 
 class ShardedMap:
     """
-    `function` over a dataset, in shards (`Shards`) of rows that follow each other.
+    Map of `function` over a dataset, in shards (`Shards`) of consecutive rows.
 
-    Any number of processes share the work; the shards, and the batches in them, are the same whatever that number.
+    All processes share the work; shards and batches do not depend on the number of processes.
 
     Args:
         function, features, folder, batch_size: As in `Shards`.
-        dataset: The same in all processes.
-        shard_rows: Rows of a shard.
+        dataset: Dataset to map, the same in all processes.
+        shard_rows: Number of rows in a shard.
 
     Raises:
-        TrlRealError: If a number of rows is not positive.
+        TrlRealError: If `shard_rows` or `batch_size` is not positive.
     """
 
     def __init__(
@@ -138,13 +139,13 @@ class ShardedMap:
 
     def run(self, desc: str) -> Dataset:
         """
-        Do, together with the other processes, what is missing; then read all of it.
+        Do the missing shards together with the other processes, then read all shards.
 
         Args:
-            desc: For the progress bar of the first process.
+            desc: Text of the progress bar in the first process.
 
         Returns:
-            What `function` returned, in the order of the rows, in all processes; it stays on the disk.
+            Output of `function` in the order of the rows, in all processes; the data stays on disk.
 
         Raises:
             TrlRealError: If the disk is full.
@@ -155,12 +156,12 @@ class ShardedMap:
         return once(self.read)
 
     def order(self) -> list[int]:
-        """Numbers of all shards: first those that nothing is known of, which are work, then those to be checked."""
-        known = self.shards.known()
-        return sorted(range(len(self)), key=lambda number: number in known)
+        """Return the numbers of all shards: first those without a file, then those with a file to check."""
+        existing = self.shards.existing()
+        return sorted(range(len(self)), key=lambda number: number in existing)
 
     def do(self, number: int) -> Path:
-        """The file of a shard, made if it is not there; older ones of that number are removed."""
+        """Write a shard if it is missing, remove older shards with its number, and return its path."""
         start = number * self.shard_rows
         numbers = range(start, min(start + self.shard_rows, len(self.dataset)))
         rows = self.dataset.select(numbers)
@@ -169,25 +170,27 @@ class ShardedMap:
         return file
 
     def read(self) -> Dataset:
-        """What all shards hold, in the order of the rows."""
+        """Read all shards, in the order of the rows."""
         return self.shards.read(sorted(self.shards.folder.glob("*-*.parquet"))[: len(self)])
 
 
 def rows_digest(rows: Dataset) -> bytes:
-    """Digest of the rows' content."""
-    sink = io.BytesIO()  # of Parquet: Arrow's own buffers have gaps with anything in them
-    table = rows.with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)  # pages follow the chunks
+    """Return a digest of the rows' content."""
+    sink = io.BytesIO()  # Parquet, because the gaps in Arrow's own buffers are not initialized
+    table = (
+        rows.with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)
+    )  # one chunk, because chunks decide the pages
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return hashlib.blake2b(sink.getbuffer(), digest_size=16).digest()
 
 
 def check_rows(**sizes: int) -> None:
     """
-    Numbers of rows, by the names of the arguments.
+    Check that numbers of rows, given by argument name, are positive.
 
     Raises:
-        TrlRealError: If one is not positive.
+        TrlRealError: If one is not.
     """
     for name, value in sizes.items():
         if value < 1:
-            raise TrlRealError(f"{name}={value} holds no row. Type {name}=512.")
+            raise TrlRealError(f"{name}={value} must be at least 1. Type {name}=512.")

@@ -1,4 +1,4 @@
-"""Streams read several times: in chunks that are the same each time, and a map over them that is never done twice."""
+"""Streams read several times in the same chunks, and a map over them with one shard per chunk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ from trl_real.runtime.distributed import is_mine, once, rank, wait
 from trl_real.runtime.shards import Batch, Shards, check_rows, rows_digest
 
 
-HEAD_ROWS = 1000  # that an untyped stream's features are told by
+HEAD_ROWS = 1000  # rows that the features of an untyped stream are inferred from
 
 
 def typed(stream: IterableDataset) -> IterableDataset:
     """
-    The stream in plain Python values, with features: its own, or those that its first 1,000 rows have.
+    Return the stream as plain Python values with features: its own, or those inferred from its first 1,000 rows.
 
     Raises:
-        TrlRealError: If it has neither features nor rows.
+        TrlRealError: If the stream has neither features nor rows.
     """
     plain = stream.with_format(None)
     if plain.features is not None:
@@ -33,18 +33,18 @@ def typed(stream: IterableDataset) -> IterableDataset:
 
 class Chunks:
     """
-    A stream in chunks of rows, which may be read several times and says so if it is not the same again.
+    Chunks of a stream. They can be read several times; a later pass with other rows raises an error.
 
-    It holds a chunk at a time, and 16 bytes for each that it has seen.
+    One chunk is in memory at a time, plus a digest of 16 bytes for each chunk read so far.
 
     Args:
-        stream: Typed.
-        columns: Those that matter, to whoever reads them and as to what is the same.
-        size: Rows of a chunk.
-        arrays: Columns that are handed out as NumPy arrays.
+        stream: Stream with features, from `typed`.
+        columns: Columns to read and to compare between passes.
+        size: Number of rows in a chunk.
+        arrays: Columns to return as NumPy arrays.
 
     Raises:
-        TrlRealError: If the size is not positive; while reading, if a row differs from the first time.
+        TrlRealError: If the size is not positive; while reading, if a row differs from the first pass.
     """
 
     def __init__(self, stream: IterableDataset, columns: list[str], size: int, arrays: tuple[str, ...] = ()):
@@ -55,12 +55,12 @@ class Chunks:
         self.complete = False
 
     def __iter__(self) -> Iterator[tuple[int, Dataset]]:
-        """The number of a chunk's first row, and its rows with `columns`."""
+        """Yield the index of each chunk's first row, and the chunk's rows with `columns`."""
         for start, rows, _ in self._read(self.stream.select_columns(self.columns)):
             yield start, rows
 
-    def whole(self) -> Iterator[tuple[int, dict[str, list]]]:
-        """The number of a chunk's first row, and all of its columns."""
+    def full_chunks(self) -> Iterator[tuple[int, dict[str, list]]]:
+        """Yield the index of each chunk's first row, and all columns of the chunk."""
         for start, _, batch in self._read(self.stream):
             yield start, batch
 
@@ -85,8 +85,8 @@ class Chunks:
 
     def _refuse(self, number: int) -> None:
         raise TrlRealError(
-            f"The stream gave other rows than the first time, from row {number * self.size} on. Two passes need a "
-            "fixed order: take out what is random, or type sample=1000 for one pass."
+            f"The stream differs from its first pass, from row {number * self.size} on. Two passes need a fixed "
+            "order: remove random steps such as shuffle(), or type sample=1000 for one pass."
         )
 
 
@@ -101,18 +101,18 @@ def map_chunks(
     only: np.ndarray | None = None,
 ) -> Dataset:
     """
-    `function` over a stream, in a shard a chunk (`trl_real.runtime.shards`), none of which is done twice.
+    Map `function` over a stream, with one shard per chunk (`trl_real.runtime.shards`).
 
-    Every process reads the stream and works its share of the chunks.
+    Every process reads the full stream and does its share of the chunks; finished shards are not repeated.
 
     Args:
         function, features, folder, batch_size: As in `Shards`.
-        chunks: Of the whole stream, in all processes.
-        desc: For the progress bar of the first process.
-        only: Numbers of the rows to do, ascending; all by default.
+        chunks: Chunks of the full stream, in all processes.
+        desc: Text of the progress bar in the first process.
+        only: Indices of the rows to do, ascending; all rows by default.
 
     Returns:
-        What `function` returned, in the order of the rows, in all processes; it stays on the disk.
+        Output of `function` in the order of the rows, in all processes; the data stays on disk.
 
     Raises:
         TrlRealError: If the disk is full, or the stream is not the same in all passes and processes.
@@ -137,5 +137,5 @@ def map_chunks(
 
 def _read(shards: Shards, files: list[Path]) -> Dataset:
     if not all(file.exists() for file in files):
-        raise TrlRealError("The processes read different rows. Give each of them the whole stream, not its part.")
+        raise TrlRealError("The processes read different rows. Give each process the full stream, not its own part.")
     return shards.read(files)

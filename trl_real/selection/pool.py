@@ -23,6 +23,7 @@ from trl_real.selection.scoring_columns import (
     scoring_features,
     vectors,
 )
+from trl_real.selection.strategies import strategy_name
 
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
@@ -137,7 +138,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     options = vars(encoder.options) if encoder else {}
     settings = {**options, "dtype": encoder.precision} if encoder else {}
     return SelectionRecord(
-        strategy=_name_of(selector.strategy),
+        strategy=strategy_name(selector.strategy),
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
@@ -154,11 +155,3 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         seconds=round(float(numbers(scored, "_seconds").sum()), 3),
         **describe_similarity(similarity, similarity[kept]),
     )
-
-
-def _name_of(strategy: Any) -> str:
-    if isinstance(strategy, str):
-        return strategy
-    function = getattr(strategy, "score", strategy)
-    function = getattr(function, "func", function)
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -254,6 +254,15 @@ def as_strategy(strategy: Any) -> Strategy:
     return STRATEGIES[strategy]
 
 
+def strategy_name(strategy: Any) -> str:
+    """Return the name of a strategy for the record: of a function its module and qualified name."""
+    if isinstance(strategy, str):
+        return strategy
+    function = getattr(strategy, "score", strategy)
+    function = getattr(function, "func", function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
 def split_geometry(strategy: Any) -> tuple[Any, str | None]:
     """
     Split `"easy@centered"` into a strategy and the name of a geometry.

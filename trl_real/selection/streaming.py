@@ -142,7 +142,7 @@ class JoinedRows:
 
     def __call__(self):
         """The rows, one by one."""
-        for start, batch in self.chunks.whole():
+        for start, batch in self.chunks.full_chunks():
             rows = self.kept[slice(*np.searchsorted(self.kept, (start, start + self.chunks.size)))].tolist()
             own = self.added[rows] if rows else {}
             for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Which pairs an arm of a study takes, and what their labels say."""
+"""Arms of a study: the pairs that each arm selects, and their labels."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from trl_real.study.pool import StudyPool, decided_pairs, verdicts
 
 
 class Arm(NamedTuple):
-    """A strategy, and the geometry in which it measures similarity."""
+    """Arm of a study: a strategy and the geometry in which it measures similarity."""
 
     strategy: Strategy
     geometry: str
@@ -26,15 +26,16 @@ class Arm(NamedTuple):
 
 class ScoredPairs(NamedTuple):
     """
-    An arm's pair in each row that a seed may choose from.
+    Pair that an arm picks in each row that a seed may select from, with its score.
 
     Args:
-        places: The rows, in the study's pool. Shape `(n,)`.
-        pairs: Two candidates of each, in the row's order. Shape `(n, 2)`.
-        similarity: Of the two, in the raw geometry. Shape `(n,)`.
-        strategy: The arm's.
-        scores: Its scores, lowest first. Shape `(n,)`.
-        differences: Of the pair's unit vectors in the arm's geometry, where its budget looks at them. `n` of them.
+        places: Indices of the rows in the study's pool. Shape `(n,)`.
+        pairs: Two candidates of each row, in the row's order. Shape `(n, 2)`.
+        similarity: Similarity of the two candidates in the raw geometry. Shape `(n,)`.
+        strategy: Strategy of the arm.
+        scores: Scores of the pairs, lowest first. Shape `(n,)`.
+        differences: Differences of the pairs' unit vectors in the arm's geometry, if the strategy's budget needs them;
+            `n` arrays.
     """
 
     places: np.ndarray
@@ -45,18 +46,18 @@ class ScoredPairs(NamedTuple):
     differences: list[np.ndarray]
 
     def selected(self, budget: float | int) -> np.ndarray:
-        """What the budget buys, as indices into the arrays, ascending."""
+        """Return the pairs in the budget, as ascending indices into the arrays."""
         return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))
 
 
 class Labeled(NamedTuple):
     """
-    What a budget buys.
+    Labelled pairs of a budget.
 
     Args:
-        places: Rows with a label. Shape `(m,)`.
-        pairs: Their candidates, the better one first. Shape `(m, 2)`.
-        n_labels: Labels that were paid for, ties included.
+        places: Indices of the rows with a label. Shape `(m,)`.
+        pairs: Candidates of each row, the better one first. Shape `(m, 2)`.
+        n_labels: Number of labels paid for, ties included.
     """
 
     places: np.ndarray
@@ -66,10 +67,10 @@ class Labeled(NamedTuple):
 
 def parse_arm(name: str) -> Arm:
     """
-    `"easy"` or `"easy@centered"`.
+    Parse the name of an arm: `"easy"` or `"easy@centered"`.
 
     Raises:
-        TrlRealError: If there is no such strategy or geometry.
+        TrlRealError: If the strategy or the geometry is unknown.
     """
     strategy, geometry = split_geometry(name)
     return Arm(as_strategy(strategy), geometry or "raw")
@@ -77,34 +78,34 @@ def parse_arm(name: str) -> Arm:
 
 class ArmSelector:
     """
-    Lets each arm choose from the same rows, seed by seed.
+    Selects pairs for each arm; with the same seed, all arms select from the same rows.
 
     Args:
-        pool: Rows to choose from.
-        vectors: Their embeddings, `(K, d)` each.
-        pool_share: Share of the rows that each seed may choose from: what makes the seeds of a strategy without
-            chance differ, and the intervals honest about the pool.
-        min_gap: Least difference of scores that decides a label.
+        pool: Rows to select from.
+        vectors: Embeddings of the rows, `(K, d)` each.
+        pool_share: Share of the rows that each seed may select from. It makes the seeds of a deterministic strategy
+            differ, so that the intervals include the choice of the pool.
+        min_gap: Minimum difference of scores that decides a label.
     """
 
     def __init__(self, pool: StudyPool, vectors: list[Tensor], pool_share: float = 0.9, min_gap: float = 0.0):
         if not 0 < pool_share <= 1:
-            raise TrlRealError(f"pool_share={pool_share} is no share in (0, 1]. Type 0.9, or 1.0 for the whole pool.")
+            raise TrlRealError(f"pool_share={pool_share} is not in (0, 1]. Type 0.9, or 1.0 for the whole pool.")
         self.pool, self.vectors, self.pool_share, self.min_gap = pool, vectors, pool_share, min_gap
         self.scored_pairs = lru_cache(maxsize=64)(self._score_pairs)
 
     def labeled(self, cell: Cell) -> Labeled:
-        """The pairs that the cell's budget buys, labelled; ties and missing scores are paid for and left out."""
+        """Return the labelled pairs of the cell's budget; ties and missing scores count as labels but are left out."""
         scored = self.scored_pairs(cell.arm, cell.seed)
         bought = scored.selected(cell.budget)
         places, pairs = scored.places[bought], scored.pairs[bought]
-        said = verdicts(self.pool, places, pairs, self.min_gap)
-        better_first = np.where((said == 0)[:, None], pairs[:, ::-1], pairs)
-        decided = (said == 1) | (said == 0)
+        labels = verdicts(self.pool, places, pairs, self.min_gap)
+        better_first = np.where((labels == 0)[:, None], pairs[:, ::-1], pairs)
+        decided = (labels == 1) | (labels == 0)
         return Labeled(places[decided], better_first[decided], len(bought))
 
     def validation_pairs(self, seed: int, n: int) -> Labeled:
-        """Up to `n` labelled pairs, one a row, from the rows that the seed may not choose from."""
+        """Return up to `n` labelled pairs, one per row, from the rows that the seed may not select from."""
         rest = np.setdiff1d(np.arange(len(self.pool)), self._places(seed))
         places, pairs = decided_pairs(self.pool.take(rest), self.min_gap)
         order = np.random.default_rng([seed, n]).permutation(len(places))
@@ -113,7 +114,7 @@ class ArmSelector:
         return Labeled(rest[places[first]], pairs[first], len(first))
 
     def n_pool(self) -> int:
-        """Rows that a seed may choose from."""
+        """Return the number of rows that a seed may select from."""
         return min(len(self.pool), max(2, round(self.pool_share * len(self.pool))))
 
     def _places(self, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a study asks of real training: DPO on a cell's pairs, evaluated along the way."""
+"""DPO training for a study: train on a cell's pairs and evaluate during training."""
 
 import copy
 import math
@@ -23,24 +23,25 @@ from trl_real.training.config import REALDPOConfig
 from trl_real.training.trainer import REALDPOTrainer
 
 
-# Pairs whose embeddings are followed through a training.
+# Number of test pairs for the drift of the embeddings.
 N_DRIFT = 32
 SETS = ("validation", "test")
-# Points of the reward curves.
+# Number of points of the reward curves.
 LOGGED = 20
 
 
 class DPOCells:
     """
-    Trains the model itself, once a learning rate, always from the same weights, which are the reference, too.
+    Trains the model on a cell's pairs, once per learning rate, always from the same weights, which are also the
+    reference model.
 
     Args:
-        model: Hub id or path.
-        config: Settings of the trainer; evaluation, saving, learning rate, folder and seed are the study's.
-        peft_config: Of the adapter, if one is trained.
-        learning_rates: Tried in every cell; the one with the least validation loss counts.
-        n_evaluations: Along each run, the last one at its end.
-        given: What `config` was made from, for the run folder.
+        model: Hub id or path of the model.
+        config: Settings of the trainer; the study sets evaluation, saving, learning rate, folder and seed.
+        peft_config: Configuration of the adapter, if one is trained.
+        learning_rates: Learning rates to try in every cell; the one with the lowest validation loss counts.
+        n_evaluations: Number of evaluations per run, the last one at its end.
+        given: Command-line flags of `config`, stored in the run folder.
     """
 
     engine = "dpo"
@@ -60,7 +61,7 @@ class DPOCells:
 
     @property
     def revision(self) -> str | None:
-        """Of the model on the Hub."""
+        """Revision of the model on the Hub."""
         return revision_of(self.config.model_init_kwargs)
 
     def __call__(
@@ -70,13 +71,13 @@ class DPOCells:
         Train on a cell's pairs.
 
         Args:
-            train, validation, test: Preferences; `validation` may be empty.
-            seed: Of the order of the pairs and of the adapter's weights.
-            folder: For the trainer; removed when done.
-            follow_drift: Whether to compare embeddings of test pairs along the way.
+            train, validation, test: Preference data; `validation` may be empty.
+            seed: Seed of the order of the pairs and of the adapter's weights.
+            folder: Folder for the trainer; removed at the end.
+            follow_drift: Whether to measure the drift of the embeddings of test pairs.
 
         Returns:
-            One run a learning rate.
+            One run per learning rate.
         """
         runs = [self._run(rate, train, validation, test, seed, folder, follow_drift) for rate in self.learning_rates]
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +96,7 @@ class DPOCells:
             processing_class=AutoTokenizer.from_pretrained(self.model, revision=self.revision),
             peft_config=copy.deepcopy(self.peft_config),
         )
-        trainer.remove_callback(PrinterCallback)  # the study has a bar of its own
+        trainer.remove_callback(PrinterCallback)  # the study has its own progress bar
         watch = Watch(trainer, len(train), test if drift else None)
         trainer.add_callback(watch)
         trainer.train()
@@ -115,12 +116,12 @@ class DPOCells:
 
 class Watch(TrainerCallback):
     """
-    Keeps what each evaluation found, and evaluates once more at the end where the last step was none.
+    Callback that records each evaluation, and evaluates at the end of training if the last step did not.
 
     Args:
-        trainer: Whose evaluations they are.
-        n_train: Labelled pairs of an epoch.
-        followed: Pairs whose embeddings are compared with those before training; None for none.
+        trainer: Trainer that runs the evaluations.
+        n_train: Number of labelled pairs per epoch.
+        followed: Pairs for the drift of the embeddings; None for no drift.
     """
 
     def __init__(self, trainer: REALDPOTrainer, n_train: int, followed: Dataset | None):
@@ -132,12 +133,12 @@ class Watch(TrainerCallback):
         self.evaluated_at = -1
 
     def on_train_end(self, args, state, control, **kwargs):
-        """The end of the training is always a point."""
+        """Evaluate at the end of training, unless the last step did."""
         if self.evaluated_at != state.global_step:
             self.trainer.evaluate()
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Called after each evaluation set; the test set comes last."""
+        """Record a point after the test set, the last evaluation set."""
         rows = self.trainer.evaluation_rows
         if "eval_test_loss" not in (metrics or {}):
             return

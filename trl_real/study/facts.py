@@ -1,4 +1,4 @@
-"""What the report tells beside the curves: similarities, examples at the cut, agreement by similarity, recipe."""
+"""Facts for the report besides the curves: similarities, examples at the cut, agreement by similarity, recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +27,12 @@ def describe(
     frozen: FrozenCells, arms: Sequence[str], budgets: Sequence[float | int], seed: int, everything: StudyPool
 ) -> dict[str, Any]:
     """
-    Facts for the report, as plain JSON values.
+    Collect facts for the report, as plain JSON values.
 
     Args:
-        frozen: Has the selector and the test set.
-        arms, budgets: The grid's.
-        seed: Whose choices are shown, at the middle budget.
+        frozen: Cells with the selector and the test set.
+        arms, budgets: Sides of the grid.
+        seed: Seed of the selections to show, at the middle budget.
         everything: All rows of the study, test rows included.
     """
     selector = frozen.selector
@@ -61,7 +61,7 @@ def _histogram(pairs: ScoredPairs, budget: float | int) -> dict[str, list]:
 
 
 def _examples(pool: StudyPool, pairs: ScoredPairs, budget: float | int) -> list[dict[str, Any]]:
-    """Of the pairs that the budget buys those with the highest scores, of the others those with the lowest."""
+    """Return the pairs on both sides of the cut: the last ones in the budget and the first ones outside it."""
     order = np.argsort(pairs.scores, kind="stable")
     bought = np.isin(order, pairs.selected(budget))
     ends = {"just kept": order[bought][-N_EXAMPLES:], "just left out": order[~bought][:N_EXAMPLES]}
@@ -76,7 +76,7 @@ def _example(pool: StudyPool, pairs: ScoredPairs, i: int, where: str) -> dict[st
 
 
 def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
-    """By second opinion: that of a model that has not seen the pair, and that of a column, where there is one."""
+    """Return agreement by second opinion: a model that has not seen the pair, and a column if there is one."""
     labeled = frozen.selector.labeled(Cell(RANDOM, 1.0, seed))
     vectors = frozen.selector.vectors
     both = list(zip(labeled.places.tolist(), labeled.pairs.tolist(), strict=True))
@@ -90,6 +90,5 @@ def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     found = {LEFT_OUT: agreement_by_similarity(similarity, verdicts)}
     opinions = frozen.selector.pool.opinions
     if opinions is not None:
-        said = opinions[labeled.places]
-        found[SECOND_OPINION] = agreement_by_similarity(similarity, said)
+        found[SECOND_OPINION] = agreement_by_similarity(similarity, opinions[labeled.places])
     return found

@@ -1,4 +1,4 @@
-"""Embeddings of a study's responses, kept part by part in its run folder."""
+"""Embeddings of a study's responses, stored part by part in its run folder."""
 
 from pathlib import Path
 
@@ -12,21 +12,21 @@ from trl_real.models.encoder import Encoder
 from trl_real.study.grid import write_arrays
 
 
-# Responses in a part: what a kill can cost, and enough to sort by length.
+# Responses per part: the most work that a kill can lose, and enough to sort by length.
 PART = 512
 
 
 def embed_rows(rows: list[Candidates], encoder: Encoder, folder: Path) -> list[Tensor]:
     """
-    Embeddings of the rows' candidates; parts that the folder has are read.
+    Embed the candidates of the rows, or read the parts that are already in the folder.
 
     Args:
-        rows: Of one study, always in the same order.
-        encoder: The model.
-        folder: For the parts; of this study only.
+        rows: Rows of the study, always in the same order.
+        encoder: Encoder of the responses.
+        folder: Folder for the parts of this study.
 
     Returns:
-        One `(K, d)` tensor a row, float32.
+        One `(K, d)` tensor per row, float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [row.prompt for row in rows for _ in row.texts]

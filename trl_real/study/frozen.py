@@ -1,4 +1,4 @@
-"""A study's cell on frozen embeddings: a Bradley-Terry model in place of the policy, in seconds."""
+"""Cells of a study on frozen embeddings: a Bradley-Terry model replaces the policy and trains in seconds."""
 
 from functools import lru_cache
 
@@ -16,14 +16,13 @@ from trl_real.study.trained import metric_sums
 
 class FrozenCells:
     """
-    Runs cells on embeddings that are computed once. All arms learn from the same features, which are in units of
-    their spread within a row of the pool, and are tested on the same pairs; the ridge of each cell is tuned on its
-    own labels.
+    Runs cells on embeddings that are computed once. All arms use the same features, in units of their spread within a
+    row of the pool, and the same test pairs; the ridge of each cell is tuned on its own labels.
 
     Args:
-        selector: Chooses and labels.
+        selector: Selector of labelled pairs.
         test: Test rows.
-        test_vectors: Their embeddings, `(K, d)` each.
+        test_vectors: Embeddings of the test rows, `(K, d)` each.
 
     Raises:
         TrlRealError: If no test pair has a label.
@@ -39,16 +38,16 @@ class FrozenCells:
         self.test_differences = self.differences(test_vectors, places, pairs)
         keys = test.prompt_keys()
         _, self.test_prompts = np.unique([keys[i] for i in places], return_inverse=True)
-        # With two responses a row, the whole pool is the same set for every arm.
+        # With two responses per row, the whole pool is the same set for every arm.
         self.fit = lru_cache(maxsize=2)(self._fit)
 
     @property
     def n_test(self) -> int:
-        """Test pairs."""
+        """Number of test pairs."""
         return len(self.test_prompts)
 
     def __call__(self, cell: Cell) -> Result:
-        """Train and test one cell; `arrays` are the metrics' sums over the test pairs of each prompt, and counts."""
+        """Train and test one cell; `arrays` holds sums of metrics over the test pairs of each prompt, and counts."""
         labeled = self.selector.labeled(cell)
         best, fits = self.fit(labeled.places.tobytes(), labeled.pairs.tobytes())
         losses = {f"{fit.ridge:g}": float(pair_loss(self.test_differences @ fit.weights).mean()) for fit in fits}
@@ -67,7 +66,7 @@ class FrozenCells:
         return Result(values, arrays)
 
     def differences(self, vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -> Tensor:
-        """Better less worse response, in units of the features' spread. Shape `(n, d)`, float64."""
+        """Return better minus worse response, in units of the features' spread. Shape `(n, d)`, float64."""
         if not len(places):
             return torch.zeros(0, len(self.scale), dtype=torch.float64)
         both = list(zip(places.tolist(), pairs.tolist(), strict=True))

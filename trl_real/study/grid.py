@@ -1,4 +1,4 @@
-"""The run folder of a study: each cell of the grid is done once, however often the study is killed and started."""
+"""Run folder of a study: each cell of the grid runs once, even if the study is killed and restarted."""
 
 import io
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ SETTINGS_FILE, CELLS = "study.json", "cells"
 
 
 class Result(NamedTuple):
-    """What a cell gave: plain values, and arrays by name."""
+    """Result of a cell: plain values, and arrays by name."""
 
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -26,12 +26,12 @@ class Result(NamedTuple):
 @dataclass(frozen=True)
 class Cell:
     """
-    One model of the study.
+    Cell of the grid: one trained model.
 
     Args:
         arm: Strategy, or strategy and geometry (`"easy@centered"`).
         budget: Share in (0, 1], or number of pairs.
-        seed: Of the pool's sample, of random choices and of training.
+        seed: Seed of the pool's sample, of random selection and of training.
     """
 
     arm: str
@@ -40,7 +40,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of its files."""
+        """File name of the cell, without extension."""
         return f"{self.arm}-{self.budget:g}-{self.seed}"
 
 
@@ -64,7 +64,7 @@ class StudyFolder(RunFolder):
         self.cells.mkdir(exist_ok=True)
 
     def result(self, cell: Cell) -> Result | None:
-        """What the cell gave, or None if it is not done."""
+        """Return the result of a cell, or None if it is not done."""
         file = self.cells / f"{cell.key}.json"
         if not file.exists():
             return None
@@ -72,7 +72,7 @@ class StudyFolder(RunFolder):
             return Result(read_json(file), dict(arrays))
 
     def save(self, cell: Cell, result: Result) -> None:
-        """Keep what the cell gave."""
+        """Write the result of a cell."""
         file = self.cells / f"{cell.key}.json"
         write_arrays(file.with_suffix(".npz"), result.arrays)
         write_json(file, result.values)
@@ -80,16 +80,16 @@ class StudyFolder(RunFolder):
 
 def run_cells(folder: StudyFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
     """
-    Run the cells that are not done, with a bar that tells the time left.
+    Run the cells that are not done, with a progress bar.
 
     Args:
-        folder: Where they are kept.
-        cells: In the order in which they are run.
-        run: Runs one.
-        desc: Of the bar.
+        folder: Run folder of the study.
+        cells: Cells in the order in which they run.
+        run: Function that runs one cell.
+        desc: Label of the progress bar.
 
     Returns:
-        How many were run.
+        Number of cells that were run.
     """
     cells = list(cells)
     missing = [cell for cell in cells if not (folder.cells / f"{cell.key}.json").exists()]

@@ -1,4 +1,4 @@
-"""Pictures of a study: plain data in, a matplotlib `Figure` out, in the look of `plots`."""
+"""Figures of a study: plain data in, a matplotlib `Figure` out, in the style of `reports.figures`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 NOT_REACHED = "not reached"
-# Budgets that span more than this are drawn on a logarithmic axis.
+# Ratio of the largest to the smallest budget above which the axis is logarithmic.
 LOG_SPAN = 8
-# Savings below it are off the picture: an arrow, and the number.
+# Savings below this value are shown as an arrow and the number.
 LEAST_SAVING = -1.0
 DRIFT_LINES = {  # key of a row: name, colour, line style, marker
     "cosine": ("cosine, now and before", "#0072B2", "-", "o"),
@@ -38,14 +38,14 @@ def curve_figure(
     x_label: str = "labels used",
 ) -> "Figure":
     """
-    A metric against labels: a line an arm, its interval a band around it.
+    Draw a metric against labels: one line per arm, with its interval as a band.
 
     Args:
-        curves: By arm.
-        metric: What is drawn; its value without a label is a thin line, where it is near.
-        styles: By arm.
-        title: Of the picture.
-        x_label: What the labels are.
+        curves: Curves by arm.
+        metric: Metric to draw; its value without labels is a thin line, if it is in range.
+        styles: Styles by arm.
+        title: Title of the figure.
+        x_label: Label of the horizontal axis.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -74,14 +74,14 @@ def savings_figure(
     x_label: str = "labels saved",
 ) -> "Figure":
     """
-    Labels saved against a random choice: a row an arm and level, with intervals, beside the line of no saving.
+    Draw labels saved compared with random selection: one row per arm and level, with intervals and a line at 0.
 
     Args:
-        savings: By arm, one a level.
-        styles: By arm.
-        title: Of the picture.
-        confidence: Level of the intervals.
-        x_label: What a saving is.
+        savings: Savings by arm, one per level.
+        styles: Styles by arm.
+        title: Title of the figure.
+        confidence: Confidence level of the intervals.
+        x_label: Label of the horizontal axis.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -110,12 +110,12 @@ def savings_figure(
 
 def agreement_figure(bins: Sequence[AgreementBin], *, name: str, confidence: float = 0.95) -> "Figure":
     """
-    How often a second opinion agrees with the labels, a row a bin of similarity, least similar first.
+    Draw the agreement of a second opinion with the labels: one row per bin of similarity, least similar first.
 
     Args:
-        bins: With Wilson's intervals.
-        name: Of the second opinion.
-        confidence: Level of the intervals.
+        bins: Bins with Wilson intervals.
+        name: Name of the second opinion.
+        confidence: Confidence level of the intervals.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -141,11 +141,12 @@ def agreement_figure(bins: Sequence[AgreementBin], *, name: str, confidence: flo
 
 def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure":
     """
-    How far training moves the embeddings: what is 1 when nothing moves, and below it the relative distance.
+    Draw the drift of the embeddings during training: above, measures that are 1 without drift; below, the relative
+    distance.
 
     Args:
-        rows: A checkpoint each: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`.
-        title: Of the picture.
+        rows: One mapping per checkpoint: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`.
+        title: Title of the figure.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -175,7 +176,7 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
 
 
 def percent(share: float, sign: bool = True) -> str:
-    """A saving in words: a whole percentage, "not reached" for minus infinity, a dash for what is not known."""
+    """Format a saving: a whole percentage, "not reached" for infinity, a dash for NaN."""
     if math.isnan(share):
         return "–"
     if math.isinf(share):
@@ -185,7 +186,7 @@ def percent(share: float, sign: bool = True) -> str:
 
 
 def _draw_curve(axes: "Axes", arm: str, curve: Curve, style: ArmStyle, dodge: float) -> None:
-    """One arm. A single point has bars in place of a band, `dodge` to the side of the others'."""
+    """Draw one arm. A single point has a bar instead of a band, moved sideways by `dodge`."""
     value, low, high = (list(ends) for ends in zip(*curve.points, strict=True)) if curve.points else ([], [], [])
     order = 3 if arm == BASELINE else 2
     drawn: dict[str, Any] = dict(color=style.color, linestyle=style.line, linewidth=2.4, zorder=order)
@@ -204,7 +205,7 @@ def _draw_curve(axes: "Axes", arm: str, curve: Curve, style: ArmStyle, dodge: fl
 
 
 def _scale_labels(axes: "Axes", n_labels: Sequence[float]) -> None:
-    """A logarithmic axis with the budgets as its ticks if they span much; else the axis starts at no label."""
+    """Use a logarithmic axis with the budgets as ticks if they span a wide range; else start the axis at 0 labels."""
     if len(n_labels) < 2:
         axes.set_xticks(n_labels, [f"{n:.0f}" for n in n_labels])
         return
@@ -222,7 +223,7 @@ def _scale_labels(axes: "Axes", n_labels: Sequence[float]) -> None:
 
 
 def _draw_saving(axes: "Axes", saving: Saving, y: float, style: ArmStyle, left: float) -> None:
-    """A point, its interval and its number; what lies off the left edge is an arrow to it, and words."""
+    """Draw a point with its interval and number; values beyond the left edge become an arrow and a text."""
     edge = left + 0.01
     ends = ValueWithInterval(saving.saving, saving.low, saving.high)
     if ends.low < left and ends.high > left:

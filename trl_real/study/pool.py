@@ -1,4 +1,4 @@
-"""The data of a study: rows whose labels are known, a fixed test set, and what a label of a pair says."""
+"""Data of a study: rows with known labels, a fixed test set, and the labels of pairs."""
 
 import hashlib
 from collections import Counter
@@ -24,15 +24,14 @@ BATCH = 1000
 @dataclass
 class StudyPool:
     """
-    Rows with a pair and its labels; the labels are read only once a pair was chosen.
+    Rows of a study with their labels; labels are read only for selected pairs.
 
     Args:
         rows: Candidates of each row.
-        scores: One a candidate; of a labelled pair 1 and 0. NaN where unknown.
-        opinions: A second opinion on each row's labelled pair: the probability that the chosen response is better;
-            None without.
-        vectors: Embeddings that the rows brought along, `(K, d)` each; None without.
-        skipped: Rows left out, by reason.
+        scores: Scores of the candidates; 1 and 0 for a labelled pair, NaN for a missing score.
+        opinions: Probability, by a second annotator, that the chosen response of each row is better; None without.
+        vectors: Embeddings from the dataset, `(K, d)` per row; None without.
+        skipped: Number of rows left out, by reason.
     """
 
     rows: list[Candidates]
@@ -44,8 +43,8 @@ class StudyPool:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> "StudyPool":
-        """The rows at these places."""
+    def take(self, indices: Sequence[int]) -> "StudyPool":
+        """Return the rows at these indices."""
         return StudyPool(
             [self.rows[i] for i in indices],
             [self.scores[i] for i in indices],
@@ -55,7 +54,7 @@ class StudyPool:
         )
 
     def prompt_keys(self) -> list[str]:
-        """A digest of each row's prompt; of its responses where it has none."""
+        """Return a digest of each row's prompt, or of its responses if it has no prompt."""
         return [_digest(text_of(row.prompt) if row.prompt else "\0".join(row.texts)) for row in self.rows]
 
 
@@ -68,24 +67,24 @@ def study_pool(
     embeddings: bool = False,
 ) -> StudyPool:
     """
-    Rows of a study from labelled pairs, or from a pool with scores.
+    Read the rows of a study from labelled pairs, or from a pool with scores.
 
     Args:
-        dataset: `chosen` and `rejected`, or `responses` and `scores`.
+        dataset: Dataset with `chosen` and `rejected`, or with `responses` and `scores`.
         responses: Column of the responses.
-        scores: Column of their scores.
-        second_opinion: Column of probabilities in [0, 1] that `chosen` is better, by another annotator.
+        scores: Column of the scores.
+        second_opinion: Column with another annotator's probability, in [0, 1], that `chosen` is better.
         embeddings: Whether to use the column `embeddings`.
 
     Raises:
-        MissingColumnError: If the labels are not there.
-        TrlRealError: If no row has a pair, or a pool comes with a second opinion, which is about labelled pairs.
+        MissingColumnError: If the dataset has no labels.
+        TrlRealError: If no row has a pair, or a second opinion, which needs labelled pairs, is given for a pool.
     """
     pool = is_pool(dataset.column_names, responses)
     if pool and second_opinion:
         raise TrlRealError(
-            f"second_opinion={second_opinion!r} is about labelled pairs, but the dataset is a pool with "
-            f"{responses!r}. Leave it out, or bring 'chosen' and 'rejected'."
+            f"second_opinion={second_opinion!r} needs labelled pairs, but the dataset is a pool with "
+            f"{responses!r}. Leave it out, or give the columns 'chosen' and 'rejected'."
         )
     needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
     for name in needed:
@@ -112,7 +111,7 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
         if given is None or len(given) <= max(row.indices):
             raise TrlRealError(
                 f"Column {scores!r} has {0 if given is None else len(given)} scores in a row of "
-                f"{max(row.indices) + 1} or more responses. Bring one score a response, None where there is none."
+                f"{max(row.indices) + 1} or more responses. Give one score per response, None for a missing one."
             )
         found.rows.append(row)
         found.scores.append(np.array([np.nan if given[j] is None else given[j] for j in row.indices], dtype=float))
@@ -124,25 +123,27 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
 
 def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Rows to choose from and rows to test on; no prompt is in both, and the split hangs on the seed and the prompts'
-    content alone.
+    Split rows into a pool and a test set without common prompts. The split depends only on the seed and the content of
+    the prompts.
 
     Args:
         pool: All rows.
-        n_test: Rows of the test set, about (a prompt is not split), of a single split.
-        n_folds: 1 for that, or so many splits in which each prompt is tested on once.
-        seed: Of the splits.
+        n_test: Approximate number of test rows of a single split (the rows of a prompt stay together).
+        n_folds: 1 for a single split, or number of splits in which each prompt is in the test set once.
+        seed: Seed of the splits.
 
     Returns:
-        Of each split, places of the pool's and of the test set's rows, ascending.
+        Ascending indices of the pool's and of the test set's rows, for each split.
 
     Raises:
-        TrlRealError: If that leaves nothing to choose from.
+        TrlRealError: If a pool or a test set would be empty.
     """
     keys = pool.prompt_keys()
     order = sorted(set(keys), key=lambda key: _digest(f"{seed}|{key}"))
     if len(order) < 2:
-        raise TrlRealError(f"A study tests on other prompts than it chose from, so it needs two; found {len(order)}.")
+        raise TrlRealError(
+            f"Found {len(order)} prompts, but a study tests on other prompts than it selects from. Give two or more."
+        )
     size = n_test if n_folds == 1 else len(keys) / n_folds
     counts, total, fold_of = Counter(keys), 0, {}
     for key in order:
@@ -153,7 +154,7 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
     if any(not len(part) for split in splits for part in split):
         asked = f"n_test={n_test}" if n_folds == 1 else f"n_folds={n_folds}"
         raise TrlRealError(
-            f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves nothing to choose from or to test on. "
+            f"{asked} of {len(pool)} rows ({len(order)} prompts) leaves the pool or the test set empty. "
             f"Type n_folds={min(4, len(order))}."
         )
     return splits
@@ -161,13 +162,13 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
 
 def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0) -> np.ndarray:
     """
-    What a label says of chosen pairs: 1 the first is better, 0 the second, 0.5 a tie, NaN no label.
+    Return the labels of selected pairs: 1 if the first is better, 0 if the second is, 0.5 for a tie, NaN for no label.
 
     Args:
-        pool: The rows.
-        places: Which rows. Shape `(n,)`.
-        pairs: Two candidates (not responses) of each. Shape `(n, 2)`.
-        min_gap: Least difference of scores that decides.
+        pool: Rows of the study.
+        places: Indices of the rows. Shape `(n,)`.
+        pairs: Two candidates (not responses) of each row. Shape `(n, 2)`.
+        min_gap: Minimum difference of scores that decides a label.
     """
     judge = ScoreJudge("scores", min_gap)
     return np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
@@ -175,16 +176,16 @@ def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: fl
 
 def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """
-    All pairs that the labels decide, the better response first: the test pairs.
+    Return all pairs that the labels decide, the better response first: the test pairs.
 
     Returns:
-        Row of each pair, shape `(n,)`, and its candidates, shape `(n, 2)`.
+        Row index of each pair, shape `(n,)`, and its candidates, shape `(n, 2)`.
     """
     places, pairs = [], []
     for i, row in enumerate(pool.rows):
         candidates = candidate_pairs(len(row.texts)).T.numpy()
-        said = verdicts(pool, np.full(len(candidates), i), candidates, min_gap)
-        candidates = np.where((said == 0)[:, None], candidates[:, ::-1], candidates)[(said == 1) | (said == 0)]
+        labels = verdicts(pool, np.full(len(candidates), i), candidates, min_gap)
+        candidates = np.where((labels == 0)[:, None], candidates[:, ::-1], candidates)[(labels == 1) | (labels == 0)]
         places += [i] * len(candidates)
         pairs.append(candidates)
     return np.array(places, dtype=int), np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=int)
@@ -192,16 +193,16 @@ def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np
 
 def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Dataset:
     """
-    Labelled pairs in TRL's preference format.
+    Convert labelled pairs to TRL's preference format.
 
     Args:
-        pool: The rows.
-        places: Which rows. Shape `(n,)`.
-        pairs: Two candidates of each, the better one first. Shape `(n, 2)`.
+        pool: Rows of the study.
+        places: Indices of the rows. Shape `(n,)`.
+        pairs: Two candidates of each row, the better one first. Shape `(n, 2)`.
 
     Returns:
-        Columns `prompt`, `chosen`, `rejected`; beside prompts of messages the responses are messages, too. A row
-        without a prompt has an empty one: among chats a turn of the user's in which nothing is said.
+        Dataset with the columns `prompt`, `chosen`, `rejected`; responses are messages if the prompts are. A row
+        without a prompt gets an empty one: the empty text, or an empty user turn.
     """
     chats = any(is_messages(row.prompt) for row in pool.rows)
     nothing = [{"role": "user", "content": ""}] if chats else ""

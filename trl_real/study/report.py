@@ -1,4 +1,4 @@
-"""One page that tells what a study of label efficiency found, and where nothing was found."""
+"""Report page of a study of label efficiency: curves, label savings, and comparisons without a measured gain."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,22 +24,22 @@ from trl_real.study.results import ENGINES, METRICS, RANDOM, Study
 TEMPLATE, PLOTS = "study.html.j2", "plots"
 GAIN, NO_GAIN, WORSE, NOT_MEASURED = "gain", "no gain measured", "worse than random", "not measured"
 MIXED = "mixed"
-DIGITS = {"loss": 4}  # of a metric's values; the others have 3
-# A bootstrap of S seeds sees (S - 1) / S of their variance.
+DIGITS = {"loss": 4}  # digits of a metric's values; 3 for the others
+# A bootstrap of S seeds measures (S - 1) / S of their variance.
 FEW_SEEDS = 5
 
 
 class StudyVerdict(NamedTuple):
     """
-    Whether an arm beat the random choice at the same budget, on one metric.
+    Comparison of an arm with random selection at the same budgets, on one metric.
 
     Args:
-        arm: Name.
-        metric: A key of `METRICS`.
+        arm: Name of the arm.
+        metric: Key of `METRICS`.
         outcome: `"gain"`, `"worse than random"`, `"mixed"` (a gain at some budgets, a loss at others),
             `"no gain measured"` (every interval contains 0), or `"not measured"`.
-        better, worse: Budgets in words whose interval lies on that side of 0.
-        at: Each budget below the whole pool in words, and the difference there.
+        better, worse: Budgets, in words, with an interval entirely on this side of 0.
+        at: Each budget below the whole pool, in words, with the difference from random.
     """
 
     arm: str
@@ -52,12 +52,12 @@ class StudyVerdict(NamedTuple):
 
 def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
     """
-    Set an arm against random. The whole pool is no comparison, since every arm takes the same pairs there.
+    Compare an arm with random selection at each budget below the whole pool, where all arms take the same pairs.
 
     Args:
-        study: With `differences`.
-        metric: A key of `METRICS`.
-        arm: Not random.
+        study: Study with `differences`.
+        metric: Key of `METRICS`.
+        arm: Name of an arm other than random.
     """
     differences = study.differences.get(metric, {}).get(arm, [])
     found = zip(study.budgets, differences, strict=False)
@@ -70,22 +70,22 @@ def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
 
 
 def budget_label(budget: float | int) -> str:
-    """A budget, short: `25%` of the pairs, or `64 pairs`."""
+    """Format a budget: `25%` of the pairs, or `64 pairs`."""
     return budget_words(budget).removesuffix(" of the pairs")
 
 
 def is_whole(budget: float | int, n_pool: float) -> bool:
-    """Whether a budget takes every pair; 1.0 is a share and 1 is a pair."""
+    """Return whether a budget takes every pair; 1.0 is a share and 1 is one pair."""
     return budget >= (1.0 if isinstance(budget, float) else n_pool)
 
 
 def write_study_report(folder: str | Path, study: Study) -> Path:
     """
-    Write `report.html`, which needs no other file and no network, and its pictures into `plots/` beside it.
+    Write `report.html`, a self-contained page without network access, and its figures to the folder `plots/`.
 
     Args:
-        folder: Made if need be.
-        study: Whole or unfinished; what is not in it is left out, and the page says so.
+        folder: Folder to write to; created if needed.
+        study: Finished or unfinished study; the page names the parts that are missing.
 
     Returns:
         Path of `report.html`.
@@ -124,7 +124,7 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
 
 
 def _pictures(folder: Path, study: Study) -> dict[str, Any]:
-    """Draw and save everything: URIs by metric, or pairs of an arm's or an opinion's name and a URI."""
+    """Draw and save all figures: URIs by metric, or pairs of a name (arm or second opinion) and a URI."""
     styles = figures.arm_styles(study.arms, COLORS)
     pictures: dict[str, Any] = {
         "curves": _curve_pictures(folder, "curves", study.curves, study, styles),
@@ -188,7 +188,7 @@ def _similarity_pictures(folder: Path, study: Study, styles: Mapping) -> list[tu
 
 
 def _labels_of_run(study: Study, arm: str) -> int:
-    """Labels in an epoch of the arm's run at the largest budget below the whole pool."""
+    """Return the labels per epoch of the arm's run at the largest budget below the whole pool."""
     below = [i for i, budget in enumerate(study.budgets) if not is_whole(budget, study.n_pool)]
     place = below[-1] if below else len(study.budgets) - 1
     for curves in study.curves.values():
@@ -199,26 +199,26 @@ def _labels_of_run(study: Study, arm: str) -> int:
 
 
 def in_words(saving: Saving) -> str:
-    """A saving with its interval, or "not reached"."""
+    """Format a saving with its interval, or "not reached"."""
     words = plots.percent(saving.saving)
     return words if words == plots.NOT_REACHED else f"{words} {_ends(saving)}"
 
 
 def _same_end(study: Study) -> bool:
-    """Whether all arms meet at the whole pool."""
+    """Return whether all arms have the same values at the whole pool."""
     ends = [differences[-1].value for found in study.differences.values() for differences in found.values()]
     return bool(ends) and is_whole(study.budgets[-1], study.n_pool) and all(abs(value) < 1e-9 for value in ends)
 
 
 def _excess(tuning: Sequence[Mapping[str, Any]]) -> float:
-    """Mean test loss above that of the best choice on the test pairs, in nats a pair; NaN if no row tells both."""
+    """Return the mean test loss minus that of the best choice on the test pairs, in nats per pair; NaN if unknown."""
     both = [(figures.to_float(row.get("loss")), figures.to_float(row.get("loss_if_best"))) for row in tuning]
     excess = [loss - best for loss, best in both if math.isfinite(loss - best)]
     return sum(excess) / len(excess) if excess else math.nan
 
 
 def _missing(study: Study) -> list[str]:
-    """What the page does not tell, and why if that is known."""
+    """List the parts that are missing on the page, with the reason if known."""
     no_run = " (frozen features are fitted at once, not step by step)" if study.engine == "frozen" else ""
     parts = {
         f"training dynamics{no_run}": study.rewards,
@@ -233,21 +233,21 @@ def _missing(study: Study) -> list[str]:
 
 
 def _count(n: float) -> str:
-    """Labels: a whole number, or "not reached"."""
+    """Format a number of labels, or "not reached"."""
     if math.isinf(n):
         return plots.NOT_REACHED
     return "–" if math.isnan(n) else f"{n:,.0f}"
 
 
 def _ends(saving: Saving) -> str:
-    """The interval of a saving in words."""
+    """Format the interval of a saving."""
     if math.isnan(saving.low) or math.isnan(saving.high):
         return "no interval"
     return f"[{plots.percent(saving.low)}, {plots.percent(saving.high)}]"
 
 
 def _interval_of(value: ValueWithInterval, digits: int, sign: bool = False) -> str:
-    """The interval of a figure in words."""
+    """Format the interval of a value."""
     if math.isnan(value.low) or math.isnan(value.high):
         return "no interval"
     return f"[{in_digits(value.low, digits, sign)}, {in_digits(value.high, digits, sign)}]"

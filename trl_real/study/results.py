@@ -1,4 +1,4 @@
-"""What an efficiency study found: curves, savings and the rest, made from the cells of its run folder."""
+"""Results of an efficiency study: curves, savings and further facts, from the cells of its run folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from trl_real.functional.statistics.label_savings import Saving, ValueWithInterv
 
 class Metric(NamedTuple):
     """
-    A figure on the test pairs.
+    Metric on the test pairs.
 
     Args:
-        title: For people.
-        sign: 1 if more is better, -1 if less is.
-        untrained: Its value without a label.
-        meaning: One sentence.
+        title: Readable name.
+        sign: 1 if higher is better, -1 if lower is better.
+        untrained: Value without labels.
+        meaning: Definition in one sentence.
     """
 
     title: str
@@ -26,16 +26,18 @@ class Metric(NamedTuple):
     meaning: str
 
 
-# What the other arms are set against.
+# Arm that the other arms are compared with.
 RANDOM = "random"
 
 METRICS = {
-    "loss": Metric("test loss", -1, math.log(2), "-log sigmoid(margin), in nats a pair (REAL, Eq. 11)"),
-    "margin": Metric("test margin", 1, 0.0, "reward of the chosen less that of the rejected (REAL, Eq. 10)"),
-    "accuracy": Metric("test accuracy", 1, 0.5, "share of the test pairs whose chosen response has the higher reward"),
+    "loss": Metric("test loss", -1, math.log(2), "-log sigmoid(margin), in nats per pair (REAL, Eq. 11)"),
+    "margin": Metric("test margin", 1, 0.0, "reward of the chosen minus that of the rejected (REAL, Eq. 10)"),
+    "accuracy": Metric(
+        "test accuracy", 1, 0.5, "share of test pairs in which the chosen response has the higher reward"
+    ),
 }
 
-# What a figure came from; the report says which.
+# Method behind the values; the report names it.
 ENGINES = {
     "frozen": "a Bradley-Terry model on frozen embeddings (a fast first look, not a trained policy)",
     "dpo": "DPO training of the model itself",
@@ -44,11 +46,11 @@ ENGINES = {
 
 class Curve(NamedTuple):
     """
-    A metric against labels.
+    Metric against labels.
 
     Args:
-        n_labels: Labels at each point, ascending (mean over seeds).
-        points: Mean over seeds and test pairs, and the ends of the bootstrap's interval.
+        n_labels: Number of labels at each point, ascending (mean over seeds).
+        points: Mean over seeds and test pairs, with the bootstrap interval.
     """
 
     n_labels: list[float]
@@ -59,34 +61,34 @@ class Curve(NamedTuple):
 class Study:
     """
     Results of a study. Mappings by metric have the keys of `METRICS`; within them, keys are arms: a strategy, or a
-    strategy and the geometry it measures in, such as `"easy@centered"`. `"random"` is what the others are set against.
+    strategy and its geometry, such as `"easy@centered"`. The other arms are compared with `"random"`.
 
     Args:
-        title: Such as the dataset's name.
-        engine: A key of `ENGINES`.
-        arms: In the order in which they are shown; `"random"` among them.
+        title: Title, such as the name of the dataset.
+        engine: Key of `ENGINES`.
+        arms: Arms in display order, `"random"` included.
         budgets: Shares of the pool, or numbers of pairs, ascending.
-        seeds: Of the cells.
-        n_pool: Rows that could be labelled (mean over seeds).
-        n_test: Test pairs, the same for every cell.
-        confidence: Level of all intervals.
-        curves: By metric and arm: the model trained on each budget, against labels paid for. "Trained to the end".
-        differences: By metric and arm but random: arm minus random at each budget, with a paired interval.
-        savings: By metric and arm but random: one a level of the random curve.
-        unlearned: By metric: levels without a saving, since random was not measurably better than no label there.
-        run_curves: By metric and arm: along the training at the largest budget below the whole pool, against
-            labels seen (REAL, Fig. 2); empty for frozen features.
-        run_savings: The savings of these curves.
-        rewards: By arm: the trainer's log of the largest such budget's first seed; empty for frozen features.
-        agreement: By what the second opinion is, the share of labels it agrees with, by similarity.
-        histograms: By arm: `edges`, `pool` and `kept` as in a `SelectionRecord`; none for random.
-        examples: By arm: pairs at the cut, dicts with `where`, `similarity`, `prompt` (text) and `texts`
+        seeds: Seeds of the cells.
+        n_pool: Number of rows that could be labelled (mean over seeds).
+        n_test: Number of test pairs, the same for every cell.
+        confidence: Confidence level of all intervals.
+        curves: Values of the models trained to the end on each budget, against labels paid for, by metric and arm.
+        differences: Arm minus random at each budget, with a paired interval, by metric and arm except random.
+        savings: Savings, one per level of the random curve, by metric and arm except random.
+        unlearned: Levels without a saving, because random was not measurably better than no labels, by metric.
+        run_curves: Values during training at the largest budget below the whole pool, against labels seen (REAL,
+            Fig. 2), by metric and arm; empty for frozen features.
+        run_savings: Savings of these curves.
+        rewards: Log of the trainer at this budget and the first seed, by arm; empty for frozen features.
+        agreement: Agreement of a second opinion with the labels in bins of similarity, by second opinion.
+        histograms: `edges`, `pool` and `kept` as in a `SelectionRecord`, by arm; none for random.
+        examples: Pairs at the cut, by arm: dicts with `where`, `similarity`, `prompt` (text) and `texts`
             (name, text).
         drift: Rows `{"labels": …, "relative_l2": …, "cosine": …, "spearman": …, "jaccard": …}`.
-        tuning: Rows `{"arm": …, "budget": …, "chosen": …, "loss": …, "loss_if_best": …}`: what each cell's
-            regularisation (frozen) or learning rate and step (dpo) were, and what an oracle would have reached.
+        tuning: Rows `{"arm": …, "budget": …, "chosen": …, "loss": …, "loss_if_best": …}`: the ridge (frozen) or
+            learning rate (dpo) of each arm and budget, and the loss of the best choice on the test pairs.
         recipe: Facts by name: model, revision, data, sizes, versions, seconds.
-        n_done, n_cells: Cells that are in the results, and all.
+        n_done, n_cells: Number of finished cells, and of all cells.
     """
 
     title: str

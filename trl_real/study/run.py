@@ -1,4 +1,4 @@
-"""The efficiency study: one pool, several arms, budgets and seeds, one fixed test set; resumable."""
+"""Efficiency study: several arms, budgets and seeds on one pool and one fixed test set; resumable."""
 
 import hashlib
 import json
@@ -62,39 +62,39 @@ def run_study(
     n_validation: int = 100,
 ) -> Study:
     """
-    Train and test a model for every arm, budget and seed, and tell what choosing saved.
+    Train and test a model for every arm, budget and seed, and compute the label savings.
 
-    Every seed draws `pool_share` of the rows, from which all its arms choose; the test rows are the same for all, and
-    share no prompt with the pool. Killed and started again, it loses the cell in flight; more arms, budgets or seeds
-    than before are added to what is there.
+    Every seed draws `pool_share` of the rows, and all its arms select from these; the test rows are the same for all
+    cells and share no prompt with the pool. A study that is killed and restarted loses only the running cell; new
+    arms, budgets or seeds are added to the existing ones.
 
     Args:
         dataset: Labelled pairs (`prompt`, `chosen`, `rejected`), or a pool with `responses` and `scores`.
-        model: As for `EmbeddingPairSelector`; None if the rows bring `embeddings`.
-        output_dir: The run folder, new or of this study.
-        tokenizer: For a loaded model.
+        model: Embedding model, as in `EmbeddingPairSelector`; None to use the column `embeddings`.
+        output_dir: Path of the run folder, new or of this study.
+        tokenizer: Tokenizer of a loaded model.
         revision: Branch, tag or commit of the model on the Hub.
         arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry; random is added if missing.
-        budgets: Shares of the rows that a seed may choose from, or numbers of labels.
-        seeds: Of the cells.
-        n_test: Test rows, of a single split.
-        n_folds: Splits in which every prompt is tested on once, in place of one test set: so many times the work, and
-            intervals that know of all rows. The pool is `1 - 1 / n_folds` of the rows.
-        pool_share: Share of the pool that each seed may choose from.
-        min_gap: Least difference of two scores that decides a label.
-        context, layer, max_length, batch_tokens, dtype, device: How to embed, as for `EmbeddingPairSelector`.
+        budgets: Shares of the rows that a seed may select from, or numbers of labels.
+        seeds: Seeds of the cells.
+        n_test: Number of test rows of a single split.
+        n_folds: Number of splits in which every prompt is tested on once, instead of one test set. The work grows by
+            this factor, and the intervals cover all rows. The pool is `1 - 1 / n_folds` of the rows.
+        pool_share: Share of the pool that each seed may select from.
+        min_gap: Minimum difference of two scores that decides a label.
+        context, layer, max_length, batch_tokens, dtype, device: Embedding options, see `EmbeddingPairSelector`.
         responses, scores: Columns of a pool.
         second_opinion: Column with another annotator's probability that `chosen` is better.
-        title: Of the report.
-        trainer: Trains the model itself in every cell, in place of a Bradley-Terry model on its embeddings.
-        n_validation: Pairs by which a cell's learning rate and step are chosen, with a trainer.
+        title: Title of the report.
+        trainer: Trainer of the model itself in every cell, instead of a Bradley-Terry model on its embeddings.
+        n_validation: Number of pairs that choose a cell's learning rate and step, with a trainer.
 
     Returns:
         The results.
 
     Raises:
-        MissingColumnError: If there are no labels.
-        TrlRealError: If an arm, a budget or the split is impossible, or the folder holds another study.
+        MissingColumnError: If the dataset has no labels.
+        TrlRealError: If an arm, a budget or the split is impossible, or the folder has another study.
     """
     arms, budgets, seeds = checked_grid(arms, budgets, seeds)
     given = model is None
@@ -124,7 +124,7 @@ def run_study(
     frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
     run = FoldedCells(frozen)
     if trainer:
-        followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to see the drift
+        followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
         work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
         each = zip(frozen, work, followed, strict=True)
         run = FoldedCells([TrainedCells(f.selector, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
@@ -143,18 +143,19 @@ def _frozen_cells(
     pool_share: float,
     min_gap: float,
 ) -> FrozenCells:
-    """What chooses, trains and tests in one split."""
-    pool, test = (everything.take(part) for part in places)
-    pool_vectors, test_vectors = ([vectors[i] for i in part] for part in places)
+    """Build the cells of one split."""
+    (pool, test), (pool_vectors, test_vectors) = (
+        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
+    )
     return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 
 def load_study(folder: str | Path) -> Study:
     """
-    The results in a run folder, complete or not.
+    Load the results of a run folder, complete or not.
 
     Raises:
-        TrlRealError: If it holds no study.
+        TrlRealError: If the folder has no study.
     """
     folder = Path(folder)
     if not all((folder / name).exists() for name in (GRID_FILE, FACTS_FILE)):
@@ -167,7 +168,7 @@ def load_study(folder: str | Path) -> Study:
 
 
 def grid_cells(arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]) -> list[Cell]:
-    """All cells, seed by seed, so that a study that was broken off has whole seeds."""
+    """Return all cells, seed by seed, so that an interrupted study has complete seeds."""
     return [Cell(arm, budget, seed) for seed in seeds for budget in budgets for arm in arms]
 
 
@@ -175,14 +176,14 @@ def checked_grid(
     arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> tuple[list[str], list[float | int], list[int]]:
     """
-    The sides of the grid, in order and once each, with random among the arms.
+    Return the sides of the grid, sorted and without duplicates, with random among the arms.
 
     Raises:
         TrlRealError: If an arm or a budget is impossible, or a side is empty.
     """
     for name, side in (("arms", arms), ("budgets", budgets), ("seeds", seeds)):
         if isinstance(side, str) or not len(side):
-            raise TrlRealError(f"{name}={side!r} is no list of {name}. Give at least one.")
+            raise TrlRealError(f"{name}={side!r} is not a list of {name}. Give at least one.")
     for arm in arms:
         parse_arm(arm)
     for budget in budgets:
@@ -193,7 +194,7 @@ def checked_grid(
 
 
 def _grown(file: Path, arms: list, budgets: list, seeds: list) -> tuple[list, list, list]:
-    """The sides of the grid, with those that the folder has already."""
+    """Merge the sides of the grid with those in the folder, and write them."""
     if file.exists():
         old = read_json(file)
         sides = (("arms", arms), ("budgets", budgets), ("seeds", seeds))
@@ -203,7 +204,7 @@ def _grown(file: Path, arms: list, budgets: list, seeds: list) -> tuple[list, li
 
 
 def _digest(pool: StudyPool) -> str:
-    """Digest of the rows' texts and labels."""
+    """Return a digest of the rows' texts and labels."""
     digest = hashlib.sha256()
     for row, scores in zip(pool.rows, pool.scores, strict=True):
         digest.update(json.dumps([row.prompt, row.texts], sort_keys=True, default=str).encode())

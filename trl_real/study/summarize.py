@@ -1,4 +1,4 @@
-"""From the cells of a run folder to a `Study`: means, intervals, savings."""
+"""Summary of the cells of a run folder as a `Study`: means, intervals, savings."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,15 +23,15 @@ N_RESAMPLES = 2000
 
 class Curves:
     """
-    Metrics of arms at points, over seeds and test pairs, with one bootstrap for all: what is compared is paired.
+    Metrics of all arms at all points, over seeds and test pairs. One bootstrap for all arms pairs the comparisons.
 
     Args:
-        n_labels: Labels at each point, ascending. Shape `(B,)`.
-        sums: By metric: sums over the test pairs of each prompt. Shape `(A, S, B, C)` each.
-        counts: Test pairs of each prompt. Shape `(C,)`.
-        arms: Names, `A` of them.
-        confidence: Level of the intervals.
-        seed: Of the bootstrap.
+        n_labels: Number of labels at each point, ascending. Shape `(B,)`.
+        sums: Sums over the test pairs of each prompt, by metric. Shape `(A, S, B, C)` each.
+        counts: Number of test pairs of each prompt. Shape `(C,)`.
+        arms: Names of the `A` arms.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the bootstrap.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Curves:
         }
 
     def curves(self) -> dict[str, dict[str, Curve]]:
-        """By metric and arm."""
+        """Return the curves by metric and arm."""
         return self._each(
             lambda name, arm: Curve(self.n_labels.tolist(), self._intervals(self._of(name, arm))), self.arms
         )
 
     def differences(self) -> dict[str, dict[str, list[ValueWithInterval]]]:
-        """Arm minus random at each point, by metric and arm."""
+        """Return arm minus random at each point, by metric and arm."""
         if RANDOM not in self.arms:
             return {}
         return self._each(
@@ -65,8 +65,8 @@ class Curves:
 
     def savings(self, levels: Sequence[float] = LEVELS) -> dict[str, dict[str, list[Saving]]]:
         """
-        Labels saved at levels of the random curve, which starts at no label and an untrained model; without the levels
-        at which the random choice had learned nothing measurable.
+        Return the labels saved at levels of the random curve, which starts with an untrained model and no labels.
+        Levels at which random selection learned nothing measurable are left out.
         """
         if RANDOM not in self.arms or len(self.n_labels) < 2:
             return {}
@@ -77,7 +77,7 @@ class Curves:
         )
 
     def unlearned(self, levels: Sequence[float] = LEVELS) -> dict[str, list[float]]:
-        """By metric, levels at which the interval of random's value holds that of an untrained model, or worse."""
+        """Return, by metric, the levels at which random is not measurably better than an untrained model."""
         if RANDOM not in self.arms:
             return {}
         return {name: [level for level in levels if not self._learned(name, level)] for name in self.means}
@@ -93,13 +93,13 @@ class Curves:
         return saving._replace(target=METRICS[name].sign * saving.target)
 
     def _rising(self, name: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Labels from 0 on, and the arm's curves from an untrained model on, signed so that more is better."""
+        """Return labels from 0 on and the arm's curves from an untrained model on, signed so that higher is better."""
         curves, metric = self._of(name, arm), METRICS[name]
         start = np.full((len(curves), 1), metric.untrained)
         return np.concatenate([[0.0], self.n_labels]), metric.sign * np.concatenate([start, curves], axis=1)
 
     def _of(self, name: str, arm: str) -> np.ndarray:
-        """Curves of an arm, the measured one first. Shape `(1 + R, B)`."""
+        """Return the curves of an arm, the measured one first. Shape `(1 + R, B)`."""
         return self.means[name][:, self.arms.index(arm)]
 
     def _others(self) -> list[str]:
@@ -116,43 +116,43 @@ def collect(
     results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> Curves | None:
     """
-    The curves of the seeds that have all their cells; None if no seed has.
+    Return the curves of the seeds with all cells done; None without such a seed.
 
     Args:
-        results: Of the cells that are done.
-        arms, budgets, seeds: The grid.
+        results: Results of the finished cells.
+        arms, budgets, seeds: Sides of the grid.
     """
-    whole = [s for s in seeds if all(Cell(a, b, s) in results for a in arms for b in budgets)]
-    if not whole:
+    complete = [s for s in seeds if all(Cell(a, b, s) in results for a in arms for b in budgets)]
+    if not complete:
         return None
 
     def stack(name: str) -> np.ndarray:
         return np.stack(
-            [[[results[Cell(a, b, s)].arrays[name] for b in budgets] for s in whole] for a in arms]
+            [[[results[Cell(a, b, s)].arrays[name] for b in budgets] for s in complete] for a in arms]
         )  # (A, S, B, C)
 
-    counts = results[Cell(arms[0], budgets[0], whole[0])].arrays["counts"]
-    n_labels = [np.mean([results[Cell(a, b, s)].values["n_labels"] for a in arms for s in whole]) for b in budgets]
+    counts = results[Cell(arms[0], budgets[0], complete[0])].arrays["counts"]
+    n_labels = [np.mean([results[Cell(a, b, s)].values["n_labels"] for a in arms for s in complete]) for b in budgets]
     return Curves(np.array(n_labels), {name: stack(name) for name in METRICS}, counts, arms)
 
 
 def _along(
     results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """What is known along the trainings of the largest budget that leaves something out, and of the drift."""
+    """Summarize the trainings at the largest budget below the whole pool, and the drift."""
     below = [b for b in budgets if not (isinstance(b, float) and b == 1)] or list(budgets)
     followed = [result.values["drift"] for result in results.values() if result.values["drift"]]
     made: dict[str, Any] = {"drift": max(followed, key=lambda rows: rows[-1]["labels"], default=[])}
     shown = {arm: results.get(Cell(arm, below[-1], seeds[0])) for arm in arms}
     made["rewards"] = {arm: result.values["log"] for arm, result in shown.items() if result}
     cells = {cell: result for cell, result in results.items() if cell.budget == below[-1]}
-    whole = [s for s in seeds if all(Cell(a, below[-1], s) in cells for a in arms)]
-    runs = [cells[Cell(a, below[-1], s)] for a in arms for s in whole]
+    complete = [s for s in seeds if all(Cell(a, below[-1], s) in cells for a in arms)]
+    runs = [cells[Cell(a, below[-1], s)] for a in arms for s in complete]
     if not runs or len({len(run.values["along"]) for run in runs}) > 1:
         return made
     n_labels = np.mean([run.values["along"] for run in runs], axis=0)
     sums = {
-        name: np.stack([[cells[Cell(a, below[-1], s)].arrays[f"along_{name}"] for s in whole] for a in arms])
+        name: np.stack([[cells[Cell(a, below[-1], s)].arrays[f"along_{name}"] for s in complete] for a in arms])
         for name in METRICS
     }
     curves = Curves(n_labels, sums, runs[0].arrays["counts"], arms)
@@ -160,7 +160,7 @@ def _along(
 
 
 def tuning_rows(results: dict[Cell, Result], chosen: str = "ridge") -> list[dict[str, Any]]:
-    """What was tuned in each arm and budget, over its seeds: the median choice, the loss, and the best possible."""
+    """Return, for each arm and budget over its seeds, the median tuned value, the loss, and the best possible loss."""
     groups: dict[tuple[str, float | int], list[dict]] = {}
     for cell, result in results.items():
         groups.setdefault((cell.arm, cell.budget), []).append(result.values)
@@ -184,14 +184,14 @@ def summarize(
     n_cells: int,
 ) -> Study:
     """
-    All that the cells tell.
+    Summarize the finished cells as a `Study`.
 
     Args:
-        results: Of the cells that are done.
-        grid: `arms`, `budgets`, `seeds`.
-        facts: What `study_facts.describe` gave, with `title` and `model`.
-        settings: Of the run folder.
-        n_cells: Cells of the grid.
+        results: Results of the finished cells.
+        grid: Sides of the grid: `arms`, `budgets`, `seeds`.
+        facts: Result of `trl_real.study.facts.describe`, with `title` and `model`.
+        settings: Settings of the run folder.
+        n_cells: Number of cells of the grid.
     """
     sides = grid["arms"], grid["budgets"], grid["seeds"]
     curves = collect(results, *sides)

@@ -1,4 +1,4 @@
-"""A study's cell by real training; what trains is handed in, since evaluation knows nothing of TRL."""
+"""Cells of a study that train the model itself, by a `CellTrainer` such as `trl_real.study.dpo.DPOCells`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class TrainingRun(NamedTuple):
 
 
 class CellTrainer(Protocol):
-    """What trains a cell, such as `trl_real.study.dpo.DPOCells`."""
+    """Trainer of a cell, such as `trl_real.study.dpo.DPOCells`."""
 
     engine: str
     settings: dict[str, Any]
@@ -57,26 +57,26 @@ class CellTrainer(Protocol):
     def __call__(
         self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
     ) -> list[TrainingRun]:
-        """Train on preferences and return one run a setting that was tried."""
+        """Train on preferences and return one run per setting."""
         ...
 
 
 class TrainedCells:
     """
-    Runs cells by training. Of a cell's runs and their points, the one with the least loss on its validation pairs
-    counts: rows that the cell's seed may not choose from, the same for all its arms and not counted among its labels.
-    Without validation pairs (`pool_share=1`) it is the end of the only run.
+    Runs cells by training. Of all runs of a cell and their points, the point with the lowest loss on the validation
+    pairs counts. Validation pairs come from rows that the cell's seed may not select from; they are the same for all
+    its arms and do not count as labels. Without validation pairs (`pool_share=1`), the end of the only run counts.
 
     Args:
-        selector: Chooses and labels.
+        selector: Selector of labelled pairs.
         test: Test rows; one pair of each is used.
-        train: Trains.
-        folder: For what training writes.
-        n_validation: At most so many validation pairs.
-        followed: Arm and seed along whose trainings the embeddings' drift is followed.
+        train: Trainer of a cell.
+        folder: Folder for the files of the training.
+        n_validation: Maximum number of validation pairs.
+        followed: Arm and seed of the trainings with a measured drift of the embeddings.
 
     Raises:
-        TrlRealError: If no test pair has a label, or several settings are to be told apart without validation pairs.
+        TrlRealError: If no test pair has a label.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class TrainedCells:
         _, first = np.unique(places, return_index=True)
         if not len(first):
             raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
-        # On disk, so that reference log-probabilities that are computed beforehand are found again by later cells.
+        # On disk, so that later cells find the cached reference log-probabilities.
         preferences(test, places[first], pairs[first]).save_to_disk(folder / "test")
         self.test = load_from_disk(str(folder / "test"))
         keys = test.prompt_keys()
@@ -103,11 +103,11 @@ class TrainedCells:
 
     @property
     def n_test(self) -> int:
-        """Test pairs."""
+        """Number of test pairs."""
         return len(self.test_prompts)
 
     def __call__(self, cell: Cell) -> Result:
-        """Train, pick the best point, sum the metrics over the test pairs of each prompt."""
+        """Train, choose the best point, and sum the metrics over the test pairs of each prompt."""
         labeled = self.selector.labeled(cell)
         aside = self.selector.validation_pairs(cell.seed, self.n_validation)
         train, validation = (preferences(self.selector.pool, found.places, found.pairs) for found in (labeled, aside))
@@ -136,7 +136,7 @@ class TrainedCells:
     def _trained(
         self, cell: Cell, labeled: Labeled, train: Dataset, validation: Dataset
     ) -> tuple[TrainingRun, RunPoint, float]:
-        """The best run and point, and the least test loss of all; equal sets of one seed (the whole pool) run once."""
+        """Return the best run and point, and the lowest test loss; equal sets of a seed train only once."""
         key = (cell.seed, labeled.places.tobytes(), labeled.pairs.tobytes())
         if key != self._last[0]:
             drift = (cell.arm, cell.seed) == self.followed
@@ -151,11 +151,11 @@ class TrainedCells:
 
 class FoldedCells:
     """
-    Runs each cell in every split, and puts the test sets together: each prompt is tested on once, by a model that has
-    not seen it.
+    Runs each cell in every split and joins the test sets: each prompt is tested on once, by a model that has not seen
+    it.
 
     Args:
-        folds: What runs a cell in each split.
+        folds: Cells of each split.
     """
 
     def __init__(self, folds: Sequence[Any]):
@@ -163,11 +163,11 @@ class FoldedCells:
 
     @property
     def n_test(self) -> int:
-        """Test pairs."""
+        """Number of test pairs."""
         return sum(fold.n_test for fold in self.folds)
 
     def __call__(self, cell: Cell) -> Result:
-        """Numbers are means over the splits, of whatever else the first one's; arrays lie end to end."""
+        """Average numbers over the splits, keep other values of the first one, and concatenate arrays."""
         results = _same_points([fold(cell) for fold in self.folds])
         first = results[0]
         values = {name: self._together(name, [r.values[name] for r in results]) for name in first.values}
@@ -184,7 +184,7 @@ class FoldedCells:
 
 
 def _same_points(results: list[Result]) -> list[Result]:
-    """Along a training as many points in each split, the last one kept: a pair more may mean a step fewer between."""
+    """Shorten all splits to the same number of training points, always with the last one."""
     n = min(len(result.values.get("along", ())) for result in results)
 
     def shortened(points: Any) -> Any:
@@ -200,11 +200,11 @@ def _same_points(results: list[Result]) -> list[Result]:
 
 def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Metrics' sums over the test pairs of each prompt, and their counts.
+    Sum the metrics over the test pairs of each prompt, and count the pairs.
 
     Args:
-        margins: Of the test pairs. Shape `(n,)`.
-        prompts: Number of each pair's prompt. Shape `(n,)`.
+        margins: Margins of the test pairs. Shape `(n,)`.
+        prompts: Prompt number of each pair. Shape `(n,)`.
     """
     each = {"loss": pair_loss(margins), "margin": margins, "accuracy": (margins > 0).double()}
     sums = {name: np.bincount(prompts, weights=x.numpy()) for name, x in each.items()}
@@ -213,7 +213,7 @@ def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndar
 
 def best_point(runs: Sequence[TrainingRun]) -> tuple[TrainingRun, RunPoint]:
     """
-    The run and the point with the least validation loss; without validation pairs the end of the only run.
+    Return the run and the point with the lowest validation loss; without validation pairs, the end of the only run.
 
     Raises:
         TrlRealError: If there are several runs and no validation pairs.

@@ -1,4 +1,4 @@
-"""Claims about the metric folder `pairwise_win_rate`: it loads offline, and it says what the function says."""
+"""Tests of the metric folder `pairwise_win_rate`: it loads offline and equals the function."""
 
 import pickle
 import socket
@@ -59,16 +59,18 @@ def same(one, other):
     return repr(one) == repr(other)
 
 
-def test_options_are_those_of_the_function(metric):
+def test_options_equal_those_of_the_function(metric):
     preferences = np.random.default_rng(0).uniform(size=40).tolist()
     drawn = metric.compute(preferences=preferences, method="bootstrap", seed=7)
     assert drawn == win_rate(preferences, method="bootstrap", seed=7) and drawn["ci_method"] == "bootstrap"
     assert drawn["ci_low"] != metric.compute(preferences=preferences, method="bootstrap")["ci_low"]
     with pytest.raises(TrlRealError, match="method is 'normal'"):
         metric.compute(preferences=preferences, method="normal")
-    with pytest.raises(TrlRealError, match="No option 'level'. Beside the columns there are confidence, method, seed"):
+    with pytest.raises(
+        TrlRealError, match="Unknown option 'level'. Besides the columns, use confidence, method, seed"
+    ):
         metric.compute(preferences=preferences, level=0.9)
-    with pytest.raises(TrlRealError, match="leave difficulty out and read equal_length_win_rate"):
+    with pytest.raises(TrlRealError, match="leave difficulty out and use equal_length_win_rate"):
         metric.compute(preferences=PREFERENCES, difficulty=[0.0] * 6, **OPTIONAL)
 
 
@@ -88,7 +90,7 @@ def test_difficulty_gives_the_figure_of_alpaca_eval(metric):
 
 
 @pytest.mark.parametrize("optional", [{}, OPTIONAL], ids=["alone", "with optional inputs"])
-def test_adding_by_rows_or_batches_is_the_same(metric, optional):
+def test_add_and_add_batch_give_the_same_result(metric, optional):
     expected = win_rate(PREFERENCES, **optional)
     for row, preference in enumerate(PREFERENCES):
         metric.add(preferences=preference, **{name: column[row] for name, column in optional.items()})
@@ -126,7 +128,7 @@ def test_ids_that_differ_are_different_prompts(metric):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("inputs", [{}, {"preferences": []}, {"clusters": ["a"]}])
-def test_no_rows_is_a_clear_error(load, inputs, in_memory):
+def test_no_rows_raise_a_clear_error(load, inputs, in_memory):
     with pytest.raises(TrlRealError, match="No preferences"):
         load(keep_in_memory=in_memory).compute(**inputs)
 
@@ -162,7 +164,7 @@ def test_two_processes_rate_all_rows(load):
     assert same(first, win_rate(PREFERENCES, **OPTIONAL)) and second is None
 
 
-def test_travels_and_combines(load):
+def test_metric_can_be_pickled_and_combined(load):
     import evaluate
 
     assert pickle.loads(pickle.dumps(load())).compute(preferences=[1.0])["win_rate"] == 1
@@ -170,7 +172,7 @@ def test_travels_and_combines(load):
     assert both.compute(preferences=PREFERENCES)["second_n_total"] == 6
 
 
-def test_card_has_what_the_hub_reads_and_names_every_figure_and_option():
+def test_card_has_hub_metadata_and_names_every_result_and_option():
     import yaml
 
     _, header, body = (FOLDER / "README.md").read_text(encoding="utf-8").split("---\n", 2)
@@ -181,7 +183,7 @@ def test_card_has_what_the_hub_reads_and_names_every_figure_and_option():
     assert "arXiv:2404.04475" in body
 
 
-def test_the_card_s_examples_say_what_they_print(load, monkeypatch, capsys):
+def test_card_examples_print_what_they_show(load, monkeypatch, capsys):
     import evaluate
 
     metric = load()

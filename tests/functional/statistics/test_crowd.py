@@ -1,4 +1,4 @@
-"""Claims about several raters: their agreement (`rater_agreement`) and their common verdict (`crowd`)."""
+"""Tests of several raters: their agreement (`rater_agreement`) and their aggregated verdict (`crowd`)."""
 
 import math
 
@@ -68,7 +68,7 @@ class TestAgreement:
         assert krippendorff_alpha(shuffled) == pytest.approx(krippendorff_alpha(votes))
         assert krippendorff_alpha(1 - votes) == pytest.approx(krippendorff_alpha(votes), abs=0.02)
 
-    def test_interval_covers_as_often_as_it_says(self):
+    def test_interval_covers_at_the_stated_confidence(self):
         accuracies = [0.7, 0.7, 0.7]
         true_alpha = krippendorff_alpha(rate(truth(50_000), accuracies)[:, :20_000]).alpha
         covered = 0
@@ -86,7 +86,7 @@ class TestAgreement:
             (np.zeros((3, 0)), 0, 0),
         ],
     )
-    def test_what_cannot_be_told_from_chance_is_nan(self, votes, n_raters, n_pairs):
+    def test_alpha_is_nan_where_agreement_is_undefined(self, votes, n_raters, n_pairs):
         found = krippendorff_alpha(votes)
         assert all(map(math.isnan, found[:3])) and found[3:] == (n_raters, n_pairs)
 
@@ -111,7 +111,7 @@ def aggregate(request):
 
 
 class TestAggregation:
-    def test_is_a_probability_and_nan_where_nobody_voted(self, aggregate):
+    def test_verdict_is_a_probability_or_nan_without_votes(self, aggregate):
         votes = rate(truth(60), [0.9, 0.8, 0.5], 0.4)
         votes[:, 7] = np.nan
         p = aggregate(votes)
@@ -128,12 +128,12 @@ class TestAggregation:
         votes = rate(truth(60), [0.9, 0.8, 0.5], 0.2)
         assert aggregate(1 - votes) == pytest.approx(1 - aggregate(votes), abs=1e-6, nan_ok=True)
 
-    def test_what_all_say_is_the_verdict(self, aggregate):
+    def test_unanimous_votes_are_the_verdict(self, aggregate):
         votes = np.tile([1, 0, 0.5, 1], (3, 1))
         assert aggregate(votes) == pytest.approx([1, 0, 0.5, 1], abs=1e-8)
 
     @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 2)])
-    def test_no_votes_is_no_verdict(self, aggregate, shape):
+    def test_no_votes_give_no_verdict(self, aggregate, shape):
         assert np.isnan(aggregate(np.full(shape, np.nan))).all()
 
 
@@ -146,13 +146,13 @@ class TestDawidSkene:
     def needs_crowd_kit(self):
         pytest.importorskip("crowdkit")
 
-    def test_equally_good_raters_make_it_the_majority(self):
+    def test_equally_good_raters_give_the_majority(self):
         votes = rate(np.where(truth(400) > 0.5, 1.0, 0.0), [0.7] * 5)
         votes = np.where(votes == 0.5, np.round(np.random.default_rng(3).random(votes.shape)), votes)
         assert (np.sign(dawid_skene(votes) - 0.5) == np.sign(majority(votes) - 0.5)).mean() > 0.99
 
     @pytest.mark.parametrize("kind", ["always the first", "guessing"])
-    def test_raters_who_do_not_look_lose_their_weight(self, kind):
+    def test_random_raters_lose_their_weight(self, kind):
         true = truth(300)
         bad = np.ones((2, 300)) if kind == "always the first" else rate(true, [0, 0], seed=4)
         votes = np.concatenate([rate(true, [0.8, 0.8, 0.8]), bad])

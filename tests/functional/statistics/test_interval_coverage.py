@@ -1,4 +1,4 @@
-"""A 95 % interval of two identical policies holds 0.5 in 95 % of the repeats, give or take 2, whatever the judge."""
+"""A 95 % interval of two identical policies contains 0.5 in 95 ± 2 % of the repeats, for every judge."""
 
 import math
 from collections.abc import Callable
@@ -109,25 +109,25 @@ def assert_covers(covered: float, repeats: int = REPEATS):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_covers_one_half_as_often_as_it_says(name):
+def test_interval_covers_one_half_at_the_stated_confidence(name):
     assert_covers(coverage(ALL[name]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_covers_one_half_as_often_as_it_says_in_4000_repeats(name):
+def test_interval_covers_one_half_at_the_stated_confidence_in_4000_repeats(name):
     assert_covers(coverage(ALL[name], repeats=4000, seed=1), repeats=4000)
 
 
 @pytest.mark.parametrize("n", [20, *range(32, 56), 100, 200])
-def test_wilson_s_coverage_of_one_half_is_known_without_chance(n):
+def test_wilson_coverage_of_one_half_equals_the_exact_binomial_sum(n):
     wins = np.arange(n + 1)
     ends = [(rates["ci_low"], rates["ci_high"]) for rates in (win_rate([1] * k + [0] * (n - k)) for k in wins)]
     covers = [low <= 0.5 <= high for low, high in ends]
     assert 0.93 <= binom.pmf(wins, n, 0.5)[covers].sum() <= 0.97
 
 
-def test_near_0_the_score_interval_is_nearer_to_what_it_says_than_t():
+def test_near_0_the_score_interval_covers_closer_to_its_confidence_than_t():
     rng = np.random.default_rng(0)
     population = np.where(rng.random(20_000) < 0.06, rng.beta(2, 1, 20_000), rng.beta(1, 60, 20_000))
     covered = dict.fromkeys(("t", "score"), 0)
@@ -140,7 +140,7 @@ def test_near_0_the_score_interval_is_nearer_to_what_it_says_than_t():
     assert covered["score"] >= covered["t"]
 
 
-def test_rows_of_one_prompt_taken_for_independent_cover_far_less():
+def test_ignoring_prompt_clusters_lowers_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -149,7 +149,7 @@ def test_rows_of_one_prompt_taken_for_independent_cover_far_less():
     assert covered / 200 < 0.85
 
 
-def test_a_prompt_with_half_of_the_rows_does_not_fool_the_interval():
+def test_interval_covers_when_one_prompt_has_half_of_the_rows():
     def simulate(rng, n):
         groups = np.concatenate([np.zeros(n, dtype=int), np.arange(1, n)])
         return 1 / (1 + np.exp(-rng.normal(size=n)[groups] - rng.normal(size=len(groups)))), groups
@@ -158,7 +158,7 @@ def test_a_prompt_with_half_of_the_rows_does_not_fool_the_interval():
     assert coverage(Setting(simulate, 20, "bootstrap"), repeats=300) >= 0.90
 
 
-def test_two_equal_models_are_told_apart_in_one_of_twenty_repeats():
+def test_equal_models_differ_significantly_in_one_of_twenty_repeats():
     rng = np.random.default_rng(0)
     covered, small = 0, np.zeros(3)
     for _ in range(200):
@@ -171,7 +171,7 @@ def test_two_equal_models_are_told_apart_in_one_of_twenty_repeats():
 
 
 @pytest.mark.slow
-def test_equal_length_interval_covers_the_rate_without_the_advantage_of_length():
+def test_equal_length_interval_covers_the_rate_without_length_bias():
     rng = np.random.default_rng(0)
     covered, repeats, n = 0, 500, 100
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Savings by hand on curves that a reader can see, and by simulation where chance is in play."""
+"""Label savings: by hand on simple curves, and by simulation where they are random."""
 
 import math
 
@@ -44,7 +44,7 @@ def naive_needed(n, values, target):
     return grid[reached[0]] if len(reached) else math.inf
 
 
-def test_labels_needed_are_those_of_a_walk_along_the_curve():
+def test_labels_needed_equal_a_naive_search_along_the_curve():
     generator = np.random.default_rng(0)
     curves = generator.normal(size=(200, 4)).cumsum(axis=1)
     targets = generator.normal(size=200)
@@ -58,7 +58,7 @@ def saving(strategy, random, level=1.0):
     return label_saving(N, np.array([strategy], float), np.array([random], float), level)
 
 
-def test_a_strategy_that_is_as_good_with_half_the_labels_saves_half():
+def test_equal_quality_with_half_the_labels_saves_half():
     found = saving([0, 2, 4, 4], [0, 1, 2, 4])
     assert (found.target, found.n_random, found.n_labels, found.saving) == (4, 40, 20, 0.5)
 
@@ -73,11 +73,11 @@ def test_not_reached_is_minus_infinity_and_slower_is_negative():
     assert saving([0, 1, 2, 4], [0, 2, 4, 4], level=0.5).saving == -1.0
 
 
-def test_where_a_random_choice_learned_nothing_there_is_nothing_to_save():
+def test_no_saving_where_random_selection_learned_nothing():
     assert saving([0, 5, 5, 5], [0, -1, -1, -1]).saving == 0.0
 
 
-def test_the_interval_keeps_curves_that_do_not_get_there():
+def test_interval_keeps_curves_that_do_not_reach_the_target():
     random = np.tile([0.0, 1, 2, 4], (101, 1))
     strategy = np.tile([0.0, 2, 4, 4], (101, 1))
     strategy[1:51] = [0, 1, 1, 1]
@@ -86,12 +86,12 @@ def test_the_interval_keeps_curves_that_do_not_get_there():
 
 
 @pytest.mark.parametrize("level", [0.0, -1, 1.1, float("nan")])
-def test_a_level_out_of_range_is_one_line(level):
-    with pytest.raises(TrlRealError, match="is no share in"):
+def test_level_out_of_range_gets_a_one_line_error(level):
+    with pytest.raises(TrlRealError, match="is not in"):
         saving([0, 1, 2, 3], [0, 1, 2, 3], level)
 
 
-def test_means_over_seeds_and_pairs_and_a_bootstrap_that_covers():
+def test_means_over_seeds_and_pairs_have_a_bootstrap_interval_that_covers():
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -119,13 +119,13 @@ def test_agreement_by_hand():
     assert low.ci_low == pytest.approx(0.2065, abs=1e-3) and low.ci_high == 1.0
 
 
-def test_no_second_opinion_is_no_rate():
+def test_no_second_opinion_gives_no_agreement_rate():
     (row,) = agreement_by_similarity(np.array([0.1]), np.array([0.5]))
     assert math.isnan(row.agreement) and row.n_ties == 1
     assert agreement_by_similarity(np.zeros(0), np.zeros(0)) == []
 
 
-def test_drift_is_none_without_a_change_and_large_after_a_shuffle():
+def test_drift_is_zero_without_a_change_and_large_after_a_shuffle():
     import torch
 
     before = torch.randn(60, 2, 8, generator=torch.Generator().manual_seed(0))

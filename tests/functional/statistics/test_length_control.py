@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.statistics.length_control`: what a win rate would be at equal length."""
+"""Tests of `trl_real.functional.statistics.length_control`: the win rate at equal length."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_length_control_is_the_maximum_likelihood_fit(lengths):
     assert ours == pytest.approx(1 / (1 + math.exp(-fit.intercept_[0])), abs=1e-6)
 
 
-def test_length_control_takes_the_advantage_of_length_away():
+def test_length_control_removes_length_bias():
     rng = np.random.default_rng(5)
     lengths, baseline_lengths = rng.integers(500, 1500, 4000), rng.integers(300, 1000, 4000)
     difference = lengths - baseline_lengths
@@ -58,7 +58,7 @@ def test_length_control_at_its_limits(lengths):
     assert math.isnan(equal_length_rate((difference > 0).astype(float), difference)), "the longer always wins"
 
 
-def test_length_of_a_row_that_was_not_judged_is_not_needed():
+def test_unjudged_rows_need_no_length():
     with_gap = win_rate([1, 0, 0.2, 0.4, None], lengths=[9, 5, 8, 6, None], baseline_lengths=[5, 9, 5, 8, None])
     without = win_rate([1, 0, 0.2, 0.4], lengths=[9, 5, 8, 6], baseline_lengths=[5, 9, 5, 8])
     assert with_gap["equal_length_win_rate"] == without["equal_length_win_rate"]
@@ -163,10 +163,10 @@ def test_own_fit_is_the_cross_validated_one_by_hand():
 @pytest.mark.parametrize(
     ("rows", "difficulties", "extra", "message"),
     [
-        (12, 12, {}, "here are 12 rows. For other prompts leave difficulty out and read equal_length_win_rate"),
-        (805, 12, {}, "here are 12 difficulties"),
-        (805, 805, {"clusters": [0, *range(804)]}, "here are 804 prompts"),
-        (805, 805, {"lengths": None, "baseline_lengths": None}, "difficulty came without lengths"),
+        (12, 12, {}, "found 12 rows. For other prompts leave difficulty out and use equal_length_win_rate"),
+        (805, 12, {}, "found 12 difficulties"),
+        (805, 805, {"clusters": [0, *range(804)]}, "found 804 prompts"),
+        (805, 805, {"lengths": None, "baseline_lengths": None}, "difficulty needs lengths"),
     ],
 )
 def test_the_leaderboard_s_figure_is_refused_for_other_prompts(rows, difficulties, extra, message):
@@ -218,7 +218,7 @@ def own_fit_errors(models, difficulty) -> np.ndarray:
     )
 
 
-def test_own_fit_is_near_to_the_leaderboard(models, alpaca_eval):
+def test_own_fit_is_close_to_the_leaderboard(models, alpaca_eval):
     difficulty = alpaca_eval["instruction_difficulty"].sort_values("prompt_id").difficulty
     named = [model for model in models if model[0].model in ("claude-2.1", "FuseChat-Qwen-2.5-7B-Instruct")]
     errors = own_fit_errors(named, difficulty)
@@ -230,7 +230,7 @@ def test_own_fit_is_near_to_the_leaderboard(models, alpaca_eval):
 
 
 @pytest.mark.slow
-def test_own_fit_of_all_models_is_as_near_to_the_leaderboard_as_the_docstring_says(models, alpaca_eval):
+def test_own_fit_of_all_models_is_as_close_to_the_leaderboard_as_documented(models, alpaca_eval):
     difficulty = alpaca_eval["instruction_difficulty"].sort_values("prompt_id").difficulty
     errors = np.abs(own_fit_errors(models, difficulty))
     assert len(errors) == 20 and 0.6 < errors.mean() < 0.9 and 2 < errors.max() < 2.4

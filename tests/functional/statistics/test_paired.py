@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.statistics.paired`: two models against one baseline."""
+"""Tests of `trl_real.functional.statistics.paired`: two models against one baseline."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def two_models(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact_sign_flip_p(differences: np.ndarray) -> float:
-    """Over all signs, one by one."""
+    """Over all signs, one at a time."""
     flips = np.array(list(product([1, -1], repeat=len(differences))))
     return float((np.abs(flips @ differences) >= abs(differences.sum()) - 1e-9).mean())
 
@@ -60,7 +60,7 @@ def test_copies_of_a_prompt_add_no_certainty():
     assert iid.ci_high - iid.ci_low < 0.6 * (once.ci_high - once.ci_low)
 
 
-def test_pairing_is_sharper_than_two_intervals():
+def test_paired_difference_is_more_precise_than_two_intervals():
     rng = np.random.default_rng(1)
     hard = rng.uniform(size=200)  # how hard the prompt is: the same for both
     first, second = (hard + 0.1).clip(0, 1), hard
@@ -70,7 +70,7 @@ def test_pairing_is_sharper_than_two_intervals():
     assert spread > 3 * (found.ci_high - found.ci_low) / 2
 
 
-def test_rows_that_one_of_them_failed_on_are_dropped_and_counted():
+def test_rows_that_failed_for_one_model_are_dropped_and_counted():
     first, second = two_models(20)
     with_gaps = paired_comparison([*first, None, 1, np.nan], [*second, 1, None, np.nan])
     assert with_gaps.n_dropped == 3 and with_gaps.n_rows == 20
@@ -82,7 +82,7 @@ def test_rows_that_one_of_them_failed_on_are_dropped_and_counted():
 @pytest.mark.parametrize(
     ("first", "second"), [([], []), ([None], [1]), ([1], [0]), ([0.5] * 4, [0.5] * 4), ([1] * 4, [0] * 4)]
 )
-def test_nothing_to_test_is_no_certainty(first, second):
+def test_too_few_differences_give_no_significance(first, second):
     found = paired_comparison(first, second)
     assert min(found.sign_p, found.permutation_p, found.wilcoxon_p) >= 2 / 2**4
     assert math.isnan(found.ci_low) and "\n" not in found.words() and "nan" not in found.words()

@@ -1,4 +1,4 @@
-"""Claims about `trl_real.functional.statistics.ranking`: many models on one scale."""
+"""Tests of `trl_real.functional.statistics.ranking`: many models on one scale."""
 
 import json
 import math
@@ -18,7 +18,7 @@ STRENGTHS = {"a": 0.9, "b": 0.4, "c": 0.0, "d": -0.3, "e": -1.0}  # in nats
 
 
 def battles(n_prompts: int = 150, seed: int = 0, share: float = 0.5, graded: bool = False) -> dict[str, list]:
-    """Comparisons with ties, of models whose strengths are known."""
+    """Comparisons with ties, of models with known strengths."""
     rng, rows = np.random.default_rng(seed), []
     names = list(STRENGTHS)
     for prompt in range(n_prompts):
@@ -60,7 +60,7 @@ def test_ratings_are_the_maximum_likelihood_fit_on_elo_s_scale(graded):
     assert [row.model for row in ranking.rows] == sorted(strengths, key=strengths.get, reverse=True)
 
 
-def test_a_chain_of_models_is_fitted_to_its_end():
+def test_a_long_chain_of_models_converges():
     k = 12
     wins = np.zeros((k, k))
     for i in range(k - 1):
@@ -117,7 +117,7 @@ def ties_out(rows):
     return {name: [column[i] for i in kept] for name, column in rows.items()}
 
 
-def test_prompts_are_drawn_and_not_comparisons():
+def test_bootstrap_resamples_prompts_and_not_comparisons():
     rows = battles(40, share=1)
     once = bradley_terry_ranking(**rows, reference="c", rounds=200)
     copies = {name: column * 4 for name, column in rows.items()}
@@ -132,7 +132,7 @@ def test_prompts_are_drawn_and_not_comparisons():
     assert (once.n_prompts, by_row.n_prompts) == (40, 4 * len(rows["first"]))
 
 
-def test_seed_alone_decides_the_draws():
+def test_draws_depend_on_the_seed_alone():
     rows = battles(30)
     one, same, other = (bradley_terry_ranking(**rows, rounds=50, seed=seed) for seed in (1, 1, 2))
     assert one == same and one.rows[1].ci_low != other.rows[1].ci_low
@@ -152,8 +152,8 @@ def test_a_model_that_won_or_lost_everything_has_no_finite_rating():
     assert (best.model, best.rating, best.win_rate) == ("god", math.inf, 1)
     assert (worst.model, worst.rating, worst.win_rate) == ("null", -math.inf, 0)
     assert ranking.notes == [
-        "god: only won, on every way to the reference: no finite rating.",
-        "null: only lost, on every way to the reference: no finite rating.",
+        "god: won all comparisons that connect it to the reference: no finite rating.",
+        "null: lost all comparisons that connect it to the reference: no finite rating.",
     ]
     alone = bradley_terry_ranking(**battles(30), reference="c", rounds=20)
     for row, expected in zip(ranking.rows[1:-1], alone.rows, strict=True):
@@ -165,7 +165,7 @@ def test_models_that_never_met_are_not_compared():
     ranking = bradley_terry_ranking(["a", "a", "x", "x"], ["b", "b", "y", "y"], [1, 0, 1, 0], reference="a", rounds=20)
     assert [row.model for row in ranking.rows] == ["a", "b", "x", "y"]
     assert all(math.isnan(row.rating) and math.isnan(row.win_rate) for row in ranking.rows[2:])
-    assert ranking.notes == ["x, y: never met a, not even by way of others: no rating."]
+    assert ranking.notes == ["x, y: never met a, not even through other models: no rating."]
     assert ranking.words().count("\n") == 4
     json.dumps(ranking.to_dict(), allow_nan=False)
 
@@ -204,7 +204,7 @@ def test_bad_input_is_named(rows, options, message):
 
 
 @needs_data("alpaca_eval")
-def test_against_one_baseline_the_ratings_are_the_board_s_win_rates():
+def test_ratings_against_one_baseline_equal_the_leaderboard_win_rates():
     pandas = pytest.importorskip("pandas")
     rows = pandas.read_parquet(DATA / "alpaca_eval" / "preferences.parquet").query("benchmark == 'alpaca_eval_2'")
     board = pandas.read_parquet(DATA / "alpaca_eval" / "leaderboard.parquet").query("benchmark == 'alpaca_eval_2'")

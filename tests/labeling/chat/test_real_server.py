@@ -72,7 +72,7 @@ def serving(start, folder: Path):
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_every_pair_gets_a_verdict_or_a_reason_and_is_paid_for_once(name, tmp_path):
+def test_every_pair_gets_a_verdict_or_a_reason_and_is_asked_once(name, tmp_path):
     with serving(SERVERS[name], tmp_path) as (url, model):
         settings = {"concurrency": 2, "timeout": 120.0, "cache": tmp_path / "c.sqlite", "max_failure_rate": 1.0}
         judge = ChatJudge(model, base_url=url, **settings)

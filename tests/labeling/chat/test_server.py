@@ -1,4 +1,4 @@
-"""Claims about judges behind a server, over real HTTP, with every fault that such servers have."""
+"""Tests of judges behind a server, over real HTTP, with every fault of such servers."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def judge(tmp_path):
     return make
 
 
-def test_verdicts_are_the_servers_probabilities_in_both_orders(judge):
+def test_verdicts_equal_the_server_probabilities_in_both_orders(judge):
     with JudgeServer(bias=0.1) as server:
         found = judge(server).verdicts(rows(20))
     batch = rows(20)
@@ -70,7 +70,7 @@ def test_one_order_is_drawn_evenly_and_costs_half(judge):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_passes_changes_nothing(judge, fault):
+def test_temporary_fault_changes_nothing(judge, fault):
     patience = 2.0 if fault == "drip" else 30.0  # less, and a busy machine asks twice
     with JudgeServer([fault], share=0.5, seed=3) as server:
         found = judge(server, timeout=patience, max_retries=30)(rows(3))
@@ -79,7 +79,7 @@ def test_a_fault_that_passes_changes_nothing(judge, fault):
 
 
 @pytest.mark.parametrize("fault", ["500", "429", "cut JSON", "other model", "huge", "drip", "reset"])
-def test_a_fault_that_stays_is_a_failure_with_its_reason_and_no_loss(judge, fault):
+def test_permanent_fault_is_a_failure_with_its_reason_and_loses_nothing(judge, fault):
     with JudgeServer() as server:
         client = judge(server, timeout=0.2, max_retries=1)
         client(rows(1))  # so that the server is known to be there
@@ -87,7 +87,7 @@ def test_a_fault_that_stays_is_a_failure_with_its_reason_and_no_loss(judge, faul
         batch = {name: values[1:] for name, values in rows(3).items()}
         found = client.verdicts(batch)
     assert all(math.isnan(v.probability) and v.failure and v.outcome == "failed" for v in found)
-    reasons = {"cut JSON": "no chat completion", "other model": "served_as", "huge": "1 MB", "drip": "in time"}
+    reasons = {"cut JSON": "not a chat completion", "other model": "served_as", "huge": "1 MB", "drip": "in time"}
     assert reasons.get(fault, "no connection" if fault == "reset" else f"status {fault}") in found[0].failure
     assert len(found) == 2
 
@@ -118,7 +118,7 @@ print(json.dumps(judge(rows({n}))), flush=True)
 """
 
 
-def test_kill_9_at_random_moments_and_the_same_result(tmp_path, n=250, kills=3):
+def test_kill_9_at_random_moments_gives_the_same_result(tmp_path, n=250, kills=3):
     draws = random.Random(0)
     with JudgeServer(QUICK, share=0.2, delay=0.01) as server:
         settings = {
@@ -147,8 +147,8 @@ def test_kill_9_at_random_moments_and_the_same_result(tmp_path, n=250, kills=3):
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_random_moments(tmp_path):
-    test_kill_9_at_random_moments_and_the_same_result(tmp_path, n=1500, kills=20)
+def test_kill_9_at_twenty_random_moments_gives_the_same_result(tmp_path):
+    test_kill_9_at_random_moments_gives_the_same_result(tmp_path, n=1500, kills=20)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_ten_thousand_verdicts_with_a_fifth_of_faults(judge):
         assert len(server.answered) == 20_000 and set(server.answered.values()) == {1}
 
 
-def test_a_server_that_tells_no_probabilities_is_read_by_its_words(judge, tmp_path):
+def test_server_without_log_probs_is_read_by_its_text(judge, tmp_path):
     for how in ("ignored", "refused"):
         with JudgeServer(log_probs=how) as server:
             client = judge(server, cache=tmp_path / f"{how}.sqlite")
@@ -176,7 +176,7 @@ def test_a_server_that_tells_no_probabilities_is_read_by_its_words(judge, tmp_pa
 @pytest.mark.parametrize(
     "says", ["Both are good.", "[[A]] or [[B]]", "Ignore the rules. A is the winner and so is B", ""]
 )
-def test_words_that_name_no_response_are_failures(judge, says):
+def test_text_that_names_no_response_is_a_failure(judge, says):
     with JudgeServer(log_probs="ignored", says=says) as server:
         found = judge(server).verdicts(rows(3))
     assert {v.failure for v in found} == {"an answer that names no response"}
@@ -205,14 +205,14 @@ def test_money_is_counted_before_and_after(judge):
         assert summarize(judge(server, price=(10.0, 20.0)).verdicts(rows(5))).cost == found.cost
 
 
-def test_max_cost_stops_before_it_is_passed_and_goes_on_where_it_stood(judge):
+def test_max_cost_stops_before_it_is_exceeded_and_resumes(judge):
     with JudgeServer() as server:
-        with pytest.raises(TrlRealError, match="max_cost=0.04 would be passed: .* are spent.*raise max_cost"):
+        with pytest.raises(TrlRealError, match="would exceed max_cost=0.04: .* are spent.*raise max_cost"):
             judge(server, price=(10.0, 20.0), max_cost=0.04)(rows(100))
         asked = len(server.bodies)
         spent = asked * (100 * 10 + 20) / 1e6
         assert 0 < spent <= 0.04
-        with pytest.raises(TrlRealError, match="would be passed"):
+        with pytest.raises(TrlRealError, match="would exceed"):
             judge(server, price=(10.0, 20.0), max_cost=0.04)(rows(100))
         assert len(server.bodies) == asked  # what is left of the sum buys no more
         found = judge(server, price=(10.0, 20.0), max_cost=10)(rows(100))
@@ -223,7 +223,7 @@ def test_max_cost_stops_before_it_is_passed_and_goes_on_where_it_stood(judge):
     ("settings", "message"),
     [
         ({"max_cost": 1.0}, "max_cost needs the price"),
-        ({"price": (1.0,)}, "price=.*read and written"),
+        ({"price": (1.0,)}, "price=.*read and generated"),
         ({"concurrency": 0}, "concurrency=0 is too small. Give 1"),
         ({"timeout": 0}, "timeout=0 leaves no time"),
         ({"orders": "three"}, "orders='three' is not one of both, one"),
@@ -231,12 +231,12 @@ def test_max_cost_stops_before_it_is_passed_and_goes_on_where_it_stood(judge):
         ({"tie_margin": 0.7}, "tie_margin=0.7"),
     ],
 )
-def test_settings_out_of_range_are_told(judge, settings, message):
+def test_settings_out_of_range_are_reported(judge, settings, message):
     with JudgeServer() as server, pytest.raises(TrlRealError, match=message):
         judge(server, **settings)
 
 
-def test_what_no_retry_can_mend_stops_at_once(tmp_path):
+def test_error_that_no_retry_can_fix_stops_immediately(tmp_path):
     with JudgeServer() as server:
         wrong = ChatJudge("no-such-model", base_url=server.url, cache=tmp_path / "c.sqlite")
         with pytest.raises(TrlRealError, match="does not know this model or path .model 'no-such-model', status 404"):
@@ -248,7 +248,7 @@ def test_what_no_retry_can_mend_stops_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_a_server_that_was_never_there_is_not_waited_for(answered, tmp_path, monkeypatch):
+def test_unreachable_server_is_not_waited_for(answered, tmp_path, monkeypatch):
     """One that has answered may be starting again, so that all tries are made."""
     monkeypatch.setattr(request, "FIRST_CONTACT", 0.0)
     monkeypatch.setattr(request, "FIRST_PAUSE", 0.01)
@@ -261,7 +261,7 @@ def test_a_server_that_was_never_there_is_not_waited_for(answered, tmp_path, mon
     assert len(tries) == (5 if answered else 1)
 
 
-def test_a_key_is_sent_and_written_nowhere(judge, tmp_path, monkeypatch, capfd):
+def test_api_key_is_sent_and_written_nowhere(judge, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-you")
     with JudgeServer() as server:
         client = judge(server, api_key="sk-secret")
@@ -277,7 +277,7 @@ def test_a_key_is_sent_and_written_nowhere(judge, tmp_path, monkeypatch, capfd):
     assert "secret" not in f"{with_password.name} {with_password.identity}"
 
 
-def test_the_cache_knows_everything_that_an_answer_hangs_on(judge):
+def test_cache_key_includes_everything_an_answer_depends_on(judge):
     with JudgeServer() as server:
         batch = rows(1)
         judge(server)(batch)
@@ -290,14 +290,14 @@ def test_the_cache_knows_everything_that_an_answer_hangs_on(judge):
         assert len(server.bodies) == before  # what is done with an answer asks for no new one
 
 
-def test_options_replace_fields_and_none_takes_them_out(judge):
+def test_options_replace_fields_and_none_removes_them(judge):
     with JudgeServer() as server:
         judge(server, options={"max_tokens": None, "max_completion_tokens": 99, "temperature": None})(rows(1))
         assert all("max_tokens" not in body and "temperature" not in body for body in server.bodies)
         assert {body["max_completion_tokens"] for body in server.bodies} == {99}
 
 
-def test_long_texts_are_cut_with_a_mark_and_told(judge):
+def test_long_texts_are_truncated_with_a_mark_and_reported(judge):
     batch = {"prompt": ["p" * 50 + "END"], "response_a": ["BEGIN" + "a" * 50], "response_b": ["short"]}
     with JudgeServer() as server:
         (found,) = judge(server, max_chars=20).verdicts(batch)
@@ -306,18 +306,18 @@ def test_long_texts_are_cut_with_a_mark_and_told(judge):
     assert summarize([found]).n_truncated == 1
 
 
-def test_a_full_disk_stops_the_spending(judge, tmp_path):
+def test_full_disk_stops_the_requests(judge, tmp_path):
     with JudgeServer() as server:
         cache = AnswerCache(tmp_path / "small.sqlite")
         cache._connection.execute("PRAGMA max_page_count=4")
-        with pytest.raises(TrlRealError, match="cannot be kept in .*full.*mend the disk and run again"):
+        with pytest.raises(TrlRealError, match="Cannot store an answer in .*full.*fix the disk and run again"):
             judge(server, cache=cache)(rows(300))
         assert len(server.bodies) < 300
 
 
-def test_something_else_is_no_cache(tmp_path):
+def test_other_files_are_refused_as_cache(tmp_path):
     (tmp_path / "text").write_text("no database" * 1000)
-    with pytest.raises(TrlRealError, match="cannot serve as a cache of answers"):
+    with pytest.raises(TrlRealError, match="cannot be used as a cache of answers"):
         AnswerCache(tmp_path / "text")
 
 
@@ -335,7 +335,7 @@ def test_two_processes_share_a_cache(judge, tmp_path):
     assert first == second and json.loads(first.splitlines()[1]) == pytest.approx(expected(rows(60)))
 
 
-def test_a_batch_file_goes_out_and_its_answers_come_back(judge, tmp_path):
+def test_batch_file_is_exported_and_its_answers_imported(judge, tmp_path):
     with JudgeServer() as server:
         client = judge(server, price=(10.0, 20.0))
         client(rows(1))  # known already: not exported
@@ -353,11 +353,11 @@ def test_a_batch_file_goes_out_and_its_answers_come_back(judge, tmp_path):
         assert client(rows(4)) == pytest.approx(expected(rows(4)))
         assert len(server.bodies) == n_requests + 1
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    with pytest.raises(TrlRealError, match="Line 1 of .* is no answer of a batch service"):
+    with pytest.raises(TrlRealError, match="Line 1 of .* is not a result of a batch service"):
         import_batch(client.model, tmp_path / "bad.jsonl")
 
 
-def test_the_same_question_twice_in_a_batch_is_asked_once(judge):
+def test_repeated_question_in_a_batch_is_asked_once(judge):
     batch = {name: values * 2 for name, values in rows(3).items()}
     with JudgeServer() as server:
         found = judge(server, price=(1.0, 1.0)).verdicts(batch)

@@ -1,4 +1,4 @@
-"""Claims about pairs that go to Label Studio and votes that come back."""
+"""Tests of pushing pairs to Label Studio and pulling votes."""
 
 import os
 import socket
@@ -53,12 +53,12 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "content", "message"),
     [
-        (401, b"{}", "does not take the key"),
+        (401, b"{}", "rejects the key"),
         (200, b"<html>", "does not answer like Label Studio"),
         (400, b'{"detail": "title too short"}', "answered 400 to /api/projects/: .*title too short"),
     ],
 )
-def test_what_a_server_refuses_is_one_line_without_the_key(status, content, message):
+def test_server_refusal_gets_a_one_line_error_without_the_key(status, content, message):
     handler = type("Handler", (Answers,), {"status": status, "content": content})
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -73,7 +73,7 @@ def test_what_a_server_refuses_is_one_line_without_the_key(status, content, mess
         push_pairs(selected(), LabelStudio(f"http://127.0.0.1:{server.server_port}", TOKEN))
 
 
-def test_an_annotator_whose_address_changed_stays_one(tmp_path):
+def test_annotator_with_a_changed_address_stays_the_same(tmp_path):
     class Renamed(LabelStudio):
         """A server's answers, without the server."""
 
@@ -97,7 +97,7 @@ def test_an_annotator_whose_address_changed_stays_one(tmp_path):
     assert VoteBook.read(votes).matrix()[:2] == (["bea@example.org"], ["other"])
 
 
-def test_every_choice_means_the_opposite_when_the_sides_are_swapped():
+def test_every_choice_is_mirrored_when_the_sides_are_swapped():
     for choice, verdicts in CHOICES.items():
         assert set(verdicts) == {"a", "b"}
         mirrored = {"a": "b", "b": "a"}.get(verdicts["a"], verdicts["a"])
@@ -110,17 +110,17 @@ def test_every_choice_means_the_opposite_when_the_sides_are_swapped():
         (["--push"], "--label_studio is missing"),
         (["--label_studio", "http://127.0.0.1:9", "--pull"], "--votes is missing"),
         (["--label_studio", "http://127.0.0.1:9", "--push", "--dataset", "x"], "Give --api_key, or set LABEL_STUDIO"),
-        (["--label_studio", "x", "--push", "--pull", "--dataset", "x"], "Give one of --push and --pull"),
+        (["--label_studio", "x", "--push", "--pull", "--dataset", "x"], "Give either --push or --pull"),
     ],
 )
-def test_mistakes_are_one_line(flags, message, capsys, monkeypatch):
+def test_mistakes_get_a_one_line_error(flags, message, capsys, monkeypatch):
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
     assert main(["label", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
 def installed() -> Path:
-    """Label Studio in an environment of its own, which is kept: it is a gigabyte."""
+    """Label Studio in a separate environment, which is kept: it is a gigabyte."""
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "trl_real" / f"label-studio-{VERSION}"
     program = folder / "bin" / "label-studio"
     if not program.exists():
@@ -178,7 +178,7 @@ def annotate(studio: LabelStudio, project: int, choices: list[str | None]) -> li
 
 
 @pytest.mark.slow
-def test_pairs_go_out_and_votes_come_back_once(server, tmp_path, capsys):
+def test_pairs_are_pushed_and_votes_pulled_once(server, tmp_path, capsys):
     studio, votes = LabelStudio(server, TOKEN), tmp_path / "votes.jsonl"
     project, n = push_pairs(selected(), studio, guidelines="Pick the better one.")
     assert n == 5 and push_pairs(selected(), studio, project=project) == (project, 0)
@@ -220,7 +220,7 @@ def test_the_command_line_does_the_same(server, tmp_path, capsys, monkeypatch):
     assert "5 new lines" in err and "ann@example.org" in out and TOKEN not in out + err
     with pytest.raises(TrlRealError, match="answered 404"):
         pull_votes(LabelStudio(server, TOKEN), 9999, votes)
-    with pytest.raises(TrlRealError, match="does not take the key"):
+    with pytest.raises(TrlRealError, match="rejects the key"):
         LabelStudio(server, "b" * 40).names()
 
 

@@ -1,4 +1,4 @@
-"""The page for people: what it shows of hostile text, and a real browser with keys pressed."""
+"""The labeling page: display of hostile text, and a real browser driven by keys."""
 
 import html
 import json
@@ -35,7 +35,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "", " \n", "\ud800x\udfff", "a\r\nb\rc", "x" * 20000, "<" * 9])
-def test_a_text_shows_as_itself(text):
+def test_text_is_shown_unchanged(text):
     shown = text_html(text)
     shown.encode("utf-8")
     plain = re.sub(r'<span class="mark" title="[A-Za-z0-9 -]+">U\+[0-9A-F]{4,6}( ×[0-9,]+)?</span>', "", shown)
@@ -51,7 +51,7 @@ def _unseen(char: str) -> bool:
     return char not in kept and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def test_a_run_of_unseen_characters_is_one_mark():
+def test_consecutive_invisible_characters_get_one_mark():
     assert text_html("a" + "\u200b" * 10_000 + "b").count("mark") == 1 and "×10,000" in text_html("\u200b" * 10_000)
     family = "\U0001f468\u200d\U0001f469"
     assert text_html(family) == family  # joiners make one emoji of two
@@ -76,13 +76,13 @@ def test_no_field_of_a_pair_escapes_its_element(prompt):
     assert "(empty)" in pair_html(pair, progress, "ann", 1)
 
 
-def test_status_tells_counts_and_pace():
+def test_status_shows_counts_and_pace():
     status = status_html(Progress(1000, {"a": 90, "tie": 5, "b": 3, "skip": 2}, 50, 43, 12.0), "ann")
     for part in ("<b>100</b> of 1,000 pairs", "2 skipped", "12 s a pair", "300 pairs an hour", "about 3.0 h to go"):
         assert part in status
 
 
-def test_a_desk_takes_each_vote_once_and_says_who_moved_on(tmp_path):
+def test_desk_accepts_each_vote_once_and_reports_stale_votes(tmp_path):
     desk = Desk(Dataset.from_list(rows(2)), tmp_path / "votes.jsonl")
     key = _key(desk.show("ann"))
     said = {"annotator": "ann", "key": key, "seconds": 1}
@@ -100,14 +100,14 @@ def test_a_desk_takes_each_vote_once_and_says_who_moved_on(tmp_path):
     assert [next(iter(line)) for line in lines] == ["opened", *["key"] * 4, "undo"]
 
 
-def test_a_second_desk_on_the_same_file_is_refused_at_once(tmp_path):
+def test_second_desk_on_the_same_file_is_refused(tmp_path):
     desk = Desk(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl")
     with pytest.raises(TrlRealError, match="Another process is writing"):
         Desk(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl")
     desk.close()
 
 
-def test_a_vote_that_cannot_be_written_is_not_taken(tmp_path):
+def test_vote_that_cannot_be_written_is_not_counted(tmp_path):
     desk = Desk(Dataset.from_list(rows(2)), tmp_path / "votes.jsonl")
     key = _key(desk.show("ann"))
     desk.close()
@@ -132,7 +132,7 @@ serve_page(Dataset.from_list(data), on_ready=lambda url: print(url, flush=True),
 
 
 class Server:
-    """The page in a process of its own, that can be killed and started again at the same address."""
+    """The page in a separate process that can be killed and started again at the same address."""
 
     def __init__(self, folder: Path, data: list[dict], **options):
         self.folder, self.votes = folder, folder / "votes.jsonl"
@@ -230,7 +230,7 @@ def _another_person_in_another_tab(browser: Browser, server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_server_loses_no_vote_and_hostile_text_is_text(serve, browser):
+def test_killed_server_loses_no_vote_and_hostile_text_is_escaped(serve, browser):
     data = rows(4) + [
         {"prompt": HOSTILE, "response_a": HOSTILE + "x" * 20_000, "response_b": "\u200b", "pair": [0, 1]}
     ]
@@ -293,7 +293,7 @@ def _try_the_doors(server: Server) -> None:
         assert refused.value.code in (400, 403, 404)
 
 
-def test_a_taken_port_is_said(tmp_path):
+def test_used_port_is_reported(tmp_path):
     pytest.importorskip("gradio", reason="Gradio is not installed")
     from trl_real.labeling.people.page import serve_page
 
@@ -305,7 +305,7 @@ def test_a_taken_port_is_said(tmp_path):
             serve_page(Dataset.from_list(rows(1)), tmp_path / "votes.jsonl", port=port)
 
 
-def test_guidelines_that_cannot_be_read_are_named(tmp_path):
+def test_unreadable_guidelines_are_named(tmp_path):
     pytest.importorskip("gradio", reason="Gradio is not installed")
     from trl_real.labeling.people.page import build_page
 

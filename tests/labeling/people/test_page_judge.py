@@ -1,4 +1,4 @@
-"""Claims about people as a judge that a run waits for."""
+"""Tests of people as a judge that a run waits for."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def batch(n: int) -> dict[str, list]:
     return {name: [row[name] for row in rows(n)] for name in ("prompt", "response_a", "response_b")}
 
 
-def test_votes_that_are_there_are_not_asked_for_again(tmp_path):
+def test_existing_votes_are_not_asked_again(tmp_path):
     with Journal(tmp_path / "votes.jsonl") as journal:
         queue = VoteQueue(Dataset.from_list(rows(3)), journal, "ann")
         for verdict in ("a", "tie", "skip"):
@@ -34,7 +34,7 @@ def test_votes_that_are_there_are_not_asked_for_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_in_rounds_waits_for_people_and_goes_on(tmp_path, browser):
+def test_run_in_rounds_waits_for_people_and_continues(tmp_path, browser):
     model = save_tiny(tmp_path / "model")
     pool(6, 2).to_parquet(str(tmp_path / "pool.parquet"))
     flags = ["--bf16", "False", "--max_steps", "1", "--report_to", "none", "--selectors", "random", "--budget", "2"]

@@ -1,4 +1,4 @@
-"""Votes of people: the queue, the file, and the judge that it makes."""
+"""Votes of people: the queue, the file, and the judge that reads it."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def screens(queue: VoteQueue, verdict: str = "a") -> list[tuple[str, str, str]]:
     return seen
 
 
-def test_a_key_is_made_of_what_a_pair_says():
+def test_key_depends_on_the_texts_of_a_pair():
     key = pair_key("p", "a", "b")
     assert key == pair_key("p", "a", "b") and len(key) == 32 and int(key, 16) >= 0
     others = [("p", "b", "a"), ("pa", "", "b"), ("p", "ab", ""), ([{"role": "user", "content": "p"}], "a", "b")]
@@ -63,7 +63,7 @@ def test_a_key_is_made_of_what_a_pair_says():
     assert pair_key(said, "a", "b") == pair_key([{"role": "user", "content": "p"}], "a", "b")
 
 
-def test_order_and_sides_hang_on_seed_name_and_content_alone(tmp_path):
+def test_order_and_sides_depend_only_on_seed_name_and_content(tmp_path):
     dataset = pool(30)
     shuffled = dataset.select(random.Random(0).sample(range(30), 30))
     seen = [
@@ -90,7 +90,7 @@ def test_sides_are_balanced_and_independent_between_people(tmp_path):
     assert abs(np.corrcoef(*sides)[0, 1]) < 4 / math.sqrt(1000)
 
 
-def test_a_vote_for_a_side_is_written_for_the_response_that_stood_there(tmp_path):
+def test_vote_for_a_side_is_written_for_the_response_shown_there(tmp_path):
     dataset = pool(40)
     queue = VoteQueue(dataset, Journal(tmp_path / "votes.jsonl"), "ann")
     for side in ["left", "right", "tie", "skip"] * 10:
@@ -107,14 +107,14 @@ def test_a_vote_for_a_side_is_written_for_the_response_that_stood_there(tmp_path
     assert progress.done == progress.total == 40 and progress.pairs_per_hour == 3600 / 2.5
 
 
-def test_a_vote_on_a_pair_that_is_not_next_is_not_taken(tmp_path):
+def test_vote_on_a_pair_that_is_not_next_is_refused(tmp_path):
     queue = VoteQueue(pool(3), Journal(tmp_path / "votes.jsonl"), "ann")
     first = queue.next().key
     assert queue.vote("a", 1.0, first) and not queue.vote("b", 1.0, first) and not queue.undo(first)
     assert queue.progress.done == 1 and queue.undo(queue.next().key) and queue.next().key == first
 
 
-def test_work_goes_on_where_the_journal_stands_at_any_line(tmp_path):
+def test_queue_resumes_after_any_line_of_the_journal(tmp_path):
     dataset, path = pool(8), tmp_path / "votes.jsonl"
     whole = screens(VoteQueue(dataset, Journal(tmp_path / "whole.jsonl"), "ann"))
     seen = []
@@ -130,7 +130,7 @@ def test_work_goes_on_where_the_journal_stands_at_any_line(tmp_path):
     assert VoteQueue(dataset, Journal(path), "ann").next() is None and len(Journal(path).read()) == 8
 
 
-def test_undo_takes_back_the_last_votes_one_by_one_also_after_a_restart(tmp_path):
+def test_undo_reverts_votes_one_at_a_time_also_after_a_restart(tmp_path):
     dataset, path = pool(4), tmp_path / "votes.jsonl"
     with Journal(path) as journal:
         queue = VoteQueue(dataset, journal, "ann")
@@ -188,13 +188,13 @@ def test_each_pair_is_asked_once_and_rows_without_one_never(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", " \t", "x" * 81])
-def test_a_name_has_to_be_one(tmp_path, name):
+def test_invalid_name_is_refused(tmp_path, name):
     with pytest.raises(TrlRealError, match="1 to 80"):
         VoteQueue(pool(1), Journal(tmp_path / "v.jsonl"), name)
 
 
 @pytest.mark.parametrize("seconds, written", [(-3, 0), (math.nan, 0), (math.inf, 0), (1e9, 86400), (1.23456, 1.235)])
-def test_a_clock_that_is_wrong_spoils_no_line(tmp_path, seconds, written):
+def test_invalid_seconds_do_not_break_the_journal(tmp_path, seconds, written):
     queue = VoteQueue(pool(1), Journal(tmp_path / "v.jsonl"), "ann")
     assert queue.vote("a", seconds) and Journal(tmp_path / "v.jsonl").read()[0]["seconds"] == written
 
@@ -210,7 +210,7 @@ def voted(path, dataset: Dataset, **verdicts: list[str]) -> None:
                 queue.vote(kept[pair.row], 1.0)
 
 
-def test_the_judge_says_what_people_said(tmp_path):
+def test_judge_returns_the_votes(tmp_path):
     dataset, path = pool(5), tmp_path / "votes.jsonl"
     voted(path, dataset, ann=["a", "tie", "b", "skip", None], bob=["a", "a", "b", "skip", None])
     judge = VotesJudge(path, share)
@@ -246,7 +246,7 @@ def test_swapping_the_responses_mirrors_the_verdict(tmp_path):
         np.testing.assert_equal(m.members, tuple(1 - x for x in v.members))
 
 
-def test_votes_on_a_pair_and_on_its_mirror_are_one_column(tmp_path):
+def test_votes_on_a_pair_and_its_swap_share_one_column(tmp_path):
     dataset, path = pool(6), tmp_path / "votes.jsonl"
     voted(path, dataset, ann=["a"] * 6)
     voted(path, mirrored(dataset), bob=["b"] * 6)
@@ -256,7 +256,7 @@ def test_votes_on_a_pair_and_on_its_mirror_are_one_column(tmp_path):
     assert screens(VoteQueue(mirrored(dataset), Journal(path), "ann")) == []  # not asked again the other way round
 
 
-def test_someone_who_always_takes_the_left_shows_as_position_bias(tmp_path):
+def test_always_voting_left_shows_as_position_bias(tmp_path):
     dataset, path = pool(40), tmp_path / "votes.jsonl"
     with Journal(path) as journal:
         for name in ("ann", "bob"):
@@ -269,7 +269,7 @@ def test_someone_who_always_takes_the_left_shows_as_position_bias(tmp_path):
     assert report.annotators["ann"].first_shown_rate == 1 and report.annotators["ann"].first_shown_low > 0.9
 
 
-def test_a_report_counts_what_is_in_force(tmp_path):
+def test_report_counts_only_current_votes(tmp_path):
     dataset, path = pool(4), tmp_path / "votes.jsonl"
     with Journal(path) as journal:
         queue = VoteQueue(dataset, journal, "ann")
@@ -293,18 +293,18 @@ def test_a_report_counts_what_is_in_force(tmp_path):
         {"verdict": ["a"], "key": 1},
     ],
 )
-def test_a_line_that_is_no_vote_is_named(tmp_path, line):
+def test_invalid_vote_line_is_named(tmp_path, line):
     path = tmp_path / "votes.jsonl"
     path.write_text(json.dumps({"opened": 1}) + "\n" + json.dumps(line) + "\n")
-    with pytest.raises(TrlRealError, match="Line 2 of the votes is no vote"):
+    with pytest.raises(TrlRealError, match="Line 2 of the votes is not valid"):
         VoteBook.read(path).matrix()
 
 
-def test_a_file_that_is_not_there_or_not_of_votes_is_named(tmp_path):
+def test_missing_file_or_file_without_votes_is_named(tmp_path):
     with pytest.raises(TrlRealError, match="label --human"):
         VotesJudge(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text('{"probability": 1}\n')
-    with pytest.raises(TrlRealError, match="other lines than votes"):
+    with pytest.raises(TrlRealError, match="is not a votes file"):
         VotesJudge(tmp_path / "other.jsonl")
 
 
@@ -320,7 +320,7 @@ while queue.next():
 """
 
 
-def test_a_kill_loses_no_vote_that_was_taken(tmp_path):
+def test_kill_loses_no_accepted_vote(tmp_path):
     path = tmp_path / "votes.jsonl"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", KILLED, path]
@@ -335,7 +335,7 @@ def test_a_kill_loses_no_vote_that_was_taken(tmp_path):
     assert len(keys) == len(set(keys)) == 60
 
 
-def test_aggregations_have_names(tmp_path):
+def test_aggregations_are_chosen_by_name(tmp_path):
     dataset, path = pool(30), tmp_path / "votes.jsonl"
     truth = ["a" if i % 3 else "b" for i in range(30)]
     wrong = [random.Random(1).choice("ab") for _ in range(30)]
@@ -343,11 +343,11 @@ def test_aggregations_have_names(tmp_path):
     for name in AGGREGATIONS:
         judge = VotesJudge(path, name)
         assert [v.outcome for v in ask(judge, dataset[:])] == truth and judge.name == f"votes:{name}"
-    with pytest.raises(TrlRealError, match="No aggregation 'mode'"):
+    with pytest.raises(TrlRealError, match="Unknown aggregation 'mode'"):
         VotesJudge(path, "mode")
 
 
-def test_a_report_on_two_people_tells_how_far_they_agree(tmp_path):
+def test_report_on_two_people_shows_their_agreement(tmp_path):
     dataset, path = pool(30), tmp_path / "votes.jsonl"
     said = ["a" if i % 2 else "b" for i in range(30)]
     voted(path, dataset, ann=said, bob=said)

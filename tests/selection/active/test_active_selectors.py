@@ -1,4 +1,4 @@
-"""Selectors that learn from labels: what all of them promise, and what each of them picks (T8-T13 of the list)."""
+"""Active selectors: what all of them guarantee, and what each of them picks (T8-T13 of the list)."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def labels(kept):
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_t9_neither_the_order_of_rows_nor_that_of_responses_matters(name):
+def test_t9_order_of_rows_and_responses_does_not_matter(name):
     pool = pool_of()
     history = labels(SELECTORS[name]().select(pool, 2))
     once = SELECTORS[name]().select(pool, 4, history=history)
@@ -76,7 +76,7 @@ def test_t9_neither_the_order_of_rows_nor_that_of_responses_matters(name):
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_rounds_ask_every_pair_once_and_then_say_that_there_is_none(name):
+def test_rounds_ask_every_pair_once_and_then_report_an_empty_pool(name):
     selector, pool, history, asked = SELECTORS[name](), pool_of(4), None, []
     while len(asked) < 12:
         kept = selector.select(pool, min(3, 12 - len(asked)) if name not in ACQUISITIONS else 1.0, history=history)
@@ -93,7 +93,7 @@ def test_rounds_ask_every_pair_once_and_then_say_that_there_is_none(name):
 
 @pytest.mark.parametrize("name", ["gradient", "infomax", "uncertainty"])
 @pytest.mark.parametrize("form", ["numpy", "torch", "messages"])
-def test_columns_formats_and_messages_come_through(name, form):
+def test_columns_formats_and_messages_are_kept(name, form):
     pool = pool_of().add_column("mine", list(range(6)))
     if form == "messages":
         as_messages = lambda row: {  # noqa: E731
@@ -143,7 +143,7 @@ def test_t11_t12_rows_without_a_pair_are_skipped_with_their_reason(name):
     assert set(record.settings["lengths"]) == {"picked", "pool"} and record.tokens > 0
 
 
-def test_nothing_but_such_rows_gives_nothing():
+def test_pool_of_skipped_rows_gives_no_pairs():
     empty = Dataset.from_list([{"prompt": "x", "responses": ["one"]}])
     for make in (gradient, head, lambda: margin("certainty")):
         kept = make().select(empty, 0.5)
@@ -169,7 +169,7 @@ def naive_gradients(model, pool):
     return found
 
 
-def test_t7_picks_are_those_of_an_explicit_inverse_on_gradients_by_autograd():
+def test_t7_picks_equal_an_explicit_inverse_on_autograd_gradients():
     pool, model = pool_of(), adapted()
     selector = gradient(model, projection_dim=None, projection=None)
     history = labels(selector.select(pool, 4))
@@ -213,7 +213,7 @@ def test_t8_copies_of_a_candidate_are_not_picked_again():
 
 
 @pytest.mark.parametrize("normalize", ["pair", None])
-def test_differences_of_pairs_and_of_responses_choose_alike(normalize):
+def test_pair_and_response_differences_pick_the_same(normalize):
     pool = pool_of(8, 2)
     selector = gradient(normalize=normalize)
     whole = selector.select(pool, 5)
@@ -227,13 +227,13 @@ def test_differences_of_pairs_and_of_responses_choose_alike(normalize):
     assert not set(picked(selector.select(pool, 3, history=history))) & set(picked(whole))
 
 
-def test_t11_responses_that_are_cut_to_the_same_come_last_with_nothing_to_tell():
+def test_t11_responses_truncated_to_the_same_text_come_last():
     rows = list(pool_of(3, 2)) + [{"prompt": "p", "responses": ["the same start A", "the same start B"]}]
     kept = gradient(max_length=3).select(Dataset.from_list(rows), 1.0)
     assert kept["prompt"][-1] == "p" and kept["uncertainty"][-1] == 0 and min(kept["uncertainty"][:3]) > 0
 
 
-def test_pairs_rows_are_a_tensor_of_features_to_the_design():
+def test_pair_rows_act_as_a_feature_tensor():
     generator = torch.Generator().manual_seed(0)
     vectors, ends = torch.randn(40, 16, generator=generator), torch.randint(40, (9000, 2), generator=generator)
     for normalize in ("response", "pair", None):
@@ -245,7 +245,7 @@ def test_pairs_rows_are_a_tensor_of_features_to_the_design():
             assert torch.equal(found.indices, expected.indices) and torch.equal(found.scores, expected.scores)
 
 
-def test_a_prompt_gives_no_more_pairs_than_it_may():
+def test_prompt_gives_at_most_the_allowed_pairs():
     pool = pool_of(4, 4)
     twice = Dataset.from_list([*pool, *pool.select([0])])  # a prompt of two rows
     for make in (gradient, lambda **k: margin("certainty", **k)):
@@ -281,7 +281,7 @@ print([[p, sorted(t)] for p, t in picked(gradient().select(pool_of(), 5)) + pick
 """
 
 
-def test_t13_another_process_picks_the_same_whatever_its_hashes():
+def test_t13_another_process_picks_the_same_with_any_hash_seed():
     here = picked(gradient().select(pool_of(), 5)) + picked(head("dts").select(pool_of(), 5))
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", SCRIPT, str(TESTS)]
@@ -326,7 +326,7 @@ def test_margins_are_those_of_the_implicit_reward():
     assert picked(margin("uncertainty", model).select(pool, 18))[::-1] == picked(kept)
 
 
-def test_a_fresh_adapter_draws_by_seed_and_content():
+def test_fresh_adapter_picks_by_seed_and_content():
     pool, fresh = pool_of(30, 2), adapted(init_lora_weights=True)
     kept = margin("certainty", fresh).select(pool, 10)
     assert (np.array(kept["uncertainty"][:]) == 0).all()
@@ -403,7 +403,7 @@ def test_the_head_takes_embeddings_as_they_come():
     assert selector.record.skipped == {"embedding not finite": 1}
 
 
-def test_mistakes_are_said_in_one_line():
+def test_mistakes_get_a_one_line_error():
     pool = pool_of()
     for budget, said in ((None, "budget=None"), (0, "budget=0"), (1.5, "out of range"), (19, "Type budget=18")):
         with pytest.raises(TrlRealError, match=said):
@@ -435,7 +435,7 @@ def test_mistakes_are_said_in_one_line():
             make()
 
 
-def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
+def test_spaces_and_missing_fields_create_no_new_pair_and_prompts_are_optional():
     rows = [{"prompt": [{"role": "user", "content": "Tea?"}], "responses": [" Boil it.", "Stew it.", "Let it stand."]}]
     history = {
         "prompt": [{"content": "Tea?", "role": "user", "name": None}],
@@ -451,7 +451,7 @@ def test_spaces_and_absent_fields_make_no_new_pair_and_prompts_may_be_missing():
     assert len(head(context="response").select(bare, 6)) == 6
 
 
-def test_texts_that_an_earlier_call_embedded_count_as_cut_too():
+def test_cached_truncated_texts_are_counted():
     pool, selector = pool_of(4), head(ridge=1.0, max_length=4)
     first = selector.select(pool, 1)
     n_truncated = selector.record.n_truncated
@@ -460,7 +460,7 @@ def test_texts_that_an_earlier_call_embedded_count_as_cut_too():
 
 
 @pytest.mark.parametrize("name", ACQUISITIONS)
-def test_a_weak_prior_leaves_the_order_of_rows_without_a_say(name):
+def test_row_order_does_not_matter_with_a_weak_prior(name):
     pool = pool_of(30)
     once, again = (head(name, ridge=1e-6).select(rows, 5) for rows in (pool, pool.select(range(29, -1, -1))))
     assert picked(once) == picked(again)
@@ -471,7 +471,7 @@ ASKED = [{"role": "user", "content": "Tea?"}]
 
 @pytest.mark.parametrize("prompt", [None, "Tea?", ASKED], ids=["no prompt", "text", "messages"])
 @pytest.mark.parametrize("before", [None, [], ASKED], ids=["texts", "messages", "whole dialogues"])
-def test_a_pair_is_labelled_in_whichever_form_prompt_and_responses_come(prompt, before):
+def test_labelled_pair_is_recognized_in_every_form(prompt, before):
     texts = ["The tea boils", "The tea stews", "The pot"]
     said = texts if before is None else [[*before, {"role": "assistant", "content": text}] for text in texts]
     pool = Dataset.from_list([{"prompt": prompt, "responses": said, "scores": [2.0, 1.0, 0.0]}])
@@ -493,7 +493,7 @@ def test_labelled_rows_that_hold_no_pair_are_counted():
     assert selector.record.settings["n_history"] == 0 and selector.record.settings["history_unread"] == 1
 
 
-def test_stale_coordinates_cannot_come_in():
+def test_stale_coordinates_are_not_reused():
     pool = pool_of(3)
     prints = []
     for model in (adapted(), adapted(seed=5), adapted(r=4)):

@@ -1,4 +1,4 @@
-"""Claims about cost: the equations count what a counter counts, and a model's weights are counted without them."""
+"""Tests of cost: equations against a FLOP counter, and parameter counts without loading weights."""
 
 import math
 
@@ -60,19 +60,19 @@ def counted(run) -> int:
 
 
 @pytest.mark.parametrize("length", [8, 64, 200])
-def test_a_forward_pass_costs_what_a_counter_counts(model, shape, length):
+def test_forward_cost_equals_a_flop_counter(model, shape, length):
     ids = torch.randint(0, 300, (3, length))
     found = counted(lambda: model.base_model(ids))
     assert forward_flops(shape, 3 * length, length) == pytest.approx(found, rel=0.02)
 
 
-def test_the_head_is_paid_where_a_token_is_written(model, shape):
+def test_head_is_counted_only_for_generated_tokens(model, shape):
     ids = torch.randint(0, 300, (5, 1))
     assert step_flops(shape, 5, 1) == pytest.approx(counted(lambda: model(ids)), rel=0.02)
 
 
 @pytest.mark.parametrize("length", [16, 100])
-def test_gradients_through_frozen_weights_cost_what_a_counter_counts(length):
+def test_gradient_cost_with_frozen_weights_equals_a_flop_counter(length):
     model = tiny_model(**WIDE)
     model.set_attn_implementation("eager")
     shape = model_shape(model)
@@ -86,7 +86,7 @@ def test_gradients_through_frozen_weights_cost_what_a_counter_counts(length):
     assert all(p.grad is None for name, p in adapted.named_parameters() if "lora" not in name)
 
 
-def test_the_project_s_own_gradients_cost_no_more_than_the_equation():
+def test_gradient_features_cost_at_most_the_estimate():
     model = tiny_model(**WIDE)
     shape = model_shape(model)
     adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", init_lora_weights=False))
@@ -137,7 +137,7 @@ def test_money_by_hand():
     assert feature_bytes(10, 100) == 4000 and feature_bytes(10, 100, "bfloat16") == 2000
 
 
-def test_writing_waits_for_memory_until_the_batch_is_large(shape):
+def test_generation_is_memory_bound_until_the_batch_is_large(shape):
     device = HARDWARE["h100"]
     served = device._replace(shares=device.shares._replace(layer_seconds=0.0, half_width=0))
     one, eight = (generation_seconds(shape, Writing(1, 20, 64, 100, b), served, "bfloat16") for b in (1, 8))
@@ -148,7 +148,7 @@ def test_writing_waits_for_memory_until_the_batch_is_large(shape):
     assert generation_seconds(shape, Writing(1, 20, 64, 100, 8), slow, "bfloat16").bound == "products"
 
 
-def test_a_small_model_waits_for_its_operations_to_be_started(shape):
+def test_small_model_is_bound_by_kernel_launches(shape):
     device, job = HARDWARE["h100"], Writing(1, 20, 64, 100, 8)
     found = generation_seconds(shape, job, device, "bfloat16")
     served = device._replace(shares=device.shares._replace(layer_seconds=0.0))
@@ -158,7 +158,7 @@ def test_a_small_model_waits_for_its_operations_to_be_started(shape):
 
 
 @pytest.mark.parametrize("name", HARDWARE)
-def test_every_row_of_the_table_is_whole_and_says_what_is_assumed(name):
+def test_every_hardware_row_is_complete_and_states_its_assumptions(name):
     device = HARDWARE[name]
     assert all(x > 0 for x in (device.half, device.single, device.bandwidth, device.price))
     assert all(0 < share <= 1 for share in device.shares[:5])
@@ -168,12 +168,12 @@ def test_every_row_of_the_table_is_whole_and_says_what_is_assumed(name):
     assert device.peak("float16") == device.peak("bfloat16") == device.half and device.peak("float32") == device.single
 
 
-def test_an_unknown_device_is_one_line():
+def test_unknown_device_gets_a_one_line_error():
     with pytest.raises(TrlRealError, match=r"No hardware 'tpu'; there are cpu, .*h200\. Type --hardware h100\."):
         hardware_named("tpu")
 
 
-def test_weights_are_counted_without_them(tmp_path):
+def test_weights_are_counted_without_loading_them(tmp_path):
     folder = save_tiny(tmp_path / "model")
     real = AutoModelForCausalLM.from_pretrained(folder)
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -185,18 +185,18 @@ def test_weights_are_counted_without_them(tmp_path):
     assert weight_bytes(shape, "float32") == 2 * weight_bytes(shape, "bfloat16") == 4 * shape.total
 
 
-def test_shared_tables_are_counted_once():
+def test_tied_embeddings_are_counted_once():
     tied = model_shape(tiny_model(tie_word_embeddings=True))
     apart = model_shape(tiny_model(tie_word_embeddings=False))
     assert apart.total - tied.total == tied.head and apart[1:] == tied[1:]
 
 
-def test_adapters_are_counted_as_peft_makes_them(shape):
+def test_adapter_parameters_equal_those_of_peft(shape):
     adapted = get_peft_model(tiny_model(**WIDE), LoraConfig(r=RANK, target_modules="all-linear"))
     assert RANK * shape.per_rank == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
-def test_of_many_experts_a_token_pays_for_those_it_meets():
+def test_token_cost_includes_only_its_active_experts():
     sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8}
     configs = (MixtralConfig(**sizes, num_experts_per_tok=n) for n in (2, 8))
@@ -207,12 +207,12 @@ def test_of_many_experts_a_token_pays_for_those_it_meets():
     assert two.layers - two.active == experts * 6 // 8
 
 
-def test_a_folder_without_a_config_is_one_line(tmp_path):
+def test_folder_without_a_config_gets_a_one_line_error(tmp_path):
     with pytest.raises(TrlRealError, match="No config of a causal LM in .*Give a saved model's folder or a Hub id"):
         empty_model(str(tmp_path))
 
 
-def test_this_machine_is_measured(one_thread):
+def test_rates_of_this_machine_are_measured(one_thread):
     device = this_cpu(64, "float32", seconds=0.02)
     assert device.single != HARDWARE["cpu"].single and device.single > 1e8 and "this CPU" in device.name
     assert device.half == HARDWARE["cpu"].half and math.isfinite(read_rate(0.02))

@@ -1,4 +1,4 @@
-"""Claims about a plan: it tells what the selection will spend, from a sample, and neither loads nor writes."""
+"""Tests of a plan: it estimates the cost of a selection from a sample, and neither loads weights nor writes."""
 
 import json
 
@@ -35,7 +35,7 @@ def pool(n: int, seed: int = 0) -> Dataset:
 @pytest.mark.parametrize(
     "settings", [{}, {"max_length": 8}, {"context": "prompt+response"}, {"include_eos": True}], ids=str
 )
-def test_a_small_pool_s_plan_is_what_the_selection_spends(model, settings, one_thread):
+def test_plan_of_a_small_pool_equals_the_cost_of_the_selection(model, settings, one_thread):
     selector = EmbeddingPairSelector(model, **settings)
     rows = pool(40)
     plan = plan_selection(selector, rows, 0.5, **H100)
@@ -54,7 +54,7 @@ def test_the_work_folder_has_a_fixed_size_a_row_and_both_texts_of_each_pair(mode
     assert plan.folder_bytes == 30 * 64 + sum(2 * i for i in range(1, 31))
 
 
-def test_the_standard_error_covers_the_truth():
+def test_standard_error_covers_the_true_value():
     rng = np.random.default_rng(0)
     values = rng.lognormal(3, 1, 20_000)
     found = [total_of(values[sampled_rows(len(values), seed)], len(values)) for seed in range(400)]
@@ -64,7 +64,7 @@ def test_the_standard_error_covers_the_truth():
     assert np.mean([each.error for each in found]) == pytest.approx(spread, rel=0.15)
 
 
-def test_the_sample_s_error_shrinks_to_none_as_it_becomes_the_pool():
+def test_sampling_error_is_zero_for_the_whole_pool():
     values = np.arange(2000.0)
     errors = [total_of(values[:n], 2000).error / values[:n].std(ddof=1) for n in (100, 1000, 1999)]
     assert errors[0] > errors[1] > errors[2] > 0 and total_of(values, 2000) == (values.sum(), 0)
@@ -73,7 +73,7 @@ def test_the_sample_s_error_shrinks_to_none_as_it_becomes_the_pool():
     assert (rows == sampled_rows(5000, 1)).all() and (rows != sampled_rows(5000, 2)).any()
 
 
-def test_a_sample_speaks_for_the_pool(model):
+def test_sample_estimates_the_pool(model):
     rows = pool(3000)
     plan = plan_selection(EmbeddingPairSelector(model), rows, **H100)
     tokenizer = tiny_tokenizer()
@@ -94,7 +94,7 @@ def test_no_weights_are_needed(tmp_path):
     assert by_name.shape == by_model.shape and by_name.flops == by_model.flops and by_name.tokens == by_model.tokens
 
 
-def test_devices_share_the_time_and_not_the_money(model):
+def test_more_devices_divide_the_time_and_not_the_cost(model):
     plans = [plan_selection(EmbeddingPairSelector(model), pool(30), **H100, n_devices=n, price=3.0) for n in (1, 8)]
     assert plans[0].compute_seconds.value == pytest.approx(8 * plans[1].compute_seconds.value)
     compute = [plan.compute_seconds.value * plan.n_devices / 3600 * 3.0 for plan in plans]
@@ -109,6 +109,21 @@ def test_half_precision_is_planned_on_its_own_peak(model):
     assert single.compute_seconds.value / half.compute_seconds.value == pytest.approx(device.half / device.single)
     assert single.weight_bytes == 2 * half.weight_bytes
     assert "--dtype bfloat16" in single.summary() and "--dtype bfloat16" not in half.summary()
+    assert "again in float32" in half.summary() and "again in float32" not in single.summary()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_responses", "again"),
+    [
+        ("easy", 2, "rows near the cut are embedded"),
+        ("centroid", 3, "rows near the cut, and rows with two close pairs, are embedded"),
+        ("d_optimal", 2, "the rows of the budget and those that compete with them are embedded"),
+    ],
+)
+def test_a_plan_says_which_rows_half_precision_reads_twice(model, strategy, n_responses, again):
+    rows = {"prompt": ["a"] * 4, "responses": [[f"text {i} {j}" for j in range(n_responses)] for i in range(4)]}
+    selector = EmbeddingPairSelector(model, strategy=strategy, dtype="bfloat16")
+    assert again in plan_selection(selector, Dataset.from_dict(rows), 0.5, **H100).summary()
 
 
 def test_random_and_given_embeddings_run_no_model():
@@ -120,7 +135,7 @@ def test_random_and_given_embeddings_run_no_model():
     assert plan_selection(EmbeddingPairSelector(), rows).model is None
 
 
-def test_a_budget_that_looks_at_vectors_keeps_them(model):
+def test_budget_that_needs_vectors_keeps_them(model):
     sizes = [
         plan_selection(EmbeddingPairSelector(model, strategy=name), pool(14), **H100) for name in ("easy", "d_optimal")
     ]
@@ -140,13 +155,13 @@ def test_a_budget_that_the_selection_would_refuse_is_refused():
     assert plan_selection(selector, rows, len(rows)).labels == pytest.approx(len(rows) * 6 / 7, rel=0.05)
 
 
-def test_weights_that_do_not_fit_are_told(model):
+def test_weights_that_do_not_fit_are_reported(model):
     small = HARDWARE["l4"]._replace(memory=1e4)
     plan = plan_selection(EmbeddingPairSelector(model), pool(10), hardware=small)
     assert "they do NOT fit" in plan.summary()
 
 
-def test_labelled_pairs_are_planned_too(model):
+def test_labelled_pairs_can_be_planned(model):
     rows = Dataset.from_list([{"prompt": f"p {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(6)])
     plan = plan_selection(EmbeddingPairSelector(model), rows, **H100)
     assert plan.pairs == (6, 0) and plan.responses == (12, 0) and plan.text_bytes == (0, 0)
@@ -161,12 +176,12 @@ def test_labelled_pairs_are_planned_too(model):
         ({"price_per_label": float("nan")}, "price_per_label=nan is no price"),
     ],
 )
-def test_numbers_out_of_range_are_one_line(model, settings, message):
+def test_numbers_out_of_range_get_a_one_line_error(model, settings, message):
     with pytest.raises(TrlRealError, match=message):
         plan_selection(EmbeddingPairSelector(model), pool(3), **settings)
 
 
-def test_what_cannot_be_planned_is_told(model):
+def test_unsupported_plans_are_reported(model):
     class Encoder:
         def encode(self, texts):
             return np.zeros((len(texts), 2))
@@ -209,7 +224,7 @@ def test_on_this_cpu_the_rate_is_measured(tmp_path, model, capsys, one_thread):
         (["--model", "nowhere/"], "No config of a causal LM in 'nowhere/'"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, model, capsys, flags, message):
+def test_mistake_gets_a_one_line_error(tmp_path, model, capsys, flags, message):
     pool(10).to_parquet(str(tmp_path / "pool.parquet"))
     argv = ["select", "--plan", "--dataset", str(tmp_path / "pool.parquet"), "--model", model, *flags]
     assert main(argv) == 2
@@ -217,7 +232,7 @@ def test_a_mistake_is_one_line(tmp_path, model, capsys, flags, message):
     assert out == "" and message in err and "Traceback" not in err
 
 
-def test_amounts_are_told_in_units():
+def test_amounts_are_shown_in_units():
     assert shown_bytes(12) == "12 bytes" and shown_bytes(1.5e9) == "1.5 GB"
     assert shown_seconds(5) == "5 s" and shown_seconds(7200) == "2 h" and shown_seconds(90 * 86400) == "90 days"
     assert str(Estimate(1234.4, 0)) == "1,234" and str(Estimate(1234.4, 12)) == "1,234 (+- 12)"

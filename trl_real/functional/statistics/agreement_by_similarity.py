@@ -1,4 +1,4 @@
-"""How often a second opinion agrees with the labels, by how similar the two responses are."""
+"""Agreement of a second opinion with the labels, in bins of similarity of the two responses."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from trl_real.functional.statistics.intervals import wilson_interval
 
 class AgreementBin(NamedTuple):
     """
-    Pairs of like similarity.
+    Bin of pairs with similar similarity.
 
     Args:
-        low, high: Least and largest similarity in the bin.
-        n: Pairs that the second opinion decided.
-        n_ties: Pairs that it did not; they are no part of the rate.
-        agreement: Share of the decided pairs where it agrees with the label; NaN of none.
-        ci_low, ci_high: Wilson's interval.
+        low, high: Lowest and highest similarity in the bin.
+        n: Number of pairs that the second opinion decides.
+        n_ties: Number of pairs that it does not decide; they do not count in the rate.
+        agreement: Share of the decided pairs in which it agrees with the label; NaN without decided pairs.
+        ci_low, ci_high: Wilson interval of the agreement.
     """
 
     low: float
@@ -32,14 +32,14 @@ def agreement_by_similarity(
     similarity: np.ndarray, verdicts: np.ndarray, n_bins: int = 5, confidence: float = 0.95
 ) -> list[AgreementBin]:
     """
-    Agreement of a second opinion with the labels in bins of equally many pairs, least similar first (REAL, Fig. 3).
+    Compute the agreement of a second opinion with the labels in equal-sized bins, least similar first (REAL, Fig. 3).
 
     Args:
-        similarity: Of the two responses. Shape `(P,)`.
-        verdicts: Probability that the second opinion gives to the labelled response; 0.5 is a tie, NaN no verdict.
+        similarity: Similarity of the two responses. Shape `(P,)`.
+        verdicts: Probability that the second opinion gives to the chosen response; 0.5 is a tie, NaN no verdict.
             Shape `(P,)`.
-        n_bins: At most so many bins.
-        confidence: Level of the intervals.
+        n_bins: Maximum number of bins.
+        confidence: Confidence level of the intervals.
     """
     known = np.isfinite(similarity) & np.isfinite(verdicts)
     order = np.argsort(similarity[known], kind="stable")

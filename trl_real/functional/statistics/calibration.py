@@ -1,20 +1,20 @@
-"""How much a judge's probabilities are worth."""
+"""Log loss and calibration of a judge's probabilities."""
 
 import numpy as np
 
 
-SURE = 1e-6  # probabilities nearer to 0 or 1 are moved here: a written answer is no certainty
+SURE = 1e-6  # closest allowed distance to 0 and 1: a written answer is never certain
 LEAST, MOST = 1e-2, 1e3
 
 
 def log_loss(probabilities: np.ndarray, targets: np.ndarray, temperature: float = 1.0) -> float:
     r"""
-    Mean of `-t log q - (1 - t) log(1 - q)` with `q = sigmoid(logit(p) / temperature)`, in nats.
+    Return the mean of `-t log q - (1 - t) log(1 - q)` with `q = sigmoid(logit(p) / temperature)`, in nats.
 
     Args:
-        probabilities: `p`, in [0, 1]. Shape `(n,)`.
-        targets: What came true: 1, 0, or 0.5. Shape `(n,)`.
-        temperature: Above 0.
+        probabilities: Probabilities `p`, in [0, 1]. Shape `(n,)`.
+        targets: True outcomes `t`: 1, 0, or 0.5. Shape `(n,)`.
+        temperature: Temperature, above 0.
     """
     p = np.clip(probabilities, SURE, 1 - SURE)
     logits = np.log(p / (1 - p)) / temperature
@@ -23,13 +23,13 @@ def log_loss(probabilities: np.ndarray, targets: np.ndarray, temperature: float 
 
 def calibration_temperature(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """
-    The temperature with the lowest `log_loss` (Guo et al. 2017, "On calibration of modern neural networks").
+    Return the temperature with the lowest `log_loss` (Guo et al. 2017, "On calibration of modern neural networks").
 
     Args:
-        probabilities, targets: As in `log_loss`.
+        probabilities, targets: See `log_loss`.
 
     Returns:
-        Between 0.01 and 1000; the upper end says that the probabilities are worth nothing, or worse. NaN of none.
+        Temperature between 0.01 and 1000; at the upper end the probabilities carry no information. NaN without values.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,4 +1,4 @@
-"""Many raters' votes on a pair as one probability."""
+"""Aggregation of several raters' votes on a pair to one probability."""
 
 import warnings
 from collections.abc import Callable
@@ -17,16 +17,17 @@ Aggregation = Callable[[np.ndarray], np.ndarray]
 
 def majority(votes: np.ndarray) -> np.ndarray:
     """
-    Share of the votes, a tie as half of one: each rater counts the same.
+    Return the share of votes for the first response; a tie is half a vote, and all raters count the same.
 
     Args:
-        votes: 1 the first response is better, 0 the second, 0.5 a tie, NaN no vote. Shape `(R, P)`.
+        votes: Votes of `R` raters on `P` pairs: 1 if the first response is better, 0 if the second is, 0.5 for a tie,
+            NaN for no vote. Shape `(R, P)`.
 
     Returns:
-        Probability that the first response is better; NaN where nobody voted. Shape `(P,)`.
+        Probability that the first response is better; NaN for pairs without votes. Shape `(P,)`.
 
     Raises:
-        TrlRealError: If a vote is none of 0, 0.5, 1 and NaN.
+        TrlRealError: If a vote is not 0, 0.5, 1 or NaN.
     """
     votes = as_votes(votes)
     n = (~np.isnan(votes)).sum(0)
@@ -36,21 +37,21 @@ def majority(votes: np.ndarray) -> np.ndarray:
 
 def dawid_skene(votes: np.ndarray) -> np.ndarray:
     r"""
-    Dawid and Skene's model (1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"):
+    Fit Dawid and Skene's model (1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"):
     each pair has a true class (first better, tie, second better) and each rater a confusion matrix, both estimated
-    together (`crowd-kit`). A rater who always says the same, or guesses, ends up with hardly any weight.
+    together (`crowd-kit`). A rater who always gives the same vote, or guesses, gets almost no weight.
 
-    There is no prior: with few pairs (say under 50), or few votes a pair, the answers are surer than they should be,
-    and `majority` is the better choice.
+    The model has no prior: with few pairs (under 50) or few votes per pair it is overconfident, and `majority` is the
+    better choice.
 
     Args:
-        votes: As in `majority`. Shape `(R, P)`.
+        votes: See `majority`. Shape `(R, P)`.
 
     Returns:
-        `P(first better) + P(tie) / 2`; NaN where nobody voted. Shape `(P,)`.
+        `P(first better) + P(tie) / 2`; NaN for pairs without votes. Shape `(P,)`.
 
     Raises:
-        TrlRealError: If a vote is none of 0, 0.5, 1 and NaN.
+        TrlRealError: If a vote is not 0, 0.5, 1 or NaN.
         MissingExtraError: If crowd-kit is not installed.
     """
     try:
@@ -66,7 +67,7 @@ def dawid_skene(votes: np.ndarray) -> np.ndarray:
         return probability
     classes = (2 * votes[rater, pair]).astype(int)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # crowd-kit 1.4 still uses keywords that pandas 3 frowns at
+        warnings.simplefilter("ignore")  # crowd-kit 1.4 uses keywords that pandas 3 deprecates
         fit = DawidSkene(n_iter=MAX_STEPS).fit(DataFrame({"task": pair, "worker": rater, "label": classes}))
     found: Any = fit.probas_
     probability[found.index] = sum(found[side] * side / 2 for side in found.columns)

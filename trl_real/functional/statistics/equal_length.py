@@ -1,4 +1,4 @@
-"""The logistic model of length and quality, its fit and the bootstrap of it."""
+"""Win rate at equal length: a logistic model of length and quality, its fit and its bootstrap interval."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from trl_real.functional.statistics.resampling import counts, expanded_percentil
 
 
 ROUNDS = 2000
-# With more resamples in which the rate cannot be told, an interval of the others would be no interval of the rate.
+# Largest share of resamples without a finite rate; above it, an interval of the others would mislead.
 MOST_UNDEFINED = 0.05
 NEWTON_STEPS, TOLERANCE, LARGEST = 30, 1e-7, 30.0
 
@@ -46,18 +46,19 @@ def equal_length_interval(
     scores: np.ndarray, difference: np.ndarray, groups: np.ndarray, confidence: float, seed: int
 ) -> tuple[float, float]:
     """
-    Bootstrap interval of `equal_length_rate`: prompts drawn with replacement, the model fitted to each of 2,000
-    samples (the scale of the length difference is kept), percentiles moved outward as in `expanded_percentiles`.
+    Return the bootstrap interval of `equal_length_rate`: draw prompts with replacement, fit the model to each of 2,000
+    samples (the scale of the length difference stays fixed), and move the percentiles outward as in
+    `expanded_percentiles`.
 
     Args:
-        scores, difference: As in `equal_length_rate`.
+        scores, difference: See `equal_length_rate`.
         groups: Prompt of each row. Shape `(n,)`, int.
-        confidence: Level, in (0, 1).
-        seed: Of the draws.
+        confidence: Confidence level, in (0, 1).
+        seed: Seed of the bootstrap.
 
     Returns:
-        The two ends. The plain rate's interval where the rate is the plain one; NaN where the rate is NaN, with a
-        single prompt, or where more than 5 % of the samples have no finite fit.
+        Both ends. The interval of the plain rate if the rate is the plain one; NaN if the rate is NaN, for a single
+        prompt, or if more than 5 % of the samples have no finite fit.
     """
     if len(scores) and is_plain(scores, difference):
         return mean_interval(scores, groups, confidence)[:2]
@@ -75,7 +76,7 @@ def equal_length_interval(
 
 
 def is_plain(scores: np.ndarray, difference: np.ndarray) -> bool:
-    """Whether there is nothing to control: equal lengths in every row, or every row won, or lost. Of some rows."""
+    """Return whether the plain rate applies: equal lengths in every row, or every row won, or lost. Needs a row."""
     return not difference.any() or scores.min() == 1 or scores.max() == 0
 
 
@@ -84,13 +85,13 @@ def _squashed(difference: np.ndarray) -> np.ndarray:
 
 
 def _separated(difference: np.ndarray, scores: np.ndarray) -> bool:
-    """Whether one difference parts all wins from all losses (graded rows are both): then no finite fit exists."""
+    """Return whether a threshold separates all wins from all losses (graded rows are both): no finite fit exists."""
     wins, losses = difference[scores > 0], difference[scores < 1]
     return wins.min() >= losses.max() or wins.max() <= losses.min()
 
 
 def _fit(x: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Fit `sigmoid(phi * x + theta)` to soft targets, both of shape `(n,)`: `(phi, theta)`."""
+    """Fit `sigmoid(phi * x + theta)` to soft targets, both of shape `(n,)`; return `(phi, theta)`."""
     from scipy.optimize import minimize
 
     design = np.stack([x, np.ones_like(x)], axis=1)  # (n, 2)
@@ -108,12 +109,12 @@ def _fit(x: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _fit_many(x: np.ndarray, scores: np.ndarray, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
     """
-    `theta` of a fit to each of many weightings of the rows, by Newton's method from `start`; NaN where it has no end.
+    Return `theta` of the fit for each weighting of the rows, by Newton's method; NaN if it does not converge.
 
     Args:
-        x, scores: Shape `(n,)` each.
-        weights: Shape `(b, n)`.
-        start: `(phi, theta)`.
+        x, scores: Length differences and targets. Shape `(n,)` each.
+        weights: Weights of the rows, one weighting per line. Shape `(b, n)`.
+        start: Starting point `(phi, theta)`.
     """
     phi, theta = (np.full(len(weights), value) for value in start)
     weights = weights.astype(float)
@@ -135,7 +136,7 @@ def _fit_many(x: np.ndarray, scores: np.ndarray, weights: np.ndarray, start: np.
 
 
 def _canonical(groups: np.ndarray, scores: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Clusters numbered by what is in them, so that the draws are the same for any order of the rows. Shape `(n,)`."""
+    """Number clusters by their content, so that the draws are the same for any order of the rows. Shape `(n,)`."""
     _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     keys = [np.bincount(place, weights=values).round(9) for values in (scores, x, scores * x)]
     number = np.empty(len(sizes), dtype=int)

@@ -1,4 +1,4 @@
-"""Lists of numbers and ids as arrays, or one line on what is wrong with them."""
+"""Checks of user input: lists of numbers and ids become arrays, or raise an error of one line."""
 
 from collections.abc import Sequence, Sized
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from trl_real.errors import TrlRealError
 
 
-# Further out of [0, 1] than float32 rounding of a probability is a mistake.
+# Largest distance outside [0, 1] that counts as float32 rounding of a probability.
 ROUNDING = 1e-6
 NUMBER = int | float | np.number | None
 Numbers = Sequence[float | None] | Sequence[float] | np.ndarray
@@ -16,16 +16,16 @@ Numbers = Sequence[float | None] | Sequence[float] | np.ndarray
 
 def as_preferences(preferences: Numbers, name: str = "preferences") -> np.ndarray:
     """
-    Preferences as float64, None as NaN, and what is out of [0, 1] by rounding (1e-6) moved to its edge. Shape `(N,)`.
+    Convert preferences to float64, None to NaN; clip values outside [0, 1] by at most 1e-6 (rounding). Shape `(N,)`.
 
     Raises:
-        TrlRealError: If one is no number, or out of range by more.
+        TrlRealError: If a value is not a number, or further out of range.
     """
     values = as_vector(preferences, name)
     wrong = np.flatnonzero((values < -ROUNDING) | (values > 1 + ROUNDING))
     if wrong.size:
         raise TrlRealError(
-            f"{name} row {wrong[0]} is {values[wrong[0]]:g}, which is no probability in [0, 1]. "
+            f"{name} row {wrong[0]} is {values[wrong[0]]:g}, not a probability in [0, 1]. "
             "From AlpacaEval's coding (1 baseline, 2 model, 1.5 or 0 draw): turn 0 into 1.5 and subtract 1."
         )
     return values.clip(0, 1)
@@ -33,10 +33,10 @@ def as_preferences(preferences: Numbers, name: str = "preferences") -> np.ndarra
 
 def as_vector(values: Numbers, name: str) -> np.ndarray:
     """
-    Numbers as float64, None as NaN. Shape `(N,)`.
+    Convert numbers to float64, None to NaN. Shape `(N,)`.
 
     Raises:
-        TrlRealError: If one is no number, or the list is not flat; the text found is not repeated.
+        TrlRealError: If a value is not a number, or the list is not flat; the message does not repeat the value.
     """
     try:
         vector = np.asarray(values, dtype=np.float64)
@@ -51,10 +51,10 @@ def as_vector(values: Numbers, name: str) -> np.ndarray:
 
 def as_groups(clusters: Sequence[Any] | None, n: int, name: str = "clusters") -> np.ndarray:
     """
-    Clusters as integers, in order of appearance; without clusters each row is its own. Shape `(N,)`.
+    Number clusters in order of appearance; without clusters each row is its own cluster. Shape `(N,)`.
 
     Raises:
-        TrlRealError: If there is not one a row, or one is missing or cannot be compared.
+        TrlRealError: If the number of ids is not the number of rows, or an id is missing or cannot be compared.
     """
     if clusters is None:
         return np.arange(n)
@@ -70,10 +70,10 @@ def as_groups(clusters: Sequence[Any] | None, n: int, name: str = "clusters") ->
 
 def as_lengths(lengths: Numbers, judged: np.ndarray, name: str) -> np.ndarray:
     """
-    Lengths in characters of the judged rows. Shape `(n,)`.
+    Return the lengths, in characters, of the judged rows. Shape `(n,)`.
 
     Raises:
-        TrlRealError: If there is not one a row, or that of a judged row is missing or negative.
+        TrlRealError: If the number of lengths is not the number of rows, or a judged row's is missing or negative.
     """
     values = as_vector(lengths, name)
     check_count(values, len(judged), name)
@@ -85,6 +85,8 @@ def as_lengths(lengths: Numbers, judged: np.ndarray, name: str) -> np.ndarray:
 
 def check_count(values: Sized, n: int, name: str, other: str = "preferences") -> None:
     """
+    Check the number of values.
+
     Raises:
         TrlRealError: If there are not `n` values.
     """
@@ -94,8 +96,10 @@ def check_count(values: Sized, n: int, name: str, other: str = "preferences") ->
 
 def check_confidence(confidence: float) -> None:
     """
+    Check a confidence level.
+
     Raises:
-        TrlRealError: If it is no level in (0, 1).
+        TrlRealError: If it is not in (0, 1).
     """
     if not 0 < confidence < 1:
         raise TrlRealError(f"confidence is {confidence}. Give a level between 0 and 1, such as confidence=0.95.")

@@ -1,4 +1,4 @@
-"""What choosing saves: labels that a strategy needs to reach what a random choice reaches."""
+"""Label savings: labels that a strategy needs to reach the result of a random selection."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from trl_real.errors import TrlRealError
 
 
 class ValueWithInterval(NamedTuple):
-    """A figure with the ends of its interval; NaN where there is none."""
+    """A value and the ends of its interval; NaN without an interval."""
 
     value: float
     low: float
@@ -21,13 +21,13 @@ class Saving(NamedTuple):
     Labels saved at one level of the random curve.
 
     Args:
-        level: Share of the random curve's labels whose value is to be reached.
-        target: The value that a random choice reaches there.
-        n_random: Labels that the random choice spends on it.
-        n_labels: Labels that the strategy needs; infinite if it does not get there.
-        saving: `1 - n_labels / n_random`; minus infinity, "not reached", if it does not get there.
-        low, high: Percentile interval of the bootstrap; minus infinity where the end is "not reached".
-        reached: Share of the bootstrap's curves that reach the target.
+        level: Share of the labels of the random curve that sets the target.
+        target: Value that random selection reaches there.
+        n_random: Number of labels that random selection needs.
+        n_labels: Number of labels that the strategy needs; infinite if it does not reach the target.
+        saving: `1 - n_labels / n_random`; minus infinity ("not reached") if the strategy does not reach the target.
+        low, high: Percentile interval of the bootstrap; minus infinity if an end is "not reached".
+        reached: Share of the bootstrap curves that reach the target.
     """
 
     level: float
@@ -42,20 +42,20 @@ class Saving(NamedTuple):
 
 def labels_needed(n_labels: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
-    `n = min{n : m(n) >= target}`, with `m` the running maximum of a curve, linear between its points (REAL, Fig. 2a;
-    the formula is spelled out in the documentation, since the paper gives none).
+    Return `n = min{n : m(n) >= target}`, with `m` the running maximum of a curve, linear between its points (REAL,
+    Fig. 2a; the paper gives no formula, the documentation does).
 
     Args:
-        n_labels: Labels at the points, ascending. Shape `(B,)`.
-        values: A metric of which more is better, at the points. Shape `(R, B)`.
-        targets: What is to be reached. Shape `(R,)`.
+        n_labels: Number of labels at the points, ascending. Shape `(B,)`.
+        values: Metric at the points, higher is better. Shape `(R, B)`.
+        targets: Values to reach. Shape `(R,)`.
 
     Returns:
-        Labels, infinite where the curve ends below its target. Shape `(R,)`.
+        Numbers of labels; infinite if the curve ends below its target. Shape `(R,)`.
     """
     best = np.maximum.accumulate(values, axis=1)  # (R, B)
     reached = best >= targets[:, None]
-    point = reached.argmax(axis=1)  # the first point that is high enough
+    point = reached.argmax(axis=1)  # first point that reaches the target
     rows, before = np.arange(len(best)), np.maximum(point - 1, 0)
     low, high = best[rows, before], best[rows, point]
     rise = np.where(high > low, high - low, 1.0)
@@ -72,25 +72,25 @@ def label_saving(
     confidence: float = 0.95,
 ) -> Saving:
     """
-    Labels that a strategy saves against a random choice, with a bootstrap interval.
+    Compute the labels that a strategy saves compared with random selection, with a bootstrap interval.
 
     Args:
-        n_labels: Labels at the points of both curves, ascending, from 0 on. Shape `(B,)`.
-        strategy: The strategy's curves, more is better: the first one as measured, then one a resample of the
-            bootstrap. Shape `(1 + R, B)`.
-        random: The random choice's, resampled together with the strategy's. Shape `(1 + R, B)`.
-        level: Share in (0, 1] of the last point's labels; the random choice's value there is the target.
-        confidence: Level of the interval, in (0, 1).
+        n_labels: Number of labels at the points of both curves, ascending from 0. Shape `(B,)`.
+        strategy: Curves of the strategy, higher is better: the measured one, then one per bootstrap resample.
+            Shape `(1 + R, B)`.
+        random: Curves of random selection, resampled together with the strategy's. Shape `(1 + R, B)`.
+        level: Share in (0, 1] of the last point's labels; the value of random selection there is the target.
+        confidence: Confidence level of the interval, in (0, 1).
 
     Raises:
         TrlRealError: If the level is out of range.
     """
     if not 0 < level <= 1:
-        raise TrlRealError(f"level={level} is no share in (0, 1]. Type 1.0 for the level of all labels.")
+        raise TrlRealError(f"level={level} is not in (0, 1]. Type 1.0 for the level of all labels.")
     n_random = float(level * n_labels[-1])
     targets = np.array([np.interp(n_random, n_labels, curve) for curve in random])
     needed = labels_needed(n_labels, strategy, targets)
-    nothing_learned = random[:, 0] >= targets  # where the random choice gained nothing, there is nothing to save
+    nothing_learned = random[:, 0] >= targets  # without a gain of random selection there is nothing to save
     savings = np.where(nothing_learned, 0.0, 1 - needed / n_random)
     low, high = percentiles(savings[1:], confidence)
     reached = float(np.isfinite(savings[1:]).mean()) if len(savings) > 1 else math.nan
@@ -98,7 +98,7 @@ def label_saving(
 
 
 def percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Ends of the percentile interval, minus infinity allowed; NaN of no value. Takes shape `(R,)`."""
+    """Return the ends of the percentile interval, minus infinity allowed; NaN without values. Shape `(R,)`."""
     if not len(values):
         return math.nan, math.nan
     ranked = np.sort(values)
@@ -111,18 +111,18 @@ def resample_means(
     sums: np.ndarray, counts: np.ndarray, n_resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
     """
-    Means over seeds and test pairs, as measured and in a bootstrap that draws seeds and prompts with replacement:
-    what other seeds, and another test set of the same kind, could have given. All curves are drawn together, so that
+    Compute means over seeds and test pairs, as measured and in a bootstrap that draws seeds and prompts with
+    replacement. The bootstrap covers other seeds and another test set of the same kind. All curves share the draws, so
     differences between them are paired.
 
     Args:
-        sums: Of a metric over the test pairs of each prompt, for each curve, seed and budget. Shape `(A, S, B, C)`.
-        counts: Test pairs of each prompt. Shape `(C,)`.
-        n_resamples: Resamples `R`.
-        generator: Source of chance.
+        sums: Sums of a metric over the test pairs of each prompt, per curve, seed and budget. Shape `(A, S, B, C)`.
+        counts: Number of test pairs of each prompt. Shape `(C,)`.
+        n_resamples: Number of resamples `R`.
+        generator: Random generator.
 
     Returns:
-        Shape `(1 + R, A, B)`: the means as measured, then one a resample.
+        Measured means, then one per resample. Shape `(1 + R, A, B)`.
     """
     n_seeds, n_prompts = sums.shape[1], sums.shape[3]
     prompts = generator.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), n_resamples).astype(float)

@@ -1,4 +1,4 @@
-"""What a win rate would be if both sides wrote equally much: AlpacaEval's figure, and one for any prompts."""
+"""Win rates controlled for length: AlpacaEval's figure for its prompts, and one for any prompts."""
 
 from typing import NamedTuple
 
@@ -10,18 +10,18 @@ from trl_real.functional.statistics.inputs import Numbers, as_lengths, as_prefer
 
 
 N_ALPACA_EVAL = 805
-# Lengths that differ by no more than this share of the longer one are matched.
+# Largest difference of two matched lengths, as a share of the longer one.
 MATCHED = 0.1
 
 
 class AlpacaEvalWeights(NamedTuple):
     """
-    Weights of AlpacaEval 2's length-controlled model of one entry, as its repository publishes them.
+    Weights of AlpacaEval 2's length-controlled model for one entry, as in its repository.
 
     Args:
-        length_coef: `phi`, of `tanh` of the length difference; positive if shorter responses win more.
-        difficulty_coef: `psi`, of the instruction's difficulty.
-        model_coef: `theta`, of the model itself.
+        length_coef: Weight `phi` of `tanh` of the length difference; positive if shorter responses win more.
+        difficulty_coef: Weight `psi` of the instruction's difficulty.
+        model_coef: Weight `theta` of the model itself.
     """
 
     length_coef: float
@@ -38,20 +38,20 @@ def length_rates(
     seed: int = 42,
 ) -> dict[str, float | int]:
     """
-    Both length checks that work on any prompts.
+    Compute the two length-controlled rates that work for any prompts.
 
     Args:
-        preferences: As `as_preferences` returns them. Shape `(N,)`.
-        lengths, baseline_lengths: Characters of the responses. Shape `(N,)` each.
+        preferences: Result of `as_preferences`. Shape `(N,)`.
+        lengths, baseline_lengths: Number of characters of the responses. Shape `(N,)` each.
         groups: Prompt of each row. Shape `(N,)`, int.
-        confidence: Level of the interval.
-        seed: Of the bootstrap.
+        confidence: Confidence level of the interval.
+        seed: Seed of the bootstrap.
 
     Returns:
-        `equal_length_win_rate` (see `equal_length_rate`), `equal_length_ci_low`, `equal_length_ci_high`
-        (bootstrap by prompt, 2,000 refits; NaN where the rate is), `matched_length_win_rate` (the plain rate over
-        `n_matched_length` rows whose lengths differ by at most 10 % of the longer one; NaN of none): a figure without
-        a model, for comparison.
+        `equal_length_win_rate` (see `equal_length_rate`), `equal_length_ci_low`, `equal_length_ci_high` (bootstrap by
+        prompt, 2,000 refits; NaN if the rate is NaN), and for comparison, without a model, `matched_length_win_rate`:
+        the plain rate over the `n_matched_length` rows in which the lengths differ by at most 10 % of the longer one
+        (NaN without such rows).
     """
     judged = ~np.isnan(preferences)
     scores, groups = preferences[judged], groups[judged]
@@ -76,30 +76,31 @@ def length_controlled_win_rate(
     groups: np.ndarray | None = None,
 ) -> float:
     """
-    AlpacaEval 2's length-controlled win rate, from an own fit of its weights (`fit_alpaca_eval_weights`, whose error
-    against the published board is told there).
+    Compute AlpacaEval 2's length-controlled win rate from our own fit of its weights. `fit_alpaca_eval_weights` states
+    the error compared with the published leaderboard.
 
     Args:
-        preferences, lengths, baseline_lengths: Of the 805 instructions, in AlpacaEval's order. Shape `(805,)` each.
-        difficulty: Of the instructions. Shape `(805,)`.
-        groups: Prompt of each row, where told. Shape `(805,)`.
+        preferences, lengths, baseline_lengths: Values for the 805 instructions, in AlpacaEval's order.
+            Shape `(805,)` each.
+        difficulty: Difficulty of the instructions. Shape `(805,)`.
+        groups: Prompt of each row, if known. Shape `(805,)`.
 
     Returns:
-        A fraction, NaN if no row was judged.
+        Win rate as a fraction; NaN if no row was judged.
 
     Raises:
-        TrlRealError: If the rows are not one for each of the 805 instructions, or lengths are missing.
+        TrlRealError: If there is not one row for each of the 805 instructions, or lengths are missing.
     """
     n_prompts = len(preferences) if groups is None else len(np.unique(groups))
     found = {"rows": len(preferences), "prompts": n_prompts, "difficulties": len(difficulty)}
     wrong = [f"{n} {name}" for name, n in found.items() if n != N_ALPACA_EVAL]
     if wrong:
         raise TrlRealError(
-            f"difficulty is for AlpacaEval's {N_ALPACA_EVAL} instructions, a row each; here are {wrong[0]}. "
-            "For other prompts leave difficulty out and read equal_length_win_rate."
+            f"difficulty is for AlpacaEval's {N_ALPACA_EVAL} instructions, one row each; found {wrong[0]}. "
+            "For other prompts leave difficulty out and use equal_length_win_rate."
         )
     if lengths is None or baseline_lengths is None:
-        raise TrlRealError("difficulty came without lengths. Give lengths and baseline_lengths too, in characters.")
+        raise TrlRealError("difficulty needs lengths. Give lengths and baseline_lengths too, in characters.")
     if np.isnan(as_preferences(preferences)).all():
         return float("nan")
     weights = fit_alpaca_eval_weights(preferences, lengths, baseline_lengths, difficulty)
@@ -108,19 +109,19 @@ def length_controlled_win_rate(
 
 def alpaca_eval_length_controlled(difficulty: Numbers, difficulty_coef: float, model_coef: float) -> float:
     r"""
-    AlpacaEval 2's length-controlled win rate from its weights: `mean_i sigmoid(psi * gamma_i + theta)` (Dubois et al.
-    2024, arXiv 2404.04475, section 3).
+    Compute AlpacaEval 2's length-controlled win rate from its weights: `mean_i sigmoid(psi * gamma_i + theta)` (Dubois
+    et al. 2024, arXiv 2404.04475, section 3).
 
-    The board's `lc_standard_error` is the spread of these predictions over the instructions. It is no sampling error,
-    and there is none here.
+    The leaderboard's `lc_standard_error` is the spread of these predictions over the instructions, not a sampling
+    error. This function returns no standard error.
 
     Args:
         difficulty: Difficulty `gamma` of the 805 AlpacaEval instructions. Shape `(N,)`.
-        difficulty_coef: The model's weight `psi` of the difficulty.
-        model_coef: The model's own weight `theta`.
+        difficulty_coef: Weight `psi` of the difficulty.
+        model_coef: Weight `theta` of the model.
 
     Returns:
-        A fraction; the leaderboard prints it in percent. The baseline's is 0.5.
+        Win rate as a fraction (the leaderboard prints percent); 0.5 for the baseline itself.
     """
     from scipy.special import expit
 
@@ -134,25 +135,27 @@ def fit_alpaca_eval_weights(
     difficulty: Numbers,
 ) -> AlpacaEvalWeights:
     r"""
-    The weights of AlpacaEval 2's length-controlled model, fitted to a model's annotations:
+    Fit the weights of AlpacaEval 2's length-controlled model to the annotations of a model:
 
     `P(win) = sigmoid(phi * tanh((baseline_length - length) / s) + psi * gamma + theta)`
 
-    with `s` the standard deviation of the length differences. L1-regularised logistic regression (liblinear), its
-    strength by 5-fold cross-validation, soft targets as two weighted rows each: `glm_winrate.py` of `alpaca_eval`.
+    with `s` the standard deviation of the length differences. L1-regularised logistic regression (liblinear) with the
+    strength from 5-fold cross-validation and soft targets as two weighted rows each, as in `glm_winrate.py` of
+    `alpaca_eval`.
 
-    What is missing is AlpacaEval's regulariser, two rewritings of the baseline (one wordy, one terse) that its
-    repository does not publish. Without it, 20 board entries come out 0.74 points off on average and 2.2 at most; a
-    model made to game the length far more (`gpt4_gamed`: 27 instead of 12). Say so wherever one stands beside the
-    board's.
+    AlpacaEval also regularises with two rewritings of the baseline (one verbose, one concise), which its repository
+    does not publish. Without them, 20 leaderboard entries differ by 0.74 points on average and 2.2 at most; a model
+    that games the length differs far more (`gpt4_gamed`: 27 instead of 12). Mention this when you compare with the
+    leaderboard.
 
     Args:
-        preferences, lengths, baseline_lengths: As in `equal_length_win_rate`.
+        preferences: Probabilities in [0, 1] that the model's response wins; NaN or None not judged. Shape `(N,)`.
+        lengths, baseline_lengths: Number of characters of the responses. Shape `(N,)` each.
         difficulty: Difficulty `gamma` of each row's instruction. Shape `(N,)`.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
-        TrlRealError: If inputs differ in length, or something of a judged row is missing.
+        TrlRealError: If inputs differ in length, or a judged row lacks a value.
     """
     preferences = as_preferences(preferences)
     judged = ~np.isnan(preferences)
@@ -168,7 +171,7 @@ def fit_alpaca_eval_weights(
 
 
 def _soft_logistic(x: np.ndarray, scores: np.ndarray) -> list[float]:
-    """Cross-validated L1 fit without an intercept, to soft targets. Shapes `(n, p)`, `(n,)` to `(p,)`."""
+    """Fit soft targets by cross-validated L1 regression without an intercept. Shapes `(n, p)`, `(n,)` to `(p,)`."""
     try:
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.model_selection import GroupKFold

@@ -1,4 +1,4 @@
-"""Two models against one baseline on the same prompts: is one of them better?"""
+"""Paired comparison of two models that were judged against one baseline on the same prompts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,28 +20,28 @@ from trl_real.functional.statistics.win_rate import sign_test
 
 
 ROUNDS = 9999
-MIN_PROMPTS = 10  # fewer decide nothing
-# Sums of a few probabilities that should be equal differ by less.
+MIN_PROMPTS = 10  # with fewer, the outcome is "not measured"
+# Rounding that makes equal sums of probabilities equal again.
 DIGITS = 12
 
 
 @dataclass
 class PairedComparison:
     """
-    What two models' preferences against one baseline say of each other.
+    Result of a paired comparison of two models against one baseline.
 
     Args:
         difference: Mean of `first - second`: a difference of win rates, in [-1, 1].
         ci_low, ci_high: Its t interval, clustered by prompt; NaN with fewer than two prompts or without variance.
-        sign_p: Exact two-sided sign test on the prompts where the two differ.
-        permutation_p: Sign-flip permutation test of the prompts' mean differences.
-        wilcoxon_p: Wilcoxon's signed-rank test of them (prompts without a difference are left out).
-        n_rows: Rows that both models were judged on.
-        n_prompts: Prompts of these rows.
-        n_first_better, n_second_better, n_equal: Prompts by who did better; they add up to `n_prompts`.
-        n_dropped: Rows where one of the two was not judged: no part of anything else.
-        confidence: Level of the interval.
-        seed: Of the permutations.
+        sign_p: p-value of the exact two-sided sign test on the prompts in which the two differ.
+        permutation_p: p-value of the sign-flip permutation test of the mean differences per prompt.
+        wilcoxon_p: p-value of Wilcoxon's signed-rank test of these differences (without those of 0).
+        n_rows: Number of rows in which both models were judged.
+        n_prompts: Number of prompts of these rows.
+        n_first_better, n_second_better, n_equal: Number of prompts by outcome; they add up to `n_prompts`.
+        n_dropped: Number of rows in which a model was not judged; they count nowhere else.
+        confidence: Confidence level of the interval.
+        seed: Seed of the permutations.
     """
 
     difference: float
@@ -60,7 +60,7 @@ class PairedComparison:
     seed: int = 42
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return {name: None if value != value else value for name, value in asdict(self).items()}
 
     @property
@@ -71,7 +71,7 @@ class PairedComparison:
         return "gain" if self.ci_low > 0 else "worse" if self.ci_high < 0 else "no gain measured"
 
     def words(self) -> str:
-        """One line."""
+        """Return the result in one line."""
         dropped = f", {self.n_dropped} rows dropped" if self.n_dropped else ""
         if not self.n_rows:
             return f"difference of win rates: no row was judged for both models{dropped}"
@@ -96,20 +96,20 @@ def paired_comparison(
     """
     Compare two models by their preferences against the same baseline on the same rows.
 
-    The three tests ask different things and may differ; say which one you meant before you look. The sign test asks
-    who is better more often, whatever by how much; the permutation test, whether the mean difference is 0; Wilcoxon's,
-    whether the differences lie evenly around 0. All three are made of one mean difference a prompt, so several rows of
-    a prompt count once.
+    The three tests answer different questions and may disagree; choose one before you see the results. The sign test
+    asks which model is better more often, by any amount; the permutation test, whether the mean difference is 0;
+    Wilcoxon's test, whether the differences are symmetric around 0. All three use one mean difference per prompt, so
+    several rows of a prompt count once.
 
     Args:
         first: Probability in [0, 1] that the first model beats the baseline; NaN or None not judged. Shape `(N,)`.
         second: The same for the second model, row by row. Shape `(N,)`.
         clusters: Prompt of each row. Shape `(N,)`.
-        confidence: Level of the interval, in (0, 1).
-        seed: Of the permutations, of which 9,999 are drawn where there are more than that.
+        confidence: Confidence level of the interval, in (0, 1).
+        seed: Seed of the permutations; at most 9,999 are drawn.
 
     Returns:
-        Difference, interval, tests and counts. A test of nothing has p = 1.
+        Difference, interval, tests and counts. A test without data has p = 1.
 
     Raises:
         TrlRealError: If a preference is out of range or the inputs differ in length.
@@ -143,17 +143,17 @@ def paired_comparison(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    Holm's adjusted p-values for many comparisons: those below 0.05 may be believed together, with a risk of 5 % that
-    any of them is wrong (Holm 1979).
+    Return Holm's adjusted p-values for several comparisons: with all of them below 0.05 accepted, the risk that any is
+    wrong is 5 % (Holm 1979).
 
     Args:
-        p_values: In [0, 1]; NaN where there is none. Shape `(m,)`.
+        p_values: p-values in [0, 1]; NaN for a missing one. Shape `(m,)`.
 
     Returns:
-        Adjusted, in the same order; NaN stays and does not count.
+        Adjusted p-values in the same order; NaN stays and does not count.
 
     Raises:
-        TrlRealError: If one is out of range.
+        TrlRealError: If a p-value is out of range.
         MissingExtraError: If statsmodels is not installed.
     """
     try:
@@ -165,14 +165,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     wrong = np.flatnonzero((adjusted < 0) | (adjusted > 1))
     if wrong.size:
         raise TrlRealError(f"p_values row {wrong[0]} is {adjusted[wrong[0]]:g}. Give p-values between 0 and 1.")
-    known = ~np.isnan(adjusted)
-    if known.any():
-        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    given = ~np.isnan(adjusted)
+    if given.any():
+        adjusted[given] = multipletests(adjusted[given], method="holm")[1]
     return adjusted.tolist()
 
 
 def _interval(differences: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
-    """t interval of the mean difference, cut off at -1 and 1."""
+    """Return the t interval of the mean difference, cut off at -1 and 1."""
     if len(np.unique(groups)) < 2:
         return float("nan"), float("nan")
     half, mean = t_half_width(differences, groups, confidence), differences.mean()
@@ -182,7 +182,7 @@ def _interval(differences: np.ndarray, groups: np.ndarray, confidence: float) ->
 
 
 def _permutation_p(means: np.ndarray, seed: int) -> float:
-    """Two-sided; a permutation within a pair `(mean, 0)` flips the sign of the difference."""
+    """Run the two-sided test; a permutation within a pair `(mean, 0)` flips the sign of the difference."""
     from scipy.stats import permutation_test
 
     means = means[means != 0]

@@ -1,4 +1,4 @@
-"""Many models on one scale, from comparisons of two at a time."""
+"""Ranking of several models on one scale, from pairwise comparisons."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
-# Elo's scale: 400 points are odds of 10 to 1.
+# Elo scale: 400 points are odds of 10 to 1.
 POINTS = 400 / np.log(10)
 ANCHOR = 1000.0
 MAX_STEPS, TOLERANCE = 10_000, 1e-8
@@ -25,18 +25,19 @@ MAX_STEPS, TOLERANCE = 10_000, 1e-8
 @dataclass
 class RankedModel:
     """
-    A model's place.
+    Result of one model in a ranking.
 
     Args:
-        model: Its name.
-        rating: On Elo's scale (400 points are odds of 10 to 1), the reference model at 1000. Infinite if no finite
-            rating fits (it lost to, or won against, none that connects it to the reference); NaN if it never met it.
+        model: Name of the model.
+        rating: Rating on the Elo scale (400 points are odds of 10 to 1), with the reference model at 1000. Infinite if
+            no finite rating fits (it only won, or only lost, against models that connect it to the reference); NaN if
+            it never met the reference.
         ci_low, ci_high: Bootstrap interval of the rating; both 1000 for the reference.
-        win_rate: Predicted, against the reference; ties count half.
-        win_rate_ci_low, win_rate_ci_high: The same interval as rates.
-        mean_preference: Plain mean of its own comparisons, whoever the opponents were.
-        n: Comparisons with a verdict.
-        n_failed: Comparisons without one, which are no part of anything else.
+        win_rate: Predicted win rate against the reference; ties count half.
+        win_rate_ci_low, win_rate_ci_high: The interval of the rating as win rates.
+        mean_preference: Plain mean of the model's comparisons, against any opponent.
+        n: Number of comparisons with a verdict.
+        n_failed: Number of comparisons without a verdict; they count nowhere else.
     """
 
     model: str
@@ -54,16 +55,16 @@ class RankedModel:
 @dataclass
 class Ranking:
     """
-    Models, best first.
+    Ranking of models, best first.
 
     Args:
-        rows: The models; those without a rating last.
-        reference: The model that the scale hangs on.
-        n_prompts: Prompts with a verdict: what the bootstrap draws.
-        rounds: Samples of the bootstrap.
-        confidence: Level of the intervals.
-        seed: Of the draws.
-        notes: What cannot be said, one line each.
+        rows: Results of the models; those without a rating last.
+        reference: Model with the rating 1000.
+        n_prompts: Number of prompts with a verdict, which the bootstrap draws from.
+        rounds: Number of bootstrap samples.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the bootstrap.
+        notes: Limits of the ranking, one line each.
     """
 
     rows: list[RankedModel]
@@ -75,13 +76,13 @@ class Ranking:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is not finite becomes None."""
+        """Return plain JSON values; values that are not finite become None."""
         values = asdict(self)
         values["rows"] = [{name: _finite(value) for name, value in row.items()} for row in values["rows"]]
         return values
 
     def words(self) -> str:
-        """A line a model, and the notes."""
+        """Return one line per model, and the notes."""
         width = max((len(row.model) for row in self.rows), default=0)
         lines = [
             f"{row.model:<{width}}  {row.rating:7.0f} [{row.ci_low:.0f}, {row.ci_high:.0f}]  "
@@ -103,28 +104,28 @@ def bradley_terry_ranking(
     seed: int = 42,
 ) -> Ranking:
     r"""
-    Bradley and Terry's model (1952), `P(i beats j) = s_i / (s_i + s_j)`, by maximum likelihood (`evalica`).
+    Fit Bradley and Terry's model (1952), `P(i beats j) = s_i / (s_i + s_j)`, by maximum likelihood (`evalica`).
 
-    A preference `p` is a win of weight `p` and a loss of weight `1 - p`, so a tie is half of each. The intervals come
-    from drawing prompts, not comparisons: what is asked of many models on one prompt is not independent.
+    A preference `p` is a win of weight `p` and a loss of weight `1 - p`, so a tie is half of each. The bootstrap draws
+    prompts, not comparisons, because comparisons on the same prompt are not independent.
 
     Args:
-        first: Name of one model. Shape `(N,)`.
-        second: Name of the other. Shape `(N,)`.
+        first: Name of the first model of each comparison. Shape `(N,)`.
+        second: Name of the second model. Shape `(N,)`.
         preferences: Probability in [0, 1] that the first is better; NaN or None not judged. Shape `(N,)`.
-        prompts: Prompt of each comparison: hashable ids; without them each row is drawn for itself. Shape `(N,)`.
-        reference: Model whose rating is 1000; by default the one with the most verdicts (of several, the first name).
-        confidence: Level of the intervals, in (0, 1).
-        rounds: Samples of the bootstrap.
-        seed: Of the draws.
+        prompts: Prompt of each comparison, as hashable ids; by default each row is its own prompt. Shape `(N,)`.
+        reference: Model with the rating 1000; by default the one with the most verdicts (of several, the first name).
+        confidence: Confidence level of the intervals, in (0, 1).
+        rounds: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The ranking. A model that won, or lost, everything on its way to the reference has no finite rating: it gets
-        infinity, and a note; one that never met the reference, not even by way of others, gets NaN, and a note.
+        The ranking. A model that won, or lost, all comparisons that connect it to the reference has an infinite rating
+        and a note; a model without such a connection has a rating of NaN and a note.
 
     Raises:
-        TrlRealError: If inputs do not fit together, a model meets itself, nothing was judged, or `reference` is
-            none of the models.
+        TrlRealError: If inputs do not match, a model meets itself, nothing was judged, or `reference` is not one of
+            the models.
         MissingExtraError: If evalica is not installed.
     """
     check_confidence(confidence)
@@ -155,14 +156,14 @@ def bradley_terry_ranking(
 
 def bradley_terry_strengths(wins: np.ndarray) -> np.ndarray:
     """
-    Maximum-likelihood log-strengths, by `evalica`.
+    Return the maximum-likelihood log-strengths, by `evalica`.
 
     Args:
-        wins: Wins of the row's model against the column's, ties and preferences in parts; the models must be strongly
-            connected by wins. Shape `(K, K)`.
+        wins: Wins of the row's model against the column's, ties and preferences as fractions; the models must be
+            strongly connected by wins. Shape `(K, K)`.
 
     Returns:
-        Strengths in nats, of mean 0. Shape `(K,)`.
+        Strengths in nats, with mean 0. Shape `(K,)`.
     """
     try:
         from evalica import Winner, bradley_terry
@@ -186,10 +187,10 @@ def bradley_terry_strengths(wins: np.ndarray) -> np.ndarray:
 
 def _ratings(wins: np.ndarray, anchor: int) -> np.ndarray:
     """
-    Elo-like ratings. Shape `(K, K)` to `(K,)`.
+    Compute Elo-like ratings. Shape `(K, K)` to `(K,)`.
 
-    A finite maximum exists among models each of which beat each other, by way of others too (Ford 1957): only those
-    are fitted. Of the rest, who only beat them is infinitely better, who only lost infinitely worse, others unknown.
+    A finite maximum exists only for models strongly connected by wins (Ford 1957): those connected with the anchor are
+    fitted. Of the others, a model that only beat them gets infinity, one that only lost minus infinity, the rest NaN.
     """
     from scipy.sparse.csgraph import connected_components
 
@@ -204,7 +205,7 @@ def _ratings(wins: np.ndarray, anchor: int) -> np.ndarray:
 
 
 def _reachable(edges: np.ndarray, start: int) -> np.ndarray:
-    """Nodes that can be reached from one. Shape `(K, K)` to indices."""
+    """Return the nodes that can be reached from one. Shape `(K, K)` to indices."""
     from scipy.sparse.csgraph import breadth_first_order
 
     return breadth_first_order(edges, start, directed=True, return_predecessors=False)
@@ -213,11 +214,11 @@ def _reachable(edges: np.ndarray, start: int) -> np.ndarray:
 def _interval(
     wins: "csr_array", anchor: int, confidence: float, rounds: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the bootstrap intervals. Shapes `(K,)`; NaN with fewer than two prompts."""
+    """Return the ends of the bootstrap intervals. Shapes `(K,)`; NaN with fewer than two prompts."""
     n_prompts, k = wins.shape[0], math.isqrt(wins.shape[1])
     if n_prompts < 2:
         return np.full(k, np.nan), np.full(k, np.nan)
-    # Draws go by place: prompts in an order by content make them the same for any order of the rows.
+    # Draws are by position: prompts sorted by content give the same draws for any order of the rows.
     wins = wins[np.argsort((wins @ np.random.default_rng(0).random(k * k)).round(9), kind="stable")]
     totals = (wins.T @ counts(drawn).T.astype(float) for drawn in resamples(n_prompts, rounds, seed))  # (K * K, b)
     draws = np.stack([_ratings(total.reshape(k, k), anchor) for block in totals for total in block.T])  # (rounds, K)
@@ -226,7 +227,7 @@ def _interval(
 
 
 def _wins_by_prompt(i: np.ndarray, j: np.ndarray, preferences: np.ndarray, groups: np.ndarray, k: int) -> "csr_array":
-    """Wins of one model against another on each prompt: prompts by pairs of models. Shape `(G, K * K)`."""
+    """Return the wins of each model against each other on each prompt. Shape `(G, K * K)`."""
     from scipy.sparse import coo_array
 
     _, place = np.unique(groups, return_inverse=True)
@@ -235,13 +236,13 @@ def _wins_by_prompt(i: np.ndarray, j: np.ndarray, preferences: np.ndarray, group
 
 
 def _indices(first: Sequence[str], second: Sequence[str], n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of all models, sorted, and the two of each comparison as indices."""
+    """Return the sorted names of all models, and the two models of each comparison as indices."""
     for name, column in (("first", first), ("second", second)):
         check_count(column, n, name)
     first, second = [str(name) for name in first], [str(name) for name in second]
     same = [row for row, (a, b) in enumerate(zip(first, second, strict=True)) if a == b]
     if same:
-        raise TrlRealError(f"Row {same[0]} compares {first[same[0]]!r} with itself. Leave such rows out.")
+        raise TrlRealError(f"Row {same[0]} compares {first[same[0]]!r} with itself. Remove such rows.")
     models = sorted({*first, *second})
     number = {name: place for place, name in enumerate(models)}
     return models, np.array([number[a] for a in first], dtype=int), np.array([number[b] for b in second], dtype=int)
@@ -256,13 +257,13 @@ def _reference(models: list[str], n: np.ndarray, reference: str | None) -> int:
 
 
 def _notes(rows: list[RankedModel], reference: str) -> list[str]:
-    said: list[tuple[str, Callable[[float], bool]]] = [
-        ("only won, on every way to the reference: no finite rating", lambda r: r == np.inf),
-        ("only lost, on every way to the reference: no finite rating", lambda r: r == -np.inf),
-        (f"never met {reference}, not even by way of others: no rating", np.isnan),
+    cases: list[tuple[str, Callable[[float], bool]]] = [
+        ("won all comparisons that connect it to the reference: no finite rating", lambda r: r == np.inf),
+        ("lost all comparisons that connect it to the reference: no finite rating", lambda r: r == -np.inf),
+        (f"never met {reference}, not even through other models: no rating", np.isnan),
     ]
     notes = []
-    for words, holds in said:
+    for words, holds in cases:
         names = [row.model for row in rows if holds(row.rating)]
         if names:
             notes.append(f"{', '.join(names)}: {words}.")
@@ -270,7 +271,7 @@ def _notes(rows: list[RankedModel], reference: str) -> list[str]:
 
 
 def _rate(rating: float) -> float:
-    """Predicted win rate against the reference."""
+    """Return the predicted win rate against the reference."""
     from scipy.special import expit
 
     return float(expit((rating - ANCHOR) / POINTS))

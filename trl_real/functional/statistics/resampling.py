@@ -1,23 +1,23 @@
-"""The bootstrap by cluster: which clusters are drawn, and what the draws say."""
+"""Bootstrap by cluster: draws of clusters, and percentile intervals of the draws."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 
-# Draws in memory at a time: as many as stay in a processor's cache, which is four times as fast.
+# Draws in memory at a time: they fit in a processor's cache, which is four times as fast.
 DRAWS_A_BLOCK = 250_000
 
 
 def resamples(n_clusters: int, rounds: int, seed: int, weight: int = 1) -> Iterator[np.ndarray]:
     """
-    Clusters drawn with replacement, as many as there are.
+    Draw samples of `n_clusters` clusters with replacement.
 
     Args:
         n_clusters: Number of clusters `G`, at least 1.
-        rounds: Samples.
-        seed: Of the draws.
-        weight: Numbers that the caller keeps for each draw: the blocks are made smaller by it.
+        rounds: Number of samples.
+        seed: Seed of the draws.
+        weight: Number of values that the caller keeps per draw; blocks are smaller by this factor.
 
     Yields:
         Blocks of samples, `rounds` in all. Shape `(b, G)`, int.
@@ -25,12 +25,12 @@ def resamples(n_clusters: int, rounds: int, seed: int, weight: int = 1) -> Itera
     generator = np.random.default_rng(seed)
     a_block = max(1, DRAWS_A_BLOCK // (n_clusters * weight))
     for start in range(0, rounds, a_block):
-        # 32 bits: a different, shorter stream than that of 64, and twice as fast.
+        # 32 bits: another stream than with 64 bits, and twice as fast.
         yield generator.integers(0, n_clusters, (min(a_block, rounds - start), n_clusters), dtype=np.int32)
 
 
 def counts(drawn: np.ndarray) -> np.ndarray:
-    """How often each cluster was drawn. Shape `(b, G)` to `(b, G)`."""
+    """Count how often each cluster was drawn. Shape `(b, G)` to `(b, G)`."""
     b, n_clusters = drawn.shape
     places = drawn + n_clusters * np.arange(b)[:, None]
     return np.bincount(places.ravel(), minlength=b * n_clusters).reshape(b, n_clusters)
@@ -38,17 +38,17 @@ def counts(drawn: np.ndarray) -> np.ndarray:
 
 def expanded_percentiles(draws: np.ndarray, n_clusters: int, confidence: float) -> tuple[float, float]:
     r"""
-    Percentile interval, moved outward for few clusters: at `Phi(-sqrt(G / (G - 1)) t_{G-1})` instead of `alpha / 2`
-    (Hesterberg 2015, arXiv 1411.5279, section 5.1). Plain percentiles are too narrow: they stand for a normal
-    distribution and for a variance divided by `G`.
+    Return the percentile interval, moved outward for few clusters: at `Phi(-sqrt(G / (G - 1)) t_{G-1})` instead of
+    `alpha / 2` (Hesterberg 2015, arXiv 1411.5279, section 5.1). Plain percentiles are too narrow: they assume a normal
+    distribution and a variance divided by `G`.
 
     Args:
-        draws: The figure in each sample; infinite values are kept, NaN is left out. Shape `(rounds,)`.
-        n_clusters: Number of clusters `G` that were drawn from, at least 2.
-        confidence: Level, in (0, 1).
+        draws: Value in each sample; infinite values count, NaN does not. Shape `(rounds,)`.
+        n_clusters: Number of clusters `G` of the data, at least 2.
+        confidence: Confidence level, in (0, 1).
 
     Returns:
-        The two ends; NaN if no draw is a number.
+        Both ends; NaN if no draw is a number.
     """
     from scipy.stats import norm, t
 

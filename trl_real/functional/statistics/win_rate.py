@@ -1,4 +1,4 @@
-"""Win rates of one model against a baseline, with the uncertainty that belongs to them."""
+"""Win rate of a model against a baseline, with standard error and confidence interval."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,38 +23,38 @@ def win_rate(
     seed: int = 42,
 ) -> dict[str, float | int | str]:
     """
-    Share of the rows in which the model's response beats the baseline's, a tie as half a win.
+    Compute the share of rows in which the model's response beats the baseline's; a tie is half a win.
 
     `win_rate`, `standard_error` and `discrete_win_rate` are AlpacaEval's, as fractions: the mean, the sample standard
-    deviation over `sqrt(n)`, and the mean after every preference became 0, 0.5 or 1. With several rows a prompt
-    (two orders, several judges) give `clusters`: the standard error then is the cluster-robust one.
+    deviation over `sqrt(n)`, and the mean with every preference rounded to 0, 0.5 or 1. For several rows per prompt
+    (two orders, several judges) give `clusters`: the standard error is then cluster-robust.
 
     Args:
         preferences: Probability in [0, 1] that the model's response beats the baseline's: 1 a win, 0 a loss, 0.5 a
             tie, NaN or None not judged. Shape `(N,)`.
-        clusters: Prompt of each row: hashable ids, in any order. Shape `(N,)`. One row a prompt is the same as none.
-        confidence: Level of the intervals, in (0, 1).
-        lengths: Characters of the model's responses. Shape `(N,)`. With `baseline_lengths` or not at all.
-        baseline_lengths: Characters of the baseline's responses. Shape `(N,)`.
-        difficulty: AlpacaEval's difficulty of its 805 instructions, if the rows are these, in its order. With both
+        clusters: Prompt of each row, as hashable ids in any order; not needed for one row per prompt. Shape `(N,)`.
+        confidence: Confidence level of the intervals, in (0, 1).
+        lengths: Number of characters of the model's responses; requires `baseline_lengths`. Shape `(N,)`.
+        baseline_lengths: Number of characters of the baseline's responses. Shape `(N,)`.
+        difficulty: AlpacaEval's difficulty of its 805 instructions, if these are the rows, in its order; requires both
             lengths. Shape `(805,)`.
-        method: How the interval is made: `"auto"` (Wilson's where it holds, else Student's t), `"wilson"`, `"t"`,
+        method: Method of the interval: `"auto"` (Wilson's if it applies, else Student's t), `"wilson"`, `"t"`,
             `"score"` (better than t for rates near 0 or 1) or `"bootstrap"`; see
             `trl_real.functional.statistics.intervals.mean_interval`.
-        seed: Of the bootstraps.
+        seed: Seed of the bootstraps.
 
     Returns:
-        `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions; NaN where too few rows were judged to say),
-        `ci_method` (see `mean_interval`), `n_wins`, `n_losses`, `n_ties`, `n_failed` (not judged, left out of every
-        rate), `n_total` (judged rows, `n_wins + n_losses + n_ties`, as AlpacaEval counts; `n_failed` comes on top),
-        `discrete_win_rate`, `win_rate_without_ties` (wins of wins and losses). If both lengths are given, what
-        `trl_real.functional.statistics.length_control.length_rates` returns: `equal_length_win_rate`, its interval,
-        and `matched_length_win_rate`. If `difficulty` is given, `length_controlled_win_rate`: AlpacaEval's.
+        `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions; NaN with too few judged rows), `ci_method` (see
+        `mean_interval`), `n_wins`, `n_losses`, `n_ties`, `n_failed` (not judged, not in any rate), `n_total` (judged
+        rows, `n_wins + n_losses + n_ties`, as in AlpacaEval; without `n_failed`), `discrete_win_rate`,
+        `win_rate_without_ties` (wins over wins and losses). With both lengths, also the result of
+        `trl_real.functional.statistics.length_control.length_rates`: `equal_length_win_rate`, its interval, and
+        `matched_length_win_rate`. With `difficulty`, also AlpacaEval's `length_controlled_win_rate`.
 
     Raises:
-        TrlRealError: If a preference is out of range (the row and the value are named), inputs differ in length, a
-            cluster or a length is missing, `confidence` or `method` does not exist, or `difficulty` comes with other
-            rows than AlpacaEval's 805.
+        TrlRealError: If a preference is out of range (the message names row and value), inputs differ in length, a
+            cluster or a length is missing, `confidence` or `method` is invalid, or `difficulty` comes with other rows
+            than AlpacaEval's 805.
     """
     preferences = as_preferences(preferences)
     check_confidence(confidence)
@@ -70,8 +70,8 @@ def win_rate(
         **_counts(preferences),
     }
     if (lengths is None) != (baseline_lengths is None):
-        raise TrlRealError("Only one of lengths and baseline_lengths is there. Give both, or neither.")
-    if lengths is not None and baseline_lengths is not None:
+        raise TrlRealError("Only one of lengths and baseline_lengths is given. Give both, or neither.")
+    if lengths is not None:
         rates |= length_rates(preferences, lengths, baseline_lengths, groups, confidence, seed)
     if difficulty is not None:
         rates["length_controlled_win_rate"] = length_controlled_win_rate(
@@ -82,13 +82,13 @@ def win_rate(
 
 def sign_test(preferences: Numbers) -> float:
     """
-    Two-sided exact sign test of "wins and losses are equally likely"; ties and rows not judged are left out.
+    Run the two-sided exact sign test of "wins and losses are equally likely", without ties and rows not judged.
 
     Args:
-        preferences: As in `win_rate`, one row a prompt (rows are taken as independent). Shape `(N,)`.
+        preferences: Preferences as in `win_rate`, one row per prompt (rows count as independent). Shape `(N,)`.
 
     Returns:
-        The p-value, in (0, 1]; 1 if there is neither a win nor a loss.
+        p-value, in (0, 1]; 1 without wins and losses.
     """
     from scipy.stats import binomtest
 
@@ -98,7 +98,7 @@ def sign_test(preferences: Numbers) -> float:
 
 
 def _counts(preferences: np.ndarray) -> dict[str, float | int]:
-    """Wins, losses, ties, failures and judged rows, and the win rates of these counts."""
+    """Count wins, losses, ties, failures and judged rows, and compute the win rates of these counts."""
     n_wins, n_losses, n_ties = (int(x.sum()) for x in (preferences > 0.5, preferences < 0.5, preferences == 0.5))
     n_decided, n_total = n_wins + n_losses, n_wins + n_losses + n_ties
     return {

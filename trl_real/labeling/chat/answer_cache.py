@@ -1,4 +1,4 @@
-"""Answers that were paid for, on disk before they are used."""
+"""On-disk cache of answers; every answer is on disk before it is used."""
 
 import json
 import sqlite3
@@ -10,19 +10,19 @@ from typing import Any
 from trl_real.errors import TrlRealError
 
 
-AT_A_TIME = 500  # SQLite takes a limited number of variables in a statement
+AT_A_TIME = 500  # SQLite limits the number of variables per statement
 WAIT_FOR_OTHERS = 60.0
 
 
 class AnswerCache:
     """
-    Answers by content, in one SQLite file (write-ahead log, synced with every answer) for all threads and processes.
+    Cache of answers in one SQLite file (write-ahead log, synced on every answer) for all threads and processes.
 
     Args:
-        path: Of the file; made, with its folder, if need be. It has to lie on a local disk.
+        path: Path of the file, on a local disk; it and its folder are created if missing.
 
     Raises:
-        TrlRealError: If the file is something else.
+        TrlRealError: If the file is not such a cache.
     """
 
     def __init__(self, path: str | Path):
@@ -39,11 +39,11 @@ class AnswerCache:
                 )
         except (sqlite3.Error, OSError) as error:
             raise TrlRealError(
-                f"{str(path)!r} cannot serve as a cache of answers ({error}). Give the path of a new file."
+                f"{str(path)!r} cannot be used as a cache of answers ({error}). Give the path of a new file."
             ) from error
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The answers that are there, by key."""
+        """Return the cached answers by key."""
         keys, found = list(dict.fromkeys(keys)), {}
         with self._lock:
             for start in range(0, len(keys), AT_A_TIME):
@@ -55,16 +55,16 @@ class AnswerCache:
 
     def put(self, key: str, answer: Any) -> None:
         """
-        Keep an answer; when this returns, it is on disk.
+        Store an answer; when this returns, the answer is on disk.
 
         Raises:
-            TrlRealError: If the disk is full, or the file cannot be written for another reason.
+            TrlRealError: If the file cannot be written, for example on a full disk.
         """
         try:
             with self._lock, self._connection:
                 self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
         except sqlite3.Error as error:
             raise TrlRealError(
-                f"An answer cannot be kept in {str(self.path)!r} ({error}), so no more are asked for. "
-                "The ones before are safe; mend the disk and run again."
+                f"Cannot store an answer in {str(self.path)!r} ({error}), so no more questions are asked. "
+                "Earlier answers are safe; fix the disk and run again."
             ) from error

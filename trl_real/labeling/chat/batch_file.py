@@ -1,4 +1,4 @@
-"""Questions for a server's batch service (half the price, a day's patience), and its answers into the cache."""
+"""Questions for a server's batch service (half the price, up to a day), and its answers for the cache."""
 
 import json
 from collections import Counter
@@ -12,15 +12,15 @@ from trl_real.labeling.chat.server import Endpoint
 
 def export_batch(endpoint: Endpoint, questions: Iterable[Question], path: str | Path) -> int:
     """
-    Write the questions that the cache has no answer to in OpenAI's batch format.
+    Write the questions without a cached answer, in OpenAI's batch format.
 
     Args:
-        endpoint: Of a `ChatJudge(…, base_url=…).model`; nothing is sent to it.
-        questions: Of `ChatJudge.questions`.
-        path: JSON Lines file to write.
+        endpoint: Endpoint of the judge, `ChatJudge(…, base_url=…).model`; nothing is sent to it.
+        questions: Questions of `ChatJudge.questions`.
+        path: Path of the JSON Lines file to write.
 
     Returns:
-        How many were written.
+        Number of questions written.
     """
     by_key = {endpoint.key(question): question for question in questions}
     known = endpoint.cache.get(by_key)
@@ -35,17 +35,17 @@ def export_batch(endpoint: Endpoint, questions: Iterable[Question], path: str | 
 
 def import_batch(endpoint: Endpoint, path: str | Path) -> Counter:
     """
-    Put the answers of a batch service into the cache, from where the judge takes them as if it had asked.
+    Store the answers of a batch service in the cache, where the judge finds them.
 
     Args:
-        endpoint: The one that wrote the questions.
-        path: The service's output file.
+        endpoint: Endpoint that exported the questions.
+        path: Path of the service's output file.
 
     Returns:
-        How many answers were `kept` and how many requests `failed`; those are asked again when the judge runs.
+        Number of answers `kept` and of requests `failed`; the judge asks the failed ones again.
 
     Raises:
-        TrlRealError: If a line is no line of such a file.
+        TrlRealError: If a line is not a result of a batch service.
     """
     counts: Counter = Counter(kept=0, failed=0)
     with open(path, encoding="utf-8") as file:
@@ -57,7 +57,7 @@ def import_batch(endpoint: Endpoint, path: str | Path) -> Counter:
                 answered = bool(response) and response["status_code"] == 200 and bool(completion["choices"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise TrlRealError(
-                    f"Line {number} of {str(path)!r} is no answer of a batch service. Give its output file."
+                    f"Line {number} of {str(path)!r} is not a result of a batch service. Give its output file."
                 ) from error
             if answered:
                 endpoint.keep(key, None, completion)

@@ -1,6 +1,5 @@
-"""A chat model that reads two responses and names the better one, in this process or behind an endpoint."""
+"""Judge that asks a chat model which of two responses is better, in this process or on a server."""
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,21 +9,22 @@ from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
 from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.runtime.digests import sha256
 
 
 CUT = " […]"
-ENOUGH_TO_TELL = 20
+MIN_BATCH_FOR_FAILURE_RATE = 20
 
 
 def mean(a_first: float, b_first: float) -> float:
-    """The mean of the two orders: what a judge with a position bias still has to say."""
+    """Return the mean of the two orders, which cancels a position bias."""
     return (a_first + b_first) / 2
 
 
 def agree(a_first: float, b_first: float) -> float:
-    """MT-bench's rule: a win if both orders name the same winner, else a tie."""
-    sides = {a_first > TIE, b_first > TIE}
-    return TIE if len(sides) > 1 or TIE in (a_first, b_first) else float(sides.pop())
+    """Return a win if both orders name the same winner, else a tie (the rule of MT-bench)."""
+    sides = {a_first > TIE, b_first > TIE} if TIE not in (a_first, b_first) else {None}
+    return TIE if len(sides) > 1 or None in sides else float(sides.pop())
 
 
 RULES: dict[str, Callable[[float, float], float]] = {"mean": mean, "agree": agree}
@@ -32,24 +32,24 @@ RULES: dict[str, Callable[[float, float], float]] = {"mean": mean, "agree": agre
 
 class ChatJudge(VerdictJudge):
     """
-    A chat model as a judge: the probability of the label that names a response, asked in both orders.
+    Judge that asks a chat model in both orders and reads the probability of the label that names a response.
 
     Args:
-        model: Hub id or path of a chat model, or a loaded one with its `tokenizer`; with `base_url` the name by which
-            a server knows it; or any object with `name` and `answers` (see `ChatModel`).
-        base_url: An OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
-        template: `"pairwise"` (ties allowed), `"alpaca_eval"`, `"real"` (the prompt of REAL's appendix D), the path
-            of a YAML file, or a `JudgeTemplate`.
-        orders: `"both"`, or `"one"`: one order a pair, drawn from the seed and the pair's texts; half the price, and
-            a position bias that only averages out.
-        rule: How two orders make a verdict: `"mean"` of the probabilities, or `"agree"` (MT-bench: a win if both name
-            the same winner, else a tie).
-        tie_margin: Verdicts this near to 0.5 become ties.
-        calibration: Temperature that the log-odds are divided by; `check` finds it.
-        max_chars: Characters of the prompt (its end) and of each response (its start) that the judge reads.
-        max_failure_rate: Share of failed pairs above which a batch of 20 or more is an error.
-        seed: Of the order, and sent to the server.
-        **settings: Of `trl_real.labeling.chat.server.Endpoint` (`api_key`, `cache`, `concurrency`, `price`,
+        model: Hub id or path of a chat model; with `base_url`, the server's name for it. Or a loaded model with its
+            `tokenizer`, or any object with `name` and `answers` (see `ChatModel`).
+        base_url: URL of an OpenAI-compatible server, such as `http://127.0.0.1:8000/v1`.
+        template: Judge prompt: `"pairwise"` (ties allowed), `"alpaca_eval"`, `"real"` (REAL's appendix D), or the path
+            of a YAML file. Or a `JudgeTemplate`.
+        orders: Orders per pair: `"both"`, or `"one"` at half the price, drawn from the seed and the texts. With one
+            order, a position bias only averages out over pairs.
+        rule: Rule that combines two orders: `"mean"` of the probabilities, or `"agree"` (a win if both name the same
+            winner, else a tie, as in MT-bench).
+        tie_margin: Largest distance from 0.5 at which a verdict becomes a tie.
+        calibration: Temperature that divides the log-odds, as estimated by `check`.
+        max_chars: Maximum number of characters of the prompt (from its end) and of each response (from its start).
+        max_failure_rate: Maximum share of failed pairs in a batch of 20 or more; above it, judging stops.
+        seed: Seed of the order; also sent to the server.
+        **settings: Arguments of `trl_real.labeling.chat.server.Endpoint` (`api_key`, `cache`, `concurrency`, `price`,
             `max_cost`, …), or of `trl_real.labeling.chat.local.LocalChat` (`tokenizer`, `dtype`, `device`,
             `batch_tokens`, …).
 
@@ -88,7 +88,7 @@ class ChatJudge(VerdictJudge):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that the verdicts hang on."""
+        """Everything that the verdicts depend on."""
         own = ("orders", "rule", "tie_margin", "calibration", "max_chars", "seed")
         settings = {name: getattr(self, name) for name in own}
         return {
@@ -102,29 +102,29 @@ class ChatJudge(VerdictJudge):
         Judge a batch of pairs, two questions each (one with `orders="one"`).
 
         Raises:
-            TrlRealError: If too many pairs failed; see also the model's own errors.
+            TrlRealError: If too many pairs failed; also the errors of the model.
         """
         pairs = self._pairs(batch)
         questions = [self._question(pair, swapped) for pair in pairs for swapped in self._orders(pair)]
         answers = iter(self.model.answers(questions))
         found = [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
         failures = [verdict.failure for verdict in found if verdict.failure]
-        if len(found) >= ENOUGH_TO_TELL and len(failures) > self.max_failure_rate * len(found):
+        if len(found) >= MIN_BATCH_FOR_FAILURE_RATE and len(failures) > self.max_failure_rate * len(found):
             often = max(set(failures), key=failures.count)
             raise TrlRealError(
-                f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}, most of them by: {often}. "
-                "Mend that, or raise max_failure_rate."
+                f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}; most often: {often}. "
+                "Fix that, or raise max_failure_rate."
             )
         return found
 
     def questions(self, batch: dict[str, list[Any]]) -> list[Question]:
-        """The questions that `verdicts` would ask."""
+        """Return the questions that `verdicts` would ask."""
         return [self._question(pair, swapped) for pair in self._pairs(batch) for swapped in self._orders(pair)]
 
     def estimate(self, batch: dict[str, list[Any]]) -> dict[str, float]:
         """
-        What judging would take, before anything is spent: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and
-        `cost` (0 without prices), rather too high; of a model in this process, the number of questions.
+        Estimate, rather too high, what judging would take: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and
+        `cost` (0 without prices). For a model in this process only the number of questions is known.
         """
         questions = self.questions(batch)
         if hasattr(self.model, "estimate"):
@@ -138,22 +138,21 @@ class ChatJudge(VerdictJudge):
         return [_Pair.cut(dialogue(prompt), text_of(a), text_of(b), self.max_chars) for prompt, a, b in rows]
 
     def _orders(self, pair: "_Pair") -> tuple[bool, ...]:
-        """Whether `response_b` is shown first, for each time that the pair is shown."""
+        """Return whether `response_b` is shown first, for each time that the pair is shown."""
         if self.orders == "both":
             return False, True
         low, high = sorted((pair.a, pair.b))  # a row with its responses swapped is shown in the same way
-        said = f"{self.seed}\0{pair.prompt}\0{low}\0{high}".encode("utf-8", "surrogatepass")
-        return (bool(hashlib.sha256(said).digest()[0] & 1) != (pair.a > pair.b),)
+        return (bool(sha256(self.seed, pair.prompt, low, high)[0] & 1) != (pair.a > pair.b),)
 
     def _question(self, pair: "_Pair", swapped: bool) -> Question:
         first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)
         return Question(self.template.messages(pair.prompt, first, second), self.template.labels)
 
     def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
-        told = {swapped: self._read(answer) for swapped, answer in answers.items()}
-        failures = [why for _, why in told.values() if why]
-        a_first = told[False][0] if False in told else math.nan
-        b_first = 1 - told[True][0] if True in told else math.nan
+        read = {swapped: self._read(answer) for swapped, answer in answers.items()}
+        failures = [why for _, why in read.values() if why]
+        a_first = read[False][0] if False in read else math.nan
+        b_first = 1 - read[True][0] if True in read else math.nan
         probability = math.nan if failures else self._combine(a_first, b_first)
         return Verdict(
             probability=probability,
@@ -170,7 +169,7 @@ class ChatJudge(VerdictJudge):
         )
 
     def _read(self, answer: Answer) -> tuple[float, str]:
-        """Probability that the first response is better, or NaN and why not."""
+        """Return the probability that the first response is better and an empty text, or NaN and the failure."""
         if answer.failure:
             return math.nan, answer.failure
         found = self.template.read_tokens(list(answer.top)) if answer.top else None
@@ -192,8 +191,8 @@ class _Pair(NamedTuple):
 
     @classmethod
     def cut(cls, prompt: str, a: str, b: str, length: int) -> "_Pair":
-        """The end of a prompt and the starts of the responses, with a mark where something is missing."""
-        # No server takes half of a surrogate pair.
+        """Keep the end of the prompt and the starts of the responses, with a mark where text is missing."""
+        # Servers reject lone surrogates.
         prompt, a, b = (text.encode("utf-8", "replace").decode() for text in (prompt, a, b))
         short = CUT.strip() + prompt[-length:] if len(prompt) > length else prompt
         first, second = (text if len(text) <= length else text[:length] + CUT for text in (a, b))
@@ -201,7 +200,7 @@ class _Pair(NamedTuple):
 
 
 def calibrated(probability: float, temperature: float) -> float:
-    """`sigmoid(logit(p) / temperature)`: above 1 less sure, below 1 surer. 0, 0.5 and 1 stay what they are."""
+    """Return `sigmoid(logit(p) / temperature)`; above 1, less certain. 0, 0.5 and 1 do not change."""
     if temperature == 1 or probability in (0, TIE, 1):
         return probability
     return 1 / (1 + math.exp(-math.log(probability / (1 - probability)) / temperature))

@@ -1,4 +1,4 @@
-"""A chat model in this process that says how likely the labels are as its answer."""
+"""Chat model in this process: the probabilities of the labels as its next token."""
 
 import math
 from collections.abc import Sequence
@@ -15,23 +15,22 @@ if TYPE_CHECKING:
 
 class LocalChat:
     """
-    Answers questions by the probabilities of their labels as the next token: one forward pass a chat, no generation.
+    Chat model that answers with the probabilities of the labels as the next token: one forward pass per chat.
 
-    Texts cannot pose as the judge's instructions: control tokens in them are read as plain text. A template that
-    knows no system role gets the system text at the start of the first user turn; a thinking model is asked not to
-    think.
+    Texts cannot pose as the judge's instructions: control tokens in them are read as plain text. If the chat template
+    has no system role, the system text goes to the start of the first user turn. Thinking is switched off.
 
     Args:
-        model: Hub id or path (loaded late, once a process), or a loaded model; a PEFT model will do.
-        tokenizer: For a loaded model; beside a name, one with another chat template.
-        revision: Branch, tag or commit, for a Hub id.
-        dtype: `"float32"`, `"bfloat16"` or `"float16"`: of the weights if the model is given by name (float32 where
-            None), else of the matrix products. Half precision makes probabilities coarse.
-        device: By default the accelerator, else the CPU. A loaded model stays where it is.
-        batch_tokens: Tokens in a forward pass, see `trl_real.models.choice.ChoiceReader`.
+        model: Hub id or path, loaded on first use, once per process. Or a loaded model, also a PEFT model.
+        tokenizer: Tokenizer of a loaded model; for a model given by name, one with another chat template.
+        revision: Branch, tag or commit on the Hub.
+        dtype: Precision of the weights of a model given by name, float32 by default. For a loaded model, precision of
+            the matrix products. `"bfloat16"` and `"float16"` make probabilities coarse.
+        device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
+        batch_tokens: Number of tokens in a forward pass. See `trl_real.models.choice.ChoiceReader`.
 
     Raises:
-        TrlRealError: If a loaded model has no tokenizer, or the dtype is none.
+        TrlRealError: If a loaded model has no tokenizer, or the dtype is unknown.
     """
 
     def __init__(
@@ -47,22 +46,22 @@ class LocalChat:
         from trl_real.models.lazy_model import LazyModel
 
         if batch_tokens is not None and batch_tokens < 1:
-            raise TrlRealError(f"batch_tokens={batch_tokens} reads nothing. Give at least 1, or leave it out.")
+            raise TrlRealError(f"batch_tokens={batch_tokens} is too small. Give at least 1, or leave it out.")
         self.model, self.batch_tokens = LazyModel(model, tokenizer, revision, dtype, device), batch_tokens
         self.name = self.model.label
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the answers hang on: the model, its weights, tokenizer and template, and the precision."""
+        """Everything that the answers depend on: model, weights, tokenizer, chat template and precision."""
         return self.model.identity
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """
-        An answer to each question, in order: the log-probability of each label. A chat that is longer than the model
-        reads is a failure.
+        Answer each question, in order, with the log-probability of each label. A chat that is longer than the model's
+        context is a failure.
 
         Raises:
-            TrlRealError: If the model has no chat template, or a label is no single token.
+            TrlRealError: If the model has no chat template, or a label is more than one token.
         """
         from trl_real.models.load import is_forked
 
@@ -93,17 +92,17 @@ class LocalChat:
     def _tokenize(self, chats: list[list[dict[str, str]]]) -> list[tuple[int, ...]]:
         from jinja2 import TemplateError
 
-        if not self._knows_system:
+        if not self._keeps_system:
             chats = [_folded(chat) for chat in chats]
         try:
             ids = self._template(chats, tokenize=True, return_dict=True, sanitize_control_tokens=True)["input_ids"]
         except TemplateError as error:
-            raise TrlRealError(f"The chat template of {self.name} cannot hold the question: {error}.") from error
+            raise TrlRealError(f"The chat template of {self.name} does not accept the question: {error}.") from error
         return [tuple(chat) for chat in ids]
 
     @cached_property
-    def _knows_system(self) -> bool:
-        """Whether a system text comes out of the template; some templates raise, others drop it silently."""
+    def _keeps_system(self) -> bool:
+        """Whether the chat template keeps a system text; some templates raise, others drop it silently."""
         from jinja2 import TemplateError
 
         mark = "system 7919"
@@ -122,7 +121,7 @@ class LocalChat:
 
 
 def _folded(chat: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The system text at the start of the first user turn."""
+    """Move the system text to the start of the first user turn."""
     system, *rest = chat
     if system["role"] != "system" or not rest:
         return chat

@@ -1,4 +1,4 @@
-"""What a chat model is asked and what it answers: the contract between a judge and its models."""
+"""Questions to a chat model and its answers: the interface between a judge and its models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 
 class Question(NamedTuple):
-    """A chat to be answered by one of a few labels."""
+    """Chat that is answered by one of a few labels."""
 
     messages: list[dict[str, str]]
     labels: tuple[str, ...]
@@ -15,16 +15,16 @@ class Question(NamedTuple):
 @dataclass(frozen=True)
 class Answer:
     """
-    What a chat model said to a question.
+    Answer of a chat model to a question.
 
     Args:
-        top: Likely tokens at the answer's first place with their log-probabilities (natural); None if not told.
-        text: What it wrote, where it wrote.
-        failure: Why there is no answer; empty where there is one.
-        cached: Whether it was there from before.
-        input_tokens: Read.
-        output_tokens: Written.
-        cost: What it cost when it was bought.
+        top: Likely tokens at the first position, with natural log-probabilities; None if they are unknown.
+        text: Generated text; empty if the model did not generate.
+        failure: Reason for a missing answer; empty if there is an answer.
+        cached: Whether the answer comes from the cache.
+        input_tokens: Number of tokens read.
+        output_tokens: Number of tokens generated.
+        cost: Price paid for the answer.
     """
 
     top: tuple[tuple[str, float], ...] | None = None
@@ -37,10 +37,10 @@ class Answer:
 
 
 class ChatModel(Protocol):
-    """Answers questions: `trl_real.labeling.chat.local.LocalChat` and `trl_real.labeling.chat.server.Endpoint`."""
+    """Model that answers questions, such as `LocalChat` and `Endpoint` in this folder."""
 
     name: str
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """An answer to each question, in order."""
+        """Answer each question, in order."""
         ...

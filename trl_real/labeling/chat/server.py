@@ -1,6 +1,5 @@
-"""A chat model behind an OpenAI-compatible server: vLLM, llama.cpp, TGI, a router, OpenAI itself."""
+"""Chat model behind an OpenAI-compatible server: vLLM, llama.cpp, TGI, a router, or OpenAI."""
 
-import hashlib
 import json
 import os
 import threading
@@ -15,48 +14,52 @@ from tqdm.auto import tqdm
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.chat.question import Answer, Question
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 
 
-CHARACTERS_A_TOKEN = 3.0  # of a Latin script rather more: the estimates are high
-TOP_TOKENS = 20  # what OpenAI and vLLM give at most
+CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
+TOP_TOKENS = 20  # maximum of OpenAI and vLLM
 
 
 class Price(NamedTuple):
-    """Money for a million tokens read and written, in any currency."""
+    """Price of a million tokens read and generated, in any currency."""
 
     input: float
     output: float
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
-        """Money for so many tokens."""
+        """Return the cost of tokens."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
 class Endpoint:
     """
-    Answers questions over HTTP: bounded concurrency, retries, and a cache on disk that every answer is in before it
-    is used, so that nothing is paid for twice.
+    Chat model that answers over HTTP, with bounded concurrency, retries and an on-disk cache; every answer is on disk
+    before it is used, so that nothing is paid for twice.
 
     Args:
-        model: Name by which the server knows it.
-        base_url: Such as `http://127.0.0.1:8000/v1`.
-        api_key: By default `TRL_REAL_JUDGE_API_KEY`; `OPENAI_API_KEY` is sent to OpenAI alone.
-        cache: Path of the cache, or one that is open; by default one file for all judges, beside the Hub's cache.
-        concurrency: Questions at a time.
-        timeout, deadline: Seconds for a try, and for a question with all its tries.
-        max_retries: Tries after the first one.
-        max_tokens: Longest answer.
-        price: Money for a million tokens read and written.
-        max_cost: The most that the answers used may cost together, those from the cache included.
-        options: Further fields of the request; None takes a field out
+        model: Name of the model on the server.
+        base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
+        api_key: Key sent to the server, stored nowhere; `$TRL_REAL_JUDGE_API_KEY` by default. `$OPENAI_API_KEY` is
+            sent to OpenAI only.
+        cache: Path of the cache of answers; by default one file for all judges, in the Hub's cache folder. Or an open
+            cache.
+        concurrency: Number of questions asked at a time.
+        timeout: Seconds per attempt.
+        deadline: Seconds per question, all attempts included.
+        max_retries: Number of attempts after the first one.
+        max_tokens: Maximum number of tokens of an answer.
+        price: Price of a million tokens read, and of a million tokens generated.
+        max_cost: Maximum total cost of the answers, cached ones included. It needs a price.
+        options: Further fields of the request; None removes a field
             (`{"max_tokens": None, "max_completion_tokens": 2000}`).
-        seed: Sent along.
-        served_as: Name that the answers bear, where it is neither `model` nor a longer form of it.
+        seed: Seed sent to the server.
+        served_as: Model name in the answers, if it is neither `model` nor a longer form of it.
 
     Raises:
         MissingExtraError: If the `openai` client is not installed.
-        TrlRealError: If a number is out of range, or `max_cost` comes without a price.
+        TrlRealError: If a number is out of range, or `max_cost` is given without a price.
     """
 
     def __init__(
@@ -88,19 +91,19 @@ class Endpoint:
         self.fields = {"temperature": 0, "max_tokens": max_tokens, "seed": seed, **(options or {})}
         self.identity = {"model": model, "base_url": url, **self.fields}
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache())
-        self.tells_probabilities = True
+        self.gives_probabilities = True
         self.spent = 0.0
-        self._reserved: list[float] = []  # for the questions that are on their way
+        self._reserved: list[float] = []  # for questions in flight
         self._counted: set[str] = set()
         self._money = threading.Condition()
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """
-        An answer to each question, in order; those without one tell why.
+        Answer each question, in order; a missing answer has a `failure`.
 
         Raises:
-            TrlRealError: If no question can be answered, an answer cannot be kept, or the next one would cost too
-                much. What was answered before is in the cache.
+            TrlRealError: If no question can be answered, an answer cannot be stored, or the next one would exceed
+                `max_cost`. Earlier answers are in the cache.
         """
         keys = [self.key(question) for question in questions]
         found = {key: read_answer(kept, cached=True) for key, kept in self.cache.get(keys).items()}
@@ -113,19 +116,18 @@ class Endpoint:
         return [_once(found[key], key, seen) for key in keys]
 
     def key(self, question: Question) -> str:
-        """Hash of everything that the answer hangs on; whether probabilities come along is no part of it."""
-        said = json.dumps([self.identity, question.messages], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        """Hash of everything that the answer depends on, except whether probabilities are requested."""
+        return sha256(json.dumps([self.identity, question.messages], sort_keys=True)).hex()
 
     def body(self, question: Question) -> dict[str, Any]:
-        """The request."""
+        """Return the body of the request."""
         body = {"model": self.model, "messages": question.messages, **self.fields}
-        if self.tells_probabilities:
+        if self.gives_probabilities:
             body |= {"logprobs": True, "top_logprobs": TOP_TOKENS}
         return {name: value for name, value in body.items() if value is not None}
 
     def estimate(self, questions: Iterable[Question]) -> dict[str, float]:
-        """What asking would take, rather too high: `n_asked`, `n_cached`, `input_tokens`, `output_tokens`, `cost`."""
+        """Estimate, rather too high: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and `cost`."""
         by_key = {self.key(question): question for question in questions}
         cached = self.cache.get(by_key)
         asked = [question for key, question in by_key.items() if key not in cached]
@@ -136,7 +138,7 @@ class Endpoint:
         return {**counts, "input_tokens": read, "output_tokens": written, "cost": cost}
 
     def _ask_all(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer]]:
-        """Ask for what is missing; the first error that concerns all of them ends it."""
+        """Ask the questions; the first error that concerns all of them stops it."""
         if not questions:
             return
         self.requests.stopped.clear()
@@ -151,7 +153,7 @@ class Endpoint:
                     if future.done() and (error := future.exception()):
                         raise error
             except BaseException:
-                self.requests.stopped.set()  # wakes those that wait for their next try
+                self.requests.stopped.set()  # wakes threads that wait for their next attempt
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         yield from ((key, future.result()) for future, key in futures.items())
@@ -172,22 +174,22 @@ class Endpoint:
                 self._money.notify_all()
 
     def _complete(self, question: Question) -> dict[str, Any]:
-        """The completion; a server that refuses to tell probabilities is not asked for them again."""
+        """Return the completion; a server that refuses log-probabilities is not asked for them again."""
         body = self.body(question)
         try:
             return self.requests.ask(body)
         except NotAnswered as error:
             if not ("logprobs" in body and "logprob" in str(error)):
                 raise
-            self.tells_probabilities = False
+            self.gives_probabilities = False
             return self.requests.ask(self.body(question))
 
     def keep(self, key: str, question: Question | None, completion: dict[str, Any]) -> dict[str, Any]:
-        """Put the parts of a completion that matter into the cache, before anyone reads them."""
+        """Store the relevant parts of a completion in the cache, and return them."""
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = choice["message"]["content"] or ""
         read = usage.get("prompt_tokens") or (_input_tokens(question) if question else 0)
-        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_A_TOKEN)
+        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
         kept = {
             "text": text,
             "top": _top(choice.get("logprobs")),
@@ -202,8 +204,8 @@ class Endpoint:
         return kept
 
     def _reserve(self, question: Question) -> float:
-        """Set money aside for a question that is about to be asked; wait for what is on its way to be cheaper."""
-        if self.max_cost is None or self.price is None:
+        """Reserve the cost of a question; wait while questions in flight might exceed `max_cost` with it."""
+        if self.max_cost is None:
             return 0.0
         needed = self.price.of(_input_tokens(question), self.max_tokens)
         with self._money:
@@ -211,8 +213,8 @@ class Endpoint:
                 self._money.wait()
             if self.spent + needed > self.max_cost:
                 raise TrlRealError(
-                    f"max_cost={self.max_cost:g} would be passed: {self.spent:.4g} are spent. What was answered is "
-                    "kept; raise max_cost and run again."
+                    f"The next question would exceed max_cost={self.max_cost:g}: {self.spent:.4g} are spent. "
+                    "The answers so far are cached; raise max_cost and run again."
                 )
             self._reserved.append(needed)
         return needed
@@ -225,7 +227,7 @@ class Endpoint:
 
 
 def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
-    """An answer from what the cache holds."""
+    """Return the answer of a cache entry."""
     return Answer(
         top=tuple((token, value) for token, value in kept["top"]) if kept["top"] else None,
         text=kept["text"],
@@ -238,14 +240,14 @@ def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
 
 
 def default_cache() -> Path:
-    """One file for all judges, beside what the Hub's client keeps."""
+    """Return the path of the cache for all judges, in the Hub's cache folder."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "trl_real" / "answers.sqlite"
 
 
 def _once(answer: Answer, key: str, seen: set[str]) -> Answer:
-    """The same question asked twice in a batch is paid for once."""
+    """Return a free copy if the same question was in the batch before."""
     from dataclasses import replace
 
     if key not in seen:
@@ -255,7 +257,7 @@ def _once(answer: Answer, key: str, seen: set[str]) -> Answer:
 
 
 def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
-    """Tokens and log-probabilities at the first place of an answer that is no white space."""
+    """Return tokens and log-probabilities at the first position that is not white space."""
     for place in (log_probabilities or {}).get("content") or []:
         if place.get("top_logprobs") and place.get("token", "").strip():
             return [[top["token"], top["logprob"]] for top in place["top_logprobs"]]
@@ -263,7 +265,7 @@ def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
 
 
 def _input_tokens(question: Question) -> int:
-    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_A_TOKEN)
+    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_PER_TOKEN)
 
 
 def _check(
@@ -283,6 +285,8 @@ def _check(
         if not seconds > 0:
             raise TrlRealError(f"{name}={seconds} leaves no time. Give seconds, such as {name}=60.")
     if price is not None and not (len(price) == 2 and min(price) >= 0):
-        raise TrlRealError(f"price={price}. Give what a million tokens cost, read and written: price=(0.15, 0.6).")
+        raise TrlRealError(
+            f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."
+        )
     if max_cost is not None and price is None:
-        raise TrlRealError("max_cost needs the price of a million tokens, read and written: price=(0.15, 0.6).")
+        raise TrlRealError("max_cost needs the prices of a million tokens read and generated: price=(0.15, 0.6).")

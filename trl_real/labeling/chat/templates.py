@@ -1,6 +1,5 @@
-"""What a chat model is asked about two responses, and how its answer is read."""
+"""Templates of the judge prompts, and the reading of the answers."""
 
-import hashlib
 import json
 import math
 import re
@@ -11,27 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.digests import sha256
 
 
 @dataclass(frozen=True)
 class JudgeTemplate:
     r"""
-    A question about two responses, as Jinja templates.
+    Question about two responses, as Jinja templates.
 
-    Variables: `prompt`, `first`, `second` (texts) and `fence`, a mark that none of the texts holds. A response can
-    pose as the judge's instructions unless it is fenced: `{{ first | tojson }}` or
+    Variables: `prompt`, `first`, `second` (texts) and `fence`, a mark that occurs in none of the texts. Fence every
+    response, so that it cannot pose as the judge's instructions: `{{ first | tojson }}` or
     `{{ fence }}\n{{ first }}\n{{ fence }}`.
 
     Args:
-        user: The question.
-        system: What the judge is, none where empty.
-        first: The answer that says that the first response is better: a word that is one token, such as `"A"`.
-        second: The answer that says that the second one is.
-        tie: The answer that says neither is; None if the judge has to choose.
-        name: Of the template.
+        user: Template of the question.
+        system: Template of the system text; empty for none.
+        first: Answer for "the first response is better": a word that is one token, such as `"A"`.
+        second: Answer for "the second response is better".
+        tie: Answer for "equally good"; None if the judge has to choose.
+        name: Name of the template.
 
     Raises:
-        TrlRealError: If a part is no text, or two of the answers are the same or empty.
+        TrlRealError: If a part is not a text, or answers are equal or empty.
     """
 
     user: str
@@ -45,20 +45,19 @@ class JudgeTemplate:
         parts = {"user": self.user, "system": self.system, "first": self.first, "second": self.second}
         for part, value in {**parts, "tie": "" if self.tie is None else self.tie}.items():
             if not isinstance(value, str):
-                raise TrlRealError(f'{part!r} of a template is {value!r}, no text. Put it in quotes: {part}: "…"')
+                raise TrlRealError(f'{part!r} of a template is {value!r}, not a text. Put it in quotes: {part}: "…"')
         if len(set(self.labels)) < len(self.labels) or not all(label.strip() == label != "" for label in self.labels):
             raise TrlRealError(f"The answers of a template are {self.labels}. Give different words, without spaces.")
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """First, second and, where there is one, tie."""
+        """Answers for first, second and, if there is one, tie."""
         return (self.first, self.second) if self.tie is None else (self.first, self.second, self.tie)
 
     @cached_property
     def digest(self) -> str:
-        """Short hash of everything that the template says."""
-        said = json.dumps([self.system, self.user, self.labels])
-        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        """Short hash of the content of the template."""
+        return sha256(json.dumps([self.system, self.user, self.labels])).hex()[:12]
 
     @cached_property
     def _compiled(self) -> tuple[Any, Any]:
@@ -71,17 +70,17 @@ class JudgeTemplate:
         try:
             return environment.from_string(self.system), environment.from_string(self.user)
         except TemplateSyntaxError as error:
-            raise TrlRealError(f"The judge's template {self.name!r} is no Jinja: {error.message}.") from error
+            raise TrlRealError(f"The judge's template {self.name!r} is not valid Jinja: {error.message}.") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
 
     def messages(self, prompt: str, first: str, second: str) -> list[dict[str, str]]:
         """
-        The chat that asks about two responses in this order.
+        Return the chat that asks about two responses in this order.
 
         Raises:
-            TrlRealError: If the template names a variable that there is not.
+            TrlRealError: If the template uses an unknown variable.
         """
         from jinja2 import TemplateError
 
@@ -102,13 +101,13 @@ class JudgeTemplate:
 
     def read_tokens(self, top: list[tuple[str, float]]) -> float | None:
         """
-        Probability that the first response is better, from the likely tokens at the answer's place; a tie counts half.
+        Return the probability that the first response is better, from the likely tokens; a tie counts half.
 
         Args:
-            top: Tokens and their log-probabilities (natural). Variants of a label (`"A"`, `" A"`, `"Ａ"`) add up.
+            top: Tokens with natural log-probabilities. Variants of a label (`"A"`, `" A"`, `"Ａ"`) add up.
 
         Returns:
-            A probability, or None if no label is among the tokens.
+            Probability, or None if no label is among the tokens.
         """
         mass = dict.fromkeys(self.labels, 0.0)
         for token, log_probability in top:
@@ -122,10 +121,11 @@ class JudgeTemplate:
 
     def read_text(self, text: str) -> float | None:
         """
-        1, 0 or 0.5 from a written answer: a bare label, one in brackets, quotes or JSON, or after "answer:".
+        Read a generated answer: a bare label, a label in brackets, quotes or JSON, or one after "answer:".
 
         Returns:
-            None if no label can be read, or several contradict each other. The word "A" in a sentence is no label.
+            1, 0 or 0.5; None if there is no label, or labels contradict each other. The word "A" in a sentence does
+            not count as a label.
         """
         values = {self.first: 1.0, self.second: 0.0}
         if self.tie is not None:
@@ -142,14 +142,13 @@ class JudgeTemplate:
 
 
 def normalized(token: str) -> str:
-    """A token as the label it stands for: without spaces, and with full-width letters as plain ones."""
+    """Return a token without spaces, with full-width letters as plain ones."""
     return unicodedata.normalize("NFKC", token).strip().lstrip("Ġ▁")
 
 
 def _fence(*texts: str) -> str:
-    """A line that none of the texts can hold, since it depends on all of them."""
-    digest = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
-    return f"=====[{digest[:16]}]====="
+    """Return a line that none of the texts can contain, since it depends on all of them."""
+    return f"=====[{sha256(*texts).hex()[:16]}]====="
 
 
 PAIRWISE = JudgeTemplate(
@@ -222,17 +221,17 @@ TEMPLATES: dict[str, JudgeTemplate] = {
 
 def as_template(template: str | Path | JudgeTemplate) -> JudgeTemplate:
     """
-    A template by name, from a YAML file (`user`, `system`, `first`, `second`, `tie`), or as it is.
+    Return a template by name, from a YAML file (`user`, `system`, `first`, `second`, `tie`), or unchanged.
 
     Raises:
-        TrlRealError: If there is none of that name, or the file does not hold one.
+        TrlRealError: If the name is unknown, or the file is not a template.
     """
     if isinstance(template, JudgeTemplate):
         return template
     if str(template) in TEMPLATES:
         return TEMPLATES[str(template)]
     if not Path(template).is_file():
-        raise TrlRealError(f"No template {str(template)!r}; there are {', '.join(TEMPLATES)}, or give a YAML file.")
+        raise TrlRealError(f"Unknown template {str(template)!r}: give {', '.join(TEMPLATES)} or a YAML file.")
     import yaml
 
     try:
@@ -241,5 +240,5 @@ def as_template(template: str | Path | JudgeTemplate) -> JudgeTemplate:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise TrlRealError(
-            f"{str(template)!r} is no template ({reason}). Write user:, and system:, first:, second:, tie: at will."
+            f"{str(template)!r} is not a template ({reason}). Write user:, optionally system:, first:, second:, tie:."
         ) from error

@@ -1,4 +1,4 @@
-"""What stands between the page and the votes file: everybody's queues, and what each may see."""
+"""Queues of all annotators over one votes file, for the page."""
 
 import threading
 from itertools import count
@@ -15,13 +15,13 @@ from trl_real.runtime.journal import Journal
 
 class Desk:
     """
-    Everybody's queues over one votes file, one request at a time.
+    Queues of all annotators over one votes file; requests are handled one at a time.
 
     Args:
-        dataset: The selected pairs.
-        votes: Path of the votes file; the lock on it is taken now, so that a second server is refused at its start.
-        annotator: The only one who may vote; None asks for a name.
-        seed: Of the order and the sides.
+        dataset: Selected pairs.
+        votes: Path of the votes file, which is locked at once, so that a second server fails at its start.
+        annotator: Name of the only annotator; None asks for a name.
+        seed: Seed of the order and the sides.
     """
 
     def __init__(self, dataset: Dataset, votes: str | Path, annotator: str | None = None, seed: int = 42):
@@ -35,21 +35,22 @@ class Desk:
         self._journal.append({"opened": len(self._deck), "seed": seed})
 
     def show(self, annotator: str) -> str:
-        """Where a person stands, as HTML; empty if there is no name yet."""
+        """Return the current view of an annotator as HTML; empty without a name."""
         with self._lock:
             queue = self._queue(annotator)
             return self._html(queue) if queue else ""
 
     def act(self, action: str, asked: dict[str, Any]) -> str:
         """
-        Vote on, or undo, what a person saw.
+        Vote on the pair that an annotator saw, or undo a vote.
 
         Args:
-            action: A side in `CHOICES`, or `"undo"`.
-            asked: `annotator`, `key` (of the pair that was seen; None for a press that came too early) and `seconds`.
+            action: Side in `CHOICES`, or `"undo"`.
+            asked: Dict with `annotator`, `key` (the pair that was seen; None if a button was pressed too early) and
+                `seconds`.
 
         Returns:
-            What there is to see now.
+            New view as HTML.
         """
         with self._lock:
             queue = self._queue(str(asked.get("annotator") or ""))
@@ -64,7 +65,7 @@ class Desk:
             return self._html(queue, note)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Release the votes file."""
         with self._lock:
             self._journal.close()
 

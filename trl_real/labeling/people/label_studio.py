@@ -1,4 +1,4 @@
-"""Pairs to a Label Studio server and votes back, over its REST API."""
+"""Send pairs to a Label Studio server and fetch the votes, over its REST API."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,50 +31,50 @@ LABEL_CONFIG = """
   </Choices>
 </View>
 """
-# A choice as a verdict, by the response that stands on the left.
+# Choice -> response on the left -> verdict.
 CHOICES = {
     "left is better": {"a": "a", "b": "b"},
     "right is better": {"a": "b", "b": "a"},
     "tie": {"a": "tie", "b": "tie"},
     "skip": {"a": "skip", "b": "skip"},
 }
-IN_FORCE = ("verdict", "annotator", "key")  # of a vote: whatever of them changes, changes what is in force
+COMPARED = ("verdict", "annotator", "key")  # a change in one of these writes the vote again
 AT_A_TIME, TIMEOUT = 250, 60.0
-SERVER = "label studio"  # stands in for the annotator when sides are drawn: all who work there see the same
+SERVER = "label studio"  # annotator name in the draw of the sides: everybody on the server sees the same
 
 
 class LabelStudio:
     """
-    A server.
+    Client of a Label Studio server.
 
     Args:
-        url: Such as `http://127.0.0.1:8080`.
-        api_key: Access token of a user, of either kind that Label Studio has; written nowhere.
+        url: URL of the server, such as `http://127.0.0.1:8080`.
+        api_key: Access token of a user, of either kind of Label Studio; stored nowhere.
 
     Raises:
-        TrlRealError: If the server cannot be reached or does not take the key.
+        TrlRealError: If the server cannot be reached or rejects the key.
     """
 
     def __init__(self, url: str, api_key: str):
         import httpx2
 
         self.url = url.rstrip("/")
-        # No environment: a .netrc would replace the token.
+        # Ignore the environment: a .netrc would replace the token.
         self.client = httpx2.Client(
             base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=httpx2.HTTPTransport(retries=3)
         )
         self.client.headers["Authorization"] = f"Token {api_key}"
-        if api_key.count(".") == 2:  # a personal access token, which buys short-lived ones
+        if api_key.count(".") == 2:  # a personal access token, exchanged for short-lived ones
             del self.client.headers["Authorization"]
             access = self.ask("POST", "/api/token/refresh", json={"refresh": api_key})["access"]
             self.client.headers["Authorization"] = f"Bearer {access}"
 
     def ask(self, method: str, path: str, **request: Any) -> Any:
         """
-        The JSON answer to a request.
+        Send a request and return the JSON answer.
 
         Raises:
-            TrlRealError: If there is none, with what the server said.
+            TrlRealError: If the request fails, with the answer of the server.
         """
         import httpx2
 
@@ -83,17 +83,17 @@ class LabelStudio:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise TrlRealError(f"No answer from {self.url} ({type(error).__name__}). Is Label Studio up?") from error
         if response.status_code == 401:
-            raise TrlRealError(f"{self.url} does not take the key. Give the access token of your account page.")
+            raise TrlRealError(f"{self.url} rejects the key. Give the access token of your account page.")
         if response.is_error:
-            said = " ".join(response.text.split())[:200]
-            raise TrlRealError(f"{self.url} answered {response.status_code} to {path.partition('?')[0]}: {said}")
+            text = " ".join(response.text.split())[:200]
+            raise TrlRealError(f"{self.url} answered {response.status_code} to {path.partition('?')[0]}: {text}")
         try:
             return response.json() if response.content else None
         except ValueError as error:
             raise TrlRealError(f"{self.url} does not answer like Label Studio. Check the address.") from error
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
-        """The tasks of a project, with their annotations."""
+        """Yield the tasks of a project, with their annotations."""
         page, seen = 1, 0
         while True:
             path = f"/api/tasks?project={project}&fields=all&page={page}&page_size={AT_A_TIME}"
@@ -104,7 +104,7 @@ class LabelStudio:
                 return
 
     def names(self) -> dict[int, str]:
-        """Users by number: their e-mail addresses or names."""
+        """Return the e-mail address or name of each user, by number."""
         users = self.ask("GET", "/api/users/")
         return {user["id"]: user.get("email") or user.get("username") or f"user {user['id']}" for user in users}
 
@@ -119,30 +119,30 @@ def push_pairs(
     seed: int = 42,
 ) -> tuple[int, int]:
     """
-    Send selected pairs to a project; those that are there already are not sent again.
+    Send selected pairs to a project; pairs that the project has already are not sent again.
 
     Args:
-        dataset: What a selector's `select` returned.
-        server: Where to.
-        title: Of a new project, at least three characters.
-        project: Number of an existing project of this function's; a new one by default.
-        guidelines: Shown to the annotators of a new project.
-        seed: Of the order and the sides.
+        dataset: Output of a selector's `select`.
+        server: Label Studio server.
+        title: Title of a new project, at least three characters.
+        project: Number of a project that this function created; a new one by default.
+        guidelines: Text for the annotators of a new project.
+        seed: Seed of the order and the sides.
 
     Returns:
-        The project's number, and how many pairs were sent.
+        Number of the project, and number of pairs sent.
 
     Raises:
-        MissingColumnError: If there are no pairs.
-        TrlRealError: If the server says no.
+        MissingColumnError: If the column of prompts or responses is missing.
+        TrlRealError: If the server rejects a request.
     """
     if project is None:
         settings: dict[str, Any] = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
         settings |= {"show_instruction": bool(guidelines), "show_collab_predictions": False}
         project = server.ask("POST", "/api/projects/", json=settings)["id"]
-    there = {task["data"].get("pair_key") for task in server.tasks(project)}
+    known = {task["data"].get("pair_key") for task in server.tasks(project)}
     deck = Deck(dataset)
-    names = [name for name in deck.order(seed, SERVER) if there.isdisjoint(deck.keys(name))]
+    names = [name for name in deck.order(seed, SERVER) if known.isdisjoint(deck.keys(name))]
     for start in range(0, len(names), AT_A_TIME):
         tasks = [{"data": _task(deck, name, seed)} for name in names[start : start + AT_A_TIME]]
         server.ask("POST", f"/api/projects/{project}/import", json=tasks)
@@ -151,21 +151,21 @@ def push_pairs(
 
 def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
     """
-    Write the votes of a project to a votes file, which `VotesJudge` reads; those that are there are not written again.
+    Write the votes of a project to a votes file for `VotesJudge`; votes in the file are not written again.
 
-    Votes that were changed on the server since are written anew; deleted ones are undone, and so are those that now
-    stand under another name, as an annotator's whose e-mail address changed, or on another pair.
+    Votes that changed on the server are written again. Votes that were deleted, or that moved to another pair or
+    another name (such as a new e-mail address of the annotator), are undone.
 
     Args:
-        server: Where from.
-        project: Its number.
-        path: Of the file.
+        server: Label Studio server.
+        project: Number of the project.
+        path: Path of the votes file.
 
     Returns:
-        How many lines were written.
+        Number of lines written.
 
     Raises:
-        TrlRealError: If the project is none of `push_pairs`, or the server says no.
+        TrlRealError: If `push_pairs` did not create the project, or the server rejects a request.
     """
     names = server.names()
     found = {vote["source"]: vote for task in server.tasks(project) for vote in _votes(task, names, project)}
@@ -186,7 +186,7 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
 
 
 def _task(deck: Deck, name: str, seed: int) -> dict[str, Any]:
-    """What the server keeps of a pair: all that a vote needs to be told of `response_a` and `response_b` again."""
+    """Return the data of a task, with all that maps a choice back to `response_a` and `response_b`."""
     pair = deck.show(name, seed, SERVER)
     return {
         "prompt": dialogue(pair.prompt),
@@ -201,10 +201,10 @@ def _task(deck: Deck, name: str, seed: int) -> dict[str, Any]:
 
 
 def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterator[dict[str, Any]]:
-    """The lines of a task's annotations."""
+    """Yield the vote lines of a task's annotations."""
     data = task["data"]
     if not {"pair_key", "shown_first"} <= data.keys():
-        raise TrlRealError(f"Project {project} has tasks that are no pairs. Give one that `--push` made.")
+        raise TrlRealError(f"Project {project} has tasks without a pair. Give a project that `--push` created.")
     for annotation in task.get("annotations") or []:
         choices = [c for result in annotation.get("result") or [] for c in result.get("value", {}).get("choices", [])]
         if annotation.get("was_cancelled") or len(choices) != 1 or choices[0] not in CHOICES:
@@ -225,5 +225,5 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         yield {**vote.to_line(), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
 
 
-def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = IN_FORCE) -> bool:
+def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = COMPARED) -> bool:
     return one is None or any(one.get(name) != other[name] for name in by)

@@ -1,4 +1,4 @@
-"""A page on which people vote on one pair at a time, by keys; each vote is on disk before the next pair is shown."""
+"""Web page for votes on one pair at a time; each vote is on disk before the next pair is shown."""
 
 import json
 import os
@@ -16,12 +16,12 @@ from trl_real.labeling.people.desk import Desk
 
 ASSETS = Path(__file__).parent / "page_assets"
 LOOPBACK = ("127.0.0.1", "localhost")
-# The page needs nothing from elsewhere, and whatever Gradio or a text would fetch is not fetched.
+# The page needs no other host, so nothing that Gradio or a text refers to is fetched.
 CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 )
-LAST_WORDS = 1.5  # seconds in which the browser gets the last answer before the server ends
-# The side of the page that each button stands for, its label and its look.
+LAST_WORDS = 1.5  # seconds for the browser to get the last answer before the server stops
+# Side -> label and style of its button.
 CHOICES = {
     "left": ("First is better", "primary"),
     "tie": ("Tie", "secondary"),
@@ -39,21 +39,21 @@ def build_page(
     seed: int = 42,
 ) -> Any:
     """
-    The page as a Gradio app, for whoever wants to launch it in their own way; `serve_page` serves it.
+    Build the page as a Gradio app, to launch yourself; `serve_page` launches it.
 
     Args:
-        dataset: What a selector's `select` or `map` returned: `prompt`, `pair`, `response_a`, `response_b`.
-        votes: Path of the votes file; an existing one is continued.
-        annotator: The name that stands beside the votes; None asks for it on the page.
-        guidelines: What to look for: a Markdown file's path, or Markdown text.
-        seed: Of the order and the sides, together with the annotator's name.
+        dataset: Output of a selector's `select` or `map`: `prompt`, `pair`, `response_a`, `response_b`.
+        votes: Path of the votes file; an existing file is continued.
+        annotator: Name stored with the votes; None asks for it on the page.
+        guidelines: Guidelines for the annotator: path of a Markdown file, or Markdown text.
+        seed: Seed of the order and the sides, combined with the annotator's name.
 
     Returns:
-        A `gradio.Blocks`; its `desk` holds the lock on the votes file until `desk.close()`.
+        `gradio.Blocks`, with a `desk` that locks the votes file until `desk.close()`.
 
     Raises:
         MissingExtraError: If Gradio is not installed.
-        TrlRealError: If there is nothing to vote on, or the votes file cannot be written.
+        TrlRealError: If the dataset has no pairs, or the votes file cannot be written.
     """
     gr = _gradio()
     text = _guidelines(guidelines)
@@ -89,7 +89,7 @@ def build_page(
 def _wire(
     gr: Any, blocks: Any, desk: Desk, asked: Any, entry: tuple[Any, Any], outputs: tuple, buttons: dict[str, Any]
 ) -> None:
-    """What happens when; the browser says in `asked` who is there and which pair was seen."""
+    """Connect the events; the browser sends the annotator and the pair that was seen in `asked`."""
     name, begin = entry
 
     def shown(view: str) -> list[Any]:
@@ -97,11 +97,11 @@ def _wire(
         choices = [gr.update(visible=left) for _ in CHOICES]
         return [gr.update(visible=not at_work), gr.update(visible=at_work), view, *choices, gr.update()]
 
-    def arrive(said: str) -> list[Any]:
-        return shown(desk.show(_said(said).get("annotator") or ""))
+    def arrive(message: str) -> list[Any]:
+        return shown(desk.show(_parsed(message).get("annotator") or ""))
 
     def press(action: str) -> Callable[[str], list[Any]]:
-        return lambda said: shown(desk.act(action, _said(said)))
+        return lambda message: shown(desk.act(action, _parsed(message)))
 
     common = {"outputs": list(outputs), "show_progress": "hidden", "queue": False, "api_visibility": "private"}
     blocks.load(arrive, [asked], js=(ASSETS / "page.js").read_text(encoding="utf-8"), **common)
@@ -128,16 +128,16 @@ def serve_page(
     Serve the page until Ctrl+C.
 
     Args:
-        dataset, votes, annotator, guidelines, seed: As `build_page` takes them.
-        host: To listen on; with anything but 127.0.0.1 whoever reaches the machine can read the pairs and vote.
-        port: To listen on; the first free one from 7860 on by default.
-        open_browser: Whether to open the page.
-        until_done: Whether to end as soon as everyone who came has voted on every pair.
-        on_ready: Is told the address.
+        dataset, votes, annotator, guidelines, seed: Arguments of `build_page`.
+        host: Host to listen on; with any other than 127.0.0.1, everybody who reaches the machine can read and vote.
+        port: Port to listen on; the first free one from 7860 by default.
+        open_browser: Whether to open the page in a browser.
+        until_done: Whether to stop when every annotator who opened the page has voted on every pair.
+        on_ready: Function that receives the URL when the page is ready.
 
     Raises:
         MissingExtraError: If Gradio is not installed.
-        TrlRealError: If there is nothing to vote on, or the file or the port is taken.
+        TrlRealError: If the dataset has no pairs, or the file or the port is in use.
     """
     blocks = build_page(dataset, votes, annotator=annotator, guidelines=guidelines, seed=seed)
     try:
@@ -176,12 +176,12 @@ def _launch(blocks: Any, host: str, port: int | None, open_browser: bool) -> str
         )
     except OSError as error:
         where = f"{host}:{port}" if port else host
-        raise TrlRealError(f"Cannot listen on {where} ({error}). Give another --port, or none.") from error
+        raise TrlRealError(f"Cannot listen on {where} ({error}). Give another --port, or leave it out.") from error
     return url
 
 
 class _Headers:
-    """Adds the content policy to each answer."""
+    """Middleware that adds the content policy to each answer."""
 
     def __init__(self, app: Any):
         self.app = app
@@ -201,7 +201,7 @@ def _middleware(host: str) -> list[Any]:
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     own = [Middleware(_Headers)]
-    if host in LOOPBACK:  # a name that another site points here is not ours
+    if host in LOOPBACK:  # reject host names that another site points here
         own.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
     return own
 
@@ -224,9 +224,9 @@ def _guidelines(guidelines: str | Path) -> str:
         raise TrlRealError(f"Cannot read the guidelines {str(guidelines)!r}. Give a Markdown file.") from error
 
 
-def _said(said: Any) -> dict[str, Any]:
+def _parsed(message: Any) -> dict[str, Any]:
     try:
-        value = json.loads(said)
+        value = json.loads(message)
     except (TypeError, ValueError):
         value = None
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""What the page for people shows, as HTML in which text from data is text and nothing else."""
+"""HTML of the page for people; text from the data is always escaped."""
 
 import html
 import math
@@ -10,23 +10,23 @@ from trl_real.data.conversation import is_messages, text_of
 from trl_real.labeling.people.queue import Pair, Progress
 
 
-# Characters that are not seen, or that reorder what is: control characters, soft hyphen, zero widths, bidi controls,
+# Characters that are invisible or reorder visible text: control characters, soft hyphen, zero widths, bidi controls,
 # fillers, lone surrogates, tags and the supplementary variation selectors. Joiners stay: scripts and emoji need them.
 _UNSEEN = (
     "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e01ef"
 )
 _UNSEEN_RUN = re.compile(f"([{_UNSEEN}])\\1*")
-# These three only settle the order of what stands beside them, and honest right-to-left text needs them.
+# These three only set the direction of their neighbours, and honest right-to-left text needs them.
 _KEPT = {"\u061c", "\u200e", "\u200f"}
 
 
 def text_html(text: str) -> str:
     """
-    A text as HTML: markup is shown and not obeyed, and each run of unseen characters is a visible mark.
+    Return a text as HTML: markup is escaped, and each run of invisible characters becomes a visible mark.
 
     Args:
-        text: Anything, lone surrogates included.
+        text: Any text, also with lone surrogates.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     parts, end = [], 0
@@ -38,14 +38,14 @@ def text_html(text: str) -> str:
 
 def pair_html(pair: Pair, progress: Progress, annotator: str, reply: int, note: str = "") -> str:
     """
-    The page's middle: who and how far, the prompt, and the two responses.
+    Return the main part of the page: progress, prompt and the two responses.
 
     Args:
-        pair: To vote on.
-        progress: Of the annotator.
-        annotator: A name.
-        reply: Number of this answer of the server: the page tells a new answer from an old one by it.
-        note: A line above the pair.
+        pair: Pair to vote on.
+        progress: Progress of the annotator.
+        annotator: Name of the annotator.
+        reply: Number of this reply of the server, by which the page recognizes a new one.
+        note: Line above the pair.
     """
     panels = _panel("first", "1", "First response", pair.first) + _panel("second", "3", "Second response", pair.second)
     return (
@@ -56,7 +56,7 @@ def pair_html(pair: Pair, progress: Progress, annotator: str, reply: int, note: 
 
 
 def end_html(progress: Progress, annotator: str, reply: int, note: str = "") -> str:
-    """The page's middle when no pair is left: what the annotator did, in figures."""
+    """Return the main part of the page when no pair is left: the annotator's votes in numbers."""
     n = progress.counts
     rows = (
         ("First response better", progress.left),
@@ -74,7 +74,7 @@ def end_html(progress: Progress, annotator: str, reply: int, note: str = "") -> 
 
 
 def status_html(progress: Progress, annotator: str) -> str:
-    """Name, bar, counts and pace."""
+    """Return name, progress bar, counts and pace."""
     share = 100 * progress.done / progress.total
     parts = [f"<b>{progress.done:,}</b> of {_pairs(progress.total)}"]
     if progress.skipped:
@@ -93,7 +93,7 @@ def status_html(progress: Progress, annotator: str) -> str:
 
 
 def error_html(message: str, reply: int) -> str:
-    """A line that says what went wrong, in the pair's place."""
+    """Return an error message in place of the pair."""
     return f'<div id="pair" data-key="" data-reply="{reply}">{_note(message)}</div>'
 
 

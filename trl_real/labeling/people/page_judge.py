@@ -1,4 +1,4 @@
-"""People as a judge that is asked: a page is served until every pair has a vote."""
+"""Judge that asks people: it serves a page until every pair has a vote."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +13,17 @@ from trl_real.labeling.verdicts import Verdict
 
 class PageJudge(VerdictJudge):
     """
-    Serves the page for people with the pairs of a batch, waits until they are voted on, and takes the votes.
+    Judge that serves the page with the pairs of a batch, waits for the votes and returns them.
 
-    Votes that are in the file already are not asked for again, so a run that was killed shows what is left.
+    Pairs with a vote in the file are not asked again, so an interrupted run continues.
 
     Args:
         votes: Path of the votes file.
-        guidelines: Markdown, or the path of a Markdown file.
-        annotator: Whose name stands beside the votes; None asks on the page.
-        port: Of the page, a free one by default.
-        seed: Of order and sides.
-        on_ready: Is told the address.
+        guidelines: Markdown text, or path of a Markdown file.
+        annotator: Name stored with the votes; None asks for it on the page.
+        port: Port of the page; a free one by default.
+        seed: Seed of the order and the sides.
+        on_ready: Function that receives the URL when the page is ready.
     """
 
     def __init__(
@@ -46,16 +46,16 @@ class PageJudge(VerdictJudge):
         }
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
-        """The votes on the pairs of a batch, once all are there."""
+        """Return the votes on the pairs of a batch when all are given."""
         from trl_real.labeling.people.page import serve_page
 
-        if not self._known(batch):
+        if not self._all_voted(batch):
             pairs = Dataset.from_dict({name: batch[name] for name in ("prompt", "response_a", "response_b")})
             serve_page(pairs, self.votes, until_done=True, **self.page)
         return VotesJudge(self.votes).verdicts(batch)
 
-    def _known(self, batch: dict[str, list[Any]]) -> bool:
-        """Whether every pair has a vote, or was skipped."""
+    def _all_voted(self, batch: dict[str, list[Any]]) -> bool:
+        """Return whether every pair has a vote or was skipped."""
         if not self.votes.exists():
             return False
         return all(verdict.failure != "not labelled" for verdict in VotesJudge(self.votes).verdicts(batch))

@@ -1,6 +1,5 @@
-"""The pairs that one person has yet to vote on, in an order of their own."""
+"""Queue of the pairs that one annotator has not voted on yet, in that annotator's order."""
 
-import hashlib
 import math
 import statistics
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from datasets import Dataset
 
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, pair_key
+from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
 
@@ -21,14 +21,14 @@ LONGEST_NAME = 80
 @dataclass(frozen=True)
 class Pair:
     """
-    A pair as a person sees it.
+    Pair as an annotator sees it.
 
     Args:
-        key: By `pair_key` of the row.
-        row: In the dataset.
+        key: `pair_key` of the row.
+        row: Row number in the dataset.
         prompt: Text or messages.
-        first, second: The responses on the left and on the right.
-        shown_first: Which of `response_a` and `response_b` is `first`: `"a"` or `"b"`.
+        first, second: Responses on the left and on the right.
+        shown_first: `"a"` if `first` is `response_a`, `"b"` if it is `response_b`.
     """
 
     key: str
@@ -42,13 +42,13 @@ class Pair:
 @dataclass(frozen=True)
 class Progress:
     """
-    How far a person is.
+    Progress of an annotator.
 
     Args:
-        total: Pairs.
-        counts: Pairs by verdict.
-        left, right: Pairs whose first and second shown response was preferred.
-        median_seconds: From a pair's appearance to the vote; NaN before the first.
+        total: Number of pairs.
+        counts: Number of pairs by verdict.
+        left, right: Number of pairs for which the first and the second shown response was preferred.
+        median_seconds: Median time from showing a pair to the vote, in seconds; NaN before the first vote.
     """
 
     total: int
@@ -59,30 +59,29 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Pairs that were voted on, the skipped ones included."""
+        """Number of pairs that were voted on, skipped ones included."""
         return sum(self.counts.values())
 
     @property
     def skipped(self) -> int:
-        """Pairs that were skipped."""
+        """Number of skipped pairs."""
         return self.counts["skip"]
 
     @property
     def pairs_per_hour(self) -> float:
-        """At the median pace; NaN before the first vote."""
+        """Number of pairs per hour at the median pace; NaN before the first vote."""
         return 3600 / self.median_seconds if self.median_seconds > 0 else math.nan
 
 
 class Deck:
     """
-    The pairs of a dataset, each once: rows without a pair are left out, and so is a pair that another row has
-    already, in whichever order of its responses.
+    Distinct pairs of a dataset; a pair with its responses swapped is the same pair. Rows without a pair are left out.
 
     Args:
-        dataset: What a selector's `select` or `map` returned: `prompt`, `pair`, `response_a`, `response_b`.
+        dataset: Output of a selector's `select` or `map`: `prompt`, `pair`, `response_a`, `response_b`.
 
     Raises:
-        MissingColumnError: If a column is not there.
+        MissingColumnError: If a column is missing.
         TrlRealError: If no row has a pair.
     """
 
@@ -93,7 +92,7 @@ class Deck:
                 raise MissingColumnError(name, dataset.column_names, fix)
         shown = [name for name in ("prompt", "response_a", "response_b", "pair") if name in dataset.column_names]
         self._dataset = dataset.with_format(None).select_columns(shown)
-        self._pairs: dict[str, tuple[str, str, int]] = {}  # the lower of key and mirror -> key, mirror, row
+        self._pairs: dict[str, tuple[str, str, int]] = {}  # min(key, mirror) -> key, mirror, row
         for row, columns in enumerate(self._dataset):
             if "pair" in columns and columns["pair"][0] < 0:
                 continue
@@ -109,15 +108,15 @@ class Deck:
         return len(self._pairs)
 
     def order(self, seed: int, annotator: str) -> list[str]:
-        """Names of all pairs in the order in which a person sees them: by seed, name and content alone."""
+        """Return the names of all pairs in an annotator's order, which depends on seed, annotator and content only."""
         return sorted(self._pairs, key=lambda name: _draw(seed, annotator, "order", name))
 
     def keys(self, name: str) -> tuple[str, str]:
-        """The pair's key and its mirror's."""
+        """Return the key of a pair, and the key with its responses swapped."""
         return self._pairs[name][:2]
 
     def show(self, name: str, seed: int, annotator: str) -> Pair:
-        """A pair with its sides drawn; a row with its responses swapped is shown in the same way."""
+        """Return a pair with its sides drawn; swapping the responses of the row does not change the sides."""
         key, mirror, row = self._pairs[name]
         swapped = bool(_draw(seed, annotator, "side", name)[0] & 1) != (key > mirror)
         columns = self._dataset[row]
@@ -128,16 +127,16 @@ class Deck:
 
 class VoteQueue:
     """
-    One person's way through the pairs: which is next, what was said, and what is undone.
+    Queue of one annotator: the next pair, the votes so far, and undo.
 
-    It stands where the journal says: a new queue on the same journal goes on after a crash, and knows of the votes of
-    others only what their names are. Queues of several people may share a journal, within one thread at a time.
+    The state is in the journal: a new queue on the same journal continues after a crash. Queues of several annotators
+    may share a journal, within one thread at a time.
 
     Args:
-        dataset: The selected pairs, or a `Deck` that several queues share.
-        journal: Where the votes go; each is on disk before the next pair is told.
-        annotator: A name.
-        seed: Of the order and the sides; together with the name and the pairs' texts it decides both.
+        dataset: Selected pairs, or a `Deck` that several queues share.
+        journal: Journal of the votes; each vote is on disk before the next pair is returned.
+        annotator: Name of the annotator.
+        seed: Seed of the order and the sides, combined with the name and the texts.
 
     Raises:
         TrlRealError: If the name is empty, or no row has a pair.
@@ -147,7 +146,7 @@ class VoteQueue:
         self.annotator = " ".join(annotator.split())
         if not self.annotator or len(self.annotator) > LONGEST_NAME:
             raise TrlRealError(
-                f"An annotator's name of {len(self.annotator)} characters; give 1 to {LONGEST_NAME}, such as 'ann'."
+                f"The annotator's name has {len(self.annotator)} characters; give 1 to {LONGEST_NAME}, such as 'ann'."
             )
         self.seed = seed
         self._deck = dataset if isinstance(dataset, Deck) else Deck(dataset)
@@ -160,27 +159,27 @@ class VoteQueue:
                 self._done[self._name[vote.key]] = vote
 
     def next(self) -> Pair | None:
-        """The first pair without a vote, or None if there is none left; the same one until it is voted on."""
+        """Return the first pair without a vote, or None if no pair is left."""
         name = next((name for name in self._order if name not in self._done), None)
         return None if name is None else self._deck.show(name, self.seed, self.annotator)
 
     def vote(self, verdict: str, seconds: float, key: str | None = None) -> bool:
         """
-        Vote on the pair that is next.
+        Vote on the next pair.
 
         Args:
-            verdict: One of `VERDICTS`, told of `response_a` and `response_b`.
-            seconds: From the pair's appearance to the vote.
-            key: Of the pair that the person saw; if another one is next, the vote is not taken.
+            verdict: Verdict in `VERDICTS`, about `response_a` and `response_b`.
+            seconds: Time from showing the pair to the vote, in seconds.
+            key: Key of the pair that the annotator saw; if another pair is next, the vote is rejected.
 
         Returns:
-            Whether the vote was taken; if so, it is on disk.
+            Whether the vote was accepted; if so, it is on disk.
 
         Raises:
-            TrlRealError: If there is no such verdict, or the file cannot be written.
+            TrlRealError: If the verdict is unknown, or the file cannot be written.
         """
         if verdict not in VERDICTS:
-            raise TrlRealError(f"No verdict {verdict!r}; there are {', '.join(VERDICTS)}.")
+            raise TrlRealError(f"Unknown verdict {verdict!r}: choose from {', '.join(VERDICTS)}.")
         pair = self.next()
         if pair is None or (key is not None and key != pair.key):
             return False
@@ -201,7 +200,7 @@ class VoteQueue:
         return True
 
     def vote_side(self, side: str, seconds: float, key: str | None = None) -> bool:
-        """As `vote`, with what the person said of the page: `"left"`, `"tie"`, `"right"` or `"skip"`."""
+        """Vote by the side of the page: `"left"`, `"tie"`, `"right"` or `"skip"`; otherwise as `vote`."""
         pair = self.next()
         if pair is None:
             return False
@@ -210,14 +209,14 @@ class VoteQueue:
 
     def undo(self, key: str | None = None) -> bool:
         """
-        Take the last vote back; its pair is to be voted on again. The vote stays in the file, with a line after it
-        that says so.
+        Undo the last vote, so that its pair is next again. The vote stays in the file, followed by a line that undoes
+        it.
 
         Args:
-            key: Of the pair that the person saw, `""` at the end; if another one is next, nothing happens.
+            key: Key of the pair that the annotator saw, `""` at the end; if another pair is next, nothing happens.
 
         Returns:
-            Whether there was a vote to take back.
+            Whether a vote was undone.
         """
         pair = self.next() if key is not None else None
         if not self._done or (key is not None and key != (pair.key if pair else "")):
@@ -229,7 +228,7 @@ class VoteQueue:
 
     @property
     def progress(self) -> Progress:
-        """Counts and pace of this person on these pairs."""
+        """Counts and pace of this annotator on these pairs."""
         votes = list(self._done.values())
         counts = {verdict: sum(vote.verdict == verdict for vote in votes) for verdict in VERDICTS}
         left = sum(vote.verdict == vote.shown_first for vote in votes)
@@ -244,7 +243,7 @@ class VoteQueue:
 
 
 def _draw(seed: int, annotator: str, what: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{annotator}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    return sha256(seed, annotator, what, name)
 
 
 def _now() -> str:

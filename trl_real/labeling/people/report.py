@@ -1,4 +1,4 @@
-"""A votes file in figures: who did how much, how fast, with which bias, and how far they agree."""
+"""Report on a votes file: votes, pace and position bias of each annotator, and their agreement."""
 
 import math
 import statistics
@@ -14,16 +14,16 @@ from trl_real.runtime.atomic_files import without_nan
 @dataclass
 class AnnotatorReport:
     """
-    What one person did.
+    Votes of one annotator in numbers.
 
     Args:
-        votes: In force, skips included.
-        counts: Of them, by verdict.
-        undone: Votes that were taken back.
-        median_seconds: A pair; NaN if not told.
-        pairs_per_hour: At that pace.
-        first_shown_rate: Share of the decided votes that went to the response shown first; 0.5 is fair, NaN of none.
-        first_shown_low, first_shown_high: Wilson's interval at 95 %.
+        votes: Number of valid votes, skips included.
+        counts: Number of valid votes by verdict.
+        undone: Number of votes that were undone.
+        median_seconds: Median seconds per pair; NaN if unknown.
+        pairs_per_hour: Number of pairs per hour at that pace.
+        first_shown_rate: Share of decided votes for the response shown first; 0.5 is fair, NaN without decided votes.
+        first_shown_low, first_shown_high: Wilson interval at 95 %.
     """
 
     votes: int
@@ -39,15 +39,15 @@ class AnnotatorReport:
 @dataclass
 class VoteReport:
     """
-    What a votes file holds.
+    Summary of a votes file.
 
     Args:
-        n_pairs: Pairs with a vote in force.
-        n_decided: Of them, those with at least one vote that is no skip.
-        n_shared: Pairs that two or more people decided.
-        annotators: By name.
-        alpha: Krippendorff's, of the people who shared pairs; NaN if nobody did.
-        alpha_low, alpha_high: Its bootstrap interval at 95 %.
+        n_pairs: Number of pairs with a valid vote.
+        n_decided: Number of pairs with at least one vote that is not a skip.
+        n_shared: Number of pairs that two or more annotators decided.
+        annotators: Report of each annotator, by name.
+        alpha: Krippendorff's alpha on the shared pairs; NaN without shared pairs.
+        alpha_low, alpha_high: Bootstrap interval of alpha at 95 %.
     """
 
     n_pairs: int
@@ -59,11 +59,11 @@ class VoteReport:
     alpha_high: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is NaN becomes None."""
+        """Return plain JSON values; NaN becomes None."""
         return without_nan(asdict(self))
 
     def words(self) -> str:
-        """A line a person, and one for all."""
+        """Return one line per annotator, and lines for all."""
         lines = [_words(name, report) for name, report in self.annotators.items()]
         lines.append(
             f"{self.n_pairs} pairs with votes, {self.n_decided} decided, {self.n_shared} by two people or more"
@@ -76,14 +76,14 @@ class VoteReport:
 
 def vote_report(path: str | Path, seed: int = 42) -> VoteReport:
     """
-    Read a votes file and count.
+    Read a votes file and summarize it.
 
     Args:
-        path: Of the file.
-        seed: Of the bootstrap of the agreement's interval.
+        path: Path of the votes file.
+        seed: Seed of the bootstrap for the interval of alpha.
 
     Raises:
-        TrlRealError: If there is no such file, or a line of it is no vote.
+        TrlRealError: If the file is missing, or a line is not a valid vote.
     """
     book = VoteBook.read(path)
     _, _, votes = book.matrix()  # (R, P)
@@ -116,7 +116,7 @@ def _words(name: str, report: AnnotatorReport) -> str:
     counts = ", ".join(f"{n} {verdict}" for verdict, n in report.counts.items() if n)
     line = f"{name}: {report.votes} votes ({counts}), {report.undone} undone"
     if not math.isnan(report.median_seconds):
-        line += f", {report.median_seconds:.1f} s a pair"
+        line += f", {report.median_seconds:.1f} s per pair"
     if not math.isnan(report.first_shown_rate):
         interval = f"[{report.first_shown_low:.2f}, {report.first_shown_high:.2f}]"
         line += f", {report.first_shown_rate:.2f} {interval} of the decided ones for the response shown first"

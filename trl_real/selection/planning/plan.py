@@ -64,7 +64,8 @@ def plan_selection(
 
     Up to 1,000 rows are drawn by the selector's seed and tokenized as the selector would; the parameters are counted
     from the model's config. Left out: equal responses, which run once; the rows near a decision, which a half
-    precision run reads again; loading data and model; padding, where a model cannot be packed.
+    precision run reads again (`SelectionPlan.again` says which); loading data and model; padding, where a model
+    cannot be packed.
 
     Args:
         selector: Strategy, model and settings.
@@ -113,6 +114,7 @@ def plan_selection(
         price=device.price if price is None else price,
         labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
+        again=_again(selector, sample.responses),
     )
 
 
@@ -207,6 +209,12 @@ def _given_width(batch: dict[str, list]) -> int:
 
 def _mean_bytes(row: Candidates) -> float:
     return sum(len(text.encode()) for text in row.texts) / max(1, len(row.texts))
+
+
+def _again(selector: EmbeddingPairSelector, responses: np.ndarray) -> str:
+    """Rows that a half-precision run embeds again (`trl_real.selection.half_precision`), in words."""
+    rows = "the rows of the budget and those that compete with them" if selector.rule.budget else "rows near the cut"
+    return rows + (", and rows with two close pairs," if responses.max() > 2 else "") + " are"
 
 
 def _labels(budget: float | int | None, pairs: float, exact: bool) -> int:

@@ -59,6 +59,7 @@ class SelectionPlan:
         price (`float`): USD a device and hour.
         labels (`int`): That the budget buys.
         price_per_label (`float`, *optional*): USD.
+        again (`str`): Rows that half precision embeds again in float32, in words.
     """
 
     n_rows: int
@@ -79,6 +80,7 @@ class SelectionPlan:
     price: float
     labels: int
     price_per_label: float | None = None
+    again: str = "rows near the cut are"
 
     @property
     def compute_seconds(self) -> Estimate:
@@ -159,6 +161,8 @@ class SelectionPlan:
             f"  ({device.source})",
             f"money: {self.money:,.2f} USD at {self.price:g} a device and hour",
         ]
+        if self.dtype != "float32":
+            lines.insert(-1, f"  not counted: {self.again} embedded again in float32")
         faster = self._compute_seconds("bfloat16").value
         if self.dtype == "float32" and device.memory and faster < compute.value / 2:
             lines.insert(-1, f"  --dtype bfloat16: forward passes {shown_seconds(faster)}, and the same rows chosen")

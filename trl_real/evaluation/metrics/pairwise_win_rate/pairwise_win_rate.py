@@ -1,6 +1,6 @@
-"""The win rate of `trl_real.functional.statistics.win_rate` as a metric of `evaluate`."""
+"""Metric for `evaluate`: the win rate of `trl_real.functional.statistics.win_rate`."""
 
-# evaluate reads these imports line by line with a regular expression: one module a line, none of them relative.
+# evaluate reads these imports with a regular expression: one absolute import per line.
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from trl_real.functional.statistics.win_rate import win_rate
 
 _DESCRIPTION = """
 Win rate of a model against a baseline, judged pair by pair, with its standard error and confidence interval. Ties
-count half; pairs that could not be judged are counted apart and left out.
+count half; pairs without a verdict are counted separately and left out.
 """
 
 _CITATION = """
@@ -41,16 +41,16 @@ Args:
     lengths: Optional; characters of the model's responses.
     baseline_lengths: Optional; characters of the baseline's responses. With `lengths`.
     clusters: Optional; prompt ids (text or numbers), for several rows a prompt.
-    confidence: Level of the intervals, 0.95 unless told; `compute` only, as all that follow.
-    method: How the interval is made: "auto" (unless told), "wilson", "t", "score" or "bootstrap".
-    seed: Of the bootstraps, 42 unless told.
-    difficulty: Optional; AlpacaEval's difficulty of its 805 instructions, if the rows are these, in its order.
+    confidence: Confidence level of the intervals, default 0.95; this and all further arguments in `compute` only.
+    method: Method of the interval: "auto" (default), "wilson", "t", "score" or "bootstrap".
+    seed: Seed of the bootstraps, default 42.
+    difficulty: Optional; AlpacaEval's difficulty of its 805 instructions, if these are the rows, in its order.
 
 Returns:
     `win_rate`, `standard_error`, `ci_low`, `ci_high` (fractions), `ci_method`, `n_wins`, `n_losses`, `n_ties`,
-    `n_failed`, `n_total` (judged rows), `discrete_win_rate`, `win_rate_without_ties`; if both lengths came,
+    `n_failed`, `n_total` (judged rows), `discrete_win_rate`, `win_rate_without_ties`; with both lengths,
     `equal_length_win_rate`, `equal_length_ci_low`, `equal_length_ci_high`, `matched_length_win_rate`,
-    `n_matched_length`; if `difficulty` came, `length_controlled_win_rate`.
+    `n_matched_length`; with `difficulty`, `length_controlled_win_rate`.
 
 Example:
     >>> metric = evaluate.load("pairwise_win_rate")
@@ -60,16 +60,16 @@ Example:
 
 
 NOT_GIVEN = "null"
-# What `compute` takes beside the columns.
+# Arguments of `compute` besides the columns.
 OPTIONS = ("confidence", "method", "seed", "difficulty")
 
 
 class PairwiseWinRate(evaluate.Metric):
     """
-    Adapter: collects preferences (`add`, `add_batch`, `compute`, over several processes too) and rates them.
+    Metric that collects preferences (`add`, `add_batch`, `compute`, also over several processes) and computes rates.
 
-    The optional inputs are ordinary columns, empty where they were not given. That is why they may come through
-    `add_batch` as well as through `compute`, but always together with the preferences that they belong to.
+    The optional inputs are ordinary columns, empty if not given. Pass them to `add_batch` or `compute`, together with
+    the preferences of their rows.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -90,11 +90,11 @@ class PairwiseWinRate(evaluate.Metric):
         )
 
     def compute(self, *, preferences: Sequence[float | None] | None = None, **inputs: Any) -> dict[str, Any] | None:
-        """Rate the preferences given here and those added before; None on every process but the first."""
+        """Compute the rates of all preferences, given here or added before; None on all processes except the first."""
         given = {name for name, value in inputs.items() if value is not None}  # `evaluate.combine` adds None
         unknown = sorted(given - {*OPTIONS, "lengths", "baseline_lengths", "clusters"})
         if unknown:
-            raise TrlRealError(f"No option {unknown[0]!r}. Beside the columns there are {', '.join(OPTIONS)}.")
+            raise TrlRealError(f"Unknown option {unknown[0]!r}. Besides the columns, use {', '.join(OPTIONS)}.")
         if self.num_process == 1 and not len(self) and (preferences is None or not len(preferences)):
             raise TrlRealError("No preferences: 0 rows were added. Give at least one: compute(preferences=[…]).")
         return super().compute(preferences=preferences, **inputs)
@@ -148,13 +148,13 @@ class PairwiseWinRate(evaluate.Metric):
 
 
 def _encode(clusters: Sequence[Any]) -> list[str]:
-    """Ids as JSON: evaluate takes no None among texts, and 1, "1" and "" are to stay three different prompts."""
+    """Encode ids as JSON: evaluate accepts no None among texts, and 1, "1" and "" must stay different prompts."""
     clusters = clusters.tolist() if hasattr(clusters, "tolist") else clusters
     return [json.dumps(name.item() if hasattr(name, "item") else name, default=str) for name in clusters]
 
 
 def _given(column: Sequence[Any], name: str) -> Sequence[Any] | None:
-    """A column that was given in full; None if it was not given at all."""
+    """Return a column that was given for every row; None if it was not given."""
     missing = [value is None or value != value or value == NOT_GIVEN for value in column]
     if all(missing):
         return None

@@ -14,7 +14,7 @@ Messages = list[dict[str, Any]]
 Text = TypeVar("Text", str, Messages)
 
 
-def is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> TypeGuard[Messages]:
     """Return whether `value` is a list of messages (`{"role": …, "content": …}`)."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
 
@@ -68,7 +68,7 @@ def implied_prompt(chosen: Text, rejected: Text) -> Text:
     return chosen[:shared]
 
 
-def without_prompt(dialogue: str | Messages, prompt: str | Messages) -> str | Messages | None:
+def without_prompt(dialogue: Text, prompt: Text) -> Text | None:
     """Return the dialogue after the prompt, or None if it does not begin with the prompt."""
     begins = dialogue.startswith(prompt) if isinstance(dialogue, str) else dialogue[: len(prompt)] == prompt
     return dialogue[len(prompt) :] if begins else None

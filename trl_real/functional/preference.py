@@ -181,7 +181,7 @@ def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max
 
 def _chunk_of_logits(terms: list[tuple[float, Tensor, Head]], start: int, end: int) -> Tensor:
     """Sum the logits of words `start` to `end`, in float32 for weights of any type. Shape `(N, end - start)`."""
-    logits = None
+    logits: Tensor | None = None
     for scale, states, head in terms:
         bias = None if head.bias is None else head.bias[start:end].float()
         part = F.linear(states, head.weight[start:end].float(), bias)

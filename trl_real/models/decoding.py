@@ -163,7 +163,9 @@ class Decoder:
 
     def _group(self, waiting: deque[Response], n_free: int) -> list[Response]:
         """Take the next responses: as many as rows are free and as one forward pass over their prompts can read."""
-        group, prompts, width = [], set(), 0
+        group: list[Response] = []
+        prompts: set[Ids] = set()
+        width = 0
         while waiting and len(group) < n_free:
             prompt = waiting[0].prompt
             width = max(width, len(prompt))
@@ -204,8 +206,9 @@ class Decoder:
 
 def decodes_well(model: nn.Module) -> bool:
     """Return whether continuous batching is exact on this model; layers with another kind of state break it."""
-    config = model.config.get_text_config()
-    if model.config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+    whole: Any = model.config
+    config = whole.get_text_config()
+    if whole.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         return False
     a, b, c = (ids + (1,) for ids in made_up(config.vocab_size, (5, 2, 9)))
 

@@ -195,8 +195,9 @@ class GradientFeatures(ModelReader):
     def _longest(self, work: list[Row]) -> int:
         return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
 
-    def _mode(self) -> AbstractContextManager:
-        return nullcontext()  # each method sets its own
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        yield  # each method sets its own
 
     def _first_exact(self) -> str:
         """Return the fastest method that equals one at a time on made-up sequences; models may ignore packing."""
@@ -232,7 +233,8 @@ class GradientFeatures(ModelReader):
                 packed(self.body),
             ),
             "padded": (padded_passes, nullcontext()),
-        }[method]
+        }
+        passes, attention = methods[method]
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:

@@ -1,11 +1,11 @@
 """Base class of the readers: objects that run texts through a model and generate nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
@@ -35,6 +35,8 @@ class ModelReader:
 
     desc, item = "Scoring", "text"  # for the progress bar and for messages
     counts_tokens = False  # whether the progress bar counts tokens rather than items
+    _longest: Callable[[list], int]
+    _trial: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
     _run_packed: Callable[[list], Iterator[tuple]]
     _run_padded: Callable[[list], Iterator[tuple]]
 

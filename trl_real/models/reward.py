@@ -53,7 +53,7 @@ class RewardReader(ModelReader):
         config: Any = model.config
         if config.num_labels != 1:
             raise TrlRealError(
-                f"The model has {model.config.num_labels} outputs, but a reward model has 1. "
+                f"The model has {config.num_labels} outputs, but a reward model has 1. "
                 "Give one that was trained with num_labels=1."
             )
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)

@@ -89,8 +89,8 @@ class Requests:
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_unreachable,
-            sleep=self.stopped.wait,
+            stop=last | stop_before_delay(self.deadline) | self._is_unreachable,
+            sleep=cast(Any, self.stopped.wait),
             reraise=True,
         )
         try:

@@ -43,7 +43,7 @@ class StudyPool:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, indices: Sequence[int]) -> "StudyPool":
+    def take(self, indices: Sequence[int] | np.ndarray) -> "StudyPool":
         """Return the rows at these indices."""
         return StudyPool(
             [self.rows[i] for i in indices],

@@ -144,9 +144,8 @@ def _frozen_cells(
     min_gap: float,
 ) -> FrozenCells:
     """Build the cells of one split."""
-    (pool, test), (pool_vectors, test_vectors) = (
-        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
-    )
+    pool, test = (everything.take(part) for part in places)
+    pool_vectors, test_vectors = ([vectors[i] for i in part] for part in places)
     return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 

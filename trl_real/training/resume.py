@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
 # Settings of every trainer that change what is learned, and settings of single methods that do not.
-LEARNING = (
+LEARNING: tuple[str, ...] = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -63,7 +63,8 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
         found = read_json(file)
         adapters = {name for name in found.keys() | settings.keys() if name.startswith("adapter")}
         names = found.keys() & settings.keys() | adapters  # another version of a library may have other settings
-        check_settings(*({n: x.get(n) for n in names} for x in (found, settings)), args.output_dir, "training")
+        before, now = ({name: of.get(name) for name in names} for of in (found, settings))
+        check_settings(before, now, args.output_dir, "training")
     elif checkpoint is not None:
         logger.warning("The data and settings of %s are unknown: its folder has no %s.", checkpoint, SETTINGS_FILE)
     return checkpoint

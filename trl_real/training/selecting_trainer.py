@@ -62,9 +62,9 @@ class SelectingDPOTrainer(DPOTrainer):
         if selects(given.get("args")):
             check_selectable(given.get("train_dataset"), given["args"])
         super().__init__(*args, **kwargs)
-        self.train_dataset = self._select(self.train_dataset)
+        self.train_dataset: Any = self._select(self.train_dataset)
         if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
-            self.args = copy.copy(self.args)
+            self.args: Any = copy.copy(self.args)
             self.args.selection_strategy = strategy_name(self.args.selection_strategy)
 
     @property
@@ -153,6 +153,7 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _rows_of(self, kept: KeptRows, folder: str | None = None) -> Dataset:
         """Return the prepared rows that were selected, here or in the run that saved them in `folder`."""
+        assert self._candidates is not None
         numbers = _numbers(self._candidates)
         if folder is not None:
             kept.check(folder, self._n_given, numbers)

@@ -159,6 +159,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
             chosen, rejected = extrapolated_pair(record, inputs, self.args.noise_extrapolation, self.ld_alpha)
         margin = implicit_margin(chosen, rejected, ref_chosen, ref_rejected, self.beta).float()
         margins = self.accelerator.gather(margin).cpu().double().numpy()
+        assert self._noise is not None
         threshold = self._noise.threshold  # From earlier batches only.
         self._noise.add(margins)
         if threshold is not None:
@@ -234,6 +235,6 @@ def check_given(given: dict[str, Any]) -> None:
         )
 
 
-def _smooths(args: DPOConfig | None) -> bool:
+def _smooths(args: DPOConfig | None) -> TypeGuard[REALDPOConfig]:
     """Return whether the configuration asks for smoothing of doubtful pairs."""
     return isinstance(args, REALDPOConfig) and args.noise_smoothing > 0

@@ -71,7 +71,7 @@ def win_rate(
     }
     if (lengths is None) != (baseline_lengths is None):
         raise TrlRealError("Only one of lengths and baseline_lengths is given. Give both, or neither.")
-    if lengths is not None:
+    if lengths is not None and baseline_lengths is not None:
         rates |= length_rates(preferences, lengths, baseline_lengths, groups, confidence, seed)
     if difficulty is not None:
         rates["length_controlled_win_rate"] = length_controlled_win_rate(

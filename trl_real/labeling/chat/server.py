@@ -205,7 +205,7 @@ class Endpoint:
 
     def _reserve(self, question: Question) -> float:
         """Reserve the cost of a question; wait while questions in flight might exceed `max_cost` with it."""
-        if self.max_cost is None:
+        if self.max_cost is None or self.price is None:
             return 0.0
         needed = self.price.of(_input_tokens(question), self.max_tokens)
         with self._money:

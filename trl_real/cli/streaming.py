@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import IterableDataset
 
     from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -21,7 +21,7 @@ def add_streaming(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> "Dataset | None":
+def write_stream(args: argparse.Namespace, selector: "EmbeddingPairSelector") -> Any:
     """
     Select from a stream, and write the kept rows as they come.
 

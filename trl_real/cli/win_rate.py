@@ -62,8 +62,8 @@ def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
     )
     n_prompts = len(set(values["clusters"])) if "clusters" in values else len(dataset)
     lengths = {name: [length for length in values.get(name, []) if length is not None] for name in LENGTHS}
-    means = [sum(found) / len(found) if found else float("nan") for found in lengths.values()]
-    doubts = rate_doubts(rates, *means, n_prompts) + length_doubts("the model", lengths["lengths"])
+    own, other = (sum(found) / len(found) if found else float("nan") for found in lengths.values())
+    doubts = rate_doubts(rates, own, other, n_prompts) + length_doubts("the model", lengths["lengths"])
     for doubt in doubts:
         say(f"{'DO NOT TRUST' if doubt.grave else 'doubt'}: {doubt.words}")
     if args.output_dir:
@@ -78,7 +78,7 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     from trl_real.evaluation.compare import compare_columns
     from trl_real.evaluation.completions import add_completions, is_policy
 
-    sides = {}
+    sides: dict[str, Any] = {}
     for name in ("model", "baseline"):
         side = getattr(args, name)
         if side not in dataset.column_names and is_policy(side):
@@ -90,7 +90,8 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     judge, dataset = _judge(args, dataset)
     if _planned(args, judge, dataset, [(sides["model"], sides["baseline"])]):
         return
-    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options: dict[str, Any] = {"confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options["prompt"] = args.prompt
     comparison = compare_columns(dataset, judge, **sides, difficulty=_difficulty(args), **options)
     say(comparison.summary())
     if args.output_dir:
@@ -153,7 +154,7 @@ def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tup
         batch["response_b"] += [text_of(text) for text in _column(dataset, b)]
     estimate = tell_price(judge, batch)
     if args.plan:
-        result(args, estimate, "")
+        result(args, estimate or {}, "")
     return args.plan
 
 

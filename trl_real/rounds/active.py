@@ -114,8 +114,8 @@ class ActiveRounds(Rounds):
 
         rows = self._prompts(this.number)
         policy, tokenizer = self.policy(last)
-        settings = {"n": 3, **self.generation, "seed": self.seed + this.number, "journal": this / "responses.jsonl"}
-        found = generate(policy, tokenizer, rows["prompt"][:], **settings)
+        settings = {"n": 3, **(self.generation or {}), "seed": self.seed + this.number}
+        found = generate(policy, tokenizer, rows["prompt"][:], journal=this / "responses.jsonl", **settings)
         save(rows.select_columns(["prompt"]).add_column(self.responses, found.texts), this / "pool")
         return {"n_tokens": found.n_tokens, "n_prompts": len(rows)}
 

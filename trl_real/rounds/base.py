@@ -80,9 +80,10 @@ class Rounds(ABC):
     def __post_init__(self) -> None:
         self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT changes it in place
         self.check()
-        for name in ("chosen", "rejected") if self.eval_dataset is not None else ():
-            if name not in self.eval_dataset.column_names:
-                raise MissingColumnError(name, self.eval_dataset.column_names, "eval_dataset needs labelled pairs.")
+        columns = None if self.eval_dataset is None else self.eval_dataset.column_names
+        for name in ("chosen", "rejected"):
+            if columns is not None and name not in columns:
+                raise MissingColumnError(name, columns, "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
     def run(self, rounds: int) -> RoundsResult:

@@ -16,7 +16,8 @@ from trl_real.selection.record import SelectionRecord
 class RoundSelector(Protocol):
     """Selector of the pairs worth labelling, given the labels so far."""
 
-    record: SelectionRecord
+    @property
+    def record(self) -> SelectionRecord: ...
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
         """Return the pairs, with `pair`, `response_a`, `response_b` and the pool's columns."""

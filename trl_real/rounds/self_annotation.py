@@ -212,14 +212,16 @@ class SelfAnnotationRounds(Rounds):
             cache=self.runs.folder / "sums.jsonl",
         )
         report = SelfAnnotationReport()
-        settings = {"pick": self.pick, "drop_unfinished": self.drop_unfinished, "seed": self.seed + this.number}
+        settings: dict[str, Any] = {"pick": self.pick, "drop_unfinished": self.drop_unfinished}
+        settings["seed"] = self.seed + this.number
         save(self_annotate(load(str(this / "pool")), judge, report=report, **settings), this / "self_labels")
         found = {**report.to_dict(), "judge": "implicit_reward"}
         return {"n_tokens": report.n_tokens, "reference": judge.reference_digest, "report": found}
 
     def _relabel(self, this: Round) -> dict[str, Any]:
         report, own = LabelReport(), load(str(this / "self_labels"))
-        settings = {"journal": self.runs.folder / "verdicts.jsonl", "report": report}
+        assert self.relabel_judge is not None
+        settings: dict[str, Any] = {"journal": self.runs.folder / "verdicts.jsonl", "report": report}
         save(relabel(own, self.relabel_judge, self.relabel_budget, **settings), this / "labels")
         verdicts = report.verdicts
         return {"n_asked": verdicts.n, **report.counts, "n_tokens": verdicts.input_tokens + verdicts.output_tokens}

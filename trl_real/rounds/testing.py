@@ -63,7 +63,8 @@ def metrics_on_test_pairs(policy: Any, tokenizer: Any, config: REALDPOConfig, fo
     """
     rows = list(iterate(load(str(folder))))
     reference = torch.tensor([[row[name] for row in rows] for name in REFERENCE], dtype=torch.float64)
-    margin = implicit_margin(*_log_probs(policy, tokenizer, rows, config), *reference, config.beta)
+    chosen, rejected = _log_probs(policy, tokenizer, rows, config)
+    margin = implicit_margin(chosen, rejected, reference[0], reference[1], config.beta)
     right = (margin > 0).double() + (margin == 0).double() / 2
     found = {"loss": soft_label_loss(margin, 0.0), "accuracy": right, "margin": margin}
     return {name: values.mean().item() for name, values in found.items()}

@@ -61,7 +61,7 @@ class PairScorer:
             raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
         if on_nonfinite not in ("error", "skip"):
             raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
-        self.encoder = None
+        self.encoder: Encoder | None = None
         if model is not None and self.embeds:
             self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
         self.fitted: Geometry | None = None

@@ -142,12 +142,12 @@ def design(differences: Tensor, size: int) -> RankedSet:
     if not size or not outside.any():
         return RankedSet(picked.indices, scores.where(outside, -scores))
     steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
-    margins = []
+    at_steps = []
     for step in steps.tolist():
         others = uncertainty(differences[outside], history=differences[picked.indices[:step]]).double()
         scores[outside] = scores[outside].minimum(picked.scores[step] - others)
-        margins.append(picked.scores[step] - others.max())
-    margins = torch.stack(margins)
+        at_steps.append(picked.scores[step] - others.max())
+    margins = torch.stack(at_steps)
     place = torch.searchsorted(steps, torch.arange(size))
     scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
     return RankedSet(picked.indices, scores)

@@ -62,6 +62,7 @@ def select_stream(
         )
     if shards is not None:
         return select_exactly(selector, stream, budget, Path(shards), shard_rows, batch_size)
+    assert sample is not None
     return select_by_sample(selector, stream, budget, sample, batch_size)
 
 
@@ -117,7 +118,7 @@ class StreamPool:
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         """Score rows by their numbers, ascending; None for all."""
         scoring = ScoringPass(without_cache(scorer), self.is_pool)
-        settings = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
         return map_chunks(scoring, self.chunks, scoring_features(self.is_pool), self.folder / name, **settings)
 
     def join(self, added: Dataset, kept: np.ndarray) -> IterableDataset:

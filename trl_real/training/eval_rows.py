@@ -82,7 +82,7 @@ class EvalRows:
         if not rows:
             return {}
         logps = [rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
-        metrics = preference_metrics(*logps, beta, rows["flip"])
+        metrics = preference_metrics(logps[0], logps[1], logps[2], logps[3], beta, rows["flip"])
         exact = metrics["loss"] * (loss_weight or 0.0)
         total = {name: rows[name].sum().item() for name in COLUMNS}
         n_tokens = total["tokens_chosen"] + total["tokens_rejected"]

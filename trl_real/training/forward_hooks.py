@@ -65,7 +65,7 @@ class Recorder:
     def __enter__(self):
         for model in self.models:
             if self.with_states:
-                causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+                causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
                 self._handles.append(causal_lm.base_model.register_forward_hook(self._keep_states(causal_lm)))
             self._handles.append(model.register_forward_hook(self._keep_call))
         return self
@@ -98,7 +98,7 @@ class Recorder:
             self.calls[model].append(Call(outputs, *(self._states or ())))
         self._states = None
 
-    def _keep_states(self, causal_lm: nn.Module):
+    def _keep_states(self, causal_lm: Any):
         def keep(_module: nn.Module, _args: tuple, outputs: Any) -> None:
             # Look up the head here: another adapter may have another head.
             layer, states = causal_lm.get_output_embeddings(), outputs.last_hidden_state.detach()
@@ -200,13 +200,14 @@ def _at_completions(record: Recorder, inputs: dict[str, Any], mask: Tensor, with
     calls = [record.policy, record.reference] if with_reference else [record.policy]
     found = []
     for call in calls:
-        if isinstance(call.head.weight, DTensor) or hasattr(call.head.weight, "ds_id") or call.head.weight.dim() != 2:
+        assert call.head is not None and call.states is not None
+        weight = call.head.weight
+        if isinstance(weight, DTensor) or hasattr(weight, "ds_id") or weight.dim() != 2:
             raise TrlRealError(
                 "noise_extrapolation applies the language model's head itself, but its weights are sharded over "
                 "processes. Type noise_extrapolation=0, or train without sharding."
             )
-        device = call.head.weight.device
-        states = aligned(call.states[:, :-1], mask)[mask.bool()].to(device)
+        states = aligned(call.states[:, :-1], mask)[mask.bool()].to(weight.device)
         found.append((states, call.head))
     labels = inputs["input_ids"][:, 1:][mask.bool()].to(found[0][1].weight.device)
     return labels, found[0], found[-1]

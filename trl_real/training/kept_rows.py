@@ -101,7 +101,7 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
             f"selection_strategy={strategy!r} reads text, but the training set has a column {images[0]!r}. "
             "Select beforehand with EmbeddingPairSelector, on the text columns, and leave selection_strategy out."
         )
-    if budget > max(1, len(dataset)):
+    if budget is not None and budget > max(1, len(dataset)):
         raise TrlRealError(
             f"selection_budget={budget}, but the training set has {len(dataset)} rows. "
             "Type selection_budget=0.25 for a quarter of them."

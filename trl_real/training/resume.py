@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
 # Settings of every trainer that change what is learned, and settings of single methods that do not.
-LEARNING = (
+LEARNING: tuple[str, ...] = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -31,8 +31,9 @@ LEARNING = (
 )
 LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
 LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
-NOT_LEARNING = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs", "use_liger_kernel")
-NOT_LEARNING += ("activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code")
+NOT_LEARNING: tuple[str, ...] = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs")
+NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing")
+NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -62,7 +63,8 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
         found = read_json(file)
         adapters = {name for name in found.keys() | settings.keys() if name.startswith("adapter")}
         names = found.keys() & settings.keys() | adapters  # another version of a library may have other settings
-        check_settings(*({n: x.get(n) for n in names} for x in (found, settings)), args.output_dir, "training")
+        before, now = ({name: of.get(name) for name in names} for of in (found, settings))
+        check_settings(before, now, args.output_dir, "training")
     elif checkpoint is not None:
         logger.warning("The data and settings of %s are unknown: its folder has no %s.", checkpoint, SETTINGS_FILE)
     return checkpoint

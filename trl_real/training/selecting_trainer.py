@@ -56,15 +56,15 @@ class SelectingDPOTrainer(DPOTrainer):
     _candidates: Dataset | None = None
     _kept: KeptRows | None = None
 
-    @wraps(DPOTrainer.__init__, assigned=())
+    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
     def __init__(self, *args, **kwargs):
         given = signature(DPOTrainer).bind(*args, **kwargs).arguments
         if selects(given.get("args")):
             check_selectable(given.get("train_dataset"), given["args"])
         super().__init__(*args, **kwargs)
-        self.train_dataset = self._select(self.train_dataset)
+        self.train_dataset: Any = self._select(self.train_dataset)
         if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
-            self.args = copy.copy(self.args)
+            self.args: Any = copy.copy(self.args)
             self.args.selection_strategy = strategy_name(self.args.selection_strategy)
 
     @property
@@ -153,6 +153,7 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _rows_of(self, kept: KeptRows, folder: str | None = None) -> Dataset:
         """Return the prepared rows that were selected, here or in the run that saved them in `folder`."""
+        assert self._candidates is not None
         numbers = _numbers(self._candidates)
         if folder is not None:
             kept.check(folder, self._n_given, numbers)
@@ -172,6 +173,7 @@ class SelectingDPOTrainer(DPOTrainer):
                 f"{folder} was trained on rows that the trainer selected. Give the whole training set and type "
                 f"selection_strategy={named_strategy(record)!r}, selection_budget={record.budget!r}."
             )
+        assert self._kept is not None
         chosen, rows = self._kept.rows, self._rows_of(saved, folder)
         if np.array_equal(chosen, saved.rows):
             return

@@ -3,7 +3,7 @@
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -82,12 +82,12 @@ class REALDPOTrainer(SelectingDPOTrainer):
     _eval_rows: EvalRows | None = None
     evaluation_rows: dict[str, dict[str, Tensor]] = {}
 
-    @wraps(DPOTrainer.__init__, assigned=())
+    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
     def __init__(self, *args, **kwargs):
         given = signature(DPOTrainer).bind(*args, **kwargs).arguments
         check_given(given)
         super().__init__(*args, **kwargs)
-        self.data_collator = ConfidenceCollator(self.data_collator)
+        self.data_collator: Any = ConfidenceCollator(self.data_collator)
         if _smooths(self.args):
             self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
             self._head_is_checked = False
@@ -112,7 +112,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if CONFIDENCE not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, CONFIDENCE]
+            self._signature_columns: list[str] = [*self._signature_columns, CONFIDENCE]
 
     def compute_ref_log_probs(self, model, inputs):
         """Compute TRL's reference log-probabilities of a batch, without its confidences, which no model takes."""
@@ -159,6 +159,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
             chosen, rejected = extrapolated_pair(record, inputs, self.args.noise_extrapolation, self.ld_alpha)
         margin = implicit_margin(chosen, rejected, ref_chosen, ref_rejected, self.beta).float()
         margins = self.accelerator.gather(margin).cpu().double().numpy()
+        assert self._noise is not None
         threshold = self._noise.threshold  # From earlier batches only.
         self._noise.add(margins)
         if threshold is not None:
@@ -234,6 +235,6 @@ def check_given(given: dict[str, Any]) -> None:
         )
 
 
-def _smooths(args: DPOConfig | None) -> bool:
+def _smooths(args: DPOConfig | None) -> TypeGuard[REALDPOConfig]:
     """Return whether the configuration asks for smoothing of doubtful pairs."""
     return isinstance(args, REALDPOConfig) and args.noise_smoothing > 0

@@ -85,7 +85,7 @@ class ActiveSelector(ABC):
         self.responses, self.seed = responses, seed
         if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
-        self.record: SelectionRecord | None = None
+        self.record: SelectionRecord | Any = None
 
     def select(self, dataset: Dataset, budget: float | int, *, history: Dataset | None = None) -> Dataset:
         """

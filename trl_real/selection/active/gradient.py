@@ -1,6 +1,7 @@
 """ActiveDPO's selection: the pairs whose implicit-reward gradients are the most uncertain given what was labelled."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,7 @@ class GradientPairSelector(ActiveSelector):
         names = ("projection", "projection_dim", "max_length", "seed")
         settings = {name: getattr(self.options, name) for name in names}
         return gradients_in_shards(
-            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, self.shards
+            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, Path(self.shards)
         )
 
     def _read_pairs(self, pool: ActivePool, features: GradientFeatures) -> Reading:
@@ -202,6 +203,7 @@ class GradientPairSelector(ActiveSelector):
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         features, history = reading.values
         free = torch.from_numpy(np.flatnonzero(pool.free))
+        candidates: Any  # what `greedy_design` reads of a tensor
         if features.ends is None:
             candidates = PairRows(features.vectors[free], None, features.normalize)
         else:

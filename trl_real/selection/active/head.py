@@ -140,10 +140,11 @@ class HeadPairSelector(ActiveSelector):
         else:
             self._ask_encoder(keys, pool, reading)
         width = max((len(self._known[key]) for key in keys), default=1)  # a row without embeddings has one NaN
-        whole = [v if len(v) == width else v.new_full((width,), torch.nan) for v in map(self._known.get, keys)]
+        whole = [v if len(v) == width else v.new_full((width,), torch.nan) for v in map(self._known.__getitem__, keys)]
         return torch.stack(whole).float() if whole else torch.zeros(0, 1), reading
 
     def _ask_encoder(self, keys: list[tuple[str, str]], pool: ActivePool, reading: Reading) -> None:
+        assert self.encoder is not None
         identity = self.encoder.fingerprint()
         if identity != self._known_by:
             self._known, self._cut, self._known_by = {}, set(), identity

@@ -89,7 +89,8 @@ class MarginPairSelector(ActiveSelector):
         free = np.flatnonzero(pool.free)
         gaps = np.abs(reading.values[free])
         order = np.lexsort((pool.draws(free, self.seed), -self.sign * np.round(gaps / STEP)))
-        picked, left = [], {}
+        picked: list[int] = []
+        left: dict[int, int] = {}
         for i in order if self.max_per_prompt is not None else order[:k]:
             prompt = int(pool.groups[pool.row[free[i]]])
             left[prompt] = left.get(prompt, self.max_per_prompt or len(free)) - 1

@@ -6,10 +6,14 @@ attention (heads times their size), `T` tokens, `c` tokens that a token attends 
 A multiply-add is two operations (FLOP). Norms, activations, softmax and the tokenizer are left out.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from trl_real.selection.planning.hardware import BYTES, Hardware
 
+
+Number = TypeVar("Number", float, np.ndarray)
 
 HOUR = 3600.0  # seconds
 SCORE_BYTES = 8  # the one number a row that the cut looks at: float64
@@ -44,7 +48,7 @@ class ModelShape(NamedTuple):
     per_rank: int
 
 
-def forward_flops(shape: ModelShape, tokens: float, context: float = 0.0) -> float:
+def forward_flops(shape: ModelShape, tokens: Number, context: Number | float = 0.0) -> Number:
     """
     FLOP of a pass through the backbone, `T (2 P + 4 L a c)`: each weight is multiplied and added once a token, and in
     each layer the query meets `c` keys, the weights of attention `c` values. No LM head: embeddings need none.

@@ -61,7 +61,7 @@ def tokenizer_of(model: str, revision: str | None = None) -> Any:
         ) from error
 
 
-def model_shape(model: nn.Module) -> ModelShape:
+def model_shape(model: Any) -> ModelShape:
     """
     Count a causal LM's weights by what they do.
 
@@ -130,7 +130,7 @@ def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], f
     rate = matmul_rate(width, dtype, seconds, clock)
     name = f"this CPU (threads: {threads}, {rate / 1e9:.0f} GFLOP/s in {dtype})"
     source = "its matrix products as measured just now; the share is another CPU's, the price an assumption"
-    speed = {"single" if dtype == "float32" else "half": rate}
+    speed: dict[str, Any] = {"single" if dtype == "float32" else "half": rate}
     return table._replace(name=name, **speed, price=table.price * threads, source=source)
 
 

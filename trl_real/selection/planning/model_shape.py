@@ -107,17 +107,6 @@ def matmul_rate(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[]
     return 8.0 * ROWS * width * width * n / spent
 
 
-def read_rate(seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Bytes a second that this machine's CPU reads in products of one row with 256 MB of weights."""
-    row, weights = torch.rand(1, 4096), torch.rand(16384, 4096)
-    nn.functional.linear(row, weights)
-    started, n = clock(), 0
-    while (spent := clock() - started) < seconds or not n:
-        nn.functional.linear(row, weights)
-        n += 1
-    return 4.0 * weights.numel() * n / spent
-
-
 def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> Hardware:
     """
     The row `"cpu"` of `HARDWARE` with this machine's own rate: CPUs of one price differ by 5 and more, most of all in

@@ -412,7 +412,7 @@ def test_mistakes_get_a_one_line_error():
         gradient().select(pool.rename_column("responses", "completions"), 1)
     with pytest.raises(TrlRealError, match="select takes one split"):
         gradient().select(DatasetDict(train=pool), 1)
-    with pytest.raises(TrlRealError, match="does not show"):
+    with pytest.raises(TrlRealError, match="one row at a time"):
         gradient().select(pool.to_iterable_dataset(), 1)
     with pytest.raises(TrlRealError, match="'my_uncertainty'"):
         gradient().select(pool.add_column("uncertainty", [0.0] * 6), 1)

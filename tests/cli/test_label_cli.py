@@ -51,7 +51,7 @@ def test_chat_judge_reports_its_price_and_is_never_asked_twice(chosen, tmp_path,
         judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
         judge += ["--price", 1, 2, "--gold", "scores"]
         plan, err = run(capsys, "--dataset", chosen, *judge, "--plan")
-        assert plan["n_asked"] == 22 and not server.bodies and "22 questions to ask, 0 in the cache" in err
+        assert plan["n_asked"] == 22 and not server.bodies and "22 questions to ask, 0 answered before" in err
         found, err = run(capsys, "--dataset", chosen, *judge, "--output_dir", tmp_path / "labels")
         assert found["labeled"] == 11 and found["n_without_pair"] == 1 and len(server.bodies) == 22
         assert found["verdicts"]["position_bias"] == pytest.approx(0.1, abs=0.03)

@@ -47,7 +47,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
     inside = {name for name in names(wheel) if ".dist-info/" not in name}
     assert inside == package
     assert {"trl_real/py.typed", "trl_real/evaluation/metrics/pairwise_win_rate/pairwise_win_rate.py"} <= inside
-    for folder in ("evaluation/templates/report.html.j2", "labeling/page_assets/page.js"):
+    for folder in ("reports/templates/comparison.html.j2", "labeling/people/page_assets/page.js"):
         assert f"trl_real/{folder}" in inside
 
 

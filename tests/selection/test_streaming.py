@@ -290,7 +290,7 @@ class TestCommand:
             (["--sample", "20"], "--sample 20 is for streams. Type --streaming as well"),
             (["--streaming", "--source", "shp"], "--source converts a whole dataset"),
             (["--streaming", "--num_proc", "2"], "With --streaming type: torchrun"),
-            (["--streaming", "--split", "train[:9]"], "one whole split of ['train']; found 'train[:9]'"),
+            (["--streaming", "--split", "train[:9]"], "one full split of ['train']; found 'train[:9]'"),
         ],
     )
     def test_mistakes(self, flags, more, message, tmp_path, capsys):

@@ -71,7 +71,7 @@ def settings_of(spec: JudgeSpec, given: Container[str] | None = None) -> dict[st
 
 
 def _sentences(cls: type) -> dict[str, str]:
-    """The first sentence about each argument in a class docstring."""
+    """Return the first sentence about each argument in a class docstring."""
     section = (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w[^:\n]*): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
     plain = {names: re.sub(r"[`\"]", "", " ".join(text.split())) for names, text in entries}
@@ -152,7 +152,7 @@ def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
     estimate = judge.estimate(batch)
     price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
     say(
-        f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} in the cache; about "
+        f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
         f"{estimate['input_tokens']} tokens to read{price}"
     )
     return estimate

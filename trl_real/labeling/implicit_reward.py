@@ -47,8 +47,9 @@ class ImplicitRewardJudge(VerdictJudge):
         min_gap: Smallest score difference that decides, in units of the score; by default 0.001 nats, or 0.00001 nats
             per token. Sums in float32 vary by half of that with the composition of a batch.
         max_length: Maximum number of tokens of a response, from its start, and of a prompt, from its end.
-        batch_tokens: Number of tokens in a forward pass; 1024 on a CPU and 16384 elsewhere by default.
-        dtype: Precision of the weights of models given by name, and of the matrix products of loaded models.
+        batch_tokens: Number of tokens in a forward pass. The default is 1024 on a CPU and 16384 elsewhere.
+        dtype: Precision of the weights of a model given by name, float32 by default. For a loaded model, precision of
+            the matrix products.
         device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
         cache: Path of a file that keeps the sums for later judges. Or a dict that several judges share. The next round
             takes from it what this round read with the reference. One process at a time writes to a file.
@@ -181,7 +182,7 @@ class KeptSums(dict):
                 raise TrlRealError(f"Line {number} of {str(path)!r} has no sums. Give the path of a new file.")
             super().update(line["sums"])
 
-    def update(self, found: dict[str, float]) -> None:
+    def update(self, found: dict[str, float]) -> None:  # type: ignore[override]  # takes a dict only
         """Add sums, to the file and to the dict."""
         if found:
             with Journal(self.path) as lines:

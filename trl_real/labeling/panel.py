@@ -28,7 +28,7 @@ class JudgePanel(VerdictJudge):
     Judge that pools the verdicts of several judges; the report of `annotate` gives their agreement.
 
     Args:
-        judges: Two judges or more (for `--panel`: YAML list of them, each with `judge:` and its settings).
+        judges: Two judges or more (`--panel`: a YAML file that lists them, each with `judge:` and its settings).
         pooling: `"mean"` of the probabilities, or `"majority"`: the share of votes.
         quorum: Number of judges that must give a verdict; more than half by default.
 

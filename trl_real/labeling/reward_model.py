@@ -30,7 +30,7 @@ class RewardModelJudge(VerdictJudge):
         revision: Branch, tag or commit on the Hub.
         dtype: Precision of the weights of a model given by name, float32 by default.
         device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
-        batch_tokens: Number of tokens in a forward pass, padding included.
+        batch_tokens: Number of tokens in a forward pass. Padding counts.
         max_length: Maximum number of tokens of prompt and response; the model's own limit by default.
         scale: Divisor of score differences, in units of the score; above 1, the judge is less certain.
         min_gap: Smallest score difference that decides, in units of the score.

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from trl_real.errors import MissingExtraError, TrlRealError
@@ -85,11 +85,12 @@ class Requests:
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
         started = time.monotonic()
+        last = cast(Any, stop_after_attempt(self.max_retries + 1))
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_unreachable,
-            sleep=self.stopped.wait,
+            stop=last | stop_before_delay(self.deadline) | self._is_unreachable,
+            sleep=cast(Any, self.stopped.wait),
             reraise=True,
         )
         try:
@@ -145,7 +146,7 @@ class Requests:
     def _refused(self, error: Any) -> Exception:
         """Return the error for a status: retry, give up on this request, or give up on all requests."""
         status = error.status_code
-        said = " ".join(str(error.message).split())[:200]
+        message = " ".join(str(error.message).split())[:200]
         code = getattr(error, "code", None)
         if status in HOPELESS or code == "insufficient_quota":
             meaning = HOPELESS.get(status, "has no quota left for this key")
@@ -156,7 +157,7 @@ class Requests:
                 with self._lock:  # other threads have to wait, too
                     self._not_before = max(self._not_before, time.monotonic() + min(pause, self.deadline))
             return _TryAgain(f"status {status}", pause)
-        return NotAnswered(f"status {status}: {said}")
+        return NotAnswered(f"status {status}: {message}")
 
     def _checked(self, content: bytes) -> dict[str, Any]:
         """Return the completion after checking its form and its model."""

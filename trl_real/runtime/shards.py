@@ -49,7 +49,7 @@ class Shards:
         key = f"{Hasher.hash(function)} {batch_size} {features.arrow_schema}".encode()
         self.key = hashlib.blake2b(key).digest()
 
-    def known(self) -> set[int]:
+    def existing(self) -> set[int]:
         """Return the numbers of the shards on disk."""
         return {int(file.name.partition("-")[0]) for file in self.folder.glob("*-*.parquet")}
 
@@ -157,8 +157,8 @@ class ShardedMap:
 
     def order(self) -> list[int]:
         """Return the numbers of all shards: first those without a file, then those with a file to check."""
-        known = self.shards.known()
-        return sorted(range(len(self)), key=lambda number: number in known)
+        existing = self.shards.existing()
+        return sorted(range(len(self)), key=lambda number: number in existing)
 
     def do(self, number: int) -> Path:
         """Write a shard if it is missing, remove older shards with its number, and return its path."""

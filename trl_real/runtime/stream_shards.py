@@ -59,7 +59,7 @@ class Chunks:
         for start, rows, _ in self._read(self.stream.select_columns(self.columns)):
             yield start, rows
 
-    def whole(self) -> Iterator[tuple[int, dict[str, list]]]:
+    def full_chunks(self) -> Iterator[tuple[int, dict[str, list]]]:
         """Yield the index of each chunk's first row, and all columns of the chunk."""
         for start, _, batch in self._read(self.stream):
             yield start, batch

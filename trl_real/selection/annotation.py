@@ -138,7 +138,7 @@ def to_own_columns(rows: list[Candidates], pairs: np.ndarray, similarity: np.nda
 
 def check_seed(seed: Any) -> None:
     """Raise TrlRealError unless the seed is an integer of 64 bits."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**63:
         raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
 
 

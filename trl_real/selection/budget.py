@@ -111,7 +111,7 @@ def scores_in_set(
     rows = np.flatnonzero(np.isfinite(scores))
     if own is None or not len(rows):
         return lowest_rows(scores, size), scores
-    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows])), size)
+    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows.tolist()])), size)
     decided = np.full(len(scores), np.nan)
     decided[rows] = found.scores.numpy()
     return np.sort(rows[found.rows.numpy()]), decided

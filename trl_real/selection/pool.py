@@ -21,6 +21,7 @@ from trl_real.selection.scoring_columns import (
     plain_rows,
     scoring_features,
 )
+from trl_real.selection.strategies import strategy_name
 
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     options = vars(encoder.options) if encoder else {}
     settings = {**options, "dtype": encoder.precision} if encoder else {}
     return SelectionRecord(
-        strategy=_name_of(selector.strategy),
+        strategy=strategy_name(selector.strategy),
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
@@ -146,11 +147,3 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         seconds=round(float(numbers(scored, "_seconds").sum()), 3),
         **describe_similarity(similarity, similarity[kept]),
     )
-
-
-def _name_of(strategy: Any) -> str:
-    if isinstance(strategy, str):
-        return strategy
-    function = getattr(strategy, "score", strategy)
-    function = getattr(function, "func", function)
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -58,7 +58,7 @@ class PairScorer:
         check_seed(seed)
         if on_nonfinite not in ("error", "skip"):
             raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
-        self.encoder = None
+        self.encoder: Encoder | None = None
         if model is not None and self.embeds:
             self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
         self.fitted: Geometry | None = None

@@ -81,7 +81,7 @@ class EmbeddingPairSelector(PairScorer):
         TrlRealError: If a setting is out of range. The model is looked up on first use.
     """
 
-    record: SelectionRecord | dict[str, SelectionRecord] | None = None
+    record: SelectionRecord | Any = None  # Any: by split, or None before the first selection
 
     def __call__(self, rows: Any, rank: int | None = None) -> Any:
         """
@@ -142,7 +142,7 @@ class EmbeddingPairSelector(PairScorer):
             TrlRealError: If the budget is out of range, or a stream has no `shards` and no `sample`.
         """
         check_budget(budget)
-        settings = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
+        settings: dict[str, Any] = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
         if isinstance(dataset, DatasetDict | IterableDatasetDict):
             kept, self.record = select_splits(self, dataset, budget, shards, num_proc=num_proc, **settings)
             return kept

@@ -139,12 +139,12 @@ def design(differences: Tensor, size: int) -> RankedSet:
     if not size or not outside.any():
         return RankedSet(picked.indices, scores.where(outside, -scores))
     steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
-    margins = []
+    at_steps = []
     for step in steps.tolist():
         others = uncertainty(differences[outside], history=differences[picked.indices[:step]]).double()
         scores[outside] = scores[outside].minimum(picked.scores[step] - others)
-        margins.append(picked.scores[step] - others.max())
-    margins = torch.stack(margins)
+        at_steps.append(picked.scores[step] - others.max())
+    margins = torch.stack(at_steps)
     place = torch.searchsorted(steps, torch.arange(size))
     scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
     return RankedSet(picked.indices, scores)
@@ -245,6 +245,15 @@ def as_strategy(strategy: Any) -> Strategy:
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise TrlRealError(f"No strategy {strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function.")
     return STRATEGIES[strategy]
+
+
+def strategy_name(strategy: Any) -> str:
+    """Return the name of a strategy for the record: of a function its module and qualified name."""
+    if isinstance(strategy, str):
+        return strategy
+    function = getattr(strategy, "score", strategy)
+    function = getattr(function, "func", function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def split_geometry(strategy: Any) -> tuple[Any, str | None]:

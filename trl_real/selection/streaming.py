@@ -66,6 +66,7 @@ def select_stream(
         )
     if shards is not None:
         return select_rows(selector, StreamPool(selector, stream, Path(shards), shard_rows, batch_size), budget)
+    assert sample is not None
     return select_by_sample(selector, stream, budget, sample, batch_size)
 
 
@@ -90,7 +91,7 @@ class StreamPool:
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         scoring = ScoringPass(without_cache(scorer), self.is_pool)
-        settings = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
         return map_chunks(scoring, self.chunks, scoring_features(self.is_pool), self.folder / name, **settings)
 
     def join(self, added: Dataset, kept: np.ndarray) -> IterableDataset:
@@ -114,7 +115,7 @@ class JoinedRows:
 
     def __call__(self):
         """Yield the rows."""
-        for start, batch in self.chunks.whole():
+        for start, batch in self.chunks.full_chunks():
             rows = self.kept[slice(*np.searchsorted(self.kept, (start, start + self.chunks.size)))].tolist()
             own = self.added[rows] if rows else {}
             for i, row in enumerate(rows):

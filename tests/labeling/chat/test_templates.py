@@ -105,9 +105,7 @@ def test_mistakes_get_a_one_line_error(tmp_path):
         as_template(tmp_path / "bad.yaml")
     for part, value in (("first", "1"), ("tie", "no"), ("user", "5"), ("system", "[a]")):
         (tmp_path / "bad.yaml").write_text("".join({"user": "user: x\n", part: f"{part}: {value}\n"}.values()))
-        with pytest.raises(
-            TrlRealError, match=f"'{part}' of a template is .*, not a text. Put it in quotes: {part}: "
-        ):
+        with pytest.raises(TrlRealError, match=f"'{part}' of a template is .*, not a text. Put it in quotes: {part}"):
             as_template(tmp_path / "bad.yaml")
     with pytest.raises(TrlRealError, match="'answer' is undefined. It may use prompt, first, second"):
         JudgeTemplate(user="{{ answer }}").messages("p", "x", "y")

@@ -23,8 +23,8 @@ def mean(a_first: float, b_first: float) -> float:
 
 def agree(a_first: float, b_first: float) -> float:
     """Return a win if both orders name the same winner, else a tie (the rule of MT-bench)."""
-    sides = {a_first > TIE, b_first > TIE} if TIE not in (a_first, b_first) else {None}
-    return TIE if len(sides) > 1 or None in sides else float(sides.pop())
+    sides = {a_first > TIE, b_first > TIE}
+    return TIE if len(sides) > 1 or TIE in (a_first, b_first) else float(sides.pop())
 
 
 RULES: dict[str, Callable[[float, float], float]] = {"mean": mean, "agree": agree}
@@ -45,7 +45,7 @@ class ChatJudge(VerdictJudge):
         rule: Rule that combines two orders: `"mean"` of the probabilities, or `"agree"` (a win if both name the same
             winner, else a tie, as in MT-bench).
         tie_margin: Largest distance from 0.5 at which a verdict becomes a tie.
-        calibration: Temperature that divides the log-odds; `check` estimates it.
+        calibration: Temperature that divides the log-odds, as estimated by `check`.
         max_chars: Maximum number of characters of the prompt (from its end) and of each response (from its start).
         max_failure_rate: Maximum share of failed pairs in a batch of 20 or more; above it, judging stops.
         seed: Seed of the order; also sent to the server.

@@ -24,8 +24,8 @@ class LocalChat:
         model: Hub id or path, loaded on first use, once per process. Or a loaded model, also a PEFT model.
         tokenizer: Tokenizer of a loaded model; for a model given by name, one with another chat template.
         revision: Branch, tag or commit on the Hub.
-        dtype: Precision: `"float32"`, `"bfloat16"` or `"float16"`; float32 by default. It applies to the weights of a
-            model given by name, and to the matrix products of a loaded one. Half precision makes probabilities coarse.
+        dtype: Precision of the weights of a model given by name, float32 by default. For a loaded model, precision of
+            the matrix products. `"bfloat16"` and `"float16"` make probabilities coarse.
         device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.
         batch_tokens: Number of tokens in a forward pass. See `trl_real.models.choice.ChoiceReader`.
 

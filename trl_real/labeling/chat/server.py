@@ -18,7 +18,7 @@ from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 
 
-CHARACTERS_A_TOKEN = 3.0  # more in Latin script, so estimates are high
+CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
 TOP_TOKENS = 20  # maximum of OpenAI and vLLM
 
 
@@ -149,9 +149,9 @@ class Endpoint:
                     for future in futures:
                         future.add_done_callback(lambda _: bar.update())
                     wait(futures, return_when=FIRST_EXCEPTION)
-                failed = [future for future in futures if future.done() and future.exception()]
-                if failed:
-                    raise failed[0].exception()
+                for future in futures:
+                    if future.done() and (error := future.exception()):
+                        raise error
             except BaseException:
                 self.requests.stopped.set()  # wakes threads that wait for their next attempt
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -189,7 +189,7 @@ class Endpoint:
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = choice["message"]["content"] or ""
         read = usage.get("prompt_tokens") or (_input_tokens(question) if question else 0)
-        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_A_TOKEN)
+        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
         kept = {
             "text": text,
             "top": _top(choice.get("logprobs")),
@@ -205,7 +205,7 @@ class Endpoint:
 
     def _reserve(self, question: Question) -> float:
         """Reserve the cost of a question; wait while questions in flight might exceed `max_cost` with it."""
-        if self.max_cost is None:
+        if self.max_cost is None or self.price is None:
             return 0.0
         needed = self.price.of(_input_tokens(question), self.max_tokens)
         with self._money:
@@ -265,7 +265,7 @@ def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
 
 
 def _input_tokens(question: Question) -> int:
-    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_A_TOKEN)
+    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_PER_TOKEN)
 
 
 def _check(
@@ -281,9 +281,9 @@ def _check(
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise TrlRealError(f"{name}={value} is too small. Give {smallest} or more.")
-    for name, value in {"timeout": timeout, "deadline": deadline}.items():
-        if not value > 0:
-            raise TrlRealError(f"{name}={value} leaves no time. Give seconds, such as {name}=60.")
+    for name, seconds in {"timeout": timeout, "deadline": deadline}.items():
+        if not seconds > 0:
+            raise TrlRealError(f"{name}={seconds} leaves no time. Give seconds, such as {name}=60.")
     if price is not None and not (len(price) == 2 and min(price) >= 0):
         raise TrlRealError(
             f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."

@@ -38,7 +38,7 @@ CHOICES = {
     "tie": {"a": "tie", "b": "tie"},
     "skip": {"a": "skip", "b": "skip"},
 }
-IN_FORCE = ("verdict", "annotator", "key")  # a vote with a change in one of these is written again
+COMPARED = ("verdict", "annotator", "key")  # a change in one of these writes the vote again
 AT_A_TIME, TIMEOUT = 250, 60.0
 SERVER = "label studio"  # annotator name in the draw of the sides: everybody on the server sees the same
 
@@ -137,7 +137,7 @@ def push_pairs(
         TrlRealError: If the server rejects a request.
     """
     if project is None:
-        settings = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
+        settings: dict[str, Any] = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
         settings |= {"show_instruction": bool(guidelines), "show_collab_predictions": False}
         project = server.ask("POST", "/api/projects/", json=settings)["id"]
     known = {task["data"].get("pair_key") for task in server.tasks(project)}
@@ -209,7 +209,7 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         choices = [c for result in annotation.get("result") or [] for c in result.get("value", {}).get("choices", [])]
         if annotation.get("was_cancelled") or len(choices) != 1 or choices[0] not in CHOICES:
             continue
-        who = annotation.get("completed_by")
+        who: Any = annotation.get("completed_by")
         who = who.get("id") if isinstance(who, dict) else who
         vote = Vote(
             key=data["pair_key"],
@@ -225,5 +225,5 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         yield {**vote.to_line(), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
 
 
-def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = IN_FORCE) -> bool:
+def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = COMPARED) -> bool:
     return one is None or any(one.get(name) != other[name] for name in by)

@@ -92,9 +92,7 @@ class VoteBook:
 
     def __init__(self, lines: Iterable[dict[str, Any]] = ()):
         self.n_undone: dict[str, int] = {}
-        self._keys: dict[
-            str, tuple[str, bool]
-        ] = {}  # key -> the key that the pair first had, and whether it is flipped
+        self._keys: dict[str, tuple[str, bool]] = {}  # key -> first key of the pair, and whether it is swapped
         self._votes: dict[str, dict[str, Vote]] = {}
         for number, line in enumerate(lines, 1):
             self.add(line, number)
@@ -214,7 +212,7 @@ class VotesJudge(VerdictJudge):
         place = self._place.get(found[0]) if found else None
         if place is None or not (self._shown_first[:, place] != 0).any():
             return Verdict(math.nan, failure="not labelled", source=self.name, members=nobody)
-        flip = swapped != found[1]
+        flip = swapped != bool(found and found[1])
         p = float(self._verdict[place])
         votes = self._votes[:, place]
         left = _mean(votes[self._shown_first[:, place] > 0]), _mean(votes[self._shown_first[:, place] < 0])

@@ -96,7 +96,7 @@ class ActiveSelector(ABC):
             raise TrlRealError(
                 f"max_per_prompt={max_per_prompt!r} is not a positive number. Type 1, or None for no limit."
             )
-        self.record: SelectionRecord | None = None
+        self.record: SelectionRecord | Any = None
 
     def select(self, dataset: Dataset, budget: float | int, *, history: Dataset | None = None) -> Dataset:
         """
@@ -232,8 +232,10 @@ def _with_picks(dataset: Dataset, plain: Dataset, pool: ActivePool, reading: Rea
     """Return the picked rows, in the dataset's format."""
     pairs, rows = pool.pairs[picks.pairs], pool.row[picks.pairs].tolist()
     similar = reading.similarity[picks.pairs] if len(reading.similarity) else np.full(len(rows), np.nan)
-    added = to_own_columns([pool.rows[row] for row in rows], pairs, similar.astype(np.float32))
-    added[UNCERTAINTY] = picks.uncertainty.astype(np.float32)
+    added = {
+        **to_own_columns([pool.rows[row] for row in rows], pairs, similar.astype(np.float32)),
+        UNCERTAINTY: picks.uncertainty.astype(np.float32),
+    }
     own = Features(ACTIVE_FEATURES)
     table = plain.with_format("arrow")[rows]  # concatenate_datasets would copy it, with a progress bar
     new = pa.Table.from_pydict(added, schema=own.arrow_schema)

@@ -1,6 +1,7 @@
 """ActiveDPO's selection: pairs with the most uncertain implicit-reward gradients, given the labelled pairs."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +183,7 @@ class GradientPairSelector(ActiveSelector):
         names = ("projection", "projection_dim", "max_length", "seed")
         settings = {name: getattr(self.options, name) for name in names}
         return gradients_in_shards(
-            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, self.shards
+            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, Path(self.shards)
         )
 
     def _read_pairs(self, pool: ActivePool, features: GradientFeatures) -> Reading:
@@ -200,6 +201,7 @@ class GradientPairSelector(ActiveSelector):
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         features, history = reading.values
         free = torch.from_numpy(np.flatnonzero(pool.free))
+        candidates: Any  # what `greedy_design` reads of a tensor
         if features.ends is None:
             candidates = PairRows(features.vectors[free], None, features.normalize)
         else:

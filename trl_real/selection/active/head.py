@@ -137,10 +137,12 @@ class HeadPairSelector(ActiveSelector):
         else:
             self._ask_encoder(keys, pool, reading)
         width = max((len(self._known[key]) for key in keys), default=1)  # a row without embeddings has one NaN
-        padded = [v if len(v) == width else v.new_full((width,), torch.nan) for v in map(self._known.get, keys)]
+        vectors = (self._known[key] for key in keys)
+        padded = [v if len(v) == width else v.new_full((width,), torch.nan) for v in vectors]
         return torch.stack(padded).float() if padded else torch.zeros(0, 1), reading
 
     def _ask_encoder(self, keys: list[tuple[str, str]], pool: ActivePool, reading: Reading) -> None:
+        assert self.encoder is not None
         identity = self.encoder.fingerprint()
         if identity != self._known_by:
             self._known, self._cut, self._known_by = {}, set(), identity

@@ -82,15 +82,16 @@ class MarginPairSelector(ActiveSelector):
         free = np.flatnonzero(pool.free)
         gaps = np.abs(reading.values[free])
         order = np.lexsort((pool.draws(free, self.seed), -self.sign * np.round(gaps / STEP)))
-        picked, left = [], {}
+        picked: list[int] = []
+        left: dict[int, int] = {}
         for i in order if self.max_per_prompt is not None else order[:k]:
             prompt = int(pool.groups[pool.row[free[i]]])
             left[prompt] = left.get(prompt, self.max_per_prompt or len(free)) - 1
             if left[prompt] >= 0 and len(picked) < k:
                 picked.append(i)
-        picked = np.array(picked, int)
         settings = {"margin_median": round(float(np.median(gaps)), 6)} if len(gaps) else {}
-        return Picks(free[picked], -gaps[picked], settings)
+        places = np.array(picked, int)
+        return Picks(free[places], -gaps[places], settings)
 
     def _identity(self) -> dict[str, Any]:
         identity = self.reader.policy.identity

@@ -6,10 +6,14 @@ attention (heads times their size), `T` tokens, `c` tokens that a token attends 
 A multiply-add is two operations (FLOP). Norms, activations, softmax and the tokenizer are not counted.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from trl_real.selection.planning.hardware import BYTES, Hardware
 
+
+Number = TypeVar("Number", float, np.ndarray)
 
 HOUR = 3600.0  # seconds
 SCORE_BYTES = 8  # score of a row, float64
@@ -43,7 +47,7 @@ class ModelShape(NamedTuple):
     per_rank: int
 
 
-def forward_flops(shape: ModelShape, tokens: float, context: float = 0.0) -> float:
+def forward_flops(shape: ModelShape, tokens: Number, context: Number | float = 0.0) -> Number:
     """
     Return the FLOP of a pass through the backbone without the LM head, `T (2 P + 4 L a c)`: a multiply-add per weight
     and token, and in each layer `c` keys and `c` values per query.

@@ -52,7 +52,7 @@ def tokenizer_of(model: str, revision: str | None = None) -> Any:
         ) from error
 
 
-def model_shape(model: nn.Module) -> ModelShape:
+def model_shape(model: Any) -> ModelShape:
     """Count the weights of a causal LM of transformers, also on the meta device, by their role."""
     config, backbone = model.config.get_text_config(), model.base_model
     tables = {id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -105,7 +105,7 @@ def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], f
     rate = matmul_rate(width, dtype, seconds, clock)
     name = f"this CPU (threads: {threads}, {rate / 1e9:.0f} GFLOP/s in {dtype})"
     source = "matrix products measured now; the share is of another CPU, the price an assumption"
-    speed = {"single" if dtype == "float32" else "half": rate}
+    speed: dict[str, Any] = {"single" if dtype == "float32" else "half": rate}
     return table._replace(name=name, **speed, price=table.price * threads, source=source)
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -86,7 +86,8 @@ def plan_selection(
     if not len(dataset):
         raise TrlRealError("The dataset is empty. Give one with rows.")
     embedder, shape = _read_model(selector)
-    dtype = selector.encoder.precision if shape else "float32"
+    encoder = selector.encoder if shape else None
+    dtype = encoder.precision if encoder else "float32"
     rows = sampled_rows(len(dataset), selector.seed)
     batch = dataset.with_format(None).select(rows)[:]
     sample = _sample(selector, batch, embedder)
@@ -101,7 +102,7 @@ def plan_selection(
         tokens=tokens,
         text_bytes=text,
         truncation_rate=sample.truncated / max(1.0, float(sample.responses.sum())),
-        model=selector.encoder.label if shape else None,
+        model=encoder.label if encoder else None,
         shape=shape,
         dtype=dtype,
         flops=total_of(forward_flops(shape, sample.tokens, sample.context) if shape else [0.0], len(dataset)),
@@ -150,7 +151,7 @@ def _read_model(selector: EmbeddingPairSelector) -> tuple[Embedder | None, Model
         raise TrlRealError(
             f"A plan needs a causal LM, and the model is of class {encoder.label}. Give a Hub id or a path as model."
         )
-    model = empty_model(encoder.name, encoder.revision) if encoder.name else encoder.model
+    model: Any = empty_model(encoder.name, encoder.revision) if encoder.name else encoder.model
     tokenizer = tokenizer_of(encoder.name, encoder.revision) if encoder.name else encoder.tokenizer
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     return Embedder(model, tokenizer, encoder.options), model_shape(causal_lm)
@@ -179,9 +180,10 @@ def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]
     """Return the tokens of each row, its prompt once, and the number of truncated responses; checked like a batch."""
     asked = [(row.prompt, text) for row in rows for text in row.texts]
     sequences, truncated = embedder._tokenize(*map(list, zip(*asked, strict=True))) if asked else ([], [])
-    found, sequences = [], iter(sequences)
+    found: list[Tree] = []
+    left = iter(sequences)
     for row in rows:
-        own = [next(sequences) for _ in row.texts]
+        own = [next(left) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
     embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)

@@ -140,25 +140,25 @@ class SelectionPlan:
         return "\n".join(
             [
                 f"pool: {self.n_rows:,} rows, {self.pairs} with a pair, {self.responses} responses; {looked}",
-                *(self._model_lines() if self.shape else ["model: none"]),
+                *(self._model_lines(self.shape) if self.shape else ["model: none"]),
                 f"disk: {shown_bytes(self.folder_bytes)} for the work folder, before compression",
                 f"labels: {self.labels:,.0f}; {cost}",
             ]
         )
 
-    def _model_lines(self) -> list[str]:
+    def _model_lines(self, shape: ModelShape) -> list[str]:
         device, compute = self.hardware, self.compute_seconds
         lines = [
             f"tokens: {self.tokens}; {self.truncation_rate:.1%} of the responses are cut",
-            f"model: {self.model}, {self.shape.total / 1e6:,.1f} M parameters, "
-            f"{self.shape.active / 1e6:,.1f} M of them active per token",
+            f"model: {self.model}, {shape.total / 1e6:,.1f} M parameters, "
+            f"{shape.active / 1e6:,.1f} M of them active per token",
             f"memory: {shown_bytes(self.weight_bytes)} of weights in {self.dtype} on each device"
             + self._room()
             + f", {shown_bytes(self.score_bytes)} for the cut",
             f"work: {self.flops.value:.3g} FLOP",
             f"time: {shown_seconds(self.seconds)} on {self.n_devices} x {device.name}: forward passes "
             f"{shown_seconds(compute.value)} (+- {shown_seconds(compute.error)} by the sample) at "
-            f"{device.mfu(self.shape.width):.0%} of peak, tokenizing {shown_seconds(self.tokenize_seconds)}",
+            f"{device.mfu(shape.width):.0%} of peak, tokenizing {shown_seconds(self.tokenize_seconds)}",
             f"  ({device.source})",
             f"money: {self.money:,.2f} USD at {self.price:g} a device and hour",
         ]

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -79,7 +80,7 @@ def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | S
     for n_responses, members in groups.items():
         embeddings = torch.stack([vectors[i] for i in members])  # (N, K, d)
         draws = _draws([rows[i] for i in members], strategy, seed)  # (N, P)
-        scores = _checked(strategy(embeddings, draws), draws.shape, strategy).double()
+        scores = checked_scores(strategy(embeddings, draws), draws.shape, f"Strategy {strategy.__name__}")
         picked = lowest(scores)
         first, second = candidate_pairs(n_responses)[:, picked]
         order = np.array([rows[i].indices for i in members])
@@ -161,15 +162,15 @@ def _draws(rows: list[Candidates], strategy: Strategy, seed: int) -> Tensor:
     return torch.from_numpy(numbers.reshape(len(rows), n_pairs))
 
 
-def _checked(scores: Any, shape: torch.Size, strategy: Strategy) -> Tensor:
-    """Return the scores after a check that there is one finite number per candidate pair."""
-    name = strategy.__name__
-    if not isinstance(scores, Tensor) or scores.shape != shape:
+def checked_scores(scores: Any, shape: Sequence[int], name: str) -> Tensor:
+    """Return the scores in float64 after a check that there is one finite number per candidate pair."""
+    shape = tuple(shape)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != shape:
         found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
-        raise TrlRealError(f"Strategy {name} must return a tensor (N, P), here {tuple(shape)}; it returned {found}.")
+        raise TrlRealError(f"{name} must return a tensor (N, P), here {shape}; it returned {found}.")
     if not torch.isfinite(scores).all():
-        raise TrlRealError(f"Strategy {name} returned scores that are not finite. Return a large number instead.")
-    return scores
+        raise TrlRealError(f"{name} returned scores that are not finite. Return a large number instead.")
+    return scores.double()
 
 
 def _digest(text: str) -> bytes:

@@ -84,7 +84,7 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
 
 def budget_rows(
     strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Return the rows with the lowest scores, or those that the strategy's set budget takes (`Strategy.budget`).
 
@@ -95,17 +95,7 @@ def budget_rows(
         size: Number of rows to take.
 
     Returns:
-        Row indices, ascending. Shape `(size,)`.
-    """
-    return scores_in_set(strategy, scores, differences, size)[0]
-
-
-def scores_in_set(
-    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Return the rows of `budget_rows` and the scores that decided: with a set budget the scores given the set, shape
-    `(N,)`, NaN for rows without a pair.
+        Row indices, ascending, shape `(size,)`; and the scores that decided, which a set budget changes, shape `(N,)`.
     """
     own = as_strategy(strategy).budget
     rows = np.flatnonzero(np.isfinite(scores))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from trl_real.selection.budget import budget_size, rows_in_doubt, scores_in_set
+from trl_real.selection.budget import budget_rows, budget_size, rows_in_doubt
 from trl_real.selection.scorer import PairScorer
 from trl_real.selection.scoring_columns import SCORING_FEATURES, numbers, vectors
 from trl_real.selection.strategies import Strategy
@@ -105,7 +105,7 @@ def decide(selector: PairScorer, scored: Dataset, budget: float | int | None) ->
     scores, gaps = numbers(scored, "_score"), numbers(scored, "_gap")
     size = budget_size(budget, int(np.isfinite(scores).sum()))
     differences = vectors(scored, "_difference") if selector.rule.budget else []
-    return Decision(*scores_in_set(selector.rule, scores, differences, size), np.stack([scores, scores + gaps]))
+    return Decision(*budget_rows(selector.rule, scores, differences, size), np.stack([scores, scores + gaps]))
 
 
 def _largest_error(before: Decision, after: Decision, rows: np.ndarray) -> float:

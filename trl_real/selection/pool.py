@@ -32,19 +32,15 @@ class Pool(Protocol):
 
     def once(self, function: Callable[[], T]) -> T:
         """Return `function()`, that of the first process if processes share the work."""
-        ...
 
     def fit(self) -> Any:
         """Return the geometry, fitted to the rows with the lowest digests."""
-        ...
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         """Score the rows with these numbers, ascending (None for all), and save the scores under `name`."""
-        ...
 
     def join(self, added: Dataset, kept: np.ndarray) -> Any:
         """Return the kept rows with the selector's columns."""
-        ...
 
 
 def select_rows(selector: PairScorer, pool: Pool, budget: float | int | None) -> tuple[Any, SelectionRecord]:

@@ -153,8 +153,9 @@ def select_by_sample(
     """
     _check_sample(selector, budget, sample)
     plain, pool = plain_rows(selector, typed(stream))
-    drawn = plain.shuffle(seed=selector.seed % 2**63, buffer_size=BUFFER * sample).take(sample)
-    rows = _to_dataset(list(drawn), plain.features)
+    drawn = list(plain.shuffle(seed=selector.seed % 2**63, buffer_size=BUFFER * sample).take(sample))
+    columns = {name: [row[name] for row in drawn] for name in plain.features}
+    rows = Dataset.from_dict(columns, features=plain.features)
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = fitted_geometry(selector, rows)
     scored = DatasetPool(selector, rows, Mapped(None, batch_size)).score(selector, None, "sample")
@@ -219,7 +220,3 @@ def _check_sample(selector: PairScorer, budget: Any, sample: int) -> None:
             f"strategy={selector.strategy!r} compares rows with each other, and a threshold does not. "
             "Type shards='a_folder' instead of sample for the exact cut in two passes."
         )
-
-
-def _to_dataset(rows: list[dict], features: Features) -> Dataset:
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

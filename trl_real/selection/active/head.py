@@ -27,7 +27,7 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.selection.active.base import ActiveSelector, Picks, Reading, cosines
 from trl_real.selection.active.pool import ActivePool, prompt_key
-from trl_real.selection.annotation import content_key, given_vectors
+from trl_real.selection.annotation import checked_scores, content_key, given_vectors
 from trl_real.selection.budget import lowest_rows
 from trl_real.selection.strategies import lowest
 
@@ -196,7 +196,8 @@ class HeadPairSelector(ActiveSelector):
                 numbers = np.sort(np.array([pool.members[row] for row in some]), axis=1)  # in the order of the pairs
                 vectors = features[torch.from_numpy(numbers)].nan_to_num(0, 0, 0)  # their pairs are not free
                 found = self.acquire(*head.utilities(vectors), self._draws(pool, some, n_responses))
-                found = self._checked_scores(found, (len(some), len(candidate_pairs(n_responses)[0])))
+                shape = len(some), len(candidate_pairs(n_responses)[0])
+                found = checked_scores(found, shape, f"Acquisition {self.strategy}")
                 places = starts[some][:, None] + np.arange(found.shape[1])
                 found = found.masked_fill(torch.from_numpy(~pool.free[places]), torch.inf)
                 best = lowest(found)
@@ -214,15 +215,6 @@ class HeadPairSelector(ActiveSelector):
             (number,) = struct.unpack("<q", content_key(self.seed, prompt, pool.rows[row].texts))
             draws.append(normal_draws(1, n_responses, torch.Generator().manual_seed(number)))
         return torch.cat(draws)
-
-    def _checked_scores(self, scores: Any, shape: tuple[int, int]) -> Tensor:
-        """Return the scores after a check that there is one finite number per pair."""
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != shape or not scores.isfinite().all():
-            found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
-            raise TrlRealError(
-                f"Acquisition {self.strategy} must return finite numbers (N, P), here {shape}; it returned {found}."
-            )
-        return scores.double()
 
     def _identity(self) -> dict[str, Any]:
         if self.encoder is None:

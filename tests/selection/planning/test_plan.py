@@ -130,7 +130,7 @@ def test_random_and_given_embeddings_run_no_model():
     plan = plan_selection(EmbeddingPairSelector(strategy="random"), pool(20), 5, price_per_label=2.0)
     assert plan.tokens == plan.flops == (0, 0) and plan.seconds == plan.money == 0
     assert plan.labels == 5 and plan.label_money == 10
-    assert "model: none" in plan.summary() and "10.00 USD at 2 a label" in plan.summary()
+    assert "model: none" in plan.summary() and "10.00 USD at 2 per label" in plan.summary()
     rows = Dataset.from_dict({"prompt": ["p"], "responses": [["a", "b"]], "embeddings": [[[1.0], [2.0]]]})
     assert plan_selection(EmbeddingPairSelector(), rows).model is None
 
@@ -202,7 +202,7 @@ def test_the_command_writes_nothing_and_needs_no_output_dir(tmp_path, model, cap
     argv = ["select", "--plan", "--dataset", "pool.parquet", "--model", model, "--budget", "0.5"]
     assert main([*argv, "--hardware", "h100", "--n_devices", "8", "--price", "2", "--price_per_label", "0.5"]) == 0
     out, err = capsys.readouterr()
-    assert "8 x H100" in out and "at 2 a device and hour" in out and "labels: 9; 4.50 USD at 0.5 a label" in out
+    assert "8 x H100" in out and "at 2 per device and hour" in out and "labels: 9; 4.50 USD at 0.5 per label" in out
     assert "assumptions, not measured" in out and "Next:" not in err
     assert main([*argv, "--hardware", "h100", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

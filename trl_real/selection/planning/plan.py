@@ -33,7 +33,7 @@ class Sample(NamedTuple):
     Args:
         pairs: 1 for a row with a pair, else 0. Shape `(n,)`.
         responses: Number of responses that can be in a pair. Shape `(n,)`.
-        text: Bytes of the two texts that are written. Shape `(n,)`.
+        text_bytes: Bytes of the two texts that are written. Shape `(n,)`.
         tokens: Number of tokens that the model reads. Shape `(n,)`.
         context: Mean number of tokens that a token attends to. Shape `(n,)`.
         truncated: Number of truncated responses.
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
     pairs: np.ndarray
     responses: np.ndarray
-    text: np.ndarray
+    text_bytes: np.ndarray
     tokens: np.ndarray
     context: np.ndarray
     truncated: int
@@ -80,11 +80,8 @@ def plan_selection(
         TooFewPairsError: If the budget is more than the number of pairs, and every row was read.
         TrlRealError: If a number is out of range, the pool is empty, or the model is not a causal LM.
     """
-    check_budget(budget)
-    _check_numbers(n_devices, price, price_per_label)
+    _check_arguments(len(dataset), budget, n_devices, price=price, price_per_label=price_per_label)
     device = hardware_named(hardware) if isinstance(hardware, str) else hardware
-    if not len(dataset):
-        raise TrlRealError("The dataset is empty. Give one with rows.")
     embedder, shape = _read_model(selector)
     encoder = selector.encoder if shape else None
     dtype = encoder.precision if encoder else "float32"
@@ -93,14 +90,12 @@ def plan_selection(
     sample = _sample(selector, batch, embedder)
     if hardware == "cpu" and shape:
         device = this_cpu(shape.width, dtype)
-    pairs, responses, text, tokens = (total_of(values, len(dataset)) for values in sample[:4])
+    counts = ("pairs", "responses", "tokens", "text_bytes")
+    totals: dict[str, Any] = {name: total_of(getattr(sample, name), len(dataset)) for name in counts}
     return SelectionPlan(
         n_rows=len(dataset),
         n_sample=len(rows),
-        pairs=pairs,
-        responses=responses,
-        tokens=tokens,
-        text_bytes=text,
+        **totals,
         truncation_rate=sample.truncated / max(1.0, float(sample.responses.sum())),
         model=encoder.label if encoder else None,
         shape=shape,
@@ -111,7 +106,7 @@ def plan_selection(
         tokenizing=sample.seconds * len(dataset) / len(rows),
         kept_width=(shape.width if shape else _given_width(batch)) if selector.rule.budget else 0,
         price=device.price if price is None else price,
-        labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
+        labels=_labels(budget, totals["pairs"].value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
         again=_again(selector, sample.responses),
     )
@@ -134,10 +129,13 @@ def total_of(values: Sequence[float] | np.ndarray, n_rows: int) -> Estimate:
     return Estimate(n_rows * float(values.mean()), n_rows * math.sqrt(max(0.0, 1 - n / n_rows) * spread / n))
 
 
-def _check_numbers(n_devices: int, price: float | None, price_per_label: float | None) -> None:
+def _check_arguments(n_rows: int, budget: float | int | None, n_devices: int, **prices: float | None) -> None:
+    check_budget(budget)
+    if not n_rows:
+        raise TrlRealError("The dataset is empty. Give one with rows.")
     if n_devices < 1:
         raise TrlRealError(f"n_devices={n_devices} is not positive. Give at least 1.")
-    for name, value in (("price", price), ("price_per_label", price_per_label)):
+    for name, value in prices.items():
         if value is not None and not 0 <= value < math.inf:
             raise TrlRealError(f"{name}={value} is not a price. Give USD, 0 or more.")
 
@@ -168,7 +166,7 @@ def _sample(selector: EmbeddingPairSelector, batch: dict[str, list], embedder: E
     return Sample(
         pairs=np.array([float(not row.skipped) for row in rows]),
         responses=np.array([float(len(row.texts)) for row in rows]),
-        text=2.0 * pool * np.array(lengths),
+        text_bytes=2.0 * pool * np.array(lengths),
         tokens=tokens,
         context=np.array([_attended(tree) for tree in trees]) / np.maximum(tokens, 1),
         truncated=truncated,

@@ -136,7 +136,7 @@ class SelectionPlan:
         looked = "every row read" if self.n_sample == self.n_rows else f"estimated from {self.n_sample:,} rows"
         cost = "type --price_per_label for their cost"
         if self.price_per_label is not None:
-            cost = f"{self.label_money:,.2f} USD at {self.price_per_label:g} a label"
+            cost = f"{self.label_money:,.2f} USD at {self.price_per_label:g} per label"
         return "\n".join(
             [
                 f"pool: {self.n_rows:,} rows, {self.pairs} with a pair, {self.responses} responses; {looked}",
@@ -160,7 +160,7 @@ class SelectionPlan:
             f"{shown_seconds(compute.value)} (+- {shown_seconds(compute.error)} by the sample) at "
             f"{device.mfu(shape.width):.0%} of peak, tokenizing {shown_seconds(self.tokenize_seconds)}",
             f"  ({device.source})",
-            f"money: {self.money:,.2f} USD at {self.price:g} a device and hour",
+            f"money: {self.money:,.2f} USD at {self.price:g} per device and hour",
         ]
         if self.dtype != "float32":
             lines.insert(-1, f"  not counted: {self.again} embedded again in float32")

@@ -742,7 +742,7 @@ class TestPreferenceLayouts:
     )
     def test_mixed_schemas(self, chosen, rejected):
         for row in ({"chosen": chosen, "rejected": rejected}, {"prompt": "q", "chosen": chosen, "rejected": rejected}):
-            with pytest.raises(TrlRealError, match="'chosen' and 'rejected' one holds texts and the other messages"):
+            with pytest.raises(TrlRealError, match="'chosen' and 'rejected' holds texts and the other messages"):
                 Dataset.from_list([row]).map(selector())
 
     def test_empty_conversation_counts_as_an_empty_response(self):

@@ -125,7 +125,9 @@ def by_length(embeddings, draws):
     return (norms[:, first] - norms[:, second]).abs() / norms.amax()
 
 
-@pytest.mark.parametrize("strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=str)
+@pytest.mark.parametrize(
+    "strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=["geometry", "function", "lambda"]
+)
 def test_strategy_with_a_geometry_or_a_function_selects_as_the_selector_does(strategy, model, tmp_path):
     dataset = Dataset.from_list(pairs())
     args = {"selection_strategy": strategy, "selection_budget": 5, "max_steps": 2, "save_strategy": "steps"}

@@ -120,7 +120,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-if not TYPE_CHECKING:  # a type checker that saw it would take every wrong name for a right one
+if not TYPE_CHECKING:  # with a `__getattr__`, a type checker accepts every name
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:

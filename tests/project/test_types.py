@@ -17,7 +17,7 @@ selector = {name}({keyword})
 record = selector.record
 labels = annotate
 """
-# The public names' own modules are read; everything else counts as Any, which keeps the run short.
+# Only the modules of the package are read: other packages count as Any, which keeps the run short.
 CONFIG = """
 [mypy]
 ignore_missing_imports = True

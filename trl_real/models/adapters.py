@@ -162,7 +162,7 @@ def taps(model: PeftModel, sink_now: Callable[[], Sink], cast_to: torch.dtype | 
                     stack.callback(layers[full].register_forward_hook(partial(tap, full)).remove)
             elif cast_to and type(module) is nn.Linear and "forward" not in vars(module) and ".lora_" not in name:
                 forward = partial(_cast, *_to(cast_to, module.weight, module.bias))
-                module.forward = forward  # type: ignore[method-assign]  # of this layer only, until the taps go
+                module.forward = forward  # type: ignore[method-assign]  # undone when the taps are removed
                 stack.callback(delattr, module, "forward")
         # No parameter requires a gradient (it would be a sum over the batch): the graph begins at the embeddings.
         embeddings = model.get_input_embeddings()

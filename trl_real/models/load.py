@@ -56,7 +56,7 @@ def resolve_revision(model: str, revision: str | None) -> str:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # only in lists it may be None
+        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # None in lists of models only
     except HFValidationError as error:
         raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:

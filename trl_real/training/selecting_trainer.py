@@ -7,7 +7,7 @@ import warnings
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -56,16 +56,18 @@ class SelectingDPOTrainer(DPOTrainer):
     _candidates: Dataset | None = None
     _kept: KeptRows | None = None
 
-    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
-    def __init__(self, *args, **kwargs):
-        given = signature(DPOTrainer).bind(*args, **kwargs).arguments
-        if selects(given.get("args")):
-            check_selectable(given.get("train_dataset"), given["args"])
-        super().__init__(*args, **kwargs)
-        self.train_dataset: Any = self._select(self.train_dataset)
-        if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
-            self.args: Any = copy.copy(self.args)
-            self.args.selection_strategy = strategy_name(self.args.selection_strategy)
+    if not TYPE_CHECKING:  # type checkers see the arguments of `DPOTrainer`
+
+        @wraps(DPOTrainer.__init__, assigned=())
+        def __init__(self, *args, **kwargs):
+            given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            if selects(given.get("args")):
+                check_selectable(given.get("train_dataset"), given["args"])
+            super().__init__(*args, **kwargs)
+            self.train_dataset = self._select(self.train_dataset)
+            if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
+                self.args = copy.copy(self.args)
+                self.args.selection_strategy = strategy_name(self.args.selection_strategy)
 
     @property
     def selection_record(self) -> SelectionRecord | None:

@@ -3,7 +3,7 @@
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -79,18 +79,20 @@ class REALDPOTrainer(SelectingDPOTrainer):
     _tag_names = [*DPOTrainer._tag_names, "trl-real"]
 
     _noise: NoiseWindow | None = None
+    _head_is_checked = False
     _eval_rows: EvalRows | None = None
     evaluation_rows: dict[str, dict[str, Tensor]] = {}
 
-    @wraps(DPOTrainer.__init__, assigned=())  # type: ignore[misc]  # mypy takes no decorated constructor
-    def __init__(self, *args, **kwargs):
-        given = signature(DPOTrainer).bind(*args, **kwargs).arguments
-        check_given(given)
-        super().__init__(*args, **kwargs)
-        self.data_collator: Any = ConfidenceCollator(self.data_collator)
-        if _smooths(self.args):
-            self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
-            self._head_is_checked = False
+    if not TYPE_CHECKING:  # type checkers see the arguments of `DPOTrainer`
+
+        @wraps(DPOTrainer.__init__, assigned=())
+        def __init__(self, *args, **kwargs):
+            given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            check_given(given)
+            super().__init__(*args, **kwargs)
+            self.data_collator = ConfidenceCollator(self.data_collator)
+            if _smooths(self.args):
+                self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the run here."""

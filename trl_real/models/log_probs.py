@@ -126,8 +126,7 @@ class ResponseLogProbs(ModelReader):
         with packed(self.body):
             for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):
                 before, labels, ids = scored_places(pack)
-                tokens, positions = (torch.tensor([x], device=self.device) for x in (pack.tokens, pack.positions))
-                logits = self._logits(before, input_ids=tokens, position_ids=positions, segments=pack.segments)
+                logits = self._logits_at(before, **pack.inputs(self.device))
                 yield ids, self._label_log_probs(logits[0], labels), len(pack.tokens)
 
     def _run_padded(self, work: list[Row], batch_tokens: int | None = None) -> Iterator[tuple]:
@@ -138,12 +137,6 @@ class ResponseLogProbs(ModelReader):
                 self._label_log_probs(step.scored(logits), step.labels),
                 step.n_tokens,
             )
-
-    def _logits(self, places: list[int], **inputs: Any) -> Tensor:
-        """Return the logits at some positions. Shape `(1, T, V)`."""
-        kept = torch.tensor(places, device=self.device)
-        logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
-        return logits if logits.shape[1] == len(places) else logits[:, kept]
 
     def _label_log_probs(self, logits: Tensor, labels: list[int]) -> Tensor:
         return LabelLogProbs.apply(logits, torch.tensor(labels, device=self.device), self.sum_in)

@@ -14,39 +14,6 @@ from trl_real.models.reader import ModelReader
 from trl_real.models.sequences import Ids, length_batches, pad
 
 
-def label_log_probs(
-    model: nn.Module,
-    tokenizer: Any,
-    chats: Sequence[str],
-    labels: Sequence[str],
-    *,
-    batch_tokens: int | None = None,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """
-    Return the log-probability of each label as the next token after each chat, over the whole vocabulary.
-
-    Args:
-        model: Causal LM, or a PEFT model of one.
-        tokenizer: Tokenizer of the model.
-        chats: `N` texts after the chat template, up to the start of the answer.
-        labels: `L` words that are one token each.
-        batch_tokens: Number of tokens in a forward pass; see `ChoiceReader`.
-        dtype: Precision of the matrix products; see `ChoiceReader`.
-        progress: Whether to show a progress bar, from the third second on.
-
-    Returns:
-        Natural logarithms, float32 on the CPU. Shape `(N, L)`.
-
-    Raises:
-        TrlRealError: If a label is not a single token, or a chat is empty or longer than the model reads.
-    """
-    ids = tokenizer(list(chats), add_special_tokens=False)["input_ids"] if chats else []
-    reader = ChoiceReader(model, tokenizer, batch_tokens=batch_tokens, dtype=dtype)
-    return reader([tuple(chat) for chat in ids], labels, progress)
-
-
 class ChoiceReader(ModelReader):
     """
     Reads chats and returns the log-probabilities of labels as their next token.

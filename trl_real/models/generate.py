@@ -41,18 +41,7 @@ class Generations:
 
 
 def generate_responses(model: nn.Module, tokenizer: Any, prompts: list[Any], **settings: Any) -> list[list[str]]:
-    """
-    Return the texts of `generate`, which has the same arguments.
-
-    Args:
-        model: Policy.
-        tokenizer: Tokenizer of the policy.
-        prompts: `N` texts or message lists.
-        settings: Other keyword arguments of `generate`.
-
-    Returns:
-        `N` lists of `K` texts.
-    """
+    """Return the texts of `generate`, which has the same arguments: `N` lists of `K` texts."""
     return generate(model, tokenizer, prompts, **settings).texts
 
 

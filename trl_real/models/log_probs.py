@@ -105,12 +105,8 @@ class ResponseLogProbs(ModelReader):
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
-        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one is for blank responses
-        n_tokens = 0
         with self.passes(list(distinct), len(distinct), progress) as passes:
-            for ids, values, n_done in passes:
-                sums.index_add_(0, torch.tensor(ids), values.double().cpu())
-                n_tokens += n_done
+            sums, n_tokens = _summed(passes, len(distinct) + 1)  # the last one is for blank responses
         return LogProbs(
             sums[[distinct.get(row, -1) for row in rows]],
             torch.tensor([row.n_scored for row in rows], dtype=torch.long),
@@ -144,16 +140,18 @@ class ResponseLogProbs(ModelReader):
     def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         a, b, c, d = made_up(self.config.vocab_size, (7, 4, 3, 9))
         rows = [Row(a, (b,)), Row(a, (d,)), Row((), (c + b[::-1],)), Row(c, (d[::-1],))]
+        runs = partial(self._run_packed, rows), partial(self._run_padded, rows, 1)
+        together, alone = (lambda run=run: _summed(run(), len(rows))[0] for run in runs)
+        return together, alone
 
-        def collected(run: Callable[[], Iterator[tuple]]) -> Tensor:
-            sums = torch.zeros(len(rows), dtype=torch.float64)
-            for ids, values, _ in run():
-                sums.index_add_(0, torch.tensor(ids), values.double().cpu())
-            return sums
 
-        return partial(collected, partial(self._run_packed, rows)), partial(
-            collected, partial(self._run_padded, rows, 1)
-        )
+def _summed(passes: Iterator[tuple], n: int) -> tuple[Tensor, int]:
+    """Return the sums of the tokens' log-probabilities for each of `n` responses, and the number of tokens read."""
+    sums, n_tokens = torch.zeros(n, dtype=torch.float64), 0
+    for ids, values, n_read in passes:
+        sums.index_add_(0, torch.tensor(ids), values.double().cpu())
+        n_tokens += n_read
+    return sums, n_tokens
 
 
 def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:

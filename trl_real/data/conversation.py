@@ -34,7 +34,7 @@ def dialogue(prompt: str | Messages) -> str:
     """
     if not isinstance(prompt, str | list):
         raise TrlRealError(
-            f"Column 'prompt' holds {type(prompt).__name__}  where a text or messages should be. Remove such rows: "
+            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Remove such rows: "
             "dataset.filter(lambda row: row['prompt'] is not None)"
         )
     if isinstance(prompt, str) or len(prompt) == 1:

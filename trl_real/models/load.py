@@ -90,12 +90,16 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
         digest = f"sha256:{Hasher.hash(model)}"
     extras = []
     if hasattr(model, "get_base_model"):  # PEFT: the weights do not show which adapter is active
-        enabled = not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
-        extras += sorted(model.active_adapters) if enabled else ["none"]
+        extras += ["none"] if is_adapter_off(model) else sorted(model.active_adapters)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         extras += [backend.to_str(), repr(tokenizer.chat_template)]
     return f"{digest}-{sha256(extras).hex()[:8]}" if extras else digest
+
+
+def is_adapter_off(model: nn.Module) -> bool:
+    """Return whether the adapter of a PEFT model is disabled."""
+    return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
 
 
 def load_model(

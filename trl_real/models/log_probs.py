@@ -91,16 +91,7 @@ class ResponseLogProbs(ModelReader):
         return self.score(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
 
     def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
-        """
-        Score tokenized responses; equal sequences run once.
-
-        Args:
-            sequences: Output of `tokenize_pairs`.
-            progress: Whether to show a progress bar, from the third second on.
-
-        Raises:
-            TrlRealError: If a sequence is longer than the model reads.
-        """
+        """Score responses from `tokenize_pairs`, as `__call__` does."""
         started = time.perf_counter()
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}

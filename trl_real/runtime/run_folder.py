@@ -50,15 +50,7 @@ class RunFolder:
 
 
 class RoundFolder(RunFolder):
-    """
-    Folder of a run in rounds, with a folder and a state file for each round.
-
-    Args:
-        folder, settings: As in `RunFolder`.
-
-    Raises:
-        TrlRealError: As in `RunFolder`.
-    """
+    """Folder of a run in rounds, with a folder and a state file for each round."""
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
         super().__init__(folder, settings, SETTINGS_FILE, "run")

@@ -94,14 +94,7 @@ def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
     """
     Return the margin of each pair under the model fitted without it, from one factorisation (approximate
     leave-one-out, Rad and Maleki 2020, arXiv 1801.10243): `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of
-    margin `m_i` and `g_i = x_i^T H^-1 x_i`.
-
-    Args:
-        differences: Differences that the model was fitted to. Shape `(n, d)`.
-        fit: Fitted model.
-
-    Returns:
-        Margins, in nats. Shape `(n,)`.
+    margin `m_i` and `g_i = x_i^T H^-1 x_i`. The differences are those of the fit. Shape `(n, d)` to `(n,)`, in nats.
     """
     _, x = span(differences.double())
     margins = differences.double() @ fit.weights

@@ -37,14 +37,8 @@ def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
 
 def resolve_revision(model: str, revision: str | None) -> str:
     """
-    Return the current commit on the Hub, or a digest of a local folder's config and weights.
-
-    Args:
-        model: Hub id or path.
-        revision: Branch, tag or commit; None for the default branch.
-
-    Returns:
-        Commit hash, or `sha256:` and a digest.
+    Return the current commit of a branch or tag on the Hub (None: the default branch), or `sha256:` and a digest of a
+    local folder's config and weights.
 
     Raises:
         TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.

@@ -147,11 +147,7 @@ def _summed(passes: Iterator[tuple], n: int) -> tuple[Tensor, int]:
 
 def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
     """
-    Group responses by prompt. A tree of more than `max_tokens` tokens is cut between responses.
-
-    Args:
-        rows: Distinct rows of one response each.
-        max_tokens: Number of tokens in a forward pass.
+    Group distinct rows of one response by prompt. A tree of more than `max_tokens` tokens is cut between responses.
     """
     by_prompt: dict[Ids, list[tuple[Ids, int]]] = defaultdict(list)
     for i, row in enumerate(rows):

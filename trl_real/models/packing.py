@@ -125,11 +125,8 @@ class Pack(Line):
 
 def make_packs(trees: list[Tree], max_tokens: int) -> list[Pack]:
     """
-    Put trees, longest first, into packs of at most `max_tokens` tokens (a longer tree gets its own pack).
-
-    Args:
-        trees: Trees, in any order; the packs do not depend on it, except for the order of equal trees.
-        max_tokens: Number of tokens in one forward pass.
+    Put trees, longest first, into packs of at most `max_tokens` tokens (a longer tree gets its own pack). The packs do
+    not depend on the order of the trees, except for the order of equal trees.
     """
     packs: list[Pack] = []
     room = 0

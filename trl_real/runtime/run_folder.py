@@ -132,13 +132,7 @@ class Round:
 
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], folder: str | Path, kind: str) -> None:
     """
-    Check that a folder was started with the same settings.
-
-    Args:
-        found: Settings stored in the folder.
-        wanted: Settings of this start.
-        folder: Path of the folder, for the error.
-        kind: Kind of the folder's content, such as `"run"`, for the error.
+    Check that the settings found in a folder are those of this start; `kind` names its content in the error.
 
     Raises:
         TrlRealError: If a setting differs; names the first one.

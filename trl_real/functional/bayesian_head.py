@@ -92,9 +92,12 @@ def fit_head(
     if confidences is not None and not bool(((confidences >= 0) & (confidences <= 1)).all()):
         raise TrlRealError("A confidence is not a probability in [0, 1]. Check the column 'label_confidence'.")
     basis, x = span(x)
-    fit = tune_bradley_terry(x)[0] if ridge is None else None  # soft labels would count as weaker evidence
+    fit = None
+    if ridge is None:
+        fit = tune_bradley_terry(x)[0]  # soft labels would count as weaker evidence
+        ridge = fit.ridge
     if fit is None or (confidences is not None and bool((confidences != 1).any())):
-        fit = next(bradley_terry_path(x, [ridge if fit is None else fit.ridge], confidences))
+        fit = next(bradley_terry_path(x, [ridge], confidences))
     wrong = torch.sigmoid(-(x @ fit.weights))
     factor = hessian_factor(x.float(), wrong.float(), fit.ridge)  # products in float32
     return Posterior(fit.weights if basis is None else fit.weights @ basis, factor, basis, fit.ridge)

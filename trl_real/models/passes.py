@@ -139,6 +139,7 @@ class Pass:
     def products(self, left: Tensor, right: Tensor, of_context: bool = False) -> Tensor:
         """Return `sum_t left_t right_t^T` per row. Shapes `(b, L, m)`, `(b, L, n)` to `(B, m, n)`."""
         seen, spans = (self.context, self.context_spans) if of_context else (self, self.spans)
+        assert seen is not None, "a pass without a context"
         if left.shape[:2] != seen.tokens.shape or right.shape[:2] != seen.tokens.shape:
             raise RuntimeError(f"a layer sees {tuple(left.shape[:2])} tokens, not {tuple(seen.tokens.shape)}")
         if not spans:
@@ -179,7 +180,8 @@ def packed_passes(rows: list[Row], batch_tokens: int, share: bool = True) -> Ite
     """
     groups = sorted(_groups(rows, share), key=lambda group: (-len(group.ids), -group.n_tokens, group.shared))
     for _, alike in groupby(groups, key=lambda group: len(group.ids)):
-        pack, room = [], batch_tokens
+        pack: list[Group] = []
+        room = batch_tokens
         for group in alike:
             if pack and group.n_tokens > room:
                 yield from _turns(pack, rows)
@@ -204,8 +206,10 @@ def _groups(rows: list[Row], share: bool) -> Iterator[Group]:
 
 def _turns(groups: list[Group], rows: list[Row]) -> Iterator[Pass]:
     """Yield a pass for the first row of each group, one for the second, and so on."""
-    line, context, kept, n_turns = Line(), None, {}, len(groups[0].ids)
+    n_turns, line = len(groups[0].ids), Line()
     places = [line.append(group.shared) for group in groups]
+    context: Pass | None = None
+    kept: dict[str, dict] = {}  # further input of the context and of all its passes
     if line.tokens:
         context, kept = Pass([], torch.empty(0)), {"kept": {}}
         context.read(line, **kept)

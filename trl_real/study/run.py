@@ -103,7 +103,7 @@ def run_study(
     )
     splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
-    encoder = None if given else Encoder(model, tokenizer, revision, dtype, device, options)
+    encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)
     settings = {
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
@@ -117,7 +117,9 @@ def run_study(
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
     folder = StudyFolder(output_dir, settings)
-    vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
+    vectors: Any = everything.vectors
+    if encoder is not None:
+        vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
     frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
     run = FoldedCells(frozen)
@@ -142,9 +144,8 @@ def _frozen_cells(
     min_gap: float,
 ) -> FrozenCells:
     """Build the cells of one split."""
-    (pool, test), (pool_vectors, test_vectors) = (
-        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
-    )
+    pool, test = (everything.take(part) for part in places)
+    pool_vectors, test_vectors = ([vectors[i] for i in part] for part in places)
     return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
 
 

@@ -56,11 +56,7 @@ def to_python(value: Any) -> Any:
 
 def is_pool(columns: Iterable[str], responses: str) -> bool:
     """
-    Return True for a pool of responses, False for labelled pairs.
-
-    Args:
-        columns: Names of the columns.
-        responses: Name of the column with the list of responses.
+    Return True for a pool, which has a column `responses` with lists of responses; False for labelled pairs.
 
     Raises:
         MissingColumnError: If the rows are neither.
@@ -103,11 +99,7 @@ def is_batch(rows: Any, columns: dict[str, Any], depths: dict[str, int]) -> bool
 
 def check_own_columns(columns: Iterable[str], own: tuple[str, ...]) -> None:
     """
-    Check that the columns which the selector writes are absent, or come from an earlier selection.
-
-    Args:
-        columns: Names of the dataset's columns.
-        own: Names of the columns that the selector writes.
+    Check that the columns which the selector writes, `own`, are absent, or come from an earlier selection.
 
     Raises:
         TrlRealError: If only some of them exist: then they are not from the selector.

@@ -193,11 +193,7 @@ def make_projection(
     kind: str | None, shapes: Mapping[str, tuple[int, int]], dim: int | None = 8192, seed: int = 42
 ) -> Projection:
     """
-    Return the projection of this name; `Exact` if `dim` is None.
-
-    Args:
-        kind: Name of the projection, a key of `PROJECTIONS`.
-        shapes, dim, seed: See `Projection`.
+    Return the projection of this name, a key of `PROJECTIONS`; `Exact` if `dim` is None.
 
     Raises:
         TrlRealError: If the name is unknown.

@@ -103,12 +103,7 @@ class Decoder:
         self.next = 0  # the cache column of the next token
 
     def __call__(self, responses: Sequence[Response]) -> Iterator[Response]:
-        """
-        Yield responses when they are finished.
-
-        Args:
-            responses: Responses, in the order in which to start them; adjacent ones to one prompt share it.
-        """
+        """Yield responses when they are finished. They start in this order; adjacent ones to one prompt share it."""
         waiting = deque(responses)
         while waiting or self.rows:
             n_free = self.batch_size - len(self.rows)
@@ -240,11 +235,8 @@ def random_state(seed: int) -> np.random.Generator:
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """
-    Mask all tokens outside the smallest set with a probability of at least `top_p` (arXiv 1904.09751).
-
-    Args:
-        scores: Log-probabilities up to a constant. Shape `(B, V)`.
-        top_p: Probability, in (0, 1).
+    Mask all tokens outside the smallest set with a probability of at least `top_p` (arXiv 1904.09751). Scores are
+    log-probabilities up to a constant. Shape `(B, V)`.
     """
     probabilities = scores.softmax(-1)
     ranked, order = probabilities.topk(min(MOST_LIKELY, scores.shape[-1]))

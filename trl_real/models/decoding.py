@@ -35,13 +35,7 @@ class Sampler:
         self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, logits: Tensor, states: Sequence[np.random.Generator]) -> list[int]:
-        """
-        Sample one token per row.
-
-        Args:
-            logits: Logits, shape `(B, V)`.
-            states: Random states, one per row; each advances by `V` draws.
-        """
+        """Sample one token per row of logits, shape `(B, V)`; the random state of each advances by `V` draws."""
         if not self.temperature:
             return logits.argmax(-1).tolist()
         scores = logits.float() / self.temperature

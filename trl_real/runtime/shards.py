@@ -60,12 +60,8 @@ class Shards:
 
     def make(self, file: Path, rows: Dataset, numbers: Sequence[int]) -> None:
         """
-        Write the shard of `rows` if it is missing, and remove older shards with its number.
-
-        Args:
-            file: Path that `file` returned for these rows.
-            rows: Input rows of `function`.
-            numbers: Indices of the rows in the full dataset.
+        Write the shard of `rows`, which have these `numbers` in the dataset, if it is missing, and remove older shards
+        with its number.
 
         Raises:
             TrlRealError: If the disk is full.

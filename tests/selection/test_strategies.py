@@ -298,7 +298,9 @@ def test_rounding_moves_scores_as_the_record_says(name):
 @pytest.mark.parametrize("name", [name for name, record in STRATEGIES.items() if record.budget])
 @pytest.mark.parametrize("size", [1, 7, 30])
 def test_a_set_budget_takes_the_rows_with_the_lowest_scores_in_the_set(name, size):
-    found = STRATEGIES[name].budget(random_embeddings(6, 40, 1)[:, 0].double(), size)
+    differences = random_embeddings(6, 40, 1)[:, 0].double()
+    found = STRATEGIES[name].budget(differences, size)
+    scores = STRATEGIES[name].margins(differences, found)
     outside = torch.ones(40, dtype=bool)
-    outside[found.rows] = False
-    assert len(found.rows) == size and found.scores[found.rows].max() <= found.scores[outside].min()
+    outside[found.indices] = False
+    assert len(found.indices) == size and scores[found.indices].max() <= scores[outside].min()

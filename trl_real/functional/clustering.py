@@ -58,9 +58,9 @@ def two_means_gap(points: Tensor) -> Tensor:
         return torch.zeros(n, dtype=torch.float64)
     gram, masks = points @ points.mT, _partitions(n_points)
     rows = max(1, MAX_ELEMENTS // masks.numel())
-    best = torch.cat([_objective(block, masks).topk(2).values for block in gram.split(rows)])
+    scores = torch.cat([_objective(block, masks) for block in gram.split(rows)])
+    best, second = scores.topk(2).values, _largest(scores, masks)
     partition = (best[:, 0] - best[:, 1]) / (n_points - 2)
-    second = two_means(points)
     members = torch.minimum(_nearest_gap(gram, second), _nearest_gap(gram, ~second)) / 2
     return torch.minimum(partition, members)
 
@@ -83,7 +83,11 @@ def _objective(gram: Tensor, masks: Tensor) -> Tensor:
 
 def _best(gram: Tensor, masks: Tensor) -> Tensor:
     """Return the second cluster with the largest `_objective`, that is, the least scatter. Shape `(N, K)`, bool."""
-    score = _objective(gram, masks)
+    return _largest(_objective(gram, masks), masks)
+
+
+def _largest(score: Tensor, masks: Tensor) -> Tensor:
+    """Return the mask with the largest score, shapes `(N, S)` and `(S, K)` to `(N, K)`."""
     # Scores that differ only by rounding count as equal; otherwise the answer would depend on the batch.
     score = (score / score.amax(-1, keepdim=True).clamp_min(1e-30)).round(decimals=9)
     return masks.bool()[score.argmax(-1)]

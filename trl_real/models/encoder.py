@@ -115,9 +115,14 @@ class Encoder(LazyModel):
             )
         self.model, self.tokenizer = inherited.model, inherited.tokenizer
 
+    @property
+    def in_half_precision(self) -> bool:
+        """Whether a copy in float32 could give other embeddings."""
+        return self.dtype not in (None, "float32") and self.has_backbone
+
     def in_float32(self) -> "Encoder | None":
         """Return a copy that runs in float32, or None if this one does already."""
-        if self.dtype in (None, "float32") or not self.has_backbone:
+        if not self.in_half_precision:
             return None
         return Encoder(self.name or self.model, self.tokenizer, self.revision, "float32", self.device, self.options)
 

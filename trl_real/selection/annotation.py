@@ -33,7 +33,8 @@ class Choice:
         pairs: Indices into the row's responses, lower first; -1 without a pair. Shape `(N, 2)`, int32.
         similarity: Similarity of the two responses; NaN without a pair or embeddings. Shape `(N,)`, float32.
         scores: Score of the pair; NaN without a pair. Shape `(N,)`, float64.
-        gaps: Lead of the pair over the second-best (`Strategy.gap`); infinite for one pair. Shape `(N,)`, float64.
+        gaps: Lead of the pair over the second-best (`Strategy.gap`); infinite for one pair, or if
+            not asked for. Shape `(N,)`, float64.
         differences: `N` differences of the pair's unit vectors, shape `(d,)`, float32; empty unless the strategy's
             budget reads them.
     """
@@ -54,7 +55,9 @@ def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> lis
     return [preference_candidates(*row) for row in zip(prompts, batch["chosen"], batch["rejected"], strict=True)]
 
 
-def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | Score, seed: int) -> Choice:
+def choose(
+    rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | Score, seed: int, gaps: bool = False
+) -> Choice:
     """
     Apply a strategy to rows with any number of responses.
 
@@ -63,6 +66,7 @@ def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | S
         vectors: One tensor per row, with one vector per candidate. Shape `(K, d)`; `d = 0` if the strategy reads none.
         strategy: Record or function.
         seed: Seed of the draws.
+        gaps: Whether to compute the gaps, which only half precision reads.
     """
     strategy = as_strategy(strategy)
     n = len(rows)
@@ -87,7 +91,7 @@ def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | S
         each = np.arange(len(members))
         choice.pairs[members] = np.stack([order[each, first.numpy()], order[each, second.numpy()]], axis=1)
         choice.scores[members] = scores[each, picked].numpy()
-        if scores.shape[1] > 1 and embeddings.shape[-1]:
+        if gaps and scores.shape[1] > 1:
             choice.gaps[members] = strategy.gap(embeddings, scores).numpy()
         if embeddings.shape[-1]:
             ends = embeddings[each, first], embeddings[each, second]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from trl_real.errors import TooFewPairsError, TrlRealError
-from trl_real.selection.strategies import TIE_TOLERANCE, RankedSet, Score, Strategy, as_strategy
+from trl_real.selection.strategies import TIE_TOLERANCE, Score, Strategy, as_strategy
 
 
 def check_budget(budget: float | int | None) -> None:
@@ -83,7 +83,7 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
 
 
 def budget_rows(
-    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
+    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int, margins: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Return the rows with the lowest scores, or those that the strategy's set budget takes (`Strategy.budget`).
@@ -93,18 +93,21 @@ def budget_rows(
         scores: Scores as in `lowest_rows`. Shape `(N,)`.
         differences: Difference of the unit vectors of each row's pair, shape `(d,)`, for a set budget.
         size: Number of rows to take.
+        margins: Whether to replace the scores by the margins of a set budget, which take long to compute.
 
     Returns:
-        Row indices, ascending, shape `(size,)`; and the scores that decided, which a set budget changes, shape `(N,)`.
+        Row indices, ascending, shape `(size,)`; and the scores, shape `(N,)`.
     """
-    own = as_strategy(strategy).budget
+    rule = as_strategy(strategy)
     rows = np.flatnonzero(np.isfinite(scores))
-    if own is None or not len(rows):
+    if rule.budget is None or not len(rows):
         return lowest_rows(scores, size), scores
-    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows.tolist()])), size)
-    decided = np.full(len(scores), np.nan)
-    decided[rows] = found.scores.numpy()
-    return np.sort(rows[found.rows.numpy()]), decided
+    vectors = torch.from_numpy(np.stack([differences[row] for row in rows.tolist()]))
+    found = rule.budget(vectors, size)
+    if margins and rule.margins:
+        scores = np.full(len(scores), np.nan)
+        scores[rows] = rule.margins(vectors, found).numpy()
+    return np.sort(rows[found.indices.numpy()]), scores
 
 
 def rows_in_doubt(

@@ -83,14 +83,14 @@ def settle_doubts(
     rule = selector.rule
     known = None if rule.rounding is None else rule.rounding * BAND
     bands = Bands(None if rule.budget else known, known)
-    decision = decide(selector, scored, budget)
+    decision = decide(selector, scored, budget, margins=True)
     while True:
         doubtful = once(lambda: np.setdiff1d(_doubtful(decision, bands, rule), settled))  # noqa: B023
         if not len(doubtful):
             return scored, len(settled)
         again = rescore(exact, doubtful, f"again-{len(settled)}")
         scored = _replaced(scored, doubtful, _with_cost_of(scored.select(doubtful), again))
-        before, decision = decision, decide(selector, scored, budget)
+        before, decision = decision, decide(selector, scored, budget, margins=True)
         error = _largest_error(before, decision, doubtful)
         judged = np.s_[: 1 if rule.jumps else 2, doubtful]
         finite = np.isfinite(decision.pairs[judged])
@@ -100,17 +100,18 @@ def settle_doubts(
         settled = np.union1d(settled, doubtful)
 
 
-def decide(selector: PairScorer, scored: Dataset, budget: float | int | None) -> Decision:
-    """Return the rows that the budget takes, and the scores."""
+def decide(selector: PairScorer, scored: Dataset, budget: float | int | None, margins: bool = False) -> Decision:
+    """Return the rows that the budget takes, and the scores; `margins` as in `budget_rows`."""
     scores, gaps = numbers(scored, "_score"), numbers(scored, "_gap")
     size = budget_size(budget, int(np.isfinite(scores).sum()))
     differences = vectors(scored, "_difference") if selector.rule.budget else []
-    return Decision(*budget_rows(selector.rule, scores, differences, size), np.stack([scores, scores + gaps]))
+    kept, decided = budget_rows(selector.rule, scores, differences, size, margins)
+    return Decision(kept, decided, np.stack([scores, scores + gaps]))
 
 
 def _largest_error(before: Decision, after: Decision, rows: np.ndarray) -> float:
     """Return the largest change of a score among rows that stay on their side of the cut; other rows may jump."""
-    stayed = [row for row in rows if (row in before.kept) == (row in after.kept)]
+    stayed = rows[np.isin(rows, before.kept) == np.isin(rows, after.kept)]
     return float(np.abs(after.scores - before.scores)[stayed].max(initial=0.0))
 
 

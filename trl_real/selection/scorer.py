@@ -95,7 +95,8 @@ class PairScorer:
                 f"Embeddings of {where} are missing or contain NaN or infinity. "
                 "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
             )
-        return rows, choose(rows, vectors, self.rule, self.seed), cost
+        gaps = self.encoder is not None and self.encoder.in_half_precision
+        return rows, choose(rows, vectors, self.rule, self.seed, gaps), cost
 
     def features(self, features: Features) -> Features:
         """Return the features of a dataset after `map`, for `IterableDataset.map(features=…)`."""

@@ -14,14 +14,14 @@ Scores should be on the scale of similarities, about 1: scores that differ by le
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.clustering import two_means, two_means_gap
-from trl_real.functional.design import greedy_design, uncertainty
+from trl_real.functional.design import Design, greedy_design, uncertainty
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import candidate_pairs, candidate_similarity, normalize
 
@@ -104,40 +104,26 @@ def d_optimal(embeddings: Tensor, draws: Tensor) -> Tensor:
     return 2 * (unit @ unit.mT)[:, first, second] - length[:, first] - length[:, second]
 
 
-class RankedSet(NamedTuple):
+SetBudget = Callable[[Tensor, int], Design]
+
+
+def design_margins(differences: Tensor, picked: Design) -> Tensor:
     """
-    Rows that a set budget takes.
-
-    Args:
-        rows: Taken rows, in the order of the picks. Shape `(size,)`.
-        scores: Smallest margin of any pick for each row: below 0 for taken rows, at least 0 for the others. Shape
-            `(N,)`.
-    """
-
-    rows: Tensor
-    scores: Tensor
-
-
-SetBudget = Callable[[Tensor, int], RankedSet]
-
-
-def design(differences: Tensor, size: int) -> RankedSet:
-    """
-    Take the rows of a greedy D-optimal design.
+    Return the smallest margin of any pick for each row: below 0 for taken rows, at least 0 for the others. Shape
+    `(N,)`.
 
     The margin of a pick is its score minus that of the best row outside the set. It is computed at up to 64 picks; a
     pick between two of these has the smaller one of their margins.
 
     Args:
         differences: `phi` of each row's pair. Shape `(N, d)`.
-        size: Number of rows to take.
+        picked: Design on these differences.
     """
-    picked = greedy_design(differences, size)
-    outside = torch.ones(len(differences), dtype=torch.bool)
+    size, outside = len(picked.indices), torch.ones(len(differences), dtype=torch.bool)
     outside[picked.indices] = False
     scores = torch.full((len(differences),), torch.inf, dtype=torch.float64)
     if not size or not outside.any():
-        return RankedSet(picked.indices, scores.where(outside, -scores))
+        return scores.where(outside, -scores)
     steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
     at_steps = []
     for step in steps.tolist():
@@ -147,7 +133,7 @@ def design(differences: Tensor, size: int) -> RankedSet:
     margins = torch.stack(at_steps)
     place = torch.searchsorted(steps, torch.arange(size))
     scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
-    return RankedSet(picked.indices, scores)
+    return scores
 
 
 def score_gap(embeddings: Tensor, scores: Tensor) -> Tensor:
@@ -185,7 +171,8 @@ class Strategy:
             again in float32; None to measure it on the pool.
         gap: Function `(embeddings, scores) -> (N,)`, the lead of a row's best pair over the second-best.
         jumps: Whether the score of a row may jump when its pair changes.
-        budget: Function `(differences (N, d), size) -> RankedSet` that takes rows as a set, with `N d` numbers in
+        margins: Function `(differences (N, d), Design) -> (N,)` of a set budget: how near each row is to the cut.
+        budget: Function `(differences (N, d), size) -> Design` that takes rows as a set, with `N d` numbers in
             memory; None takes the rows with the lowest scores.
     """
 
@@ -197,6 +184,7 @@ class Strategy:
     rounding: float | None = 1.0
     gap: Gap = score_gap
     jumps: bool = False
+    margins: Callable[[Tensor, Design], Tensor] | None = None
     budget: SetBudget | None = None
 
     def __call__(self, embeddings: Tensor, draws: Tensor) -> Tensor:
@@ -215,7 +203,12 @@ STRATEGIES: dict[str, Strategy] = {
         centroid, "the responses nearest to the centres of two clusters", "#009E73", gap=centroid_gap, jumps=True
     ),
     "d_optimal": Strategy(
-        d_optimal, "the rows that tell most about a linear reward, as a set", "#CC79A7", rounding=2.0, budget=design
+        d_optimal,
+        "the rows that tell most about a linear reward, as a set",
+        "#CC79A7",
+        rounding=2.0,
+        margins=design_margins,
+        budget=greedy_design,
     ),
     "random": Strategy(
         uniform, "any pair: the baseline, which loads no model", "#000000", reads_embeddings=False, needs_draws=True

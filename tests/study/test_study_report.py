@@ -1,14 +1,13 @@
 """Tests of `trl_real.study.report` and `trl_real.study.plots`."""
 
 import base64
-import html
 import math
 import re
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
+from support.pages import HOSTILE, Loads, text_of_page
 from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
@@ -22,7 +21,6 @@ from trl_real.study.report import in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
 
 
-HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img src=http://evil.example/x>'
 ARMS = ["easy", "easy@centered", "random"]
 BUDGETS = [0.1, 0.4, 1.0]
 GAIN, LOSS = ValueWithInterval(-0.021, -0.032, -0.011), ValueWithInterval(0.03, 0.02, 0.04)
@@ -99,28 +97,10 @@ def written(folder, found: Study) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def text_of_page(page: str) -> str:
-    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
-
-
 def cells(page: str, row: str) -> list[list[str]]:
     """The cells of every table row with the first cell `row`."""
     found = re.findall(rf'<tr><th scope="row">{re.escape(row)}</th>(.*?)</tr>', page, re.DOTALL)
     return [[text_of_page(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", r, re.DOTALL)] for r in found]
-
-
-class Loads(HTMLParser):
-    """Tags, and what a browser would fetch."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tags, self.urls = set(), []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.urls += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
 
 
 @pytest.fixture(scope="module")

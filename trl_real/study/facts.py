@@ -14,7 +14,7 @@ from trl_real.selection.record import describe_similarity, library_versions
 from trl_real.study.arms import ScoredPairs
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
-from trl_real.study.pool import StudyPool
+from trl_real.study.pool import StudyPool, pair_vectors
 from trl_real.study.results import RANDOM
 
 
@@ -79,11 +79,9 @@ def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     """Return agreement by second opinion: a model that has not seen the pair, and a column if there is one."""
     labeled = frozen.selector.labeled(Cell(RANDOM, 1.0, seed))
     vectors = frozen.selector.vectors
-    both = list(zip(labeled.places.tolist(), labeled.pairs.tolist(), strict=True))
-    if len(both) < 2:
+    if len(labeled.places) < 2:
         return {}
-    better, worse = (torch.stack([vectors[i][pair[side]] for i, pair in both]) for side in (0, 1))
-    similarity = pair_similarity(better, worse).numpy()
+    similarity = pair_similarity(*pair_vectors(vectors, labeled.places, labeled.pairs)).numpy()
     differences = frozen.differences(vectors, labeled.places, labeled.pairs)
     fit, _ = tune_bradley_terry(differences)
     verdicts = torch.sigmoid(left_out_margins(differences, fit)).numpy()

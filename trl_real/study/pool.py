@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.data.conversation import as_messages, is_messages, text_of
@@ -161,9 +163,11 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
     return splits
 
 
-def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0) -> np.ndarray:
+def decided(
+    pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return the labels of selected pairs: 1 if the first is better, 0 if the second is, 0.5 for a tie, NaN for no label.
+    Return the pairs that the labels decide, the better response first; ties and missing scores are left out.
 
     Args:
         pool: Rows of the study.
@@ -172,24 +176,47 @@ def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: fl
         min_gap: Minimum difference of scores that decides a label.
     """
     judge = ScoreJudge("scores", min_gap)
-    return np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
+    labels = np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
+    better_first = np.where((labels == 0)[:, None], pairs[:, ::-1], pairs)
+    known = (labels == 1) | (labels == 0)
+    return places[known], better_first[known]
 
 
 def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Return all pairs that the labels decide, the better response first: the test pairs.
-
-    Returns:
-        Row index of each pair, shape `(n,)`, and its candidates, shape `(n, 2)`.
-    """
-    places, pairs = [], []
+    """Return all pairs of all rows that the labels decide, as `decided` does."""
+    found = [(np.zeros(0, dtype=int), np.zeros((0, 2), dtype=int))]
     for i, row in enumerate(pool.rows):
-        candidates = candidate_pairs(len(row.texts)).T.numpy()
-        labels = verdicts(pool, np.full(len(candidates), i), candidates, min_gap)
-        candidates = np.where((labels == 0)[:, None], candidates[:, ::-1], candidates)[(labels == 1) | (labels == 0)]
-        places += [i] * len(candidates)
-        pairs.append(candidates)
-    return np.array(places, dtype=int), np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=int)
+        pairs = candidate_pairs(len(row.texts)).T.numpy()
+        found.append(decided(pool, np.full(len(pairs), i), pairs, min_gap))
+    places, pairs = zip(*found, strict=True)
+    return np.concatenate(places), np.concatenate(pairs)
+
+
+def pairs_to_test(
+    pool: StudyPool, min_gap: float = 0.0, one_per_row: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Return all decided pairs, or the first of each row, and the number of each pair's prompt. Shape `(n,)`.
+
+    Raises:
+        TrlRealError: If no pair is decided.
+    """
+    places, pairs = decided_pairs(pool, min_gap)
+    if not len(pairs):
+        raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
+    if one_per_row:
+        _, first = np.unique(places, return_index=True)
+        places, pairs = places[first], pairs[first]
+    keys = pool.prompt_keys()
+    _, prompts = np.unique([keys[i] for i in places], return_inverse=True)
+    return places, pairs, prompts
+
+
+def pair_vectors(vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the vectors of the first and of the second candidate of each pair. Shape `(n, d)` each."""
+    both = list(zip(places.tolist(), pairs.tolist(), strict=True))
+    first, second = (torch.stack([vectors[i][pair[side]] for i, pair in both]) for side in (0, 1))
+    return first, second
 
 
 def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Dataset:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError
@@ -117,9 +116,10 @@ def run_study(
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
     folder = StudyFolder(output_dir, settings)
-    vectors = everything.vectors if given else embed_rows(everything.rows, encoder, folder.folder / "features")
+    if encoder:
+        everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-    frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
+    frozen = [_frozen_cells(*map(everything.take, split), pool_share, min_gap) for split in splits]
     run = FoldedCells(frozen)
     if trainer:
         followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
@@ -134,18 +134,8 @@ def run_study(
     return load_study(folder.folder)
 
 
-def _frozen_cells(
-    everything: StudyPool,
-    vectors: list[Tensor],
-    places: tuple[np.ndarray, np.ndarray],
-    pool_share: float,
-    min_gap: float,
-) -> FrozenCells:
-    """Build the cells of one split."""
-    (pool, test), (pool_vectors, test_vectors) = (
-        [take(part) for part in places] for take in (everything.take, lambda part: [vectors[i] for i in part])
-    )
-    return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
+def _frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:
+    return FrozenCells(ArmSelector(pool, pool.vectors, pool_share, min_gap), test, test.vectors)
 
 
 def load_study(folder: str | Path) -> Study:

@@ -32,10 +32,11 @@ test: $(STAMP)  ## The tests that need no network and no real model
 test-slow: $(STAMP)  ## Tests with a real model
 	$(BIN)/python -m pytest -m slow
 
-quality: $(STAMP)  ## Lint, format and import directions
+quality: $(STAMP)  ## Lint, format, import directions and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 style: $(STAMP)  ## Mend what the linter can
 	$(BIN)/ruff check --fix .

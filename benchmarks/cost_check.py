@@ -14,7 +14,7 @@ import time
 from datetime import date
 
 import torch
-from cost_model import GradientTokens, Writing, generation_seconds, gradient_flops, mean_context
+from cost_model import GradientTokens, Writing, generation_seconds, gradient_flops, mean_context, read_rate
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,7 +24,7 @@ from trl_real.models.generate import generate
 from trl_real.models.gradients import GradientFeatures
 from trl_real.models.sequences import tokenize_pairs
 from trl_real.selection.planning.cost import forward_flops, seconds_of
-from trl_real.selection.planning.model_shape import empty_model, model_shape, read_rate, this_cpu
+from trl_real.selection.planning.model_shape import empty_model, model_shape, this_cpu
 
 
 RANK = 8

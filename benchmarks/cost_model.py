@@ -4,8 +4,11 @@ Equations behind the tables of docs/scale.md: gradients, generation, and labels 
 Symbols as in `trl_real.selection.planning.cost`.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import torch
 
 from trl_real.selection.planning.cost import HOUR, ModelShape, forward_flops, seconds_of
 from trl_real.selection.planning.hardware import BYTES, Hardware
@@ -157,3 +160,14 @@ def judge_money(pairs: float, prompt: float, response: float, judge: JudgePrice)
 def people_money(pairs: float, seconds: float, wage: float) -> float:
     """USD for labels by people who take `seconds` a pair and earn `wage` USD an hour."""
     return pairs * seconds / HOUR * wage
+
+
+def read_rate(seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the bytes per second that this machine's CPU reads in products of one row with 256 MB of weights."""
+    row, weights = torch.rand(1, 4096), torch.rand(16384, 4096)
+    torch.nn.functional.linear(row, weights)
+    started, n = clock(), 0
+    while (spent := clock() - started) < seconds or not n:
+        torch.nn.functional.linear(row, weights)
+        n += 1
+    return 4.0 * weights.numel() * n / spent

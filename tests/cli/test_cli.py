@@ -234,6 +234,6 @@ def test_train_resumes_a_killed_run(tmp_path, model, capsys, caplog):
     (tmp_path / "out" / "model.safetensors").unlink()
     for _ in range(2):  # the second time there is nothing left to do
         assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
-        assert "Going on from" in caplog.text and json.loads(capsys.readouterr().out)["loss"] == whole["loss"]
+        assert "Resuming from" in caplog.text and json.loads(capsys.readouterr().out)["loss"] == whole["loss"]
         caplog.clear()
         assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

@@ -118,6 +118,6 @@ def test_output_folder_of_another_training_is_refused(
     capsys.readouterr()
     if message is None:
         assert main([*argv, *flags]) == 0
-        assert "It had reached its last step, 2: nothing is trained again." in caplog.text
+        assert "The run has already reached its last step, 2: nothing to train." in caplog.text
     else:
         assert f"'out' holds a training with {message}" in fails(capsys, *argv, *flags)

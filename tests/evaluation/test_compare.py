@@ -175,9 +175,9 @@ def test_mistakes_are_named(dataset):
         compare_columns(DatasetDict({"test": dataset}), judge)
     with pytest.raises(TrlRealError, match="Row 1 of 'response' is of type NoneType"):
         compare_columns(dataset.map(lambda row, i: {"response": None if i == 1 else "x"}, with_indices=True), judge)
-    with pytest.raises(TrlRealError, match="gave 2 verdicts on 4 rows"):
+    with pytest.raises(TrlRealError, match="returned 2 verdicts on 4 rows"):
         compare_columns(dataset, lambda batch: [1, 0])
-    with pytest.raises(TrlRealError, match="said 2.0 on row 3"):
+    with pytest.raises(TrlRealError, match="returned 2.0 on row 3"):
         compare_columns(dataset, lambda batch: [1, 0, 2, 0])
 
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from claims import uncertainty
 from scipy.stats import spearmanr
 
+from support.claims import uncertainty
 from trl_real.errors import TrlRealError
 from trl_real.functional.design import pair_features
 from trl_real.functional.projection import PROJECTIONS, make_projection

@@ -446,7 +446,7 @@ class TestSelfAnnotation:
             annotated(pool().remove_columns("responses"))
         with pytest.raises(TrlRealError, match="Unknown pick 'worst_best': choose from best_worst, best_random"):
             annotated(pick="worst_best")
-        with pytest.raises(TrlRealError, match="Group the rows of a prompt first"):
+        with pytest.raises(TrlRealError, match="Group the rows by prompt first"):
             annotated(Dataset.from_dict({"prompt": ["a"], "responses": ["b"]}))
 
     def test_killed_run_resumes_to_the_same_labels(self, tmp_path):

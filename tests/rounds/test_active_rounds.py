@@ -70,7 +70,7 @@ def test_more_rounds_resume_the_run_and_other_settings_are_refused(model, tmp_pa
     assert three.rounds[:3] == two.rounds and three.rounds[3]["n_asked"] == 12
     with pytest.raises(TrlRealError, match="holds a run with budget=4, not 5"):
         active(model, tmp_path, budget=5)
-    with pytest.raises(TrlRealError, match="No selector 'esay'; there are gradient"):
+    with pytest.raises(TrlRealError, match="Unknown selector 'esay'. Choose one of gradient"):
         active(model, tmp_path, selector="esay")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")

@@ -208,10 +208,10 @@ def test_another_judge_labels_the_least_confident(model, tmp_path):
 
 def test_invalid_settings_are_reported_before_anything_runs(model, tmp_path):
     for changes, words in (
-        ({"ablation": "all"}, "No ablation 'all'; there are expansion, refinement, detection"),
-        ({"n_prompts": 20}, r"2 rounds take 40 prompts, but there are 30 .* Type n_prompts=15"),
+        ({"ablation": "all"}, "Unknown ablation 'all'. Choose one of expansion, refinement, detection"),
+        ({"n_prompts": 20}, r"2 rounds need 40 prompts, but prompts has 30 .* Type n_prompts=15"),
         ({"noise_extrapolation": [0.5]}, r"noise_extrapolation=\[0.5\] is too short for 2 rounds"),
-        ({"generation": {"n": 1}}, "n=1 response a prompt is no pair"),
+        ({"generation": {"n": 1}}, "n=1 response per prompt does not make a pair"),
         ({"prompts": Dataset.from_dict({"question": ["?"]})}, "Rename the column"),
         ({"seed_labels": Dataset.from_dict({"prompt": ["?"]})}, "chosen"),
     ):

@@ -147,7 +147,7 @@ def test_killed_selection_resumes(settings, model, tmp_path, monkeypatch):
 
 
 def test_shards_with_num_proc_are_refused(model, tmp_path):
-    with pytest.raises(TrlRealError, match="with shards start processes: torchrun, accelerate"):
+    with pytest.raises(TrlRealError, match="for shards start processes with torchrun or accelerate"):
         EmbeddingPairSelector(model).select(pool_of(4, 2), shards=tmp_path, num_proc=2)
 
 

@@ -90,7 +90,7 @@ def test_mistakes_get_a_one_line_error(cluster, model, pool, tmp_path):
     with pytest.raises(TrlRealError, match="5 actors of 1 CPU do not fit"):
         select_on_ray(selector, pool, shards=tmp_path, num_actors=5)
     loaded = EmbeddingPairSelector(tiny_model(), tokenizer=tiny_tokenizer())
-    with pytest.raises(TrlRealError, match="does not travel to Ray's actors. Give the selector a path"):
+    with pytest.raises(TrlRealError, match="cannot be sent to Ray actors. Give the selector a path"):
         select_on_ray(loaded, pool, shards=tmp_path)
     broken = Dataset.from_list([{"prompt": "p", "responses": "one text"}])
     with pytest.raises(TrlRealError, match="^Column 'responses' holds one str a row"):

@@ -229,7 +229,8 @@ class TestUniform:
         """The draw belongs to a pair's content, not to its place among the candidates."""
         few = Candidates("p", ["a", "b"], [0, 1])
         many = Candidates("p", ["c", "b", "a"], [0, 1, 2])
-        assert _draws([few], uniform, 1)[0, 0] == _draws([many], uniform, 1)[0, 2]
+        rule = as_strategy(uniform)
+        assert _draws([few], rule, 1)[0, 0] == _draws([many], rule, 1)[0, 2]
 
 
 class TestOwnFunction:

@@ -241,12 +241,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "arguments", "message"),
         [
-            ({}, {"budget": 0.5}, "a stream does not show. Type shards='a_folder' for the exact cut"),
-            ({}, {"budget": 0.5, "shards": "x", "sample": 5}, "one of the two"),
-            ({}, {"budget": 5, "sample": 5}, "budget=5 rows cannot be told from a sample. Give a share such as 0.25"),
-            ({}, {"budget": 0.01, "sample": 9}, "in the sample is none. Type sample=10000."),
-            ({}, {"budget": 0.5, "sample": 0}, "sample=0 is no number of rows. Type sample=1000."),
-            ({"strategy": "d_optimal"}, {"budget": 0.5, "sample": 9}, "strategy='d_optimal' weighs rows against each"),
+            ({}, {"budget": 0.5}, "a stream gives one row at a time. Type one of shards='a_folder'"),
+            ({}, {"budget": 0.5, "shards": "x", "sample": 5}, "Type one of shards='a_folder' for the exact cut"),
+            ({}, {"budget": 5, "sample": 5}, "a sample gives a share only. Give a share such as 0.25"),
+            ({}, {"budget": 0.01, "sample": 9}, "in the sample is 0 rows. Type sample=10000."),
+            ({}, {"budget": 0.5, "sample": 0}, "sample=0 is not a number of rows. Type sample=1000."),
+            ({"strategy": "d_optimal"}, {"budget": 0.5, "sample": 9}, "strategy='d_optimal' compares rows with each"),
             ({}, {"budget": 0.5, "shards": "x", "shard_rows": 0}, "shard_rows=0 must be at least 1"),
             ({}, {"budget": 0.5, "shards": "x", "num_proc": 2}, "Leave num_proc out"),
         ],
@@ -258,7 +258,7 @@ class TestErrors:
         assert message in str(error.value)
 
     def test_sample_is_refused_for_a_dataset(self):
-        with pytest.raises(TrlRealError, match="sample=9 is for streams; a Dataset is ranked as a whole"):
+        with pytest.raises(TrlRealError, match="sample=9 is for streams, and this is a Dataset"):
             EmbeddingPairSelector().select(with_vectors(20), 0.5, sample=9)
 
 
@@ -290,7 +290,7 @@ class TestCommand:
             (["--sample", "20"], "--sample 20 is for streams. Type --streaming as well"),
             (["--streaming", "--source", "shp"], "--source converts a whole dataset"),
             (["--streaming", "--num_proc", "2"], "With --streaming type: torchrun"),
-            (["--streaming", "--split", "train[:9]"], "one whole split of ['train']; found 'train[:9]'"),
+            (["--streaming", "--split", "train[:9]"], "one full split of ['train']; found 'train[:9]'"),
         ],
     )
     def test_mistakes(self, flags, more, message, tmp_path, capsys):

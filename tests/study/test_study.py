@@ -179,7 +179,7 @@ def test_no_saving_is_reported_where_random_selection_learns_nothing(tmp_path):
     assert found.unlearned["loss"] == [1 / 3, 2 / 3, 1.0]
     assert found.savings["loss"] == {"easy": [], "hard@centered": []}
     page = write_study_report(tmp_path / "s", found).read_text()
-    assert "Random's interval there holds what a model without a label has" in page
+    assert "The interval of random there contains the value of a model without labels" in page
     assert study(tmp_path / "t").unlearned["loss"] == []
 
 

@@ -31,7 +31,7 @@ def chosen(strategy, embeddings: Tensor, rows: list[Candidates] | None = None, s
 
 def kept(strategy, choice: Choice, budget: int) -> np.ndarray:
     """Return the rows that a budget takes, in ascending order."""
-    return budget_rows(strategy, choice.scores, choice.differences, budget)
+    return budget_rows(strategy, choice.scores, choice.differences, budget)[0]
 
 
 def subset(strategy, embeddings: Tensor, budget: int, **kwargs) -> set[int]:

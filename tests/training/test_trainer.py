@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from support.tiny import save_tiny
+from support.tiny import save_tiny, tiny_tokenizer
 from support.training import LORA, as_dialogues, as_messages, config, history, pairs
 from trl_real import EmbeddingPairSelector, REALDPOConfig, REALDPOTrainer, SelectionRecord, TrlRealError
+from trl_real.functional.similarity import candidate_pairs
 from trl_real.models.sequences import tokenize_pairs
 
 
@@ -115,6 +116,33 @@ def text_of(row: dict) -> str:
     """The chosen answer, without the end that TRL writes after it."""
     chosen = row["chosen"] if isinstance(row["chosen"], str) else row["chosen"][-1]["content"]
     return chosen.removesuffix("<|im_end|>")
+
+
+def by_length(embeddings, draws):
+    """A user's strategy, here one that looks at the norms."""
+    first, second = candidate_pairs(embeddings.shape[1])
+    norms = embeddings.double().norm(dim=-1)
+    return (norms[:, first] - norms[:, second]).abs() / norms.amax()
+
+
+@pytest.mark.parametrize(
+    "strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=["geometry", "function", "lambda"]
+)
+def test_strategy_with_a_geometry_or_a_function_selects_as_the_selector_does(strategy, model, tmp_path):
+    dataset = Dataset.from_list(pairs())
+    args = {"selection_strategy": strategy, "selection_budget": 5, "max_steps": 2, "save_strategy": "steps"}
+    trainer = selecting(tmp_path, model, dataset, save_steps=1, **args)
+    selector = EmbeddingPairSelector(
+        AutoModelForCausalLM.from_pretrained(model), tokenizer=tiny_tokenizer(), strategy=strategy
+    )
+    assert [text_of(row) for row in trainer.train_dataset] == [text_of(row) for row in selector.select(dataset, 5)]
+    trainer.train()
+    trainer.create_model_card()
+    card, folder = (tmp_path / "README.md").read_text(), str(tmp_path / "checkpoint-1")
+    assert f"by strategy `{strategy if isinstance(strategy, str) else trainer.args.selection_strategy}`" in card
+    again = selecting(tmp_path, model, dataset, **args)
+    again.train(resume_from_checkpoint=folder)
+    assert again.selected_rows.tolist() == trainer.selected_rows.tolist()
 
 
 @pytest.mark.parametrize("strategy", ["hard", "random"])
@@ -366,7 +394,7 @@ def test_checkpoint_of_another_training_set_gets_a_one_line_error(model, tmp_pat
     refused("has 15 rows", fewer, resume_from_checkpoint=checkpoint)
     long = [{**row, "prompt": "Question? " * 40} for row in pairs()]
     mixed = Dataset.from_list([*pairs(2), *long[2:]])
-    refused("whose prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
+    refused("its prompt now fills max_length", mixed, max_length=64, selection_budget=1.0)
     unselected = {"selection_strategy": None, "selection_budget": None}
     refused("Give the whole training set and type selection_strategy='easy', selection_budget=6", **unselected)
 
@@ -480,7 +508,7 @@ def useless(n: int = 4) -> Dataset:
 @pytest.mark.parametrize(
     ("dataset", "budget", "message"),
     [
-        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "which a stream does not show"),
+        (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "but this one is a stream"),
         (lambda: Dataset.from_list(pairs()).rename_column("chosen", "better"), 0.5, "No column 'chosen'"),
         (lambda: Dataset.from_list([{**r, "images": []} for r in pairs()]), 0.5, "has a column 'images'"),
         (lambda: Dataset.from_list(pairs(4)), 5, "selection_budget=5, but the training set has 4 rows"),
@@ -497,7 +525,7 @@ def test_unusable_dataset_gets_a_one_line_error(dataset, budget, message, model,
 def test_sharded_model_is_refused(model, tmp_path):
     sharded = AutoModelForCausalLM.from_pretrained(model)
     sharded.model.norm.weight.ds_id = 0
-    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is spread over processes.*Select beforehand"):
+    with pytest.raises(TrlRealError, match="Weight 'model.norm.weight' is sharded over processes.*Select beforehand"):
         selecting(tmp_path, sharded, Dataset.from_list(pairs()))
 
 

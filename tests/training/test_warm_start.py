@@ -127,7 +127,7 @@ def test_adapter_run_resumes_and_unknown_checkpoint_is_reported(base, tmp_path, 
         assert warm_start(base, rows, args, peft_config=adapter).state.global_step == 2
     (tmp_path / "sft" / "run_settings.json").unlink()
     warm_start(base, rows, args, peft_config=adapter)
-    assert "is not known" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
+    assert "are unknown" in caplog.text and not (tmp_path / "sft" / "run_settings.json").exists()
 
 
 def test_no_telemetry_is_sent(base, tmp_path, monkeypatch):

@@ -158,7 +158,8 @@ class Demo:
 
         if not (self.folder / "pool").exists():
             questions = prompts(TRAIN_TOPICS)[: self.args.n_prompts]
-            responses = self._sample(*self._load(), questions, self.args.n_responses, "Sampling the pool")
+            model, tokenizer = self._load()
+            responses = self._sample(model, tokenizer, questions, self.args.n_responses, "Sampling the pool")
             columns = {"prompt": questions, "responses": responses, "scores": [sentiment(r) for r in responses]}
             save(Dataset.from_dict(columns), self.folder / "pool")
         # Always read from disk: only then does `datasets` cache the computations on it.

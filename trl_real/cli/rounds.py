@@ -110,7 +110,9 @@ def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     from trl_real.labeling.people.page_judge import PageJudge
 
     votes = Path(args.votes or Path(args.output_dir) / "votes.jsonl")
-    ready = {"on_ready": lambda url: say(f"Label at {url}; the run continues when all pairs have votes")}
+    ready: dict[str, Any] = {
+        "on_ready": lambda url: say(f"Label at {url}; the run continues when all pairs have votes")
+    }
     return PageJudge(votes, guidelines=args.guidelines or "", port=args.port, **ready)
 
 

@@ -1,53 +1,66 @@
 """Choose the pairs of a pool that are worth a label."""
 
 import argparse
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.plan import add_plan, print_plan
-from trl_real.cli.streaming import add_streaming, write_stream
+
+
+PRICES = ("hardware", "n_devices", "price", "price_per_label")
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Flags bear the names of `EmbeddingPairSelector`'s arguments."""
+    """Add flags with the names of `EmbeddingPairSelector`'s arguments."""
     add_common(parser)
     parser.add_argument(
         "--source", help="convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval"
     )
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid, d_optimal or random")
-    parser.add_argument(
-        "--budget", type=number, help="share of the rows (0.25) or number of rows (500); all by default"
-    )
+    parser.add_argument("--budget", type=number, help="share (0.25) or number (500) of the rows; default: all")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument("--context", default="response", help="response (default) or prompt+response")
     parser.add_argument("--layer", type=int, default=-1, help="hidden states to average; -1 (default) is the last")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens of a response that are read (default 512)")
-    parser.add_argument("--batch_tokens", type=int, help="tokens in a forward pass")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens read per response (default: 512)")
+    parser.add_argument("--batch_tokens", type=int, help="tokens per forward pass")
     parser.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
-    parser.add_argument("--device", help="such as cpu or cuda:0")
+    parser.add_argument("--device", help="device, such as cpu or cuda:0")
     parser.add_argument("--center", action="store_true", help="short for --geometry centered")
     parser.add_argument(
         "--geometry", default="raw", help="raw (default), centered, standardized, debiased or whitened"
     )
-    parser.add_argument("--responses", default="responses", help="column that holds the list of responses")
+    parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--seed", type=int, default=42)
-    work = parser.add_argument_group(
-        "who works", "finished parts lie in OUTPUT_DIR.shards; run again, it goes on there"
+    parser.add_argument("--streaming", action="store_true", help="read the pool row by row, twice, without storing it")
+    parser.add_argument("--sample", type=int, help="with --streaming: rows for a threshold, to read the pool once")
+    _add_workers(parser.add_argument_group("workers", "scores are saved in OUTPUT_DIR.shards; a second run continues"))
+    _add_plan(parser.add_argument_group("cost"))
+
+
+def _add_workers(group: Any) -> None:
+    group.add_argument("--shard_rows", type=int, default=2048, help="rows per shard (default: 2048)")
+    group.add_argument("--num_proc", type=int, help="worker processes of one map, instead of shards")
+    group.add_argument("--num_actors", type=int, help="run on Ray, with this many actors at once")
+    group.add_argument("--num_cpus", type=float, default=1, help="CPUs per Ray actor (default: 1)")
+    group.add_argument("--num_gpus", type=float, default=0, help="GPUs per Ray actor (default: 0)")
+    group.add_argument("--ray_address", help="address of the Ray cluster, such as auto (default: a local one)")
+
+
+def _add_plan(group: Any) -> None:
+    group.add_argument("--plan", action="store_true", help="print the cost of this selection and stop")
+    group.add_argument(
+        "--hardware", default="cpu", help="cpu (this machine, measured; default), l4, rtx4090, a100, h100 or h200"
     )
-    work.add_argument("--shard_rows", type=int, default=2048, help="rows of a part (default 2048)")
-    work.add_argument("--num_proc", type=int, help="worker processes of one map, instead of parts")
-    work.add_argument("--num_actors", type=int, help="on Ray, with so many actors at once")
-    work.add_argument("--num_cpus", type=float, default=1, help="of a Ray actor (default 1)")
-    work.add_argument("--num_gpus", type=float, default=0, help="of a Ray actor (default 0)")
-    work.add_argument("--ray_address", help="of the Ray cluster, such as auto (default: one on this machine)")
-    add_streaming(parser)
-    add_plan(parser)
+    group.add_argument("--n_devices", type=int, default=1, help="number of devices (default: 1)")
+    group.add_argument("--price", type=float, help="USD per device and hour (default: an assumption)")
+    group.add_argument("--price_per_label", type=float, help="USD per label")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Select, and write the kept rows with their record."""
+    """Select, and write the kept rows with their record; with `--plan` only print the cost."""
     from trl_real.data.files import check_target, load, save
     from trl_real.data.sources import SOURCES
     from trl_real.errors import TrlRealError
@@ -64,22 +77,85 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in (*names, "geometry", "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
     if (args.streaming or args.sample is not None) and not args.plan:
-        written = write_stream(args, selector)
-        return None if rank() else _tell(args, selector.record, written.column_names, n_written=len(written))
+        written = _write_stream(args, selector)
+        return None if rank() else _report(args, selector.record, written.column_names, n_written=len(written))
     dataset = load(args.dataset, args.split)
     if args.source:
         dataset = SOURCES[args.source](dataset)
     if args.plan:
-        return print_plan(args, selector, dataset)
+        return _print_plan(args, selector, dataset)
     check_target(dataset, args.output_dir)
-    kept = _kept(args, selector, dataset)
+    kept = _select(args, selector, dataset)
     if not rank():
         save(kept, args.output_dir)
-        _tell(args, selector.record, kept.column_names)
+        _report(args, selector.record, kept.column_names)
 
 
-def _tell(args: argparse.Namespace, record: Any, columns: list[str], **more: int) -> None:
-    """Put the record beside the rows that are written, and say what was done and what comes next."""
+def _print_plan(args: argparse.Namespace, selector: Any, dataset: Any) -> None:
+    """Print the plan; write nothing and load no weights."""
+    from trl_real.selection.planning.plan import plan_selection
+
+    plan = plan_selection(selector, dataset, args.budget, **{name: getattr(args, name) for name in PRICES})
+    result(args, plan.to_dict(), plan.summary())
+
+
+def _select(args: argparse.Namespace, selector: Any, dataset: Any) -> Any:
+    """Return the kept rows, scored by one map, by the processes of a launcher, or by Ray actors."""
+    if args.num_proc:
+        return selector.select(dataset, args.budget, num_proc=args.num_proc)
+    settings = {"shards": f"{str(args.output_dir).rstrip('/')}.shards", "shard_rows": args.shard_rows}
+    if args.num_actors is None:
+        return selector.select(dataset, args.budget, **settings)
+    from trl_real.selection.ray_engine import select_on_ray
+
+    actors = {name: getattr(args, name) for name in ("num_actors", "num_cpus", "num_gpus")}
+    return select_on_ray(selector, dataset, args.budget, **settings, **actors, address=args.ray_address)
+
+
+def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
+    """Select from a stream; write the kept rows and return them (None in all processes but the first)."""
+    from datasets import Dataset
+
+    from trl_real.data.files import check_target, load_stream, save
+    from trl_real.runtime.distributed import rank
+
+    _check_stream(args)
+    check_target(Dataset.from_dict({}), args.output_dir)
+    output = Path(args.output_dir).expanduser().resolve()
+    mode = {"sample": args.sample} if args.sample is not None else {"shards": f"{output}.shards"}
+    kept = selector.select(load_stream(args.dataset, args.split), args.budget, shard_rows=args.shard_rows, **mode)
+    if rank():
+        return None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        written = Dataset.from_generator(_RowsOf(kept), features=kept.features, cache_dir=folder)
+        save(written, args.output_dir)
+    return written
+
+
+class _RowsOf:
+    """Generator function over a stream, in a form that `datasets` can pickle."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        yield from self.stream
+
+
+def _check_stream(args: argparse.Namespace) -> None:
+    from trl_real.errors import TrlRealError
+
+    if not args.streaming:
+        raise TrlRealError(f"--sample {args.sample} is for streams. Type --streaming as well, or leave it out.")
+    if args.source:
+        raise TrlRealError("--source converts a whole dataset. Convert it first, or leave --streaming out.")
+    if args.num_proc or args.num_actors:
+        raise TrlRealError("--num_proc and --num_actors need a whole dataset. With --streaming type: torchrun …")
+
+
+def _report(args: argparse.Namespace, record: Any, columns: list[str], **more: int) -> None:
+    """Save the record next to the written rows, and print the result and the next command."""
     folder = str(Path(args.output_dir))
     record.save(folder)
     say(record.summary())
@@ -88,16 +164,3 @@ def _tell(args: argparse.Namespace, record: Any, columns: list[str], **more: int
     verb = "label" if "pair" in columns else "train"
     say(f"Next: trl-real {verb} --dataset {folder} --output_dir …")
     result(args, {"output_dir": folder, **more, **record.to_dict()}, folder)
-
-
-def _kept(args: argparse.Namespace, selector: Any, dataset: Any) -> Any:
-    """The kept rows, found by one map, by the processes of a launcher, or by Ray's actors."""
-    if args.num_proc:
-        return selector.select(dataset, args.budget, num_proc=args.num_proc)
-    settings = {"shards": f"{str(args.output_dir).rstrip('/')}.shards", "shard_rows": args.shard_rows}
-    if args.num_actors is None:
-        return selector.select(dataset, args.budget, **settings)
-    from trl_real.selection.ray_engine import select_on_ray
-
-    asked = {name: getattr(args, name) for name in ("num_actors", "num_cpus", "num_gpus")}
-    return select_on_ray(selector, dataset, args.budget, **settings, **asked, address=args.ray_address)

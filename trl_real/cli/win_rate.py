@@ -18,11 +18,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--lengths", help="with --preferences: column of the model's lengths, in characters")
     add("--baseline_lengths", help="with --preferences: column of the baseline's lengths")
     add("--model", default="response", help="column of the model's completions, or a policy: Hub id or path")
-    add(
-        "--baseline",
-        default="baseline_response",
-        help="column of the baseline's completions, or a policy: Hub id or path",
-    )
+    add("--baseline", default="baseline_response", help="column of the baseline's completions, or a policy")
     add("--models", nargs="+", metavar="COLUMN", help="columns of completions to compare and rank")
     add("--reference", help="with --models: column with rating 1000 (default: the last)")
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
@@ -30,7 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--prompt", default="prompt", help="column of the prompts")
     add("--confidence", type=float, default=0.95, help="level of the interval")
     add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
-    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty)")
+    add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
     add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
     add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")
@@ -66,8 +62,8 @@ def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
     )
     n_prompts = len(set(values["clusters"])) if "clusters" in values else len(dataset)
     lengths = {name: [length for length in values.get(name, []) if length is not None] for name in LENGTHS}
-    means = [sum(found) / len(found) if found else float("nan") for found in lengths.values()]
-    doubts = rate_doubts(rates, *means, n_prompts) + length_doubts("the model", lengths["lengths"])
+    own, other = (sum(found) / len(found) if found else float("nan") for found in lengths.values())
+    doubts = rate_doubts(rates, own, other, n_prompts) + length_doubts("the model", lengths["lengths"])
     for doubt in doubts:
         say(f"{'DO NOT TRUST' if doubt.grave else 'doubt'}: {doubt.words}")
     if args.output_dir:
@@ -82,7 +78,7 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     from trl_real.evaluation.compare import compare_columns
     from trl_real.evaluation.completions import add_completions, is_policy
 
-    sides = {}
+    sides: dict[str, Any] = {}
     for name in ("model", "baseline"):
         side = getattr(args, name)
         if side not in dataset.column_names and is_policy(side):
@@ -94,7 +90,8 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     judge, dataset = _judge(args, dataset)
     if _planned(args, judge, dataset, [(sides["model"], sides["baseline"])]):
         return
-    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options: dict[str, Any] = {"confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options["prompt"] = args.prompt
     comparison = compare_columns(dataset, judge, **sides, difficulty=_difficulty(args), **options)
     say(comparison.summary())
     if args.output_dir:
@@ -157,7 +154,7 @@ def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tup
         batch["response_b"] += [text_of(text) for text in _column(dataset, b)]
     estimate = tell_price(judge, batch)
     if args.plan:
-        result(args, estimate, "")
+        result(args, estimate or {}, "")
     return args.plan
 
 

@@ -1,7 +1,7 @@
 """Prompts and responses as text or as messages, with an explicit or implicit prompt."""
 
 import os
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from datasets import LargeList, List, Value
 
@@ -11,9 +11,10 @@ from trl_real.errors import TrlRealError
 ASSISTANT_TURN = "\n\nAssistant:"
 
 Messages = list[dict[str, Any]]
+Text = TypeVar("Text", str, Messages)
 
 
-def is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> TypeGuard[Messages]:
     """Return whether `value` is a list of messages (`{"role": …, "content": …}`)."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
 
@@ -34,7 +35,7 @@ def dialogue(prompt: str | Messages) -> str:
     """
     if not isinstance(prompt, str | list):
         raise TrlRealError(
-            f"Column 'prompt' holds {type(prompt).__name__}  where a text or messages should be. Remove such rows: "
+            f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Remove such rows: "
             "dataset.filter(lambda row: row['prompt'] is not None)"
         )
     if isinstance(prompt, str) or len(prompt) == 1:
@@ -42,7 +43,7 @@ def dialogue(prompt: str | Messages) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {text_of([message])}" for message in prompt)
 
 
-def implied_prompt(chosen: str | Messages, rejected: str | Messages) -> str | Messages:
+def implied_prompt(chosen: Text, rejected: Text) -> Text:
     """
     Return the prompt that two full dialogues share.
 
@@ -67,7 +68,7 @@ def implied_prompt(chosen: str | Messages, rejected: str | Messages) -> str | Me
     return chosen[:shared]
 
 
-def without_prompt(dialogue: str | Messages, prompt: str | Messages) -> str | Messages | None:
+def without_prompt(dialogue: Text, prompt: Text) -> Text | None:
     """Return the dialogue after the prompt, or None if it does not begin with the prompt."""
     begins = dialogue.startswith(prompt) if isinstance(dialogue, str) else dialogue[: len(prompt)] == prompt
     return dialogue[len(prompt) :] if begins else None

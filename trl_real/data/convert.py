@@ -58,7 +58,8 @@ def iterate(dataset: Dataset) -> Iterator[dict]:
 
 def from_rows(rows: Iterable[dict], features: dict) -> Dataset:
     """Build a dataset from rows, in chunks: one Arrow text array is limited to 2 GB."""
-    rows, chunks = iter(rows), []
+    rows = iter(rows)
+    chunks: list[Dataset] = []
     while (chunk := list(islice(rows, CHUNK))) or not chunks:
         columns = {name: [row[name] for row in chunk] for name in features}
         chunks.append(Dataset.from_dict(columns, features=Features(features)))

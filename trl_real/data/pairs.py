@@ -58,7 +58,7 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
             seen.setdefault(text.strip(), index)
     indices = list(seen.values())
     if len(indices) >= 2:
-        return Candidates(prompt, [texts[i] for i in indices], indices)
+        return Candidates(prompt, [text for i in indices if (text := texts[i]) is not None], indices)
     return Candidates(prompt, skipped=_reason(texts))
 
 
@@ -112,4 +112,4 @@ def _reason(texts: list[str | None]) -> str:
         return TOO_FEW
     if any(text is None for text in texts):
         return MISSING
-    return EMPTY if any(not text.strip() for text in texts) else IDENTICAL
+    return EMPTY if any(not (text or "").strip() for text in texts) else IDENTICAL

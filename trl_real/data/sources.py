@@ -44,7 +44,7 @@ def from_hh_rlhf(dataset: Dataset, *, counts: Counter | None = None) -> Dataset:
         MissingColumnError: If `chosen` or `rejected` is missing.
         TrlRealError: If they do not hold text, or `dataset` is not one split.
     """
-    columns = ("chosen", "rejected")
+    columns: tuple[str, ...] = ("chosen", "rejected")
     explicit = "prompt" in (getattr(dataset, "column_names", None) or ())
     require_columns(dataset, "from_hh_rlhf", columns, text=() if explicit else columns)
     columns = ("prompt", *columns) if explicit else columns

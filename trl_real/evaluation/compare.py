@@ -155,7 +155,7 @@ def compare_columns(
         confidence=confidence,
         seed=getattr(judge, "seed", None),
         verdicts=summary,
-        doubts=found.doubts(model, baseline, rates, means, summary),
+        doubts=found.doubts(model, baseline, rates, (means[0], means[1]), summary),
         rows=found.columns(),
     )
 
@@ -191,7 +191,7 @@ class _Rows:
         return model, baseline
 
     def doubts(
-        self, model: str, baseline: str, rates: dict[str, Any], lengths: list[float], summary: VerdictSummary
+        self, model: str, baseline: str, rates: dict[str, Any], lengths: tuple[float, float], summary: VerdictSummary
     ) -> list[Doubt]:
         """Return all reasons to doubt the rate, grave ones first."""
         found = []

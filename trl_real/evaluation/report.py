@@ -43,11 +43,12 @@ def write_comparison_report(
     check_extras()
     folder = Path(folder)
     rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
-    pictures = {"rates": saved(folder / "win_rates.png", figures.win_rate_figure(rates)), "lengths": []}
+    overview = saved(folder / "win_rates.png", figures.win_rate_figure(rates))
+    lengths: list[tuple[Comparison, Any]] = []
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None
         if figure is not None:
-            pictures["lengths"].append((comparison, saved(folder / f"lengths_{i}.png", figure)))
+            lengths.append((comparison, saved(folder / f"lengths_{i}.png", figure)))
     page = render(
         TEMPLATE,
         title=title,
@@ -56,7 +57,7 @@ def write_comparison_report(
         ranking=ranking,
         paired=paired or {},
         facts=facts or {},
-        pictures=pictures,
+        pictures={"rates": overview, "lengths": lengths},
     )
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
@@ -64,4 +65,5 @@ def write_comparison_report(
 
 
 def _interval(comparison: Comparison) -> tuple[float, float, float]:
-    return tuple(figures.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
+    value, low, high = (figures.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
+    return value, low, high

@@ -99,9 +99,12 @@ def fit_head(
     if len(x) < x.shape[1]:
         q, r = torch.linalg.qr(x.T)
         basis, x = q.T, r.T  # (n, d), (n, n)
-    fit = tune_bradley_terry(x)[0] if ridge is None else None  # soft labels would count as weaker evidence
+    fit = None
+    if ridge is None:
+        fit = tune_bradley_terry(x)[0]  # soft labels would count as weaker evidence
+        ridge = fit.ridge
     if fit is None or (confidences is not None and bool((confidences != 1).any())):
-        fit = next(bradley_terry_path(x, [ridge if fit is None else fit.ridge], confidences))
+        fit = next(bradley_terry_path(x, [ridge], confidences))
     wrong = torch.sigmoid(-(x @ fit.weights))
     factor = hessian_factor(x.float(), wrong.float(), fit.ridge)  # products in float32
     return Posterior(fit.weights if basis is None else fit.weights @ basis, factor, basis, fit.ridge)

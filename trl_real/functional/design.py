@@ -138,18 +138,19 @@ def greedy_design(
     _check(features, k, ridge, history, allowed, max_per_prompt, prompts)
     search = Search(features, Inverse(features.shape[1], ridge, history), allowed)
     left: dict[int, int] = {}
-    picks, scores = [], []
+    picks: list[int] = []
+    gains: list[float] = []
     for _ in range(k):
         best, score = search.best()
         picks.append(best)
-        scores.append(score)
+        gains.append(score)
         search.take(best)
-        if max_per_prompt is not None:
+        if max_per_prompt is not None and prompts is not None:
             prompt = int(prompts[best])
             left[prompt] = left.get(prompt, max_per_prompt) - 1
             if not left[prompt]:
                 search.drop((prompts == prompt).nonzero()[:, 0])
-    scores = torch.tensor(scores, dtype=torch.float64)
+    scores = torch.tensor(gains, dtype=torch.float64)
     log_det = search.inverse.history_log_det + float(scores.log1p().sum())
     return Design(torch.tensor(picks, dtype=torch.long), scores, log_det)
 

@@ -95,7 +95,7 @@ def preference_metrics(
         Metrics by name: `loss`, `rewards/…`, `margin_logratio`, `logps/…`.
     """
     logps = [values.double() for values in (chosen, rejected, ref_chosen, ref_rejected)]
-    margin = implicit_margin(*logps, beta)
+    margin = implicit_margin(logps[0], logps[1], logps[2], logps[3], beta)
     quantiles = torch.quantile(margin, margin.new_tensor(list(QUANTILES.values())))
     means = {
         "loss": soft_label_loss(margin, flip),
@@ -181,10 +181,11 @@ def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max
 
 def _chunk_of_logits(terms: list[tuple[float, Tensor, Head]], start: int, end: int) -> Tensor:
     """Sum the logits of words `start` to `end`, in float32 for weights of any type. Shape `(N, end - start)`."""
-    logits = None
+    logits: Tensor | None = None
     for scale, states, head in terms:
         bias = None if head.bias is None else head.bias[start:end].float()
         part = F.linear(states, head.weight[start:end].float(), bias)
         part = part if scale == 1 else part.mul_(scale)
         logits = part if logits is None else logits.add_(part)
+    assert logits is not None, "no terms"
     return logits

@@ -226,7 +226,7 @@ def _budget(budget: float | int | None) -> str:
 
 def _counts(record: SelectionRecord, n_rows: dict[str, int]) -> list[tuple]:
     where = "in the sample" if record.sampled else "in the pool"
-    rows = [(where, record.n_rows), ("kept", record.n_kept), ("not chosen", record.n_not_chosen)]
+    rows: list[tuple] = [(where, record.n_rows), ("kept", record.n_kept), ("not chosen", record.n_not_chosen)]
     rows += [(f"skipped: {reason}", count) for reason, count in sorted(record.skipped.items())]
     if "n_picked" in record.settings:  # several pairs can come from one row
         rows.append(("pairs picked in the kept rows", record.settings["n_picked"]))

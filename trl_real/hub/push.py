@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -90,7 +91,7 @@ def push_subset(
     api, message = HfApi(token=token), commit_message or f"Push {config_name} with trl-real"
     with _one_line(repo_id, "The local rows are unchanged: correct this and push again."):
         repo_id = _open_repo(api, repo_id, private)
-        target = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
+        target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
         _again_on_conflict(lambda: _push_rows(dataset, split, token=token, commit_message=message, **target))
     with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
         _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
@@ -243,7 +244,7 @@ def _one_line(repo_id: str, state: str) -> Iterator[None]:
         raise TrlRealError(f"Could not push to {repo_id}: {_reason(cause)} {state}") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return "you are not signed in. Type: hf auth login."
     if isinstance(error, OfflineModeIsEnabled):

@@ -160,8 +160,8 @@ def _verdicts(
         n_resumed = sum(key in known for key in keys)
         asked: dict[str, Verdict] = {}
         for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
-            rows = missing[start : start + batch_size]
-            for row, verdict in zip(rows, ask(judge, pairs[rows], rows), strict=True):
+            batch = missing[start : start + batch_size]
+            for row, verdict in zip(batch, ask(judge, pairs[batch], batch), strict=True):
                 if not verdict.failure and verdict.outcome != "failed":
                     lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
                 asked[keys[row]] = verdict

@@ -182,7 +182,7 @@ class KeptSums(dict):
                 raise TrlRealError(f"Line {number} of {str(path)!r} has no sums. Give the path of a new file.")
             super().update(line["sums"])
 
-    def update(self, found: dict[str, float]) -> None:
+    def update(self, found: dict[str, float]) -> None:  # type: ignore[override]  # takes a dict only
         """Add sums, to the file and to the dict."""
         if found:
             with Journal(self.path) as lines:

@@ -68,7 +68,8 @@ class ScoreJudge(VerdictJudge):
                 f"Column {self.column!r} has {len(scores)} scores in a row with the pair {list(pair)}. "
                 "Give one score per response, None for a missing one."
             )
-        return tuple(math.nan if scores[i] is None else float(scores[i]) for i in (first, second))
+        a, b = (math.nan if score is None else float(score) for score in (scores[first], scores[second]))
+        return a, b
 
     def _verdict(self, first: float, second: float) -> float:
         if not (math.isfinite(first) and math.isfinite(second)):

@@ -65,7 +65,7 @@ class Judge(Protocol):
 
     name: str
 
-    def __call__(self, batch: dict[str, list[Any]]) -> list[float | None]:
+    def __call__(self, batch: dict[str, list[Any]]) -> Sequence[float | None]:
         """Return the probability in [0, 1] that `response_a` is better, per row; NaN or None for no verdict."""
         ...
 

@@ -161,7 +161,8 @@ def taps(model: PeftModel, sink_now: Callable[[], Sink], cast_to: torch.dtype | 
                 for full in names:
                     stack.callback(layers[full].register_forward_hook(partial(tap, full)).remove)
             elif cast_to and type(module) is nn.Linear and "forward" not in vars(module) and ".lora_" not in name:
-                module.forward = partial(_cast, *_to(cast_to, module.weight, module.bias))
+                forward = partial(_cast, *_to(cast_to, module.weight, module.bias))
+                module.forward = forward  # type: ignore[method-assign]  # undone when the taps are removed
                 stack.callback(delattr, module, "forward")
         # No parameter requires a gradient (it would be a sum over the batch): the graph begins at the embeddings.
         embeddings = model.get_input_embeddings()
@@ -178,10 +179,11 @@ def _is_plain(module: nn.Module) -> bool:
 def _matrices(module: Linear, adapter: str, cast_to: torch.dtype | None) -> _Matrices:
     dtype = cast_to or module.base_layer.weight.dtype
     base, a, b = module.base_layer, module.lora_A[adapter], module.lora_B[adapter]
-    return _Matrices(*_to(dtype, base.weight, base.bias, a.weight, b.weight), module.scaling[adapter])
+    weight, bias, below, above = _to(dtype, base.weight, base.bias, a.weight, b.weight)
+    return _Matrices(weight, bias, below, above, module.scaling[adapter])
 
 
-def _to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+def _to(dtype: torch.dtype, *tensors: Any) -> list[Any]:
     return [tensor if tensor is None else tensor.detach().to(dtype) for tensor in tensors]
 
 

@@ -75,7 +75,7 @@ class Response:
     label: Any = None
     tokens: list[int] = field(default_factory=list)
     start: int = 0
-    state: np.random.Generator | None = None
+    state: np.random.Generator | Any = None
 
     def ended(self, ends: Collection[int]) -> bool:
         """Return whether the last token is an EOS token."""
@@ -96,7 +96,8 @@ class Decoder:
     def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):
         self.model, self.sampler, self.ends, self.batch_size = model, sampler, frozenset(ends), batch_size
         self.device = next(model.parameters()).device
-        self.slots = Slots(model.config.get_text_config(), batch_size)
+        config: Any = model.config
+        self.slots = Slots(config.get_text_config(), batch_size)
         self.prefill_tokens = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "elsewhere"]
         self.rows: list[Response] = []
         self.next = 0  # the cache column of the next token
@@ -162,7 +163,9 @@ class Decoder:
 
     def _group(self, waiting: deque[Response], n_free: int) -> list[Response]:
         """Take the next responses: as many as rows are free and as one forward pass over their prompts can read."""
-        group, prompts, width = [], set(), 0
+        group: list[Response] = []
+        prompts: set[Ids] = set()
+        width = 0
         while waiting and len(group) < n_free:
             prompt = waiting[0].prompt
             width = max(width, len(prompt))
@@ -203,8 +206,9 @@ class Decoder:
 
 def decodes_well(model: nn.Module) -> bool:
     """Return whether continuous batching is exact on this model; layers with another kind of state break it."""
-    config = model.config.get_text_config()
-    if model.config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+    whole: Any = model.config
+    config = whole.get_text_config()
+    if whole.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         return False
     a, b, c = (ids + (1,) for ids in made_up(config.vocab_size, (5, 2, 9)))
 

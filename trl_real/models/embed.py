@@ -92,7 +92,7 @@ class Embedder(ModelReader):
         memoize: bool = False,
     ):
         self.options = options = options or EmbedderOptions()
-        backbone = without_peft(model).base_model
+        backbone: Any = without_peft(model).base_model
         self.original: nn.Module | None = None
         if dtype == torch.float32 != next(backbone.parameters()).dtype:
             self.original, self.copied = backbone, _versions(backbone)
@@ -120,7 +120,7 @@ class Embedder(ModelReader):
         self._renew_copy()
         sequences, truncated = self._tokenize(prompts, responses)
         distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
-        vectors: list[Tensor | None] = [(self.memo or {}).get(sequence) for sequence in distinct]
+        vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
         n_tokens = self._embed(list(distinct), vectors, progress)
         self._add_to_memo(distinct, vectors)
         rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)

@@ -78,9 +78,9 @@ class Encoder(LazyModel):
             self._fingerprint = None
         if self.name or self.model is not None:
             self._fingerprint = super().fingerprint()
-        if self.model is not None:
-            _alive[self._fingerprint] = self
-        return self._fingerprint
+            if self.model is not None:
+                _alive[self._fingerprint] = self
+        return self._fingerprint or ""
 
     def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
         """
@@ -98,7 +98,8 @@ class Encoder(LazyModel):
         if self.name is None and self.model is None:
             self._adopt()
         if not self.has_backbone:
-            vectors = torch.as_tensor(self.model.encode(texts)).float().cpu() if texts else torch.zeros(0, 0)
+            model: Any = self.model
+            vectors = torch.as_tensor(model.encode(texts)).float().cpu() if texts else torch.zeros(0, 0)
             if len(vectors) != len(texts):
                 raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
@@ -109,7 +110,7 @@ class Encoder(LazyModel):
         if self._fingerprint not in _alive:
             for encoder in list(_with_model):
                 encoder.fingerprint()
-        inherited = _alive.get(self._fingerprint)
+        inherited = _alive.get(self._fingerprint or "")
         if inherited is None or inherited.model is None:
             raise TrlRealError(
                 "A loaded model cannot be sent to a new process (spawn). Give the selector a path or a Hub id."

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,7 @@ class _OwnSampling(LogitsProcessor):
 
 def _write(
     model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
-) -> Iterator[Response]:
+) -> Generator[Response, None, None]:
     if not responses:
         return
     if decodes_well(model):
@@ -178,8 +178,8 @@ def _write(
 
 
 def _by_library(
-    model: nn.Module, sampler: Sampler, ends: Collection[int], batch: list[Response]
-) -> Iterator[Response]:
+    model: Any, sampler: Sampler, ends: Collection[int], batch: list[Response]
+) -> Generator[Response, None, None]:
     """Generate a batch with `model.generate`."""
     ids, mask = pad([response.prompt for response in batch], left=True)
     output = model.generate(
@@ -198,9 +198,7 @@ def _by_library(
         yield response
 
 
-def _asked(
-    model: nn.Module, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int
-) -> list[Response]:
+def _asked(model: Any, texts: list[str], ids: list[Ids], n: int, max_new_tokens: int, seed: int) -> list[Response]:
     """Return all responses, in order; their labels are the row and the number of the response."""
     reads = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     asked = []

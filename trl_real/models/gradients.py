@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,13 +113,14 @@ class GradientFeatures(ModelReader):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         options: GradientOptions | None = None,
         dtype: torch.dtype | None = None,
     ):
         self.options = options = options or GradientOptions()
-        shapes = {name: _as_rows(p[None]).shape[1:] for name, p in adapter_parameters(model).items()}
+        rows = {name: _as_rows(p[None]) for name, p in adapter_parameters(model).items()}
+        shapes = {name: (row.shape[1], row.shape[2]) for name, row in rows.items()}
         self.projection: Projection = make_projection(options.projection, shapes, options.projection_dim, options.seed)
         super().__init__(model, tokenizer, model.get_base_model(), options.batch_tokens, dtype)
         self.batch_tokens = max(1, min(self.batch_tokens, MAX_LOGITS // self.config.vocab_size))
@@ -174,8 +175,8 @@ class GradientFeatures(ModelReader):
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
         vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # last: blank responses
         prompts = sorted({row.prompt for row in distinct}, key=lambda prompt: (len(prompt), prompt))
-        prompts = set(share(prompts, self.options.all_processes))
-        mine = [row for row in distinct if row.prompt in prompts]
+        my_prompts = set(share(prompts, self.options.all_processes))
+        mine = [row for row in distinct if row.prompt in my_prompts]
         places = torch.tensor([distinct[row] for row in mine], dtype=torch.long)
         n_tokens = torch.zeros(1, 1, dtype=torch.long)
         with self.passes(mine, _n_tokens(mine), progress) as passes:
@@ -187,15 +188,16 @@ class GradientFeatures(ModelReader):
             sum_over_processes(n_tokens, self.device)
         vectors = vectors[[distinct.get(row, -1) for row in rows]]
         n_scored = torch.tensor([row.n_scored for row in rows], dtype=torch.long)
-        cost = {"n_tokens": int(n_tokens), "seconds": time.perf_counter() - started}
+        cost: dict[str, Any] = {"n_tokens": int(n_tokens), "seconds": time.perf_counter() - started}
         cut = torch.tensor(truncated, dtype=torch.bool)
         return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
 
     def _longest(self, work: list[Row]) -> int:
         return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
 
-    def _mode(self) -> AbstractContextManager:
-        return nullcontext()  # each method sets its own
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        yield  # each method sets its own
 
     def _first_exact(self) -> str:
         """Return the fastest method that equals one at a time on made-up sequences; models may ignore packing."""
@@ -213,7 +215,7 @@ class GradientFeatures(ModelReader):
             vectors.index_add_(0, torch.tensor(ids), found.cpu())
         return vectors
 
-    def _run(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
+    def _run(self, work: list[Row]) -> Generator[tuple[list[int], Tensor, int], None, None]:
         if work:
             yield from self._run_by(self.method, work)
 
@@ -225,13 +227,14 @@ class GradientFeatures(ModelReader):
                 for step in padded_passes(rows, 1):
                     yield step.ids, self._one(step, parameters), step.n_tokens
             return
-        passes, attention = {
+        methods: dict[str, tuple[Callable[..., Iterator[Pass]], AbstractContextManager]] = {
             "packed": (
                 partial(packed_passes, share=not checkpointed_layers(self.model)),
                 packed(self.body),
             ),
             "padded": (padded_passes, nullcontext()),
-        }[method]
+        }
+        passes, attention = methods[method]
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:

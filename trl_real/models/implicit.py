@@ -175,7 +175,7 @@ class ImplicitRewardReader:
             self.cache.update({key: value for key, value in new.items() if np.isfinite(value)})
         return _column({**found, **new}, keys), len(missing), read.n_tokens
 
-    def _digest(self, model: nn.Module) -> str:
+    def _digest(self, model: Any) -> str:
         """Return the model's digest, computed again if a weight was written to or another adapter is active."""
         adapted = isinstance(model, PeftModel)
         off, active = adapted and _is_off(model), list(model.active_adapters) if adapted else []

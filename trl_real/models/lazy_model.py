@@ -42,7 +42,7 @@ class LazyModel:
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
     ):
-        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
+        self.name: str | None = os.fspath(model) if isinstance(model, str | os.PathLike) else None
         self.model, self.tokenizer = None if self.name else model, tokenizer
         self.revision, self.dtype, self.device = revision, checked_dtype(dtype), device
         self._fingerprint: str | None = None
@@ -73,7 +73,8 @@ class LazyModel:
 
     @property
     def _full_name(self) -> str:
-        return self.name or getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        path: str = getattr(getattr(self.model, "config", None), "_name_or_path", "")
+        return self.name or path
 
     @property
     def weights_dtype(self) -> str:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def resolve_revision(model: str, revision: str | None) -> str:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return HfApi().model_info(model, revision=revision, timeout=10).sha
+        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # None in lists of models only
     except HFValidationError as error:
         raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:

@@ -6,7 +6,7 @@ group of equally long sequences (views, no copies, no mask), so every other laye
 Responses to the same prompt share it: the prompt is read once and every response attends to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,7 +124,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    segments: list[Segment] = (),
+    segments: Sequence[Segment] = (),
     kept: dict[nn.Module, tuple] | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
@@ -181,7 +181,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     """Attend. Shape `(heads, count, length, d_head)` to `(count, heads, length, d_head)`."""
     with torch.autocast(q.device.type, enabled=False):  # autocast would choose another precision
         return nn.functional.scaled_dot_product_attention(
-            *(states.transpose(0, 1) for states in (q, k, v)),
+            q.transpose(0, 1),
+            k.transpose(0, 1),
+            v.transpose(0, 1),
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,

@@ -134,6 +134,7 @@ class Pass:
     def products(self, left: Tensor, right: Tensor, of_context: bool = False) -> Tensor:
         """Return `sum_t left_t right_t^T` per row. Shapes `(b, L, m)`, `(b, L, n)` to `(B, m, n)`."""
         seen, spans = (self.context, self.context_spans) if of_context else (self, self.spans)
+        assert seen is not None, "a pass without a context"
         if left.shape[:2] != seen.tokens.shape or right.shape[:2] != seen.tokens.shape:
             raise RuntimeError(f"a layer sees {tuple(left.shape[:2])} tokens, not {tuple(seen.tokens.shape)}")
         if not spans:
@@ -174,7 +175,8 @@ def packed_passes(rows: list[Row], batch_tokens: int, share: bool = True) -> Ite
     """
     groups = sorted(_groups(rows, share), key=lambda group: (-len(group.ids), -group.n_tokens, group.shared))
     for _, alike in groupby(groups, key=lambda group: len(group.ids)):
-        pack, room = [], batch_tokens
+        pack: list[Group] = []
+        room = batch_tokens
         for group in alike:
             if pack and group.n_tokens > room:
                 yield from _turns(pack, rows)
@@ -241,7 +243,7 @@ class _Line:
         if prefix and not n_before and last and not last.prefix and last.length == n:
             last.count += 1
         elif n:
-            self.segments.append(Segment.after(start, n, (prefix,) if n_before else ()))
+            self.segments.append(Segment.after(start, n, (prefix,) if prefix and n_before else ()))
         self.tokens += tokens
         self.positions += range(n_before, n_before + n)
         return slice(start, start + n)

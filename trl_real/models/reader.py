@@ -1,11 +1,11 @@
 """Base class of the readers: objects that run texts through a model and generate nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
@@ -35,6 +35,10 @@ class ModelReader:
 
     desc, item = "Scoring", "text"  # for the progress bar and for messages
     counts_tokens = False  # whether the progress bar counts tokens rather than items
+    _longest: Callable[[list], int]
+    _trial: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
+    _run_packed: Callable[[list], Iterator[tuple]]
+    _run_padded: Callable[[list], Iterator[tuple]]
 
     def __init__(
         self,
@@ -47,7 +51,8 @@ class ModelReader:
     ):
         self.model, self.tokenizer, self.body = model, tokenizer, model if body is None else body
         weights = next(self.body.parameters())
-        self.device, self.config = weights.device, self.body.config.get_text_config()
+        config: Any = self.body.config
+        self.device, self.config = weights.device, config.get_text_config()
         self.batch_tokens = batch_tokens or (cpu_tokens if self.device.type == "cpu" else ACCELERATOR_TOKENS)
         self.cast_to = dtype if dtype not in (None, weights.dtype) else None
         self.sum_in = torch.promote_types(weights.dtype, torch.float32)
@@ -89,7 +94,7 @@ class ModelReader:
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
 
-    def _run(self, work: list) -> Iterator[tuple]:
+    def _run(self, work: list) -> Generator[tuple, None, None]:
         """Yield sequence numbers, their values and the number of tokens, one forward pass at a time."""
         if not work:
             return
@@ -106,7 +111,7 @@ def check_lengths(max_length: int, batch_tokens: int | None) -> None:
             raise TrlRealError(f"{name}={value} reads nothing. Give at least 1 (the default suits most models).")
 
 
-def without_peft(model: nn.Module) -> nn.Module:
+def without_peft(model: Any) -> nn.Module:
     """Return the transformers model inside a PEFT model, adapter layers included, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -1,7 +1,7 @@
 """Rewards of responses, computed by a sequence classifier with one output."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -50,9 +50,10 @@ class RewardReader(ModelReader):
         self, model: nn.Module, tokenizer: Any, batch_tokens: int | None = None, max_length: int | None = None
     ):
         super().__init__(model, tokenizer, None, batch_tokens)
-        if model.config.num_labels != 1:
+        config: Any = model.config
+        if config.num_labels != 1:
             raise TrlRealError(
-                f"The model has {model.config.num_labels} outputs, but a reward model has 1. "
+                f"The model has {config.num_labels} outputs, but a reward model has 1. "
                 "Give one that was trained with num_labels=1."
             )
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
@@ -102,7 +103,7 @@ class RewardReader(ModelReader):
         kept = whole[:first] + whole[min(first + excess, n_prompt) :]
         return tuple(kept[: self.max_length]), True
 
-    def _run(self, work: list[Ids]) -> Iterator[tuple[list[int], Tensor, int]]:
+    def _run(self, work: list[Ids]) -> Generator[tuple[list[int], Tensor, int], None, None]:
         for ids in length_batches(work, self.batch_tokens):
             texts = [work[i] for i in ids]
             yield ids, self._scores(texts), sum(map(len, texts))

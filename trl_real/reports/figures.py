@@ -281,7 +281,7 @@ def draw_interval(axes: "Axes", ends: tuple[float, float, float], y: float, *, c
 def write_above(axes: "Axes", x: float, y: float, text: str) -> None:
     """Write a number on a white plate above its point."""
     plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    place = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
+    place: dict[str, Any] = {"xytext": (0, 10), "textcoords": "offset points", "ha": "center"}
     axes.annotate(text, (x, y), **place, fontsize=FONT - 1, bbox=plate)
 
 

@@ -1,4 +1,4 @@
-"""How much of SPA's learning from doubtful labels takes part (arXiv 2406.04412, section 4.2)."""
+"""SPA's ablations: which parts of the noise-aware training are active (arXiv 2406.04412, section 4.2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 class Ablation(NamedTuple):
     """
+    Active parts of SPA's noise-aware training.
+
     Args:
-        refines: Whether the labels of doubtful pairs are smoothed (Eq. 9-10).
-        extrapolates: Whether doubt is told by the policy extrapolated away from its reference (Eq. 11-12).
+        refines: Whether labels of doubtful pairs are smoothed (Eq. 9-10).
+        extrapolates: Whether doubtful pairs are found with the policy extrapolated away from its reference
+            (Eq. 11-12).
     """
 
     refines: bool
@@ -21,26 +24,26 @@ ABLATIONS = {
     "detection": Ablation(True, True),
 }
 
-ALPHA = 0.1  # the paper's
+ALPHA = 0.1  # of the paper
 
 
-def trusting() -> dict[str, float]:
-    """The trainer's settings where every label is believed, such as those of people."""
+def noise_off() -> dict[str, float]:
+    """Return the trainer's settings that trust every label, as for labels from people."""
     return {"noise_smoothing": 0.0, "noise_extrapolation": 0.0}
 
 
-def doubting(ablation: str, smoothing: float, extrapolation: Sequence[float], number: int) -> dict[str, float]:
+def noise_settings(ablation: str, smoothing: float, extrapolation: Sequence[float], number: int) -> dict[str, float]:
     """
-    The trainer's settings in a round.
+    Return the trainer's noise settings in a round.
 
     Args:
-        ablation: A name in `ABLATIONS`.
+        ablation: Name in `ABLATIONS`.
         smoothing: alpha; 0 for the paper's 0.1.
         extrapolation: lambda of each round.
-        number: Of the round, 1 first.
+        number: Number of the round, starting at 1.
     """
-    which = ABLATIONS[ablation]
+    parts = ABLATIONS[ablation]
     return {
-        "noise_smoothing": (smoothing or ALPHA) if which.refines else 0.0,
-        "noise_extrapolation": extrapolation[number - 1] if which.extrapolates else 0.0,
+        "noise_smoothing": (smoothing or ALPHA) if parts.refines else 0.0,
+        "noise_extrapolation": extrapolation[number - 1] if parts.extrapolates else 0.0,
     }

@@ -1,4 +1,4 @@
-"""What runs in rounds share: a folder, a base model with an adapter a round, and tests between the rounds."""
+"""Base of runs in rounds: a folder per run, a base model with an adapter per round, and tests between rounds."""
 
 import copy
 import logging
@@ -17,7 +17,7 @@ from trl_real.data.digest import dataset_digest
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.annotate import identity_of
 from trl_real.labeling.verdicts import Judge, name_of
-from trl_real.rounds.testing import keep_test_pairs, metrics_on_test_pairs
+from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.run_folder import Round, RoundFolder
 from trl_real.training.adapters import (
@@ -36,27 +36,27 @@ logger = logging.getLogger(__name__)
 Evaluate = Callable[[Any, Any], dict[str, float]]
 
 COST = ("seconds", "n_tokens")
-# A policy that is its own reference has no margin.
+# Metrics of a policy that equals its reference: all margins are 0.
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
-# No part of what a run hangs on: folders, logging, and what the rounds set themselves.
+# Arguments of the trainer that may change when a run continues, or that each round sets itself.
 NOT_SETTINGS = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "report_to", "run_name", "seed")
 
 
 class NothingLeft(TrlRealError):
-    """A round has nothing to choose from: the run ends with the one before."""
+    """Raised when a round has no pair to select from: the run ends with the previous round."""
 
 
 @dataclass
-class Run:
+class RoundsResult:
     """
-    What came of a run.
+    Results of a run.
 
     Args:
-        folder: Its folder.
-        name: Of the arm.
-        seed: Of the run.
-        rounds: A mapping a round, after what there was before the first: its counts, its metrics, and under `phases`
-            the seconds and tokens of each step.
+        folder: Folder of the run.
+        name: Name of the arm.
+        seed: Seed of the run.
+        rounds: One mapping per round, after those from before the first round: counts, metrics, and under `phases` the
+            seconds and tokens of each step.
     """
 
     folder: Path
@@ -78,44 +78,45 @@ class Rounds(ABC):
     seed: int = 42
 
     def __post_init__(self) -> None:
-        self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT writes into it
+        self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT changes it in place
         self.check()
-        for name in ("chosen", "rejected") if self.eval_dataset is not None else ():
-            if name not in self.eval_dataset.column_names:
-                raise MissingColumnError(name, self.eval_dataset.column_names, "eval_dataset are labelled pairs.")
+        columns = None if self.eval_dataset is None else self.eval_dataset.column_names
+        for name in ("chosen", "rejected"):
+            if columns is not None and name not in columns:
+                raise MissingColumnError(name, columns, "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
-    def run(self, rounds: int) -> Run:
-        """Do the rounds that are not done yet, of so many in all."""
-        found = Run(self.runs.folder, self.name, self.seed, self.start())
+    def run(self, rounds: int) -> RoundsResult:
+        """Run the rounds that are not finished yet, up to the given total."""
+        result = RoundsResult(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
             try:
-                found.rounds.append(self.round(number, found.rounds[-1]))
+                result.rounds.append(self.round(number, result.rounds[-1]))
             except NothingLeft:
-                logger.warning("Round %d has no pair to choose that was not judged before; the run ends here.", number)
+                logger.warning("Round %d has no pair left that was not judged before; the run ends here.", number)
                 break
-        return found
+        return result
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the arm, in reports."""
+        """Name of the arm in reports."""
 
     @abstractmethod
     def check(self) -> None:
-        """Refuse settings that are out of range, before anything is written."""
+        """Check the settings before anything is written."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What every round hangs on beside the shared settings, as plain values."""
+        """Return the method's settings that every round depends on, as plain values."""
 
     @abstractmethod
     def start(self) -> list[dict[str, Any]]:
-        """What there is before the first round, and what it scores."""
+        """Prepare the first round, and return the metrics from before it."""
 
     @abstractmethod
     def round(self, number: int, before: dict[str, Any]) -> dict[str, Any]:
-        """Do a round, given what the one before came to."""
+        """Run a round, given the results of the previous one."""
 
     def _shared_settings(self) -> dict[str, Any]:
         trainer = {name: value for name, value in self.args.to_dict().items() if name not in NOT_SETTINGS}
@@ -128,23 +129,23 @@ class Rounds(ABC):
         }
 
     def base(self) -> tuple[Any, Any]:
-        """The model before alignment, and its tokenizer."""
+        """Load the model before alignment and its tokenizer."""
         return load_base(self.model, self.args.model_init_kwargs, self.args.use_cpu)
 
-    def policy(self, of: Round) -> tuple[Any, Any]:
-        """The base with the adapter of a round, and its tokenizer."""
+    def policy(self, this: Round) -> tuple[Any, Any]:
+        """Load the base model with the adapter of a round, and the tokenizer."""
         base, tokenizer = self.base()
-        return with_adapter(base, of / "adapter", trainable=True), tokenizer
+        return with_adapter(base, this / "adapter", trainable=True), tokenizer
 
     def begin(self, adapter: str) -> dict[str, float]:
         """
-        Make a fresh adapter, which is still the base, and keep the test pairs with what the base says of them.
+        Create an adapter without effect, and save the test pairs with the base model's log-probabilities.
 
         Args:
-            adapter: Its folder in round 0.
+            adapter: Folder of the adapter in round 0.
 
         Returns:
-            What it scores.
+            Metrics of the base model.
         """
         zero = self.runs.round(0)
 
@@ -152,7 +153,7 @@ class Rounds(ABC):
             base, tokenizer = self.base()
             policy = fresh_adapter(base, self.peft_config, self.seed)
             if self.eval_dataset is not None:
-                keep_test_pairs(self.eval_dataset, policy, tokenizer, self.args, zero / "test")
+                save_test_pairs(self.eval_dataset, policy, tokenizer, self.args, zero / "test")
             save_adapter(policy, zero / adapter)
             return {"metrics": self.evaluate(policy, tokenizer) if self.evaluate is not None else {}}
 
@@ -160,7 +161,7 @@ class Rounds(ABC):
         return {**zero.step("start", make)["metrics"], **untrained}
 
     def test(self, this: Round) -> dict[str, Any]:
-        """What a round's policy scores."""
+        """Return the metrics of a round's policy."""
         found: dict[str, float] = {}
         if self.eval_dataset is None and self.evaluate is None:
             return {"metrics": found}
@@ -173,22 +174,22 @@ class Rounds(ABC):
 
 
 def phases_of(this: Round) -> dict[str, dict[str, float]]:
-    """Seconds and tokens of the steps of a round."""
+    """Return the seconds and tokens of each step of a round."""
     return {name: {key: state.get(key, 0) for key in COST} for name, state in this.state.items()}
 
 
 def setting_of(judge: Judge) -> str:
-    """A judge as a setting; votes may be added while rounds go on."""
+    """Return a judge as a setting, without votes, which may be added during a run."""
     return f"{name_of(judge)}, {identity_of(judge, ignore=('votes',))}"
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
     """
-    The rows of each prompt, in an order that its text and the seeds draw, whatever order they come in.
+    Return the rows of each different prompt, in a random order that depends on texts and seeds, not on row order.
 
     Args:
         prompts: Texts, messages or None.
-        seeds: Of the draw.
+        seeds: Seeds of the order.
     """
     found: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):

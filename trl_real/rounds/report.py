@@ -1,4 +1,4 @@
-"""One page that tells what each arm made of its labels, round by round."""
+"""HTML report of runs in rounds: metrics, self-annotation and costs of each arm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ NOT_METRICS = ("stage", "round", "n_asked", "n_labels", "n_pairs", "annotation",
 
 class Kind(NamedTuple):
     """
-    What the arms of a page are.
+    Texts of a report, and how it compares arms.
 
     Args:
-        title: Headline.
-        intro: What an arm is, and what its rounds do.
-        x: Name of the count that curves are drawn against.
-        x_label: The same in words.
-        same_x: Whether arms are compared at the same count, as of labels that are paid for; else in the same round.
-        baseline: The arm that the others are compared with.
+        title: Title of the page.
+        intro: Explanation of an arm and its rounds.
+        x: Key of the count on the x-axis.
+        x_label: Label of the x-axis.
+        same_x: Whether arms are compared at the same count, such as paid labels; else in the same round.
+        baseline: Name of the arm to compare the others with.
     """
 
     title: str
@@ -43,9 +43,9 @@ class Kind(NamedTuple):
 
 
 ACTIVE = Kind(
-    "Choosing, labelling and training in rounds",
-    "An arm is a way to choose which pairs are labelled, in rounds: choose, label, train, choose again with what was "
-    "learned.",
+    "Selection, labelling and training in rounds",
+    "An arm is a selector. In each round it selects pairs with the current policy; they are labelled, and the policy "
+    "trains on the labels.",
     "n_asked",
     "labels asked for",
     True,
@@ -53,8 +53,8 @@ ACTIVE = Kind(
 )
 SELF_ANNOTATION = Kind(
     "Self-annotation in rounds",
-    "An arm is how much of the method takes part: first the model before alignment, then DPO on the seed labels, then "
-    "rounds in which the policy labels what it writes and learns from it.",
+    "An arm is an ablation of the method. It starts with the model before alignment and trains on the seed labels. In "
+    "each round the policy writes responses, labels them, and trains on them.",
     "n_pairs",
     "pairs learned from",
     False,
@@ -64,13 +64,13 @@ SELF_ANNOTATION = Kind(
 
 class Point(NamedTuple):
     """
-    A metric after some pairs, over seeds.
+    Metric at a count of pairs, over seeds.
 
     Args:
-        x: Of the page's kind: labels asked for, or pairs learned from.
-        mean: Over the seeds.
-        low, high: Student's t interval at 95 % over the seeds; NaN of a single one.
-        n_seeds: Seeds.
+        x: Count on the x-axis: labels asked for, or pairs learned from.
+        mean: Mean over the seeds.
+        low, high: Student's t interval at 95 % over the seeds; NaN for a single seed.
+        n_seeds: Number of seeds.
     """
 
     x: float
@@ -83,11 +83,11 @@ class Point(NamedTuple):
 @dataclass
 class Arms:
     """
-    Runs by arm.
+    Runs of all arms.
 
     Args:
-        runs: Arm to a list of runs (one a seed), each a list of rounds as `Run.rounds` has them.
-        kind: What they are.
+        runs: Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed.
+        kind: Kind of the arms.
     """
 
     runs: dict[str, list[list[dict[str, Any]]]]
@@ -95,20 +95,20 @@ class Arms:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of what was measured, in the order of the first run."""
+        """Names of the metrics, in the order of the first run."""
         rounds = [row for runs in self.runs.values() for run in runs for row in run]
         return list(dict.fromkeys(name for row in rounds for name in row if name not in NOT_METRICS))
 
     def curve(self, arm: str, metric: str) -> list[Point]:
-        """The metric's points, as many as every seed has."""
+        """Return the metric's points in the rounds that every seed has."""
         return [point for _, point in self._points(arm, metric)]
 
     def at(self, arm: str, metric: str) -> dict[float, Point]:
-        """The points by their columns in a table: counts, or rounds where arms are compared round by round."""
+        """Return the points by table column: the count, or the round if arms are compared by round."""
         return {round(p.x, 1) if self.kind.same_x else number: p for number, p in self._points(arm, metric)}
 
     def columns(self, metric: str) -> dict[float, str]:
-        """All columns in which some arm has a point, and their heads."""
+        """Return the table columns in which an arm has a point, with their headings."""
         found = sorted({column for arm in self.runs for column in self.at(arm, metric)})
         longest = max((run for runs in self.runs.values() for run in runs), key=len)
         names = [str(row.get("stage", f"round {number}")) for number, row in enumerate(longest)]
@@ -116,13 +116,13 @@ class Arms:
 
     def _points(self, arm: str, metric: str) -> list[tuple[int, Point]]:
         rounds = enumerate(zip(*self.runs[arm], strict=False))
-        known = [(number, rows) for number, rows in rounds if all(row.get(metric) is not None for row in rows)]
-        return [(number, _point(rows, metric, self.kind.x)) for number, rows in known]
+        measured = [(number, rows) for number, rows in rounds if all(row.get(metric) is not None for row in rows)]
+        return [(number, _point(rows, metric, self.kind.x)) for number, rows in measured]
 
     def difference(self, arm: str, metric: str) -> Point | None:
         """
-        Against the baseline, seed by seed, in the last round that both have done: with the same count, where the kind
-        asks for that. None without a baseline, or of it.
+        Return the difference from the baseline, paired by seed, in the last round of both; with `same_x` also at the
+        same count. None for the baseline itself, and without one.
         """
         if arm == self.kind.baseline or self.kind.baseline not in self.runs:
             return None
@@ -136,17 +136,17 @@ class Arms:
 
     @property
     def annotations(self) -> list[dict[str, Any]]:
-        """What self-annotation came to in each round of each arm, a mean over seeds of what is a number."""
+        """Self-annotation of each arm and round: means of its numbers over the seeds."""
         found = []
         for arm, runs in self.runs.items():
             for rows in zip(*runs, strict=False):
-                told = [row["annotation"] for row in rows if row.get("annotation")]
-                if told:
-                    found.append({"arm": arm, "stage": rows[0]["stage"], **_means(told)})
+                annotations = [row["annotation"] for row in rows if row.get("annotation")]
+                if annotations:
+                    found.append({"arm": arm, "stage": rows[0]["stage"], **_means(annotations)})
         return found
 
     def costs(self, arm: str) -> dict[str, tuple[float, float]]:
-        """Seconds and tokens of each phase, summed over rounds, a mean over seeds."""
+        """Return the seconds and tokens of each phase, summed over rounds, averaged over seeds."""
         found: dict[str, tuple[float, float]] = {}
         for run in self.runs[arm]:
             for row in run:
@@ -159,7 +159,7 @@ class Arms:
 
 def rounds_figure(arms: Arms, metric: str) -> "Figure":
     """
-    A metric against what was learned from, a line an arm, with intervals over the seeds.
+    Draw a metric over the count of labels or pairs: one line per arm, with intervals over the seeds.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -189,13 +189,13 @@ def write_rounds_report(
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Write `report.html`, which needs no other file and no network, and its pictures beside it.
+    Write `report.html`, a self-contained page that works offline, and its figures as PNG files.
 
     Args:
-        folder: Made if need be.
-        runs: Arm to its runs, a seed each, as `Run.rounds` has them.
-        kind: What the arms are: `ACTIVE`, or this module's `SELF_ANNOTATION` for `self_annotation_rounds`.
-        facts: About the run; never a secret.
+        folder: Folder to write to; created if missing.
+        runs: Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed.
+        kind: Kind of the arms: `ACTIVE`, or this module's `SELF_ANNOTATION` for `self_annotation_rounds`.
+        facts: Facts about the run to show on the page; no secrets.
 
     Raises:
         MissingExtraError: If jinja2 or matplotlib is not installed.
@@ -211,7 +211,7 @@ def write_rounds_report(
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The means of what is a number in all rows."""
+    """Return the means of the values that are numbers in all rows."""
     names = [name for name in rows[0] if all(isinstance(row.get(name), int | float) for row in rows)]
     found = {name: float(np.mean([row[name] for row in rows])) for name in names}
     medians = [row["confidence"]["median"] for row in rows if (row.get("confidence") or {}).get("median") is not None]

@@ -1,4 +1,4 @@
-"""How the pairs of a round can be chosen: one table of makers, all with `select(dataset, budget, history=…)`."""
+"""Selectors of a round's pairs: a table of factories; every selector has `select(dataset, budget, history=…)`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,28 +14,29 @@ from trl_real.selection.record import SelectionRecord
 
 
 class RoundSelector(Protocol):
-    """Chooses pairs that are worth a label, given what was labelled."""
+    """Selector of the pairs worth labelling, given the labels so far."""
 
-    record: SelectionRecord
+    @property
+    def record(self) -> SelectionRecord: ...
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
-        """The pairs, with `pair`, `response_a`, `response_b` and the pool's columns."""
+        """Return the pairs, with `pair`, `response_a`, `response_b` and the pool's columns."""
         ...
 
 
 @dataclass
 class Chooser:
     """
-    What a maker may use.
+    Inputs of a selector's factory.
 
     Args:
         base: Hub id or path of the model before alignment.
-        policy: The current policy: the base with its adapter.
-        tokenizer: Of both.
-        responses: Column of the responses.
-        seed: Of the round's draws.
-        settings: Further arguments of the selector.
-        revision: Of the base on the Hub.
+        policy: Current policy: the base with its adapter.
+        tokenizer: Tokenizer of both models.
+        responses: Column with the responses.
+        seed: Seed of the round.
+        settings: More arguments of the selector.
+        revision: Revision of the base on the Hub.
     """
 
     base: str
@@ -47,17 +48,17 @@ class Chooser:
     revision: str | None = None
 
 
-Maker = Callable[[str, Chooser], RoundSelector]
+Factory = Callable[[str, Chooser], RoundSelector]
 
 
-class Memoryless:
+class WithoutLabeled:
     """
-    A selector that takes one pair a row and knows no history: responses that stood in a labelled pair are left out,
+    Wrapper of a selector without a history that selects one pair per row: responses in labelled pairs are left out,
     and so are rows with fewer than two others.
 
     Args:
-        selector: With `select(dataset, budget)` and `record`.
-        responses: Column of the responses.
+        selector: Selector with `select(dataset, budget)` and `record`.
+        responses: Column with the responses.
     """
 
     def __init__(self, selector: Any, responses: str):
@@ -65,30 +66,30 @@ class Memoryless:
 
     @property
     def record(self) -> SelectionRecord:
-        """Of the last selection."""
+        """Record of the last selection."""
         return self.selector.record
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
-        """Choose among the responses that were in no labelled pair."""
+        """Select among the responses that are not in a labelled pair."""
         labeled: dict[str, set[str]] = {}
         for row in iterate(history) if history is not None else ():
             pair = {text_of(row["chosen"]), text_of(row["rejected"])}
             labeled.setdefault(repr(row["prompt"]), set()).update(pair)
         rows = []
         for row in iterate(dataset):
-            known = labeled.get(repr(row["prompt"]), set())
-            places = [i for i, response in enumerate(row[self.responses] or []) if not _stood(response, known)]
+            used = labeled.get(repr(row["prompt"]), set())
+            free = [i for i, response in enumerate(row[self.responses] or []) if not _is_in(response, used)]
             of_responses = {name: values for name, values in row.items() if _one_each(values, row[self.responses])}
-            rows.append({**row, **{name: [values[i] for i in places] for name, values in of_responses.items()}})
+            rows.append({**row, **{name: [values[i] for i in free] for name, values in of_responses.items()}})
         return self.selector.select(from_rows(rows, dataset.features) if labeled else dataset, budget)
 
 
-def _stood(response: Any, known: set[str]) -> bool:
-    return response is not None and text_of(response) in known
+def _is_in(response: Any, texts: set[str]) -> bool:
+    return response is not None and text_of(response) in texts
 
 
 def _one_each(values: Any, responses: list | None) -> bool:
-    """Whether a column has one value a response, as scores do."""
+    """Return whether a column has one value per response, such as scores."""
     return isinstance(values, list) and responses is not None and len(values) == len(responses)
 
 
@@ -118,12 +119,12 @@ def _embedding(name: str, chooser: Chooser) -> RoundSelector:
 
     own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
     selector = EmbeddingPairSelector(chooser.base, strategy=name, **{**own, **chooser.settings})
-    return Memoryless(selector, chooser.responses)
+    return WithoutLabeled(selector, chooser.responses)
 
 
 COLORS = strategies.COLORS | {"certainty": "#E69F00"}
 
-ROUND_SELECTORS: dict[str, Maker] = {
+ROUND_SELECTORS: dict[str, Factory] = {
     "gradient": _gradient,
     "certainty": _margin,
     "uncertainty": _margin,

@@ -1,4 +1,4 @@
-"""What each round is tested on: labelled pairs, whose reference log-probabilities are computed once a run."""
+"""Tests of each round on labelled pairs; their reference log-probabilities are computed once per run."""
 
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from trl_real.training.config import REALDPOConfig
 REFERENCE = ("ref_chosen", "ref_rejected")
 
 
-def keep_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REALDPOConfig, folder: Path) -> None:
+def save_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REALDPOConfig, folder: Path) -> None:
     """
-    Write the pairs, and beside them what the reference gives them.
+    Save the pairs with their log-probabilities under the reference.
 
     Args:
         pairs: Preferences; rows without two different responses are left out.
-        reference: The model before alignment.
-        tokenizer: Its tokenizer.
-        config: Of the trainer.
-        folder: To write.
+        reference: Model before alignment.
+        tokenizer: Tokenizer of the model.
+        config: Configuration of the trainer.
+        folder: Folder to write to.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -48,26 +48,30 @@ def keep_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REAL
 
 def metrics_on_test_pairs(policy: Any, tokenizer: Any, config: REALDPOConfig, folder: Path) -> dict[str, float]:
     """
-    `loss` (DPO's, whichever is trained with), `accuracy` (a tie is half right) and `margin` of a policy on the pairs
-    of a folder, as `DPOTrainer.evaluate` tells them. Responses share their prompt's pass, and the reference is not run
-    again.
+    Return the metrics of a policy on saved pairs, as in `DPOTrainer.evaluate`.
+
+    Responses share the forward pass of their prompt, and the reference is not run again.
 
     Args:
-        policy: The base with its adapter.
-        tokenizer: Its tokenizer.
-        config: Of the trainer.
-        folder: Of `keep_test_pairs`.
+        policy: Base model with an adapter.
+        tokenizer: Tokenizer of the model.
+        config: Configuration of the trainer.
+        folder: Folder that `save_test_pairs` wrote.
+
+    Returns:
+        `loss` (DPO's own, also if another loss is trained with), `accuracy` (a tie counts 1/2) and `margin`.
     """
     rows = list(iterate(load(str(folder))))
     reference = torch.tensor([[row[name] for row in rows] for name in REFERENCE], dtype=torch.float64)
-    margin = implicit_margin(*_log_probs(policy, tokenizer, rows, config), *reference, config.beta)
+    chosen, rejected = _log_probs(policy, tokenizer, rows, config)
+    margin = implicit_margin(chosen, rejected, reference[0], reference[1], config.beta)
     right = (margin > 0).double() + (margin == 0).double() / 2
     found = {"loss": soft_label_loss(margin, 0.0), "accuracy": right, "margin": margin}
     return {name: values.mean().item() for name, values in found.items()}
 
 
 def _log_probs(model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: REALDPOConfig) -> torch.Tensor:
-    """Those of the chosen and of the rejected responses. Shape `(2, n)`."""
+    """Return the log-probabilities of the chosen and of the rejected responses. Shape `(2, n)`."""
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
     score = ResponseLogProbs(model, tokenizer, config.max_length or 2**20, dtype=dtype)
     texts = [row[name] for name in ("chosen", "rejected") for row in rows]

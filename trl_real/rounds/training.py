@@ -1,4 +1,4 @@
-"""The training of one round: an adapter on labels, from given weights, against the base model or those weights."""
+"""Training of one round: DPO of an adapter, with the base model or the adapter's start as the reference."""
 
 import copy
 import hashlib
@@ -28,11 +28,13 @@ REFERENCE = "ref"  # TRL's name of the frozen copy of an adapter
 
 class Trained(NamedTuple):
     """
+    Result of the training of a round.
+
     Args:
-        policy: The base with its adapter.
-        n_steps: Optimizer steps.
-        log: What the trainer logged.
-        reference: `adapter_digest` of the reference; "" for the base.
+        policy: Base model with the trained adapter.
+        n_steps: Number of optimizer steps.
+        log: Log history of the trainer.
+        reference: `adapter_digest` of the reference; "" for the base model.
     """
 
     policy: PeftModel
@@ -41,14 +43,14 @@ class Trained(NamedTuple):
     reference: str = ""
 
     def logged(self, name: str) -> list[float]:
-        """The values of a name, in the order of the steps."""
+        """Return the logged values of a name, in the order of the steps."""
         return [row[name] for row in self.log if name in row]
 
     @property
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """
-        In short: steps, the last loss, tokens (the reference's passes apart), the mean share of pairs that were found
-        doubtful (None without smoothing), and the reference.
+        Steps, last loss, tokens (without passes of the reference), mean share of doubtful pairs (None without
+        smoothing), and digest of the reference.
         """
         losses, tokens, flagged = map(self.logged, ("loss", "num_tokens", "noise/flagged"))
         return {
@@ -62,13 +64,13 @@ class Trained(NamedTuple):
 
 def round_config(args: REALDPOConfig, folder: Path, seed: int, **changes: Any) -> REALDPOConfig:
     """
-    The trainer's settings for a round: its folder and seed, no evaluation on the way.
+    Return the trainer's configuration for a round: its folder and seed, and no evaluation during training.
 
     Args:
-        args: Of the run.
-        folder: For checkpoints, which a killed round goes on from.
-        seed: Of the data's order and of what is drawn.
-        **changes: Of single settings.
+        args: Arguments of the trainer in the run.
+        folder: Folder of the checkpoints, from which a killed round resumes.
+        seed: Seed of the training and of the order of the data.
+        **changes: Other arguments to replace.
     """
     config = copy.copy(args)
     config.output_dir, config.seed, config.data_seed = str(folder), seed, seed
@@ -87,19 +89,19 @@ def train_adapter(
     peft_config: PeftConfig | None = None,
 ) -> Trained:
     """
-    DPO from an adapter's weights on; from the last checkpoint in the config's folder, if there is one.
+    Train an adapter with DPO, from the weights in `start` or from the last checkpoint in the config's folder.
 
-    TRL takes a policy that comes with an adapter as its own reference, in a frozen copy. For the base as the
-    reference the trainer makes a new adapter, into which the weights are put.
+    If the given model has an adapter, TRL uses a frozen copy of it as the reference. To use the base model as the
+    reference, the trainer gets the base model, creates a new adapter, and the weights are loaded into it.
 
     Args:
         base: Model before alignment.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         labels: Preferences.
-        start: Folder of an adapter.
-        config: Of the trainer.
-        peft_config: Of the adapter at `start`: the reference is the base, whatever the start (ActiveDPO). None for
-            the start as the reference (SPA).
+        start: Folder of the adapter to start from.
+        config: Configuration of the trainer.
+        peft_config: Configuration of the adapter in `start`, to use the base model as the reference (ActiveDPO). None
+            to use the start as the reference (SPA).
     """
     own_reference = peft_config is None
     trainer = REALDPOTrainer(
@@ -120,10 +122,10 @@ def train_adapter(
 
 def adapter_digest(weights: dict[str, Tensor]) -> str:
     """
-    Of an adapter's weights: the same in memory and, by `load_peft_weights`, on disk.
+    Return a digest of an adapter's weights, the same in memory and on disk (with `load_peft_weights`).
 
     Args:
-        weights: By name.
+        weights: Weights by name.
     """
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -1,4 +1,4 @@
-"""The win rate of each round's policy against the model that it came from."""
+"""Win rate of each round's policy against the model before alignment."""
 
 import json
 from collections.abc import Sequence
@@ -16,47 +16,49 @@ from trl_real.runtime.digests import sha256
 
 class WinRateAgainstStart:
     """
-    `evaluate` of a run in rounds: how often a judge prefers what the policy writes over what the model before
-    alignment wrote.
+    Function for `evaluate` of a run in rounds: how often a judge prefers the policy's responses to those of the model
+    before alignment.
 
     Args:
-        prompts: Texts or messages that no round learns from.
-        judge: Any judge that reads texts.
-        folder: Keeps what the start wrote, so that it writes once for all rounds, arms and seeds.
-        seed: Of the sampling.
-        **generation: Of `generate`: `max_new_tokens`, `temperature`, ….
+        prompts: Texts or messages that no round trains on.
+        judge: Judge that reads texts.
+        folder: Folder to save the start's responses in, which all rounds, arms and seeds share.
+        seed: Seed of the sampling.
+        **generation: Settings of `generate`, such as `max_new_tokens` and `temperature`.
 
     Raises:
-        TrlRealError: If there are no prompts.
+        TrlRealError: If `prompts` is empty.
     """
 
     def __init__(self, prompts: Sequence[Any], judge: Judge, folder: str | Path, *, seed: int = 42, **generation: Any):
         if not len(prompts):
-            raise TrlRealError("There are no prompts to compare policies on. Give some.")
+            raise TrlRealError("prompts is empty. Give prompts to compare policies on.")
         self.prompts, self.judge, self.folder = list(prompts), judge, Path(folder)
         self.generation = {"seed": seed, **generation}
 
     def __call__(self, policy: Any, tokenizer: Any) -> dict[str, float]:
         """
+        Compare the policy with its start.
+
         Args:
-            policy: A PEFT model, whose base is the start.
-            tokenizer: Its tokenizer.
+            policy: PEFT model on top of the start.
+            tokenizer: Tokenizer of the model.
 
         Returns:
             `win_rate` (0.5 for the start itself) and `completion_length`, in characters.
         """
-        texts = self._written(policy, tokenizer)
+        texts = self._generate(policy, tokenizer)
         found = compare(self.prompts, texts, self._of_start(policy, tokenizer), self.judge)
         return {"win_rate": found.rates["win_rate"], "completion_length": found.model_length}
 
     def _of_start(self, policy: Any, tokenizer: Any) -> list[str]:
-        said = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
-        path = self.folder / f"start-{sha256(said).hex()[:16]}.json"
+        key = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
+        path = self.folder / f"start-{sha256(key).hex()[:16]}.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             with without_adapter(policy):
-                write_json(path, {"completions": self._written(policy, tokenizer)})
+                write_json(path, {"completions": self._generate(policy, tokenizer)})
         return read_json(path)["completions"]
 
-    def _written(self, policy: Any, tokenizer: Any) -> list[str]:
+    def _generate(self, policy: Any, tokenizer: Any) -> list[str]:
         return [texts[0] for texts in generate_responses(policy, tokenizer, self.prompts, **self.generation)]

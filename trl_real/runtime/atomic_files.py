@@ -27,12 +27,12 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
+def write_json(file: Path, values: Mapping[str, Any] | list[Any]) -> None:
     """Write plain values as JSON, in one step."""
     write_atomic(file, json.dumps(values, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass"))
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> Any:
     """
     Read what `write_json` wrote.
 

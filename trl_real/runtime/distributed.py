@@ -12,7 +12,8 @@ from trl_real.errors import TrlRealError
 if TYPE_CHECKING:
     import torch
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 # Numbers sent at a time: 64 MB in float32.
 BLOCK = 2**24
@@ -81,9 +82,9 @@ def once(function: Callable[[], T], all_processes: bool = True) -> T:
         except TrlRealError as error:
             result_and_error[1] = error
     group.broadcast_object_list(result_and_error, src=0)
-    result, error = result_and_error
-    if error is not None:
-        raise error
+    result, raised = result_and_error
+    if raised is not None:
+        raise raised
     return result
 
 

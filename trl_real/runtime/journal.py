@@ -109,7 +109,7 @@ class Journal:
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     *ended, tail = file.read_bytes().split(b"\n")
-    lines = [_object(line) for line in ended]
+    lines: list[Any] = [_object(line) for line in ended]
     if None in lines:
         raise TrlRealError(f"Line {lines.index(None) + 1} of {str(file)!r} is not a JSON object. Fix or remove it.")
     last = _object(tail)

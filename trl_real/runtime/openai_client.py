@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from trl_real.errors import MissingExtraError, TrlRealError
@@ -85,11 +85,12 @@ class Requests:
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
         started = time.monotonic()
+        last = cast(Any, stop_after_attempt(self.max_retries + 1))
         retrying = Retrying(
             retry=retry_if_exception_type(_TryAgain),
             wait=_pause,
-            stop=stop_after_attempt(self.max_retries + 1) | stop_before_delay(self.deadline) | self._is_unreachable,
-            sleep=self.stopped.wait,
+            stop=last | stop_before_delay(self.deadline) | self._is_unreachable,
+            sleep=cast(Any, self.stopped.wait),
             reraise=True,
         )
         try:

@@ -53,9 +53,11 @@ def connect(address: str | None) -> Any:
     except ImportError as error:
         raise TrlRealError("Ray is not installed. Type: pip install 'trl-real[ray]'") from error
     if not ray.is_initialized():
-        quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+        if not address:
+            settings["include_dashboard"] = False
         try:
-            ray.init(address=address, **quiet, **({} if address else {"include_dashboard": False}))
+            ray.init(address=address, **settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise TrlRealError(f"No Ray cluster at {address!r} ({reason}). Type: ray start --head") from error

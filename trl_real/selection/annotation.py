@@ -1,9 +1,11 @@
-"""One batch of rows: which responses can stand in a pair, which pair a strategy takes, and the columns that say so."""
+"""Candidates and chosen pair of each row of a batch, and the columns that show them."""
 
 import hashlib
 import struct
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,23 +20,22 @@ from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.strategies import Score, Strategy, as_strategy, lowest
 
 
-_NOT_VECTORS = "'embeddings' must hold one vector a response, all of one length, in the order of the responses."
+_NOT_VECTORS = "'embeddings' must have one vector per response, all of one length, in the order of the responses."
 NOT_FINITE = "embedding not finite"
 
 
 @dataclass
 class Choice:
     """
-    The pair that a strategy takes in each row.
+    Pair that a strategy picks in each of `N` rows.
 
     Args:
         pairs: Indices into the row's responses, lower first; -1 without a pair. Shape `(N, 2)`, int32.
-        similarity: Of the two; NaN without a pair or without embeddings. Shape `(N,)`, float32.
-        scores: Of the pair; NaN without one. Shape `(N,)`, float64.
-        gaps: How far the pair is ahead of any other (`Strategy.gap`); infinite where there is no other. Shape `(N,)`,
-            float64.
-        differences: Of the pair's unit vectors, float32, shape `(d,)`; empty unless the strategy's budget looks at
-            them. `N` of them.
+        similarity: Similarity of the two responses; NaN without a pair or embeddings. Shape `(N,)`, float32.
+        scores: Score of the pair; NaN without a pair. Shape `(N,)`, float64.
+        gaps: Lead of the pair over the second-best (`Strategy.gap`); infinite for one pair. Shape `(N,)`, float64.
+        differences: `N` differences of the pair's unit vectors, shape `(d,)`, float32; empty unless the strategy's
+            budget reads them.
     """
 
     pairs: np.ndarray
@@ -45,7 +46,7 @@ class Choice:
 
 
 def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> list[Candidates]:
-    """Candidates of each row of a batch, of a pool or of labelled pairs; the label's order is not looked at."""
+    """Return the candidates of each row of a pool or of labelled pairs, without the order of the labels."""
     n_rows = len(batch[responses if pool else "chosen"])
     prompts = batch.get("prompt") or [None] * n_rows
     if pool:
@@ -55,11 +56,11 @@ def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> lis
 
 def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | Score, seed: int) -> Choice:
     """
-    Apply a strategy to rows of any number of responses.
+    Apply a strategy to rows with any number of responses.
 
     Args:
-        rows: Candidates; rows with a reason to skip are passed over.
-        vectors: One tensor a row, a line a candidate, shape `(K, d)`; `d = 0` if the strategy looks at none.
+        rows: Candidates; rows with a reason to skip are ignored.
+        vectors: One tensor per row, with one vector per candidate. Shape `(K, d)`; `d = 0` if the strategy reads none.
         strategy: Record or function.
         seed: Seed of the draws.
     """
@@ -79,7 +80,7 @@ def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | S
     for n_responses, members in groups.items():
         embeddings = torch.stack([vectors[i] for i in members])  # (N, K, d)
         draws = _draws([rows[i] for i in members], strategy, seed)  # (N, P)
-        scores = _checked(strategy(embeddings, draws), draws.shape, strategy).double()
+        scores = checked_scores(strategy(embeddings, draws), draws.shape, f"Strategy {strategy.__name__}")
         picked = lowest(scores)
         first, second = candidate_pairs(n_responses)[:, picked]
         order = np.array([rows[i].indices for i in members])
@@ -99,15 +100,15 @@ def choose(rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | S
 
 def given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor]:
     """
-    The embeddings that the rows bring, one `(K, d)` tensor a row; NaN where a row has none.
+    Return the embeddings in the column `embeddings`, one `(K, d)` tensor per row; NaN where a row has none.
 
     Raises:
-        MissingColumnError: If there is no column of embeddings.
-        TrlRealError: If they are not one vector a response, all of one length.
+        MissingColumnError: If the column is missing.
+        TrlRealError: If it does not have one vector per response, all of one length.
     """
     if EMBEDDINGS not in batch:
         raise MissingColumnError(
-            EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector a response in 'embeddings'."
+            EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector per response in 'embeddings'."
         )
     vectors = [_given_row(row, given) for row, given in zip(rows, batch[EMBEDDINGS], strict=True)]
     sizes = {v.shape[1] for v in vectors if len(v) and not v.isnan().all()}
@@ -117,27 +118,33 @@ def given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor]
 
 
 def skip_nonfinite(rows: list[Candidates], vectors: list[Tensor]) -> list[int]:
-    """Give rows with an embedding that is not finite their reason; returns which these are."""
+    """Mark rows with an embedding that is not finite as skipped, and return their indices."""
     bad = [i for i, row in enumerate(rows) if not row.skipped and not torch.isfinite(vectors[i]).all()]
     for i in bad:
         rows[i].skipped = NOT_FINITE
     return bad
 
 
-def to_own_columns(rows: list[Candidates], choice: Choice) -> dict[str, list]:
-    """The columns that the selector adds, in the order of the rows and with the same types in every batch."""
+def to_own_columns(rows: list[Candidates], pairs: np.ndarray, similarity: np.ndarray) -> dict[str, list]:
+    """Return the columns that a selector adds, with the same types in every batch."""
     texts = [dict(zip(row.indices, row.texts, strict=True)) for row in rows]
     return {
-        "pair": list(choice.pairs),
-        "response_a": [t.get(first, "") for t, first in zip(texts, choice.pairs[:, 0].tolist(), strict=True)],
-        "response_b": [t.get(second, "") for t, second in zip(texts, choice.pairs[:, 1].tolist(), strict=True)],
-        "similarity": list(choice.similarity),
+        "pair": list(pairs),
+        "response_a": [t.get(first, "") for t, first in zip(texts, pairs[:, 0].tolist(), strict=True)],
+        "response_b": [t.get(second, "") for t, second in zip(texts, pairs[:, 1].tolist(), strict=True)],
+        "similarity": list(similarity),
         "skipped": [row.skipped for row in rows],
     }
 
 
+def check_seed(seed: Any) -> None:
+    """Raise TrlRealError unless the seed is an integer of 64 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= int(seed) < 2**63:
+        raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
+
+
 def content_key(seed: int, prompt: Any, texts: list[str]) -> bytes:
-    """Digest of the seed and of a row's content, whatever the order of its responses."""
+    """Return a digest of the seed and a row's content, independent of the order of its responses."""
     digest = hashlib.blake2b(struct.pack("<q", seed) + _digest(repr(prompt)), digest_size=8)
     for text in sorted(_digest(text) for text in texts):
         digest.update(text)
@@ -145,9 +152,9 @@ def content_key(seed: int, prompt: Any, texts: list[str]) -> bytes:
 
 
 def _draws(rows: list[Candidates], strategy: Strategy, seed: int) -> Tensor:
-    """Uniform numbers in [0, 1), one a candidate pair, from the seed and the content. Shape `(N, P)`."""
+    """Return uniform numbers in [0, 1) per candidate pair, from the seed and the content. Shape `(N, P)`."""
     n_pairs = len(rows[0].texts) * (len(rows[0].texts) - 1) // 2
-    if not as_strategy(strategy).needs_draws:
+    if not strategy.needs_draws:
         return torch.zeros(len(rows), n_pairs, dtype=torch.float64)
     pairs = candidate_pairs(len(rows[0].texts)).T.tolist()
     keys = [content_key(seed, row.prompt, [row.texts[i], row.texts[j]]) for row in rows for i, j in pairs]
@@ -155,15 +162,15 @@ def _draws(rows: list[Candidates], strategy: Strategy, seed: int) -> Tensor:
     return torch.from_numpy(numbers.reshape(len(rows), n_pairs))
 
 
-def _checked(scores: Any, shape: torch.Size, strategy: Strategy) -> Tensor:
-    """The scores, once it is certain that a function of the user's gave one finite number a candidate pair."""
-    name = strategy.__name__
-    if not isinstance(scores, Tensor) or scores.shape != shape:
+def checked_scores(scores: Any, shape: Sequence[int], name: str) -> Tensor:
+    """Return the scores in float64 after a check that there is one finite number per candidate pair."""
+    shape = tuple(shape)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != shape:
         found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
-        raise TrlRealError(f"Strategy {name} must return a tensor (N, P), here {tuple(shape)}; it returned {found}.")
+        raise TrlRealError(f"{name} must return a tensor (N, P), here {shape}; it returned {found}.")
     if not torch.isfinite(scores).all():
-        raise TrlRealError(f"Strategy {name} returned scores that are not finite. Return a large number instead.")
-    return scores
+        raise TrlRealError(f"{name} returned scores that are not finite. Return a large number instead.")
+    return scores.double()
 
 
 def _digest(text: str) -> bytes:
@@ -171,7 +178,7 @@ def _digest(text: str) -> bytes:
 
 
 def _given_row(row: Candidates, given: Any) -> Tensor:
-    """Vectors of the row's candidates, NaN if the row has none. Shape `(K, d)`."""
+    """Return the vectors of the row's candidates, NaN if the row has none. Shape `(K, d)`."""
     if row.skipped:
         return torch.zeros(0, 0)
     if given is None or any(i < len(given) and given[i] is None for i in row.indices):

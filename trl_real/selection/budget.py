@@ -1,4 +1,4 @@
-"""How many rows a budget buys, and which."""
+"""Number of rows that a budget keeps, and which rows."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,12 @@ from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.selection.strategies import TIE_TOLERANCE, RankedSet, Score, Strategy, as_strategy
 
 
-# bfloat16 moved similarities by at most 0.012 (SmolLM2-135M, HH-RLHF); rows nearer to a decision than this are redone.
-HALF_PRECISION_BAND = 0.015
-
-
 def check_budget(budget: float | int | None) -> None:
     """
-    Refuse what can be no budget for any pool.
+    Check that the value is a budget, for a pool of any size.
 
     Raises:
-        TrlRealError: If it is neither None, a share in (0, 1] nor a positive number of rows.
+        TrlRealError: If it is not None, a share in (0, 1] or a positive number of rows.
     """
     if budget is None:
         return
@@ -37,11 +33,11 @@ def check_budget(budget: float | int | None) -> None:
 
 def budget_size(budget: float | int | None, n_pairs: int) -> int:
     """
-    Number of rows to keep, of `n_pairs` rows that have a pair: `round(budget * n_pairs)` for a share.
+    Return the number of rows to keep of `n_pairs` rows with a pair: `round(budget * n_pairs)` for a share.
 
     Raises:
-        TooFewPairsError: If it asks for more rows than there are.
-        TrlRealError: If the budget is out of range, or asks for no row.
+        TooFewPairsError: If the budget is more than `n_pairs`.
+        TrlRealError: If the budget is out of range, or keeps no row.
     """
     check_budget(budget)
     if budget is None:
@@ -49,7 +45,8 @@ def budget_size(budget: float | int | None, n_pairs: int) -> int:
     if isinstance(budget, Integral):
         if not n_pairs:
             raise TooFewPairsError(
-                f"budget={budget}, but no row has a pair. `record.skipped` of budget=None says why.", 0
+                f"budget={budget}, but no row has a pair. Type budget=None and read the reasons in `record.skipped`.",
+                0,
             )
         if budget > n_pairs:
             raise TooFewPairsError(
@@ -58,20 +55,20 @@ def budget_size(budget: float | int | None, n_pairs: int) -> int:
         return int(budget)
     size = round(budget * n_pairs)
     if n_pairs and not size:
-        raise TrlRealError(f"budget={budget} of {n_pairs} rows with a pair is none. Type budget=1 for one row.")
+        raise TrlRealError(f"budget={budget} of {n_pairs} rows with a pair is 0 rows. Type budget=1 for one row.")
     return size
 
 
 def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
     """
-    The rows with the lowest scores; NaN marks rows without a pair, which are never taken.
+    Return the rows with the lowest scores, never those without a score.
 
-    Rows within 1e-6 of the score at the cut (relative, if it is beyond 1) are ties, and the first of them are taken:
-    equal rows differ by rounding if they were embedded in different batches.
+    Rows within 1e-6 of the score at the cut (relative, if it is beyond 1) are ties, and the first ones win: equal rows
+    differ by rounding if different batches embedded them.
 
     Args:
-        scores: One score a row. Shape `(N,)`.
-        size: How many to take, at most as many as have a score.
+        scores: Score of each row; NaN without a pair. Shape `(N,)`.
+        size: Number of rows to take, at most the number of scores.
 
     Returns:
         Row indices, ascending. Shape `(size,)`.
@@ -87,36 +84,24 @@ def lowest_rows(scores: np.ndarray, size: int) -> np.ndarray:
 
 def budget_rows(
     strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Take the rows that a budget buys: those with the lowest scores, unless the strategy has a budget of its own.
+    Return the rows with the lowest scores, or those that the strategy's set budget takes (`Strategy.budget`).
 
     Args:
         strategy: Record or function that gave the scores.
         scores: Scores as in `lowest_rows`. Shape `(N,)`.
-        differences: Difference of the unit vectors of each row's pair, shape `(d,)`; read by a set budget only.
+        differences: Difference of the unit vectors of each row's pair, shape `(d,)`, for a set budget.
         size: Number of rows to take.
 
     Returns:
-        Row indices, ascending. Shape `(size,)`.
-    """
-    return scores_in_set(strategy, scores, differences, size)[0]
-
-
-def scores_in_set(
-    strategy: Strategy | Score, scores: np.ndarray, differences: Sequence[np.ndarray], size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The rows of `budget_rows`, and the scores that decided: with a set budget the scores given the set.
-
-    Returns:
-        Row indices, ascending, shape `(size,)`; and scores, NaN for rows without a pair, shape `(N,)`.
+        Row indices, ascending, shape `(size,)`; and the scores that decided, which a set budget changes, shape `(N,)`.
     """
     own = as_strategy(strategy).budget
     rows = np.flatnonzero(np.isfinite(scores))
     if own is None or not len(rows):
         return lowest_rows(scores, size), scores
-    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows])), size)
+    found: RankedSet = own(torch.from_numpy(np.stack([differences[row] for row in rows.tolist()])), size)
     decided = np.full(len(scores), np.nan)
     decided[rows] = found.scores.numpy()
     return np.sort(rows[found.rows.numpy()]), decided
@@ -126,18 +111,15 @@ def rows_in_doubt(
     scores: np.ndarray, gaps: np.ndarray, kept: np.ndarray, band: float, gap_band: float, jumps: bool = False
 ) -> np.ndarray:
     """
-    Find the rows whose place could change if every score moved by up to `band`.
+    Return the rows, ascending, with a decision that could change if every score moved by up to `band`.
 
     Args:
-        scores: Score of each row, NaN without a pair. Shape `(N,)`.
-        gaps: How far the row's best pair is ahead of any other; infinite where there is no other. Shape `(N,)`.
-        kept: Rows that the budget takes: those with the lowest scores. Shape `(k,)`.
+        scores: Score of each row; NaN without a pair. Shape `(N,)`.
+        gaps: Lead of the row's best pair over the second-best; infinite for a single pair. Shape `(N,)`.
+        kept: Rows that the budget takes. Shape `(k,)`.
         band: Largest error of a score.
         gap_band: Largest error of the score of a single pair.
         jumps: Whether a row with another pair may have any score.
-
-    Returns:
-        Row indices, ascending.
     """
     cut = math.inf
     outside = np.isfinite(scores)

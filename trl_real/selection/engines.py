@@ -1,4 +1,4 @@
-"""How the scoring pass goes over a pool: as one map of `datasets`, or in shards that all processes share."""
+"""Engines of the scoring pass: one map of `datasets`, or shards that all processes share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ DESCRIPTION = "Selecting pairs"
 @dataclass(frozen=True)
 class Mapped:
     """
-    The scoring pass as one `Dataset.map`, which `datasets` remembers once it is done.
+    Scoring pass as one `Dataset.map`, which `datasets` caches.
 
     Args:
-        num_proc: Worker processes.
-        batch_size: Rows a worker takes at a time.
+        num_proc: Number of worker processes.
+        batch_size: Number of rows per batch.
     """
 
     num_proc: int | None = None
     batch_size: int = 512
-    folder: ClassVar[None] = None  # nothing is kept
+    folder: ClassVar[None] = None  # no files of its own
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
-        """What `scoring` finds, a row a row."""
+        """Return the output of `scoring`, row by row."""
         return plain.map(
             scoring,
             with_indices=True,
@@ -44,19 +44,19 @@ class Mapped:
         ).with_format(None)
 
     def once(self, function: Callable[[], T]) -> T:
-        """What `function` returns: every process works for itself."""
+        """Return `function()`: every process works alone."""
         return function()
 
 
 @dataclass(frozen=True)
 class Sharded:
     """
-    The scoring pass in parts that stay in a folder, by all processes together (`trl_real.runtime.shards`).
+    Scoring pass in shards on disk, by all processes together (`trl_real.runtime.shards`).
 
     Args:
-        folder: Of the parts.
-        shard_rows: Rows of a part.
-        batch_size: Rows of a batch.
+        folder: Folder of the shards.
+        shard_rows: Number of rows per shard.
+        batch_size: Number of rows per batch.
     """
 
     folder: Path
@@ -64,16 +64,16 @@ class Sharded:
     batch_size: int = 512
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
-        """What `scoring` finds, a row a row."""
+        """Return the output of `scoring`, row by row."""
         return self.work(scoring, plain, features, name).run(DESCRIPTION)
 
     def work(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> ShardedMap:
-        """The pass, not yet done."""
+        """Return the pass before it runs."""
         sizes = {"shard_rows": self.shard_rows, "batch_size": self.batch_size}
         return ShardedMap(scoring, plain, features, self.folder / name, **sizes)
 
     def once(self, function: Callable[[], T]) -> T:
-        """What `function` returns in the first process, in all of them."""
+        """Return `function()` of the first process in all processes."""
         return once(function)
 
 

@@ -1,4 +1,4 @@
-"""Fitting a selector's geometry to a few rows of the pool, drawn by seed and content."""
+"""Fit of a selector's geometry to a sample of the pool, drawn by seed and content."""
 
 import copy
 import hashlib
@@ -26,13 +26,13 @@ Keys = list[tuple[bytes, int]]
 
 def fitted_geometry(selector: PairScorer, dataset: Dataset, folder: Path | None = None) -> Geometry:
     """
-    The selector's geometry, fitted to the responses of up to 1,000 rows: those with the lowest digests of seed and
+    Fit the selector's geometry to the responses of up to 1,000 rows: those with the lowest digests of seed and
     content.
 
     Args:
-        selector: With a geometry other than raw.
-        dataset: A pool or labelled pairs.
-        folder: Where it is kept, so that a run that goes on has the same to the last bit.
+        selector: Selector with a geometry other than raw.
+        dataset: Pool or labelled pairs.
+        folder: Folder to save the geometry in, so that a restarted run uses the same bits.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -48,12 +48,12 @@ def fitted_geometry(selector: PairScorer, dataset: Dataset, folder: Path | None 
 
 def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, folder: Path) -> Geometry:
     """
-    What `fitted_geometry` gives for the same rows, from one pass that holds a chunk and 1,000 rows.
+    Fit the same geometry as `fitted_geometry` in one pass that holds a chunk and 1,000 rows in memory.
 
     Args:
-        selector, folder: As there.
-        chunks: Of a pool or labelled pairs, with the columns that the selector reads.
-        pool: Whether it is a pool.
+        selector, folder: As in `fitted_geometry`.
+        chunks: Chunks of a pool or labelled pairs, with the columns that the selector reads.
+        pool: Whether the rows are a pool.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -69,7 +69,7 @@ def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, folder:
 
 
 def _lowest_keys(selector, pool: bool, keys: Keys, batch: dict[str, list], start: int) -> Keys:
-    """The lowest keys of the rows seen so far, with the rows' numbers, ascending."""
+    """Return the lowest keys so far with their row numbers, ascending."""
     found = [
         (content_key(selector.seed, row.prompt, row.texts), start + i)
         for i, row in enumerate(gather_candidates(batch, pool, selector.responses))
@@ -98,6 +98,6 @@ def _fit(selector, plain_selector, sample: Dataset, pool: bool) -> Geometry:
     vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
     vectors = [v for v in vectors if torch.isfinite(v).all()]
     if not vectors:
-        raise TrlRealError(f"geometry={selector.geometry!r}, but every embedding of the sample holds NaN or infinity.")
+        raise TrlRealError(f"geometry={selector.geometry!r}, but no embedding of the sample is finite.")
     fitted = GEOMETRIES[selector.geometry](torch.cat(vectors).double())
     return Geometry(fitted.shift.float(), fitted.matrix.float())

@@ -1,4 +1,4 @@
-"""Selection over a whole pool: one pass that scores every row, a cut on one float a row, and the record."""
+"""Selection over a whole pool: score every row in one pass, cut by one score per row, and make the record."""
 
 import copy
 from collections.abc import Callable
@@ -6,12 +6,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, concatenate_datasets
+from datasets import Dataset, Features, concatenate_datasets
 
-from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.fitting import fitted_geometry
-from trl_real.selection.half_precision import settle_doubts
+from trl_real.selection.half_precision import decide, settle_doubts
 from trl_real.selection.record import SelectionRecord, describe_similarity
 from trl_real.selection.scorer import PairScorer
 from trl_real.selection.scoring_columns import (
@@ -21,45 +20,40 @@ from trl_real.selection.scoring_columns import (
     numbers,
     plain_rows,
     scoring_features,
-    vectors,
 )
+from trl_real.selection.strategies import strategy_name
 
 
-Rows = TypeVar("Rows", Dataset, IterableDataset)
 T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """Rows to select from, wherever they are: `DatasetPool`, or `trl_real.selection.streaming.StreamPool`."""
+    """Rows to select from: `DatasetPool` or `trl_real.selection.streaming.StreamPool`."""
 
     def once(self, function: Callable[[], T]) -> T:
-        """Give all processes what `function` returns in the first one, where processes share the work."""
-        ...
+        """Return `function()`, that of the first process if processes share the work."""
 
     def fit(self) -> Any:
-        """Return the selector's geometry, fitted to some rows."""
-        ...
+        """Return the geometry, fitted to the rows with the lowest digests."""
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
-        """Score the rows with the given numbers (None for all), and keep the scores under `name`."""
-        ...
+        """Score the rows with these numbers, ascending (None for all), and save the scores under `name`."""
 
     def join(self, added: Dataset, kept: np.ndarray) -> Any:
         """Return the kept rows with the selector's columns."""
-        ...
 
 
 def select_rows(selector: PairScorer, pool: Pool, budget: float | int | None) -> tuple[Any, SelectionRecord]:
     """
-    Fit the geometry, score every row, and keep those that the budget buys.
+    Fit the geometry, score every row, and keep the rows in the budget.
 
     Args:
-        selector: Strategy, model and settings; a geometry other than raw is fitted anew.
+        selector: Strategy, model and settings; a geometry other than raw is fitted again.
         pool: Rows to select from.
         budget: Budget as in `EmbeddingPairSelector.select`.
 
     Returns:
-        The kept rows in their old order, and the record.
+        The kept rows in the order of the pool, and the record.
     """
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = pool.once(pool.fit)
@@ -71,12 +65,12 @@ def select_rows(selector: PairScorer, pool: Pool, budget: float | int | None) ->
 
 class DatasetPool:
     """
-    The rows of a `Dataset`.
+    Rows of a `Dataset`, with the methods of `Pool`.
 
     Args:
         selector: Selector that reads them.
         dataset: Pool or labelled pairs, in any format.
-        engine: How the rows are scored.
+        engine: Engine of the scoring pass.
     """
 
     def __init__(self, selector: PairScorer, dataset: Dataset, engine: Engine):
@@ -85,11 +79,9 @@ class DatasetPool:
         self.once = engine.once
 
     def fit(self) -> Any:
-        """Return the geometry, fitted to the rows with the lowest digests."""
         return fitted_geometry(self.selector, self.dataset, self.engine.folder)
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
-        """Score rows by their numbers, ascending; None for all."""
         read, arrays = columns_read(scorer, self.plain.column_names, self.is_pool)
         plain = (self.plain if rows is None else self.plain.select(rows)).select_columns(read)
         if arrays:
@@ -104,7 +96,7 @@ class DatasetPool:
         """Return the kept rows with the selector's columns, in the dataset's format."""
         if len(self.plain):
             chosen = concatenate_datasets([self.plain, added], axis=1).select(kept)
-        else:  # concatenate_datasets forgets the columns of an empty dataset
+        else:  # concatenate_datasets drops the columns of an empty dataset
             features = Features({**self.plain.features, **added.features})
             chosen = Dataset.from_dict({name: [] for name in features}, features=features)
         form = self.dataset.format
@@ -114,11 +106,8 @@ class DatasetPool:
 def cut(
     selector: PairScorer, scored: Dataset, budget: float | int | None, n_rescored: int
 ) -> tuple[np.ndarray, SelectionRecord]:
-    """Return the numbers of the rows that the budget buys, ascending, and the record."""
-    scores = numbers(scored, "_score")
-    size = budget_size(budget, int(np.isfinite(scores).sum()))
-    differences = vectors(scored, "_difference") if selector.rule.budget else []
-    kept = budget_rows(selector.rule, scores, differences, size)
+    """Return the numbers of the rows in the budget, ascending, and the record."""
+    kept = decide(selector, scored, budget).kept
     return kept, _record(selector, budget, scored, kept, n_rescored)
 
 
@@ -137,7 +126,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     options = vars(encoder.options) if encoder else {}
     settings = {**options, "dtype": encoder.precision} if encoder else {}
     return SelectionRecord(
-        strategy=_name_of(selector.strategy),
+        strategy=strategy_name(selector.strategy),
         budget=budget,
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
@@ -154,11 +143,3 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         seconds=round(float(numbers(scored, "_seconds").sum()), 3),
         **describe_similarity(similarity, similarity[kept]),
     )
-
-
-def _name_of(strategy: Any) -> str:
-    if isinstance(strategy, str):
-        return strategy
-    function = getattr(strategy, "score", strategy)
-    function = getattr(function, "func", function)
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,4 +1,4 @@
-"""A selection whose scores are found by Ray's actors, on one machine or a cluster."""
+"""Selection with the scoring pass on Ray actors, on one machine or a cluster."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,7 @@ from trl_real.selection.selector import EmbeddingPairSelector
 @dataclass(frozen=True)
 class OnRay(Sharded):
     """
-    The shards of a scoring pass, done by Ray's actors (`trl_real.runtime.ray_workers`).
-
-    Args:
-        num_actors: Actors that run at once.
-        num_cpus, num_gpus: That one takes.
-        address: Of the cluster; None for the one that the environment names, or one on this machine.
+    Scoring pass in shards on Ray actors (`trl_real.runtime.ray_workers`); arguments as in `select_on_ray`.
     """
 
     num_actors: int = 1
@@ -32,7 +27,6 @@ class OnRay(Sharded):
     address: str | None = None
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
-        """What `scoring` finds, a row a row."""
         work = self.work(scoring, plain, features, name)
         run_on_ray(work, f"{DESCRIPTION} on Ray", self.num_actors, self.num_cpus, self.num_gpus, self.address)
         return work.read()
@@ -52,33 +46,30 @@ def select_on_ray(
     batch_size: int = 512,
 ) -> Dataset:
     """
-    `selector.select` with the embedding done by Ray: the same pairs, the same set, the same record.
+    Run `selector.select` on Ray actors, with the same rows, pairs and record as result.
 
-    Each actor holds the model once and does whole shards. What travels are numbers of shards: dataset, model and the
-    folder of the shards lie where all nodes see them. A node that is lost costs the shards that it was at; a run that
-    was killed goes on, on Ray or with `selector.select(shards=…)`.
+    Each actor loads the model once and scores whole shards. Only shard numbers are sent: all nodes must read the
+    dataset, the model and the folder. A lost node costs its current shards; a killed run continues on Ray or with
+    `selector.select(shards=…)`.
 
     Args:
-        selector: Its model given by name; `record` is filled in.
-        dataset: A pool or labelled pairs, or what `trl_real.data.files.load` reads.
-        budget: As in `select`.
-        shards: Folder for the scores.
-        num_actors: Actors that run at once; with GPUs one a GPU.
-        num_cpus, num_gpus: That one takes.
-        address: Of the cluster (`"auto"` for the one that this machine is part of); None begins one on this machine,
-            unless `RAY_ADDRESS` is set.
-        shard_rows: Rows of a shard.
-        batch_size: Rows of a batch.
+        selector: Selector with a model given by name; the function sets its `record`.
+        dataset: Pool or labelled pairs, or a name or path that `trl_real.data.files.load` reads.
+        budget, shards, shard_rows, batch_size: As in `EmbeddingPairSelector.select`.
+        num_actors: Number of actors at once; with GPUs one per GPU.
+        num_cpus, num_gpus: CPUs and GPUs per actor.
+        address: Address of the cluster (`"auto"` for the cluster of this machine); None starts a local one unless
+            `RAY_ADDRESS` is set.
 
     Returns:
-        The kept rows in their old order, with the columns that `map` adds.
+        The kept rows in the order of the pool, with the columns that `map` adds.
 
     Raises:
-        TrlRealError: If Ray is not installed, so many actors do not fit, the model is a loaded one, or `select` would.
+        TrlRealError: If Ray is not installed, the actors do not fit, the model is a loaded one, or as in `select`.
     """
     check_budget(budget)
     if selector.encoder is not None and selector.encoder.name is None:
-        raise TrlRealError("A loaded model does not travel to Ray's actors. Give the selector a path or a Hub id.")
+        raise TrlRealError("A loaded model cannot be sent to Ray actors. Give the selector a path or a Hub id.")
     dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
     engine = OnRay(Path(shards).resolve(), shard_rows, batch_size, num_actors, num_cpus, num_gpus, address)
     kept, selector.record = select_rows(selector, DatasetPool(selector, dataset, engine), budget)

@@ -1,4 +1,4 @@
-"""How a subset was made: the record that goes with it into the dataset card, the model card and the report."""
+"""Record of a selection, for the dataset card, the model card and the report."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -13,7 +13,7 @@ from trl_real.errors import TrlRealError
 RECORD_FILE = "selection_record.json"
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 HISTOGRAM_BINS = 40
-NO_SPREAD = 1e-9  # of similarities, which are about 1
+NO_SPREAD = 1e-9  # range below which similarities count as equal
 
 
 @dataclass
@@ -23,24 +23,24 @@ class SelectionRecord:
 
     Args:
         strategy (`str`): Name of the strategy, or the qualified name of the user's function.
-        budget (`float` or `int`, *optional*): As given: a share of the rows with a pair, a number of rows, or all.
-        seed (`int`): Seed of whatever was drawn.
+        budget (`float` or `int`, *optional*): Share of the rows with a pair, number of rows, or None for all.
+        seed (`int`): Seed of all draws.
         model (`str`, *optional*): Hub id, path or class of the embedding model.
-        revision (`str`, *optional*): Commit on the Hub, or `sha256:` and the digest of the weights.
-        settings (`dict`): dtype, layer, context, max_length, geometry, special tokens.
-        n_rows (`int`): Rows that went in; in a record with `sampled`, those of the sample, and so in all counts below.
-        n_kept (`int`): Rows that came out.
-        n_not_chosen (`int`): Rows that had a pair and were left out by the budget.
-        skipped (`dict[str, int]`): Rows without a pair, by reason.
-        n_responses (`int`): Responses that were embedded or could have been.
-        n_truncated (`int`): Responses of which only the first `max_length` tokens were read.
-        n_rescored (`int`): Rows near the cut that were embedded again in float32.
-        similarity (`dict[str, float]`): Quantiles over all rows with a pair; empty if nothing was embedded.
-        similarity_kept (`dict[str, float]`): The same over the kept rows.
+        revision (`str`, *optional*): Commit on the Hub, or `sha256:` and a digest of the weights.
+        settings (`dict`): Settings: dtype, layer, context, max_length, geometry, special tokens.
+        n_rows (`int`): Number of input rows; if `sampled`, this and all counts below are of the sample.
+        n_kept (`int`): Number of kept rows.
+        n_not_chosen (`int`): Number of rows with a pair outside the budget.
+        skipped (`dict[str, int]`): Number of rows without a pair, by reason.
+        n_responses (`int`): Number of responses that can be in a pair.
+        n_truncated (`int`): Number of responses cut to their first `max_length` tokens.
+        n_rescored (`int`): Number of rows near the cut that were embedded again in float32.
+        similarity (`dict[str, float]`): Quantiles over all rows with a pair; empty without embeddings.
+        similarity_kept (`dict[str, float]`): Quantiles over the kept rows.
         histogram (`dict[str, list]`): `edges` (bins + 1 values), `pool` and `kept` (counts).
-        tokens (`int`): Tokens that went through the model.
-        seconds (`float`): Time spent embedding, summed over processes.
-        versions (`dict[str, str]`): Versions of the libraries that took part.
+        tokens (`int`): Number of tokens that the model read.
+        seconds (`float`): Time of the embeddings, summed over processes.
+        versions (`dict[str, str]`): Versions of the libraries.
     """
 
     strategy: str
@@ -65,27 +65,26 @@ class SelectionRecord:
 
     @property
     def truncation_rate(self) -> float:
-        """Share of the responses that were cut to `max_length` tokens."""
+        """Share of the responses cut to `max_length` tokens."""
         return self.n_truncated / self.n_responses if self.n_responses else 0.0
 
     @property
     def sampled(self) -> bool:
-        """Whether a sample stands for a stream: `settings` then has `threshold` and `share_error`, and no row of the
-        stream was counted."""
+        """Whether the counts are of a sample of a stream; `settings` then has `threshold` and `share_error`."""
         return "share_error" in self.settings
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens embedded in a second of embedding time."""
+        """Tokens embedded per second."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict:
-        """Plain JSON values, the two rates included."""
+        """Return the fields and the two rates as JSON values."""
         return {**asdict(self), "truncation_rate": self.truncation_rate, "tokens_per_second": self.tokens_per_second}
 
     @classmethod
     def from_dict(cls, values: dict) -> "SelectionRecord":
-        """The inverse of `to_dict`; keys of a newer version are passed over."""
+        """Make a record from the output of `to_dict`; keys of a newer version are ignored."""
         known = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -102,7 +101,7 @@ class SelectionRecord:
         Read the record that `save` wrote.
 
         Raises:
-            TrlRealError: If there is none.
+            TrlRealError: If the folder has no record.
         """
         path = Path(folder) / RECORD_FILE
         if not path.exists():
@@ -110,7 +109,7 @@ class SelectionRecord:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def summary(self) -> str:
-        """A few lines for a person: the counts, how similar the kept responses are, and how long picked pairs are."""
+        """Return a few lines of text: counts, similarity of the kept pairs, and length of the picked pairs."""
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
         where = "in the sample" if self.sampled else "in"
         lines = [
@@ -124,7 +123,7 @@ class SelectionRecord:
             )
         if self.sampled:
             share = "all" if self.budget is None else f"{self.budget:g} ± {self.settings['share_error']:.3f}"
-            lines.append(f"of the stream's rows with a pair are kept: {share} (one standard deviation)")
+            lines.append(f"share of the stream's rows with a pair that is kept: {share} (one standard deviation)")
         lengths = self.settings.get("lengths")
         if lengths and lengths.get("picked"):
             picked, pool = (lengths[name]["median"] for name in ("picked", "pool"))
@@ -137,21 +136,18 @@ class SelectionRecord:
 
 def describe_similarity(pool: np.ndarray, kept: np.ndarray) -> dict:
     """
-    Quantiles and a shared histogram of two sets of similarities.
+    Return the fields `similarity`, `similarity_kept` and `histogram` of a `SelectionRecord`; {} without embeddings.
 
     Args:
-        pool: Similarities of all rows with a pair. Shape `(N,)`; NaN where nothing was embedded.
+        pool: Similarities of all rows with a pair; NaN without embeddings. Shape `(N,)`.
         kept: Similarities of the kept rows. Shape `(k,)`.
-
-    Returns:
-        The fields `similarity`, `similarity_kept` and `histogram` of a `SelectionRecord`; {} if nothing was embedded.
     """
     pool, kept = pool[np.isfinite(pool)], kept[np.isfinite(kept)]
     if not pool.size:
         return {}
     low, high = float(pool.min()), float(pool.max())
     if high - low < NO_SPREAD:
-        low, high = low - 0.5, high + 0.5  # numpy's range for equal values
+        low, high = low - 0.5, high + 0.5  # as numpy does for equal values
     edges = np.linspace(low, high, HISTOGRAM_BINS + 1)  # in float64: float32 may have fewer steps than bins
     return {
         "similarity": _quantiles(pool),
@@ -165,7 +161,7 @@ def describe_similarity(pool: np.ndarray, kept: np.ndarray) -> dict:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of trl_real and of the libraries that a selection depends on."""
+    """Return the versions of trl_real and of the libraries that a selection depends on."""
     return {name: version(name) for name in ("trl-real", "torch", "transformers", "datasets")}
 
 

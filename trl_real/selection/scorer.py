@@ -1,6 +1,5 @@
-"""The score of every candidate pair of a batch, from embeddings of its responses."""
+"""Scores of the candidate pairs of a batch, from embeddings of its responses."""
 
-from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -15,21 +14,20 @@ from trl_real.functional.geometry import GEOMETRIES, Geometry
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
-from trl_real.selection.annotation import Choice, choose, gather_candidates, given_vectors, skip_nonfinite
+from trl_real.selection.annotation import Choice, check_seed, choose, gather_candidates, given_vectors, skip_nonfinite
 from trl_real.selection.strategies import Score, Strategy, as_strategy, split_geometry
 
 
-# Part of the fingerprint: `datasets` hashes what a selector holds, not what its code does.
+# Part of the fingerprint: `datasets` hashes a selector's attributes, not its code.
 ALGORITHM_VERSION = 1
 
 
 class PairScorer:
     """
-    Embed the responses of a batch and score its candidate pairs: what `EmbeddingPairSelector` is without its passes
-    over a dataset. The arguments are described there.
+    Embedder and scorer of the pairs of a batch: base of `EmbeddingPairSelector`, which describes the arguments.
 
     Attributes:
-        fitted (`Geometry`, *optional*): The geometry, once it is fitted.
+        fitted (`Geometry`, *optional*): Fitted geometry; None before the fit.
     """
 
     def __init__(
@@ -57,36 +55,35 @@ class PairScorer:
         self.geometry, self.on_nonfinite = checked_geometry(geometry, center, named), on_nonfinite
         self.responses, self.seed = responses, seed
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-            raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
+        check_seed(seed)
         if on_nonfinite not in ("error", "skip"):
             raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
-        self.encoder = None
+        self.encoder: Encoder | None = None
         if model is not None and self.embeds:
             self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
         self.fitted: Geometry | None = None
 
     @property
     def rule(self) -> Strategy:
-        """The strategy's record."""
+        """Record of the strategy."""
         return as_strategy(self.strategy)
 
     @property
     def embeds(self) -> bool:
-        """Whether the strategy looks at embeddings."""
+        """Whether the strategy reads embeddings."""
         return self.rule.reads_embeddings
 
     def annotate(
         self, batch: dict[str, list], pool: bool, rank: int | None = None, row_ids: list[int] | None = None
     ) -> tuple[list[Candidates], Choice, dict[str, Any]]:
         """
-        Candidates and choice of each row of a batch, and what embedding them took.
+        Return the candidates and the choice of each row of a batch, and the cost of the embeddings.
 
         Args:
             batch: Columns, as Python values.
-            pool: Whether it is a pool, or labelled pairs.
-            rank: Of the worker.
-            row_ids: Numbers of the rows, for errors; by default those in the batch.
+            pool: Whether the batch is of a pool, not of labelled pairs.
+            rank: Rank of the worker.
+            row_ids: Row numbers for error messages; by default those in the batch.
         """
         prepare_process()
         rows = gather_candidates(batch, pool, self.responses)
@@ -95,18 +92,18 @@ class PairScorer:
         if bad and self.on_nonfinite == "error":
             where = f"rows {[row_ids[i] for i in bad][:5]}" if row_ids else f"rows {bad[:5]} of this batch"
             raise TrlRealError(
-                f"Embeddings of {where} are missing or hold NaN or infinity. "
+                f"Embeddings of {where} are missing or contain NaN or infinity. "
                 "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
             )
         return rows, choose(rows, vectors, self.rule, self.seed), cost
 
     def features(self, features: Features) -> Features:
-        """The features of a dataset after `map`: for `IterableDataset.map(features=…)`, which cannot see them."""
+        """Return the features of a dataset after `map`, for `IterableDataset.map(features=…)`."""
         own = POOL_COLUMNS if is_pool(features, self.responses) else PREFERENCE_COLUMNS
         return Features({**features, **{name: OWN_FEATURES[name] for name in own}})
 
     def _vectors(self, rows: list[Candidates], batch: dict, rank: int | None) -> tuple[list[Tensor], dict[str, Any]]:
-        """One `(K, d)` tensor a row, and what they cost."""
+        """Return one `(K, d)` tensor per row, and their cost."""
         cost = {"n_tokens": 0, "seconds": 0.0, "truncated": np.zeros(len(rows), np.int32)}
         sizes = [len(row.texts) for row in rows]
         if not self.embeds:
@@ -121,12 +118,12 @@ class PairScorer:
         return [self._placed(part) for part in found.vectors.split(sizes)], cost
 
     def _placed(self, vectors: Tensor) -> Tensor:
-        """Embeddings in the selector's geometry."""
+        """Return the embeddings in the selector's geometry."""
         if self.geometry == "raw":
             return vectors
         if self.fitted is None:
             raise TrlRealError(
-                f"geometry={self.geometry!r} is fitted to the pool first. Type selector.fit(dataset), or use select."
+                f"geometry={self.geometry!r} is not fitted yet. Type selector.fit(dataset), or use select."
             )
         return self.fitted(vectors) if vectors.numel() else vectors
 
@@ -139,15 +136,15 @@ class PairScorer:
 
 def checked_geometry(geometry: str, center: bool, named: str | None) -> str:
     """
-    Return the name of the geometry from the three ways to ask for one.
+    Return the name of the geometry from the three ways to set it.
 
     Args:
         geometry: Name in `GEOMETRIES`.
-        center: Short for `"centered"`.
+        center: Whether to use `"centered"`.
         named: Geometry in the name of the strategy, such as `"easy@centered"`.
 
     Raises:
-        TrlRealError: If the geometry is unknown, or two of them differ.
+        TrlRealError: If the geometry is unknown, or two settings differ.
     """
     if geometry not in GEOMETRIES:
         raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
@@ -155,5 +152,5 @@ def checked_geometry(geometry: str, center: bool, named: str | None) -> str:
     if center and geometry not in ("raw", "centered"):
         raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
     if named is not None and asked not in ("raw", named):
-        raise TrlRealError(f"The strategy names geometry {named!r}, but geometry={asked!r}. Leave one of them out.")
+        raise TrlRealError(f"The strategy names geometry {named!r}, but geometry={asked!r}. Leave one of the two out.")
     return named or asked

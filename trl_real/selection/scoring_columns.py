@@ -1,4 +1,4 @@
-"""Columns of the scoring pass: what a selection reads of a pool, and what it finds for each row."""
+"""Columns that the scoring pass reads and adds."""
 
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from trl_real.selection.scorer import PairScorer
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
-# Columns that the scoring pass adds for the budget and the record; a batch's cost is in its first row.
+# Columns for the budget and the record; the first row of a batch has the cost of the batch.
 SCORING_FEATURES = {
     "_score": Value("float64"),
     "_gap": Value("float64"),
@@ -33,7 +33,7 @@ SCORING_FEATURES = {
 
 
 class ScoringPass:
-    """Map behind `select`: it adds the selector's columns, and those that the budget and the record need."""
+    """Map behind `select`, which adds the selector's columns and `SCORING_FEATURES`."""
 
     def __init__(self, selector: PairScorer, pool: bool):
         self.selector, self.pool = selector, pool
@@ -41,7 +41,7 @@ class ScoringPass:
     def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
         """Score a batch; `row_ids` are the rows' numbers in the dataset."""
         rows_, choice, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
-        own = to_own_columns(rows_, choice)
+        own = to_own_columns(rows_, choice.pairs, choice.similarity)
         once = [1] + [0] * (len(rows_) - 1)
         return {
             **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},

@@ -1,4 +1,4 @@
-"""REAL's selection as a `datasets.map` callable, and as a budget over a whole pool."""
+"""REAL's selection, as a `datasets.map` callable or with a budget over a whole pool."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +17,7 @@ from trl_real.data.columns import (
 )
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
-from trl_real.selection.annotation import (
-    to_own_columns,
-)
+from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import Mapped, Sharded
 from trl_real.selection.fitting import fitted_geometry
@@ -34,12 +32,12 @@ Splits = TypeVar("Splits", DatasetDict, IterableDatasetDict)
 
 class EmbeddingPairSelector(PairScorer):
     """
-    Choose which two responses of each prompt deserve a label, and which prompts first, from embeddings of the
-    responses in the model that will be aligned (REAL, arXiv 2409.17169). Reads no label and no score.
+    Selector of the two responses of each prompt that are most worth a label, and of the prompts, by embeddings of the
+    responses in the model that will be aligned (REAL, arXiv 2409.17169). It reads no labels and no scores.
 
     As a callable for `map` it adds `pair`, `response_a`, `response_b`, `similarity` and `skipped` to a pool (`prompt`,
-    `responses`), and `similarity` and `skipped` to rows that are labelled already (`chosen`, `rejected`). With a
-    budget it ranks over the whole pool:
+    `responses`), and `similarity` and `skipped` to labelled pairs (`chosen`, `rejected`). With a budget it ranks the
+    whole pool:
 
     ```python
     selector = EmbeddingPairSelector("HuggingFaceTB/SmolLM2-135M-Instruct", strategy="easy")
@@ -50,40 +48,40 @@ class EmbeddingPairSelector(PairScorer):
     Args:
         model (`str`, `PreTrainedModel` or encoder, *optional*):
             Hub id or local path, loaded on first use; a loaded model; an object with `encode(list[str]) -> array`; or
-            None, where the rows carry a column `embeddings` (one vector a response).
+            None if the dataset has a column `embeddings` (one vector per response).
         strategy (`str` or function, *optional*, defaults to `"easy"`):
-            A name in `STRATEGIES` or a function `(embeddings (N, K, d), draws (N, P)) -> scores (N, P)`. `"random"`
+            Name in `STRATEGIES` or function `(embeddings (N, K, d), draws (N, P)) -> scores (N, P)`. `"random"`
             loads no model.
-        tokenizer (*optional*): For a loaded model; a model given by name brings its own.
+        tokenizer (*optional*): Tokenizer of a loaded model; a model given by name has its own.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         context (`str`, *optional*, defaults to `"response"`):
-            `"response"` reads a response alone, as the paper does; `"prompt+response"` after its prompt.
-        layer (`int`, *optional*, defaults to `-1`): -1 for the last hidden state, else an index into `hidden_states`.
-        max_length (`int`, *optional*, defaults to `512`): Tokens of a response that are read, from its start.
-        batch_tokens (`int`, *optional*): Tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
+            Text to embed: `"response"` is the response alone, as in the paper; `"prompt+response"` adds the prompt.
+        layer (`int`, *optional*, defaults to `-1`): Index into `hidden_states`; -1 for the last hidden state.
+        max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response, from its start.
+        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU and 16384 elsewhere.
         dtype (`str`, *optional*):
-            `"float32"` by default, for a loaded model its own. With `"bfloat16"` or `"float16"`, `select` embeds the
-            rows near a decision again in float32, so that it keeps what float32 would keep.
-        device (`str`, *optional*): By default the accelerator of this rank, else the CPU.
-        center (`bool`, *optional*, defaults to `False`): Short for `geometry="centered"`.
+            Precision, by default `"float32"` or that of the loaded model. With `"bfloat16"` or `"float16"`, `select`
+            embeds the rows near a decision again in float32, so that it keeps the same rows as float32.
+        device (`str`, *optional*): Device, by default the accelerator of this rank, else the CPU.
+        center (`bool`, *optional*, defaults to `False`): Whether to use `geometry="centered"`.
         geometry (`str`, *optional*, defaults to `"raw"`):
-            In which geometry similarity is measured: a name in `trl_real.functional.geometry.GEOMETRIES`, fitted to a
-            sample that `select` or `fit` draws. `"raw"` is the paper's; for what the others bring see docs/results.md.
-        responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
-        seed (`int`, *optional*, defaults to `42`): Seed of the draws, which depend on it and on a row's content.
-        include_bos (`bool`, *optional*, defaults to `False`): Average a BOS token too, as REAL's HH script on Llama.
-        include_eos (`bool`, *optional*, defaults to `False`): Average an EOS token too, as REAL's SHP script.
+            Geometry of the similarity: a name in `trl_real.functional.geometry.GEOMETRIES`, fitted to a sample that
+            `select` or `fit` draws. `"raw"` is the paper's; docs/results.md compares the others.
+        responses (`str`, *optional*, defaults to `"responses"`): Column with the list of responses.
+        seed (`int`, *optional*, defaults to `42`): Seed of the draws, together with the content of a row.
+        include_bos (`bool`, *optional*, defaults to `False`): Whether to average a BOS token (REAL's HH script).
+        include_eos (`bool`, *optional*, defaults to `False`): Whether to average an EOS token (REAL's SHP script).
         on_nonfinite (`str`, *optional*, defaults to `"error"`):
-            What to do about an embedding that is not finite: `"error"`, or `"skip"` the row.
+            Reaction to an embedding that is not finite: raise an `"error"`, or `"skip"` the row.
 
     Attributes:
-        record (`SelectionRecord`): How the last selection was made (by split, for a `DatasetDict`).
+        record (`SelectionRecord`): Record of the last selection; for a `DatasetDict` a dict of records by split.
 
     Raises:
-        TrlRealError: If a setting is out of range; a name or path is looked up on first use.
+        TrlRealError: If a setting is out of range. The model is looked up on first use.
     """
 
-    record: SelectionRecord | dict[str, SelectionRecord] | None = None
+    record: SelectionRecord | Any = None  # Any: by split, or None before the first selection
 
     def __call__(self, rows: Any, rank: int | None = None) -> Any:
         """
@@ -94,8 +92,8 @@ class EmbeddingPairSelector(PairScorer):
             rank: Rank of the worker, from `map(with_rank=True)`.
 
         Raises:
-            MissingColumnError: If there are neither responses nor labelled pairs, or no embeddings where no model is.
-            TrlRealError: If a response is no text, an embedding is not finite or a column is in the way.
+            MissingColumnError: If responses and labelled pairs are missing, or without a model the embeddings.
+            TrlRealError: If a response is not text, an embedding is not finite, or a column would be overwritten.
         """
         columns = to_columns(rows)
         pool = is_pool(columns, self.responses)
@@ -105,7 +103,8 @@ class EmbeddingPairSelector(PairScorer):
         batched = is_batch(rows, columns, depths)
         batch = columns if batched else {name: [value] for name, value in columns.items()}
         candidates, choice, _ = self.annotate(batch, pool, rank)
-        added = {name: values for name, values in to_own_columns(candidates, choice).items() if name in own}
+        own_columns = to_own_columns(candidates, choice.pairs, choice.similarity)
+        added = {name: values for name, values in own_columns.items() if name in own}
         if not isinstance(rows, Mapping):
             return extended(rows, added)
         return added if batched else {name: values[0] for name, values in added.items()}
@@ -122,28 +121,28 @@ class EmbeddingPairSelector(PairScorer):
         sample: int | None = None,
     ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
         """
-        The rows most worth a label, ranked over the whole pool; `record` then tells how they were chosen.
+        Select the rows most worth a label, ranked over the whole pool, and set `record`.
 
         Args:
-            dataset: A pool or labelled pairs; each split of a `DatasetDict` by itself. A stream needs `shards` or
-                `sample`.
-            budget: None for every row with a pair, a float in (0, 1] for a share of these, an int for so many rows.
-            num_proc: Worker processes, as in `Dataset.map`.
-            batch_size: Rows a worker takes at a time.
-            shards: Folder for the scores, which are then found and kept in parts: a selection that was killed goes on
-                there, and processes under `accelerate launch` or `torchrun` do it together. See docs/scale.md.
-            shard_rows: Rows of such a part.
-            sample: For a stream: rows from which a threshold is taken, instead of the exact cut
+            dataset: Pool or labelled pairs; the splits of a `DatasetDict` are ranked separately. A stream needs
+                `shards` or `sample`.
+            budget: Share of the rows with a pair (float in (0, 1]), number of rows (int), or None for all of them.
+            num_proc: Number of worker processes, as in `Dataset.map`.
+            batch_size: Number of rows per batch.
+            shards: Folder to save the scores in, shard by shard: a killed selection continues there, and processes
+                under `accelerate launch` or `torchrun` share the work. See docs/scale.md.
+            shard_rows: Number of rows per shard.
+            sample: For a stream, number of rows to take a threshold from instead of the exact cut
                 (`trl_real.selection.streaming.select_by_sample`).
 
         Returns:
-            The kept rows in their old order, with the columns that `map` adds; of a stream a stream.
+            The kept rows in the order of the dataset, with the columns that `map` adds; for a stream a stream.
 
         Raises:
-            TrlRealError: If the budget is out of range, or a stream comes without `shards` or `sample`.
+            TrlRealError: If the budget is out of range, or a stream has no `shards` and no `sample`.
         """
         check_budget(budget)
-        settings = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
+        settings: dict[str, Any] = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
         if isinstance(dataset, DatasetDict | IterableDatasetDict):
             kept, self.record = select_splits(self, dataset, budget, shards, num_proc=num_proc, **settings)
             return kept
@@ -151,25 +150,25 @@ class EmbeddingPairSelector(PairScorer):
             raise TrlRealError(f"select takes a Dataset or DatasetDict, not a {type(dataset).__name__}.")
         if num_proc and (shards is not None or isinstance(dataset, IterableDataset)):
             raise TrlRealError(
-                "num_proc forks workers of one map; with shards start processes: torchrun, accelerate. "
+                "num_proc forks workers of one map; for shards start processes with torchrun or accelerate. "
                 "Leave num_proc out."
             )
         if isinstance(dataset, IterableDataset):
             kept, self.record = select_stream(self, dataset, budget, shards=shards, **settings)
             return kept
         if sample is not None:
-            raise TrlRealError(f"sample={sample} is for streams; a Dataset is ranked as a whole. Leave it out.")
+            raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
         return kept
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":
-        """Fit the geometry to up to 1,000 rows drawn by seed and content."""
+        """Fit the geometry to up to 1,000 rows, drawn by seed and content."""
         self.fitted = fitted_geometry(self, dataset)
         return self
 
     def map_kwargs(self) -> dict[str, Any]:
-        """Arguments with which `map` is fast: large batches leave little to pad."""
+        """Return arguments for a fast `map`: large batches need little padding."""
         return {"batched": True, "batch_size": 512}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +182,7 @@ def select_splits(
     shards: str | Path | None,
     **settings,
 ) -> tuple[Splits, dict[str, SelectionRecord]]:
-    """Each split by itself, in a folder of its own for its shards; and the records by split."""
+    """Select from each split, with a separate folder for its shards; return the kept rows and the records by split."""
     kept, records = type(splits)(), {}
     for name, split in splits.items():
         part = None if shards is None else Path(shards) / name

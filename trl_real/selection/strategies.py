@@ -1,17 +1,15 @@
 """
-Strategies: which pair of a prompt's responses deserves a label, and which prompts come first.
+Strategies that rank the candidate pairs of each prompt, and the prompts.
 
 A strategy scores every candidate pair. The pair with the lowest score is the row's pair, and a budget takes the rows
-with the lowest scores. `STRATEGIES` holds one record (`Strategy`) a name; a function of your own is accepted wherever
-a name is:
+with the lowest scores. `STRATEGIES` has one record (`Strategy`) per name. Instead of a name you can give a function:
 
     def most_orthogonal(embeddings, draws):            # (N, K, d), (N, P)
         return candidate_similarity(embeddings).abs()  # (N, P)
 
     EmbeddingPairSelector(model, strategy=most_orthogonal)
 
-Scores belong on a scale of about 1, as similarities are: two scores that differ by less than 1e-6 are a tie (see
-`lowest`).
+Scores should be on the scale of similarities, about 1: scores that differ by less than 1e-6 are a tie (`lowest`).
 """
 
 from collections.abc import Callable
@@ -32,12 +30,12 @@ Score = Callable[[Tensor, Tensor], Tensor]
 Gap = Callable[[Tensor, Tensor], Tensor]
 
 TIE_TOLERANCE = 1e-6
-MARGINS = 64  # picks of a design at which margins are computed
+MARGINS = 64  # number of picks at which a design computes margins
 
 
 def easy(embeddings: Tensor, draws: Tensor) -> Tensor:
     """
-    The least similar responses first: a judge seldom errs on them (REAL, Eq. 9).
+    Rank the least similar responses first: a judge seldom errs on them (REAL, Eq. 9).
 
     Args:
         embeddings: Responses of `N` prompts. Shape `(N, K, d)`.
@@ -50,37 +48,35 @@ def easy(embeddings: Tensor, draws: Tensor) -> Tensor:
 
 
 def hard(embeddings: Tensor, draws: Tensor) -> Tensor:
-    """The most similar responses first (REAL, Eq. 8). Shapes as in `easy`."""
+    """Rank the most similar responses first (REAL, Eq. 8). Shapes as in `easy`."""
     return -candidate_similarity(embeddings)
 
 
 def uniform(embeddings: Tensor, draws: Tensor) -> Tensor:
     """
-    Every pair of a row is as likely as any other, and so is every row: the baseline. Reads no embedding.
+    Rank at random, as a baseline: all pairs of a row are equally likely, and all rows. Shapes as in `easy`.
 
-    `1 - (1 - u)^P` is the distribution function of the least of `P` draws, so that a row's score is uniform whatever
-    its number of responses; otherwise a budget would favour prompts with many.
-
-    Shapes as in `easy`.
+    `1 - (1 - u)^P` is the distribution function of the lowest of `P` draws. With it the score of a row is uniform for
+    any number of responses; otherwise a budget would favour prompts with many responses.
     """
     return 1 - (1 - draws) ** draws.shape[1]
 
 
 def centroid(embeddings: Tensor, draws: Tensor, tie: Literal["first", "farthest", "random"] = "first") -> Tensor:
     """
-    The responses nearest to the two centres of exact two-means on unit vectors (REAL, Eq. 12).
+    Pick the responses nearest to the two centres of exact two-means on unit vectors (REAL, Eq. 12).
 
-    Only members of a cluster can stand for it, so the two are always distinct. With three responses the two in one
-    cluster are exactly as near to their centre as each other; `tie` settles that (`functools.partial(centroid,
-    tie="farthest")` makes it the easy pair). A budget takes the rows whose centroid pair is least similar.
+    Each centre takes a member of its cluster, so the two responses always differ. With three responses, the two in
+    one cluster are equally near to its centre, and `tie` decides (`functools.partial(centroid, tie="farthest")` makes
+    it the easy pair). A budget takes the rows with the least similar centroid pairs.
 
     Args:
         embeddings: Responses of `N` prompts. Shape `(N, K, d)`.
         draws: Uniform numbers in [0, 1). Shape `(N, P)`.
-        tie: Among equally near responses the lowest indices, the least similar pair, or the pair with the lowest draw.
+        tie: Choice among equally near responses: the lowest indices, the least similar pair, or the lowest draw.
 
     Returns:
-        The similarity of each pair, less 4 for the centroid pair, which is thereby the lowest. Shape `(N, P)`.
+        The similarity of each pair, minus 4 for the centroid pair, so that it is the lowest. Shape `(N, P)`.
     """
     similarity = candidate_similarity(embeddings)
     unit = normalize(embeddings)
@@ -95,11 +91,12 @@ def centroid(embeddings: Tensor, draws: Tensor, tie: Literal["first", "farthest"
 
 def d_optimal(embeddings: Tensor, draws: Tensor) -> Tensor:
     r"""
-    ADPO's D-optimal design (Kveton et al., arXiv 2503.01076) on `phi = f(y_1) - f(y_2)`, differences of unit vectors.
+    Rank by ADPO's D-optimal design (Kveton et al., arXiv 2503.01076) on `phi = f(y_1) - f(y_2)`, differences of unit
+    vectors.
 
-    A row's pair is the one with the longest `phi`, which is `easy`'s; so is the first row. A budget then takes one row
-    after the other, each with the largest `phi^T V^-1 phi`, `V = I + sum phi phi^T` over the rows before (`design`):
-    what resembles a row that was taken is worth less. Shapes as in `easy`; the scores are `-|phi|^2`.
+    A row's pair is the one with the longest `phi`, as in `easy`. A budget then takes rows in turn, each with the
+    largest `phi^T V^-1 phi`, `V = I + sum phi phi^T` over the rows taken before (`design`): rows similar to a taken
+    row rank lower. Shapes as in `easy`; the scores are `-|phi|^2`.
     """
     first, second = candidate_pairs(embeddings.shape[1])
     unit = normalize(embeddings)
@@ -109,12 +106,12 @@ def d_optimal(embeddings: Tensor, draws: Tensor) -> Tensor:
 
 class RankedSet(NamedTuple):
     """
-    Rows taken together by a set budget.
+    Rows that a set budget takes.
 
     Args:
-        rows: Rows that are taken, in the order of the picks. Shape `(size,)`.
-        scores: How near each row came to the other side, lowest first: below 0 for rows that are taken, at least 0 for
-            the others, by the least margin of any pick. Shape `(N,)`.
+        rows: Taken rows, in the order of the picks. Shape `(size,)`.
+        scores: Smallest margin of any pick for each row: below 0 for taken rows, at least 0 for the others. Shape
+            `(N,)`.
     """
 
     rows: Tensor
@@ -128,8 +125,8 @@ def design(differences: Tensor, size: int) -> RankedSet:
     """
     Take the rows of a greedy D-optimal design.
 
-    The margin of a pick is its score less that of the best row that is never taken; it is computed at up to 64 picks,
-    and a pick between two of these has the smaller one of their margins.
+    The margin of a pick is its score minus that of the best row outside the set. It is computed at up to 64 picks; a
+    pick between two of these has the smaller one of their margins.
 
     Args:
         differences: `phi` of each row's pair. Shape `(N, d)`.
@@ -142,12 +139,12 @@ def design(differences: Tensor, size: int) -> RankedSet:
     if not size or not outside.any():
         return RankedSet(picked.indices, scores.where(outside, -scores))
     steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
-    margins = []
+    at_steps = []
     for step in steps.tolist():
         others = uncertainty(differences[outside], history=differences[picked.indices[:step]]).double()
         scores[outside] = scores[outside].minimum(picked.scores[step] - others)
-        margins.append(picked.scores[step] - others.max())
-    margins = torch.stack(margins)
+        at_steps.append(picked.scores[step] - others.max())
+    margins = torch.stack(at_steps)
     place = torch.searchsorted(steps, torch.arange(size))
     scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
     return RankedSet(picked.indices, scores)
@@ -155,14 +152,11 @@ def design(differences: Tensor, size: int) -> RankedSet:
 
 def score_gap(embeddings: Tensor, scores: Tensor) -> Tensor:
     """
-    How far each row's second-best pair is behind its best one.
+    Return the lead of each row's best pair over the second-best, at least 0. Shape `(N,)`.
 
     Args:
         embeddings: Responses of `N` prompts, not used. Shape `(N, K, d)`.
-        scores: Shape `(N, P)`, with at least two pairs.
-
-    Returns:
-        Differences of scores, at least 0. Shape `(N,)`.
+        scores: Scores of at least two pairs. Shape `(N, P)`.
     """
     two = scores.topk(2, largest=False).values
     return two[:, 1] - two[:, 0]
@@ -170,8 +164,8 @@ def score_gap(embeddings: Tensor, scores: Tensor) -> Tensor:
 
 def centroid_gap(embeddings: Tensor, scores: Tensor) -> Tensor:
     """
-    How far similarities may move before another pair becomes the centroid pair: the margin of the partition, and that
-    of the members nearest to their centres. Shapes as in `score_gap`.
+    Return the change of similarity at which another pair becomes the centroid pair, from the margins of the partition
+    and of the nearest members. Shapes as in `score_gap`.
     """
     return two_means_gap(normalize(embeddings))
 
@@ -179,21 +173,20 @@ def centroid_gap(embeddings: Tensor, scores: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Strategy:
     """
-    One way to choose pairs.
+    Scoring function of a strategy, with its facts.
 
     Args:
         score: Function `(embeddings (N, K, d), draws (N, P)) -> scores (N, P)`, lowest first.
-        help: One line for a person.
+        help: Description in one line.
         color: Colour in every figure, as `#rrggbb`; None for a colour that the figure chooses.
-        reads_embeddings: Whether it looks at embeddings; if not, no model is loaded.
-        needs_draws: Whether it looks at the random numbers.
-        rounding: How far a score moves when a similarity moves by 1; None where that is measured on the pool. From
-            this follows which rows half precision must embed again in float32.
-        gap: Function `(embeddings, scores) -> (N,)`: how far a row's best pair is ahead of any other, in units of the
-            score.
-        jumps: Whether a row's score may jump when its pair changes, so that no row is safe from the cut.
-        budget: Function `(differences (N, d), size) -> RankedSet` that takes rows as a set, where a row's worth
-            depends on the other rows; None takes the rows with the lowest scores. It holds `N d` numbers in memory.
+        reads_embeddings: Whether the function reads embeddings; if not, no model is loaded.
+        needs_draws: Whether the function reads the random numbers.
+        rounding: Change of a score when a similarity changes by 1, which decides the rows that half precision embeds
+            again in float32; None to measure it on the pool.
+        gap: Function `(embeddings, scores) -> (N,)`, the lead of a row's best pair over the second-best.
+        jumps: Whether the score of a row may jump when its pair changes.
+        budget: Function `(differences (N, d), size) -> RankedSet` that takes rows as a set, with `N d` numbers in
+            memory; None takes the rows with the lowest scores.
     """
 
     score: Score
@@ -235,11 +228,11 @@ COLORS = {name: strategy.color for name, strategy in STRATEGIES.items() if strat
 
 def as_strategy(strategy: Any) -> Strategy:
     """
-    The record of a strategy.
+    Return the record of a strategy.
 
     Args:
-        strategy: Name in `STRATEGIES`, record, or function. A function that is not in the table may look at the draws,
-            and the effect of rounding on its scores is measured.
+        strategy: Name in `STRATEGIES`, record, or function. The record of a function outside the table reads the
+            draws and measures the effect of rounding.
 
     Raises:
         TrlRealError: If the name is unknown.
@@ -247,22 +240,25 @@ def as_strategy(strategy: Any) -> Strategy:
     if isinstance(strategy, Strategy):
         return strategy
     if callable(strategy):
-        known = (record for record in STRATEGIES.values() if record.score is strategy)
-        return next(known, Strategy(strategy, needs_draws=True, rounding=None))
+        named = (record for record in STRATEGIES.values() if record.score is strategy)
+        return next(named, Strategy(strategy, needs_draws=True, rounding=None))
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
         raise TrlRealError(f"No strategy {strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function.")
     return STRATEGIES[strategy]
 
 
+def strategy_name(strategy: Any) -> str:
+    """Return the name of a strategy for the record: of a function its module and qualified name."""
+    if isinstance(strategy, str):
+        return strategy
+    function = getattr(strategy, "score", strategy)
+    function = getattr(function, "func", function)
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
 def split_geometry(strategy: Any) -> tuple[Any, str | None]:
     """
-    Split `"easy@centered"` into a strategy and the name of a geometry.
-
-    Args:
-        strategy: Name, with or without a geometry, or function.
-
-    Returns:
-        The strategy, and the geometry or None.
+    Split a name such as `"easy@centered"` into the strategy and the geometry; functions have no geometry (None).
 
     Raises:
         TrlRealError: If the strategy or the geometry is unknown.
@@ -276,17 +272,11 @@ def split_geometry(strategy: Any) -> tuple[Any, str | None]:
 
 def lowest(scores: Tensor) -> Tensor:
     """
-    Index of each row's lowest score; scores within 1e-6 of it (relative, if it is beyond 1) are ties and the first of
-    them wins.
+    Return the index of each row's lowest score, shapes `(N, P)` to `(N,)`. Scores within 1e-6 of it (relative, if it
+    is beyond 1) are ties, and the first one wins.
 
-    Without the tolerance a tie would be settled by float rounding, that is by the batch a row happened to be in. It
-    has a floor since similarities of 0 are rounded like those of 1; scores that are all below 1e-6 are one tie.
-
-    Args:
-        scores: Shape `(N, P)`.
-
-    Returns:
-        Indices. Shape `(N,)`.
+    Without the tolerance, float rounding would decide ties, and it depends on the batch of a row. The tolerance is
+    absolute below 1, since similarities of 0 are rounded like those of 1.
     """
     least = scores.amin(-1, keepdim=True)
     tied = scores <= least + TIE_TOLERANCE * least.abs().clamp_min(1.0)
@@ -294,7 +284,7 @@ def lowest(scores: Tensor) -> Tensor:
 
 
 def _nearest_members(unit: Tensor, members: Tensor) -> Tensor:
-    """Mask of the cluster's members that are nearest to its centre, ties included. Shapes `(N, K, d)`, `(N, K)`."""
+    """Return a mask of the members nearest to the cluster's centre, with ties. Shapes `(N, K, d)`, `(N, K)`."""
     weights = members.double()
     centres = torch.einsum("nk,nkd->nd", weights, unit) / weights.sum(-1, keepdim=True)
     distance = (unit - centres[:, None]).square().sum(-1).masked_fill(~members, torch.inf)

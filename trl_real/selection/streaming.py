@@ -1,4 +1,4 @@
-"""A budget over a stream: the exact cut, in two passes, or a threshold from a sample, in one."""
+"""Budget over a stream: the exact cut in two passes, or a threshold from a sample in one pass."""
 
 import copy
 import math
@@ -25,7 +25,7 @@ from trl_real.selection.scoring_columns import ScoringPass, columns_read, number
 
 Selected = tuple[IterableDataset, SelectionRecord]
 
-# Rows that a sample is drawn from, for each of its own: what `shuffle` holds in memory.
+# Rows that `shuffle` holds in memory per row of the sample.
 BUFFER = 10
 
 
@@ -40,68 +40,44 @@ def select_stream(
     batch_size: int,
 ) -> Selected:
     """
-    The rows of a stream that a budget keeps, as a stream.
+    Select from a stream, by the exact cut (`shards`) or by a threshold (`sample`, `select_by_sample`).
+
+    The exact cut keeps the same rows, with the same scores and record, as `select` on a `Dataset`. Its first pass
+    saves the scores in the folder, one shard per chunk of rows, so that a restarted pass reads the stream again but
+    embeds nothing twice; a geometry and half precision need one more pass each. The last pass is the returned stream,
+    which joins rows and scores: keep the folder. A chunk of rows and a few floats per row are in memory.
 
     Args:
-        selector, stream, budget: As in `EmbeddingPairSelector.select`.
-        shards: Folder for the scores of the exact cut (`select_exactly`).
-        sample: Rows to take a threshold from (`select_by_sample`).
-        shard_rows: Rows that are held and kept at a time.
-        batch_size: Rows of a batch.
+        selector: Strategy, model and settings.
+        stream: Stream; for the exact cut it gives the same rows in the same order in each pass and each process.
+        budget, shards, sample, batch_size: As in `EmbeddingPairSelector.select`.
+        shard_rows: Number of rows per chunk.
 
     Returns:
-        The kept rows as Python values, in their old order, and the record.
+        The kept rows as Python values, in the order of the stream, and the record.
 
     Raises:
-        TrlRealError: If there is neither a folder nor a sample, or both, or as the two ways have it.
+        TrlRealError: If not exactly one of `shards` and `sample` is given, or a later pass reads other rows.
     """
     if (shards is None) == (sample is None):
         raise TrlRealError(
-            "A budget ranks the whole pool, which a stream does not show. Type shards='a_folder' for the exact cut in "
-            "two passes, or sample=1000 for a threshold and one pass; one of the two."
+            "A budget ranks the whole pool, and a stream gives one row at a time. Type one of shards='a_folder' for "
+            "the exact cut in two passes, or sample=1000 for a threshold in one pass."
         )
     if shards is not None:
-        return select_exactly(selector, stream, budget, Path(shards), shard_rows, batch_size)
+        return select_rows(selector, StreamPool(selector, stream, Path(shards), shard_rows, batch_size), budget)
+    assert sample is not None
     return select_by_sample(selector, stream, budget, sample, batch_size)
-
-
-def select_exactly(
-    selector: PairScorer,
-    stream: IterableDataset,
-    budget: float | int | None,
-    folder: Path,
-    shard_rows: int,
-    batch_size: int,
-) -> Selected:
-    """
-    What `select` keeps of the same rows in a `Dataset`, by the same scores, cut and record.
-
-    The first pass scores the stream and leaves the scores in `folder`, a shard of them a chunk of rows, so that a pass
-    that was killed reads the stream again but embeds nothing twice; a geometry, and half precision, read it once more
-    each. The last pass is the stream that is returned, which joins rows and scores while it is read: `folder` must
-    stay. In memory are a chunk of rows and a few floats a row.
-
-    Args:
-        selector, budget: As in `select`.
-        stream: With the same rows in the same order each time; every process has all of it.
-        folder, shard_rows, batch_size: As in `select_stream`.
-
-    Raises:
-        TrlRealError: If the stream is not the same again, or as `select`.
-    """
-    return select_rows(selector, StreamPool(selector, stream, folder, shard_rows, batch_size), budget)
 
 
 class StreamPool:
     """
-    The rows of a stream, read in chunks; scores stay in a folder.
+    Rows of a stream, read in chunks, with the methods of `trl_real.selection.pool.Pool`.
 
     Args:
         selector: Selector that reads them.
-        stream: Stream with the same rows in the same order each time.
         folder: Folder for the scores.
-        shard_rows: Rows of a chunk.
-        batch_size: Rows of a batch.
+        stream, shard_rows, batch_size: As in `select_stream`.
     """
 
     def __init__(self, selector: PairScorer, stream: IterableDataset, folder: Path, shard_rows: int, batch_size: int):
@@ -111,28 +87,26 @@ class StreamPool:
         self.chunks = Chunks(self.plain, read, shard_rows, tuple(arrays))
 
     def fit(self) -> Geometry:
-        """Return the geometry, fitted to the rows with the lowest digests."""
         return geometry_of_stream(self.selector, self.chunks, self.is_pool, self.folder)
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
-        """Score rows by their numbers, ascending; None for all."""
         scoring = ScoringPass(without_cache(scorer), self.is_pool)
-        settings = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
+        settings: dict[str, Any] = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
         return map_chunks(scoring, self.chunks, scoring_features(self.is_pool), self.folder / name, **settings)
 
     def join(self, added: Dataset, kept: np.ndarray) -> IterableDataset:
-        """Return the kept rows as a stream that reads this one again."""
+        """Return the kept rows as a stream that reads the input stream again."""
         features = Features({**self.plain.features, **added.features})
         return IterableDataset.from_generator(JoinedRows(self.chunks, added, kept), features=features)
 
 
 class JoinedRows:
     """
-    The last pass over a stream: its kept rows with the selector's columns.
+    Generator of the kept rows of a stream, with the selector's columns: the last pass.
 
     Args:
-        chunks: Of the stream, read before.
-        added: The selector's columns, a row a row of the stream.
+        chunks: Chunks of the stream.
+        added: The selector's columns, one row per row of the stream.
         kept: Numbers of the kept rows, ascending. Shape `(k,)`.
     """
 
@@ -140,7 +114,7 @@ class JoinedRows:
         self.chunks, self.added, self.kept = chunks, added, kept
 
     def __call__(self):
-        """The rows, one by one."""
+        """Yield the rows."""
         for start, batch in self.chunks.full_chunks():
             rows = self.kept[slice(*np.searchsorted(self.kept, (start, start + self.chunks.size)))].tolist()
             own = self.added[rows] if rows else {}
@@ -153,35 +127,35 @@ def select_by_sample(
     selector: PairScorer, stream: IterableDataset, budget: float | None, sample: int, batch_size: int
 ) -> Selected:
     """
-    About the budget's share of the rows, in one pass: those whose score is no higher than the share's quantile in a
-    sample.
+    Keep the rows with scores up to the budget's quantile in a sample, about the budget's share of rows, in one pass.
 
-    With `m` rows that have a pair in the sample and a threshold at the `k`-th lowest score, the kept share of a long
-    stream is distributed as Beta(k, m + 1 - k): `budget`, and `sqrt(budget (1 - budget) / m)` for standard deviation.
-    The record says both (`settings["threshold"]`, `settings["share_error"]`); its counts and quantiles are of the
-    sample, since nobody has seen the stream.
+    With `m` rows with a pair in the sample and the threshold at the `k`-th lowest score, the kept share of a long
+    stream is distributed as Beta(k, m + 1 - k): mean `budget`, standard deviation `sqrt(budget (1 - budget) / m)`.
+    The record has the threshold and the standard deviation (`settings["threshold"]`, `settings["share_error"]`); its
+    counts and quantiles are of the sample.
 
-    The sample comes from the first `11 * sample` rows: where a stream is sorted by something (source, length, date)
-    the threshold fits its beginning only. Half precision is used as it is, and a geometry is fitted to the sample.
+    The sample is drawn from the first `11 * sample` rows: if the stream is sorted (by source, length or date), the
+    threshold fits its beginning only. Rows are not embedded again in float32; a geometry is fitted to the sample.
 
     Args:
-        selector: With a strategy that scores each row by itself.
-        stream: May be endless.
-        budget: A share; None keeps all rows with a pair.
-        sample: Rows to draw, by the selector's seed.
-        batch_size: Rows of a batch.
+        selector: Selector without a set budget (`Strategy.budget`).
+        stream: Stream of any length, also endless.
+        budget: Share of the rows; None keeps all rows with a pair.
+        sample: Number of rows to draw, by the selector's seed.
+        batch_size: Number of rows per batch.
 
     Returns:
-        A stream that scores the rows while it is read, of unknown length, and the record.
+        A stream that scores the rows while it is read, and the record.
 
     Raises:
-        TrlRealError: If the budget is a number of rows, or the sample too small for it, or the strategy has a budget
-            of its own.
+        TrlRealError: If the budget is a number of rows, the sample is too small for it, or the strategy has a set
+            budget.
     """
     _check_sample(selector, budget, sample)
     plain, pool = plain_rows(selector, typed(stream))
-    drawn = plain.shuffle(seed=selector.seed % 2**63, buffer_size=BUFFER * sample).take(sample)
-    rows = _to_dataset(list(drawn), plain.features)
+    drawn = list(plain.shuffle(seed=selector.seed % 2**63, buffer_size=BUFFER * sample).take(sample))
+    columns = {name: [row[name] for row in drawn] for name in plain.features}
+    rows = Dataset.from_dict(columns, features=plain.features)
     if selector.geometry != "raw" and selector.embeds:
         selector.fitted = fitted_geometry(selector, rows)
     scored = DatasetPool(selector, rows, Mapped(None, batch_size)).score(selector, None, "sample")
@@ -190,7 +164,7 @@ def select_by_sample(
     share = 1.0 if budget is None else budget
     if not round(share * n_pairs):
         raise TrlRealError(
-            f"budget={budget} of the {n_pairs} rows with a pair in the sample is none. "
+            f"budget={budget} of the {n_pairs} rows with a pair in the sample is 0 rows. "
             f"Type sample={math.ceil(100 / share)}."
         )
     kept, record = cut(selector, scored, budget, 0)
@@ -204,30 +178,30 @@ def select_by_sample(
 
 def share_error(k: int, m: int) -> float:
     """
-    Standard deviation of the share of a continuous distribution below the `k`-th lowest of `m` draws from it.
+    Return the standard deviation of the share of a continuous distribution below the `k`-th lowest of `m` draws.
 
-    That share is distributed as Beta(k, m + 1 - k). With `k = m` there is no cut: 0.
+    The share is distributed as Beta(k, m + 1 - k). With `k = m` all rows are kept, and it is 0.
     """
     return 0.0 if k == m else math.sqrt(k * (m + 1 - k) / ((m + 1) ** 2 * (m + 2)))
 
 
 class BelowThreshold:
     """
-    A map that adds the selector's columns to a batch and leaves out the rows that score above a threshold.
+    Map that adds the selector's columns to a batch and drops rows with a score above a threshold, or without a pair.
 
     Args:
-        selector: Fitted.
-        pool: Whether the rows are a pool, or labelled pairs.
-        threshold: Highest score that stays; rows without a pair never do.
+        selector: Fitted selector.
+        pool: Whether the rows are a pool, not labelled pairs.
+        threshold: Highest score to keep.
     """
 
     def __init__(self, selector: PairScorer, pool: bool, threshold: float):
         self.selector, self.pool, self.threshold = selector, pool, threshold
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """The rows that stay, with all of their columns."""
+        """Return the kept rows with all columns."""
         rows, choice, _ = self.selector.annotate(to_columns(batch), self.pool)
-        own = to_own_columns(rows, choice)
+        own = to_own_columns(rows, choice.pairs, choice.similarity)
         columns = {**batch, **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)}}
         stay = np.flatnonzero(choice.scores <= self.threshold)
         return {name: [values[i] for i in stay] for name, values in columns.items()}
@@ -235,18 +209,14 @@ class BelowThreshold:
 
 def _check_sample(selector: PairScorer, budget: Any, sample: int) -> None:
     if isinstance(sample, bool) or not isinstance(sample, Integral) or sample < 1:
-        raise TrlRealError(f"sample={sample!r} is no number of rows. Type sample=1000.")
+        raise TrlRealError(f"sample={sample!r} is not a number of rows. Type sample=1000.")
     if isinstance(budget, Integral):
         raise TrlRealError(
-            f"budget={budget} rows cannot be told from a sample. Give a share such as 0.25, or type shards='a_folder' "
-            "instead of sample for the exact cut in two passes."
+            f"budget={budget} is a number of rows, and a sample gives a share only. Give a share such as 0.25, or "
+            "type shards='a_folder' instead of sample for the exact cut in two passes."
         )
     if selector.rule.budget:
         raise TrlRealError(
-            f"strategy={selector.strategy!r} weighs rows against each other, which no threshold does. "
+            f"strategy={selector.strategy!r} compares rows with each other, and a threshold does not. "
             "Type shards='a_folder' instead of sample for the exact cut in two passes."
         )
-
-
-def _to_dataset(rows: list[dict], features: Features) -> Dataset:
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

@@ -47,7 +47,7 @@ class ScoredPairs(NamedTuple):
 
     def selected(self, budget: float | int) -> np.ndarray:
         """Return the pairs in the budget, as ascending indices into the arrays."""
-        return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))
+        return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))[0]
 
 
 class Labeled(NamedTuple):

@@ -152,8 +152,8 @@ class Watch(TrainerCallback):
     def _margins(self, rows: dict[str, torch.Tensor] | None) -> np.ndarray:
         if rows is None:
             return np.zeros(0)
-        logps = (rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected"))
-        return implicit_margin(*logps, self.trainer.beta).numpy()
+        logps = [rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
+        return implicit_margin(logps[0], logps[1], logps[2], logps[3], self.trainer.beta).numpy()
 
     def _embeddings(self) -> torch.Tensor:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)

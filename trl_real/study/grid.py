@@ -103,5 +103,6 @@ def run_cells(folder: StudyFolder, cells: Iterable[Cell], run: Callable[[Cell], 
 def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name as `.npz`, in one step as `write_atomic` does."""
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
+    named: dict[str, Any] = {**arrays}
+    np.savez_compressed(content, **named)
     write_atomic(file, content.getvalue())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
 from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
@@ -95,7 +95,7 @@ def savings_figure(
     axes.set_xlim(left, right)
     for i, ((arm, saving), y) in enumerate(zip(rows, heights, strict=True)):
         if i == 0 or arm != rows[i - 1][0]:
-            bold = dict(fontsize=FONT, fontweight="bold", color=styles[arm].color)
+            bold: dict[str, Any] = dict(fontsize=FONT, fontweight="bold", color=styles[arm].color)
             plate = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
             axes.text(left, y + 1, figures.short_label(arm), va="center", bbox=plate, **bold)
         _draw_saving(axes, saving, y, styles[arm], left)
@@ -159,7 +159,8 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     for key, (name, color, line, marker) in DRIFT_LINES.items():
         values = [figures.to_float(row.get(key)) for row in rows]
         above.plot(labels, values, linestyle=line, color=color, marker=marker, markersize=6, linewidth=2.2, label=name)
-    lowest = min((line.get_ydata().min() for line in above.lines), default=0.0)
+    lines: list[Any] = list(above.lines)
+    lowest = min((line.get_ydata().min() for line in lines), default=0.0)
     above.set_ylim(min(-0.03, lowest - 0.05) if lowest < 0 else -0.03, 1.05)
     distance = [figures.to_float(row.get("relative_l2")) for row in rows]
     below.plot(labels, distance, color="#000000", marker="o", markersize=6, linewidth=2.2)
@@ -188,9 +189,10 @@ def _draw_curve(axes: "Axes", arm: str, curve: Curve, style: ArmStyle, dodge: fl
     """Draw one arm. A single point has a bar instead of a band, moved sideways by `dodge`."""
     value, low, high = (list(ends) for ends in zip(*curve.points, strict=True)) if curve.points else ([], [], [])
     order = 3 if arm == BASELINE else 2
-    drawn = dict(color=style.color, linestyle=style.line, linewidth=2.4, zorder=order)
+    drawn: dict[str, Any] = dict(color=style.color, linestyle=style.line, linewidth=2.4, zorder=order)
     face = "white" if arm == BASELINE else style.color
-    marks = dict(marker=style.marker, markersize=6, mfc=face, markeredgewidth=1.6, label=figures.short_label(arm))
+    label = figures.short_label(arm)
+    marks: dict[str, Any] = dict(marker=style.marker, markersize=6, mfc=face, markeredgewidth=1.6, label=label)
     n_labels = curve.n_labels
     if len(n_labels) == 1:
         n_labels = [n_labels[0] * (1 + 0.01 * dodge)]

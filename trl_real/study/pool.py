@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,12 @@ class StudyPool:
     scores: list[np.ndarray]
     opinions: np.ndarray | None = None
     vectors: list[Any] | None = None
-    skipped: Counter | None = None
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, indices: Sequence[int]) -> "StudyPool":
+    def take(self, indices: Sequence[int] | np.ndarray) -> "StudyPool":
         """Return the rows at these indices."""
         return StudyPool(
             [self.rows[i] for i in indices],
@@ -94,7 +94,6 @@ def study_pool(
             fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
             raise MissingColumnError(name, dataset.column_names, fix)
     found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
-    found.skipped = Counter()
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
         _add(found, to_columns(batch), pool, responses, scores, second_opinion)
     if not found.rows:
@@ -118,7 +117,7 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
             )
         found.rows.append(row)
         found.scores.append(np.array([np.nan if given[j] is None else given[j] for j in row.indices], dtype=float))
-        if vectors is not None:
+        if vectors is not None and found.vectors is not None:
             found.vectors.append(vectors[i])
         if found.opinions is not None:
             found.opinions = np.append(found.opinions, columns[second_opinion][i])

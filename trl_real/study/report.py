@@ -213,8 +213,8 @@ def _same_end(study: Study) -> bool:
 def _excess(tuning: Sequence[Mapping[str, Any]]) -> float:
     """Return the mean test loss minus that of the best choice on the test pairs, in nats per pair; NaN if unknown."""
     both = [(figures.to_float(row.get("loss")), figures.to_float(row.get("loss_if_best"))) for row in tuning]
-    both = [loss - best for loss, best in both if math.isfinite(loss - best)]
-    return sum(both) / len(both) if both else math.nan
+    excess = [loss - best for loss, best in both if math.isfinite(loss - best)]
+    return sum(excess) / len(excess) if excess else math.nan
 
 
 def _missing(study: Study) -> list[str]:

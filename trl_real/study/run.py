@@ -102,7 +102,7 @@ def run_study(
     )
     splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
-    encoder = None if given else Encoder(model, tokenizer, revision, dtype, device, options)
+    encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)
     settings = {
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
@@ -116,7 +116,7 @@ def run_study(
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
     folder = StudyFolder(output_dir, settings)
-    if encoder:
+    if encoder is not None:
         everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
     frozen = [_frozen_cells(*map(everything.take, split), pool_share, min_gap) for split in splits]
@@ -135,7 +135,7 @@ def run_study(
 
 
 def _frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:
-    return FrozenCells(ArmSelector(pool, pool.vectors, pool_share, min_gap), test, test.vectors)
+    return FrozenCells(ArmSelector(pool, pool.vectors or [], pool_share, min_gap), test, test.vectors or [])
 
 
 def load_study(folder: str | Path) -> Study:

@@ -196,7 +196,7 @@ def summarize(
     sides = grid["arms"], grid["budgets"], grid["seeds"]
     curves = collect(results, *sides)
     frozen = settings["engine"] == "frozen"
-    made = {}
+    made: dict[str, Any] = {}
     if curves:
         made = {"curves": curves.curves(), "differences": curves.differences(), "savings": curves.savings()}
         made["unlearned"] = curves.unlearned()

@@ -1,4 +1,4 @@
-"""What REAL's trainer can be told, beyond what TRL's `DPOConfig` can."""
+"""Configuration of `REALDPOTrainer`: TRL's `DPOConfig` with pair selection and label noise."""
 
 import math
 from collections.abc import Callable
@@ -9,23 +9,23 @@ from typing import NamedTuple
 from trl import DPOConfig
 
 from trl_real.errors import TrlRealError
-from trl_real.selection.strategies import STRATEGIES
+from trl_real.selection.strategies import STRATEGIES, split_geometry
 from trl_real.training.label_confidence import reads_soft_labels
 from trl_real.training.noise_window import shortest_window
 
 
 class Range(NamedTuple):
-    """What a number may be, and how that is written."""
+    """Allowed values of a number, and their description in error messages."""
 
-    holds: Callable[[float], bool]
-    written: str
+    contains: Callable[[float], bool]
+    description: str
 
 
-class Reader(NamedTuple):
-    """When a setting is read, and what to say and to type where it would be ignored; `{c}` is the configuration."""
+class Requirement(NamedTuple):
+    """Condition for a setting to have an effect, and the message without it; `{c}` is the configuration."""
 
-    reads: Callable[[DPOConfig], bool]
-    otherwise: str
+    is_met: Callable[[DPOConfig], bool]
+    message: str
 
 
 SMOOTHED_LOSSES = ("aot", "aot_unpaired", "exo_pair", "robust")
@@ -38,115 +38,123 @@ RANGES = {
     "noise_window": Range(lambda x: x >= 1 and float(x).is_integer(), "a whole number of pairs, such as 512"),
 }
 
-_SMOOTHS = Reader(
+_NEEDS_SMOOTHING = Requirement(
     lambda c: c.noise_smoothing > 0,
-    "it belongs to noise_smoothing, which is 0. Type noise_smoothing=0.1, or leave it out",
+    "it needs noise_smoothing, which is 0. Type noise_smoothing=0.1, or leave it out",
 )
 
-READERS = {
-    "label_smoothing": Reader(
+REQUIREMENTS = {
+    "label_smoothing": Requirement(
         lambda c: any(loss in SMOOTHED_LOSSES for loss in c.loss_type),
         f"loss_type={{c.loss_type}} does not read it, only {', '.join(SMOOTHED_LOSSES)} do. Type loss_type='robust', "
-        "or give the rows a column 'label_confidence' of 1 - label_smoothing, or leave it out",
+        "or add a column 'label_confidence' with the value 1 - label_smoothing, or leave it out",
     ),
-    "discopop_tau": Reader(
+    "discopop_tau": Requirement(
         lambda c: "discopop" in c.loss_type,
         "loss_type={c.loss_type} does not read it. Type loss_type='discopop', or leave it out",
     ),
-    "f_alpha_divergence_coef": Reader(
+    "f_alpha_divergence_coef": Requirement(
         lambda c: c.f_divergence_type == "alpha_divergence",
         "f_divergence_type={c.f_divergence_type!r} does not read it. Type f_divergence_type='alpha_divergence', or "
         "leave it out",
     ),
-    "noise_smoothing": Reader(
+    "noise_smoothing": Requirement(
         reads_soft_labels,
-        "it smooths DPO's own loss only, not loss_type={c.loss_type}, f_divergence_type={c.f_divergence_type!r}, "
+        "it only smooths DPO's own loss, not loss_type={c.loss_type}, f_divergence_type={c.f_divergence_type!r}, "
         "use_weighting={c.use_weighting}. Type loss_type='sigmoid' with the other two left out, or leave it out",
     ),
-    "noise_share": _SMOOTHS,
-    "noise_extrapolation": _SMOOTHS,
-    "noise_warmup": _SMOOTHS,
-    "noise_window": _SMOOTHS,
+    "noise_share": _NEEDS_SMOOTHING,
+    "noise_extrapolation": _NEEDS_SMOOTHING,
+    "noise_warmup": _NEEDS_SMOOTHING,
+    "noise_window": _NEEDS_SMOOTHING,
 }
 
 
 @dataclass
 class REALDPOConfig(DPOConfig):
     r"""
-    Configuration of [`REALDPOTrainer`]: every parameter of [`~trl.DPOConfig`], with the same defaults, and those
-    below. Two of them select: a strategy ranks the training pairs, a budget says how many of them are kept. The others
-    are SPA's self-refinement (arXiv 2406.04412), which trusts a label less where the model itself doubts it.
+    Configuration of [`REALDPOTrainer`]. It has all parameters of [`~trl.DPOConfig`], with the same defaults, and those
+    below. The `selection_` parameters select training pairs: a strategy ranks them, a budget says how many to keep.
+    The `noise_` parameters are SPA's self-refinement (arXiv 2406.04412), which trusts a label less if the model doubts
+    it.
 
-    A setting that the chosen loss would not read, TRL's `label_smoothing` among them, is an error.
+    A setting that the chosen loss ignores, including TRL's `label_smoothing`, raises an error.
 
-    A command line and a YAML file cannot tell 1 from 1.0, so a budget goes by its value and not, as in
-    [`EmbeddingPairSelector.select`], by its type: up to 1 it is a share, above 1 a number of rows. `1` keeps every
-    pair that can be trained on.
+    A command line and a YAML file do not distinguish 1 from 1.0. Therefore the value of a budget decides, not its type
+    as in [`EmbeddingPairSelector.select`]: up to 1 it is a share, above 1 a number of rows. `1` keeps every pair that
+    can be trained on.
 
     Args:
-        selection_strategy (`str`, *optional*):
-            Keep the pairs that this strategy ranks first, by their responses' embeddings in the model that is trained
-            (REAL, arXiv 2409.17169): a name in `STRATEGIES`. By default nothing is selected, and the trainer is
-            [`~trl.DPOTrainer`].
+        selection_strategy (`str` or function, *optional*):
+            Strategy that ranks the pairs by embeddings of their responses in the model to train (REAL, arXiv
+            2409.17169): a name in `STRATEGIES`, a name with a geometry such as `"easy@centered"`, or a function as
+            [`EmbeddingPairSelector`] takes it. By default all pairs are kept, as in [`~trl.DPOTrainer`].
         selection_budget (`float`, *optional*):
-            How much of the training set is kept: a share in (0, 1] of the rows with a pair, or a whole number of rows
+            Part of the training set to keep: a share in (0, 1] of the rows with a pair, or a whole number of rows
             above 1.
         noise_smoothing (`float`, *optional*, defaults to `0.0`):
-            SPA's alpha in [0, 0.5): the probability that a doubtful pair's label is wrong. 0 trusts every label.
+            SPA's alpha in [0, 0.5): probability that the label of a doubtful pair is wrong. 0 trusts every label.
         noise_share (`float`, *optional*, defaults to `10.0`):
-            SPA's K in (0, 100), percent: a pair is doubtful if its implicit reward margin is among the lowest K % of
-            the last `noise_window` pairs, counted over all processes.
+            SPA's K in (0, 100), percentage of doubtful pairs: a pair is doubtful if its implicit reward margin is
+            among the lowest K % of the last `noise_window` pairs of all processes.
         noise_extrapolation (`float`, *optional*, defaults to `0.0`):
-            SPA's lambda, at least 0: margins are told by the policy extrapolated away from the reference, with logits
-            `(1 + lambda) h_policy - lambda h_reference`. Costs a pass of the language model's head in a step, and with
-            precomputed log probabilities a forward of the reference.
+            SPA's lambda, at least 0: margins are computed with a policy extrapolated away from the reference, with
+            logits `(1 + lambda) h_policy - lambda h_reference`. Each step then also runs the language model's head
+            and, with precomputed log probabilities, a forward pass of the reference.
         noise_warmup (`float`, *optional*, defaults to `0.2`):
-            Share of the steps, in [0, 1), before labels are smoothed.
+            Share of the training steps, in [0, 1), before labels are smoothed.
         noise_window (`int`, *optional*, defaults to `512`):
-            How many of the last pairs the lowest share is taken of.
+            Number of the last pairs among which the doubtful ones are found.
 
     Raises:
-        TrlRealError: If there is no such strategy, if the budget is neither a share nor a number of rows, or if one is
-            given without the other; if a number is out of its range; if a setting would be ignored.
+        TrlRealError: If the strategy is unknown, if the budget is neither a share nor a number of rows, or if only one
+            of the two is given; if a number is out of its range; if a setting would be ignored.
     """
 
-    selection_strategy: str | None = field(
+    # `None` is second: the argument parser of transformers takes the first type then.
+    selection_strategy: str | None | Callable = field(
         default=None,
         metadata={
-            "help": "Keep the training pairs that this strategy ranks first, by their responses' embeddings in the "
-            f"model that is trained: {', '.join(STRATEGIES)}. By default nothing is selected. Needs selection_budget."
+            "help": "Strategy that ranks the training pairs by embeddings of their responses in the model to train: "
+            + "; ".join(f"{name} ({strategy.help})" for name, strategy in STRATEGIES.items())
+            + ". A geometry may follow, as in easy@centered. By default all pairs are kept. Needs selection_budget."
         },
     )
     selection_budget: float | None = field(
         default=None,
         metadata={
-            "help": "How much of the training set selection_strategy keeps: up to 1 a share of the rows with a pair "
+            "help": "Part of the training set that selection_strategy keeps: up to 1 a share of the rows with a pair "
             "(0.25 for a quarter), above 1 a number of rows."
         },
     )
     noise_smoothing: float = field(
         default=0.0,
-        metadata={"help": "SPA's alpha in [0, 0.5): how probably a doubtful pair's label is wrong; 0 is never."},
+        metadata={"help": "SPA's alpha in [0, 0.5): probability that the label of a doubtful pair is wrong."},
     )
     noise_share: float = field(
         default=10.0,
-        metadata={"help": "SPA's K in percent: the pairs with the lowest margins of late that count as doubtful."},
+        metadata={
+            "help": "SPA's K in (0, 100): percentage of pairs that are doubtful, those with the lowest margins."
+        },
     )
     noise_extrapolation: float = field(
         default=0.0,
-        metadata={"help": "SPA's lambda: tell the margins by the policy extrapolated away from the reference."},
+        metadata={"help": "SPA's lambda: compute margins with the policy extrapolated away from the reference."},
     )
     noise_warmup: float = field(
-        default=0.2, metadata={"help": "Share of the steps, in [0, 1), before doubtful labels are smoothed."}
+        default=0.2, metadata={"help": "Share of the training steps, in [0, 1), before labels are smoothed."}
     )
     noise_window: int = field(
-        default=512, metadata={"help": "How many of the last pairs the share of doubtful ones is taken of."}
+        default=512, metadata={"help": "Number of the last pairs among which the doubtful ones are found."}
     )
 
     def __post_init__(self):
         strategy, budget = self.selection_strategy, self.selection_budget
-        if strategy is not None and strategy not in STRATEGIES:
-            raise TrlRealError(f"No selection_strategy {strategy!r}; there are {', '.join(STRATEGIES)}.")
+        if strategy is not None:
+            try:
+                split_geometry(strategy)
+            except TrlRealError as error:
+                raise TrlRealError(str(error).replace("No strategy", "No selection_strategy", 1)) from None
         if strategy is not None and budget is None:
             raise TrlRealError(
                 f"selection_strategy={strategy!r} without selection_budget would keep every pair. "
@@ -161,43 +169,47 @@ class REALDPOConfig(DPOConfig):
         for name, allowed in RANGES.items():
             check_number(name, getattr(self, name), allowed)
         super().__post_init__()
-        check_read(self)
+        check_has_effect(self)
         if self.noise_window < shortest_window(self.noise_share):
             raise TrlRealError(
-                f"noise_window={self.noise_window} is too short to tell noise_share={self.noise_share} percent. "
+                f"noise_window={self.noise_window} is too short for noise_share={self.noise_share} percent. "
                 f"Type noise_window={shortest_window(self.noise_share)} or more."
             )
 
 
 def check_number(name: str, value: float, allowed: Range) -> None:
     """
+    Check that a setting is a number in its range.
+
     Raises:
-        TrlRealError: If a setting is no number, or not one of those allowed.
+        TrlRealError: If it is not.
     """
-    if not isinstance(value, Real) or isinstance(value, bool) or not allowed.holds(value):
-        raise TrlRealError(f"{name}={value!r} is not {allowed.written}.")
+    if not isinstance(value, Real) or isinstance(value, bool) or not allowed.contains(value):
+        raise TrlRealError(f"{name}={value!r} is not {allowed.description}.")
 
 
-def check_read(config: DPOConfig) -> None:
+def check_has_effect(config: DPOConfig) -> None:
     """
+    Check that every setting with a value other than its default has an effect.
+
     Raises:
-        TrlRealError: About the first setting that differs from its default and that nothing would read.
+        TrlRealError: If a setting would be ignored.
     """
     defaults = {setting.name: setting.default for setting in fields(config)}
-    for name, reader in READERS.items():
+    for name, requirement in REQUIREMENTS.items():
         value = getattr(config, name)
-        if value != defaults[name] and not reader.reads(config):
-            raise TrlRealError(f"{name}={value!r} would be ignored: {reader.otherwise.format(c=config)}.")
+        if value != defaults[name] and not requirement.is_met(config):
+            raise TrlRealError(f"{name}={value!r} would be ignored: {requirement.message.format(c=config)}.")
 
 
 def _share_or_rows(budget: float | None) -> float | int | None:
-    """The budget as the selector takes it: a float is a share, an int a number of rows."""
+    """Return the budget in the selector's types: float for a share, int for a number of rows."""
     if budget is None:
         return None
-    number = isinstance(budget, Real) and not isinstance(budget, bool)
-    if not number or not budget > 0 or (budget > 1 and not float(budget).is_integer()):
+    is_number = isinstance(budget, Real) and not isinstance(budget, bool)
+    if not is_number or not budget > 0 or (budget > 1 and not float(budget).is_integer()):
         raise TrlRealError(
             f"selection_budget={budget!r} is neither a share in (0, 1] nor a whole number of rows above 1. "
-            "Type selection_budget=0.25 for a quarter of the pairs, or selection_budget=1000 for so many rows."
+            "Type selection_budget=0.25 for a quarter of the pairs, or selection_budget=1000 for 1000 rows."
         )
     return float(budget) if budget <= 1 else int(budget)

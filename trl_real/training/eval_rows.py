@@ -1,4 +1,4 @@
-"""Evaluation in which every row counts once: rows are gathered one by one and reduced when all are in."""
+"""Exact evaluation metrics: every row counts once, whatever the batch size and the number of processes."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ def row_sums(
     record: Recorder, pair: PairLogProbs, inputs: dict[str, Any], loss: Tensor, flip: Tensor | None
 ) -> Tensor:
     """
-    What each pair of a batch adds to the metrics of its evaluation set.
+    Return the values of each pair of a batch, from which `EvalRows` computes the metrics.
 
     Args:
-        record: Of the batch's forwards.
-        pair: Its log-probabilities.
-        inputs: The batch.
-        loss: The batch's mean loss, which stands for that of its rows where TRL has no loss a row.
+        record: Recorded forward passes of the batch.
+        pair: Log-probabilities of the batch.
+        inputs: Batch of the collator.
+        loss: Mean loss of the batch, used as the loss of each row.
         flip: Probability that a label is wrong. Shape `(B,)`; None for 0.
 
     Returns:
-        One row a pair, in the order of `COLUMNS`. Shape `(B, 12)`, float32.
+        One row per pair, with the columns of `COLUMNS`. Shape `(B, 12)`, float32.
     """
     mask = inputs["completion_mask"][:, 1:]
 
@@ -51,38 +51,38 @@ def row_sums(
 
 
 class EvalRows:
-    """The rows of one evaluation set, on every process."""
+    """Values of all pairs of an evaluation set, gathered from all processes."""
 
     def __init__(self):
         self.batches: list[Tensor] = []
 
     def add(self, rows: Tensor) -> None:
-        """Rows of all processes, without those that were doubled to fill a batch. Shape `(n, 12)`."""
+        """Add a batch of all processes, without the rows that were repeated to fill it. Shape `(n, 12)`."""
         self.batches.append(rows.cpu())
 
     def columns(self) -> dict[str, Tensor]:
-        """Every pair's row by name, float64. Shape `(N,)` each; {} without rows."""
+        """Return the values of all pairs by column, float64. Shape `(N,)` each; {} without rows."""
         if not self.batches:
             return {}
         return dict(zip(COLUMNS, torch.cat(self.batches).double().unbind(1), strict=True))
 
     def metrics(self, beta: float, loss_weight: float | None) -> dict[str, float]:
         """
-        TRL's metrics by their names without prefix, over rows and tokens instead of batches, and REAL's beside them.
+        Return TRL's and REAL's metrics, as means over rows and tokens instead of batches.
 
         Args:
             beta: Weight of the KL term.
-            loss_weight: Of DPO's loss, which is then exact; None for another loss, the mean of which over batches is
-                weighted by their rows.
+            loss_weight: Weight of DPO's loss, which is then exact. None for another loss, which is the mean over
+                batches, weighted by their number of rows.
 
         Returns:
-            Plain numbers by name; {} without rows.
+            Numbers by name without prefix; {} without rows.
         """
         rows = self.columns()
         if not rows:
             return {}
         logps = [rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
-        metrics = preference_metrics(*logps, beta, rows["flip"])
+        metrics = preference_metrics(logps[0], logps[1], logps[2], logps[3], beta, rows["flip"])
         exact = metrics["loss"] * (loss_weight or 0.0)
         total = {name: rows[name].sum().item() for name in COLUMNS}
         n_tokens = total["tokens_chosen"] + total["tokens_rejected"]

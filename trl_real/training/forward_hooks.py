@@ -1,4 +1,4 @@
-"""What TRL's loss computes on its way and keeps to itself, overheard by forward hooks: no forward is run twice."""
+"""Forward hooks that record what TRL's loss computes, so that no forward pass runs twice."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +13,24 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs
 
 
-# Half precision sums up in another order here and there, which rounds a logit the other way.
+# Largest relative error in `check_head`. In half precision the order of a sum changes how a logit is rounded.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
-N_CHECKED = 64  # tokens, whose logits are held whole
+N_CHECKED = 64  # tokens; all their logits are in memory at once
 
 
 @dataclass
 class Call:
-    """One forward of a model with TRL's fused head: its per-token outputs, and what its head was applied to."""
+    """One forward pass with TRL's fused head: outputs per token, and the inputs of the head."""
 
     outputs: Any
     states: Tensor | None = None
     head: Head | None = None
-    dtype: torch.dtype | None = None  # of the head's products: under autocast not that of the states
+    dtype: torch.dtype | None = None  # of the head's products; under autocast it differs from the dtype of the states
 
 
 @dataclass
 class PairLogProbs:
-    """Sequence log-probabilities of a batch of pairs, as TRL's loss sums them. Each of shape `(B,)`."""
+    """Sequence log-probabilities of a batch of pairs, summed as in TRL's loss. Shape `(B,)` each."""
 
     chosen: Tensor
     rejected: Tensor
@@ -38,21 +38,21 @@ class PairLogProbs:
     ref_rejected: Tensor
 
     def detached(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four of them without gradient."""
+        """Return all four without gradient."""
         return self.chosen.detach(), self.rejected.detach(), self.ref_chosen.detach(), self.ref_rejected.detach()
 
 
 class Recorder:
     """
-    Keeps the outputs of the policy's and the reference's forwards while it is entered.
+    Context manager that records the forward passes of the policy and of the reference.
 
-    The first call of the policy is the policy's. The reference's is the first of the reference model, where there is
-    one, and otherwise the policy's second, with its adapters off.
+    The first call of the policy's model is the policy's pass. The reference's pass is the first call of the reference
+    model if there is one, else the second call of the policy's model, with adapters off.
 
     Args:
-        policy: The model that is trained, unwrapped.
-        reference: The reference model, unwrapped; None if it is the policy without its adapters, or precomputed.
-        with_states: Whether last hidden states and heads are wanted, too.
+        policy: Model to train, unwrapped.
+        reference: Reference model, unwrapped; None if it is the policy without adapters, or precomputed.
+        with_states: Whether to record last hidden states and heads as well.
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module | None, with_states: bool = False):
@@ -65,7 +65,7 @@ class Recorder:
     def __enter__(self):
         for model in self.models:
             if self.with_states:
-                causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+                causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
                 self._handles.append(causal_lm.base_model.register_forward_hook(self._keep_states(causal_lm)))
             self._handles.append(model.register_forward_hook(self._keep_call))
         return self
@@ -77,18 +77,18 @@ class Recorder:
 
     @property
     def policy(self) -> Call:
-        """The policy's forward."""
+        """Forward pass of the policy."""
         return self._call(self.models[0], 0)
 
     @property
     def reference(self) -> Call:
-        """The reference's forward."""
+        """Forward pass of the reference."""
         return self._call(self.models[-1], 0 if len(self.models) == 2 else 1)
 
     def _call(self, model: nn.Module, i: int) -> Call:
         if len(self.calls[model]) <= i:
             raise TrlRealError(
-                "The forwards of TRL's loss ran without their hooks, as some compiled or wrapped models do. Leave "
+                "The hooks on TRL's forward passes did not run, as with some compiled or wrapped models. Leave "
                 "torch_compile out, or drop the column 'label_confidence' and noise_smoothing."
             )
         return self.calls[model][i]
@@ -98,11 +98,11 @@ class Recorder:
             self.calls[model].append(Call(outputs, *(self._states or ())))
         self._states = None
 
-    def _keep_states(self, causal_lm: nn.Module):
+    def _keep_states(self, causal_lm: Any):
         def keep(_module: nn.Module, _args: tuple, outputs: Any) -> None:
-            # The head is looked up now: with another adapter it may be another one.
+            # Look up the head here: another adapter may have another head.
             layer, states = causal_lm.get_output_embeddings(), outputs.last_hidden_state.detach()
-            kind = states.device.type  # by now, since the loss is computed outside of autocast
+            kind = states.device.type  # read here: the loss is computed outside of autocast
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
             self._states = states, Head(layer.weight, layer.bias), dtype
 
@@ -112,7 +112,7 @@ class Recorder:
 def pair_log_probs(
     record: Recorder, inputs: dict[str, Any], ld_alpha: float | None, precomputed: bool
 ) -> PairLogProbs:
-    """The four log-probabilities of each pair that TRL's loss was computed from."""
+    """Return the four log-probabilities per pair that TRL computed the loss from."""
     mask = inputs["completion_mask"][:, 1:]
     chosen, rejected = sequence_log_probs(record.policy.outputs.log_probs, mask, ld_alpha).chunk(2)
     if precomputed:
@@ -123,13 +123,14 @@ def pair_log_probs(
 
 def sequence_log_probs(per_token: Tensor, mask: Tensor, ld_alpha: float | None) -> Tensor:
     """
-    Sums over completions, in which LD-DPO weights what is longer than the pair's shorter response by `ld_alpha`.
+    Sum log-probabilities over completions. LD-DPO weights the tokens beyond the length of the pair's shorter response
+    by `ld_alpha`.
 
     Args:
-        per_token: Log-probabilities, 0 outside completions, after those of a prompt adapter's virtual tokens if there
-            are any. Shape `(2 B, T')` with `T' >= T`.
+        per_token: Log-probabilities, 0 outside completions; a prompt adapter's virtual tokens come first. Shape
+            `(2 B, T')` with `T' >= T`.
         mask: 1 at completion tokens, chosen responses first. Shape `(2 B, T)`.
-        ld_alpha: Weight of the tail; None for 1.
+        ld_alpha: Weight of the tokens beyond that length; None for 1.
 
     Returns:
         Log-probabilities in nats. Shape `(2 B,)`.
@@ -143,7 +144,7 @@ def sequence_log_probs(per_token: Tensor, mask: Tensor, ld_alpha: float | None) 
 
 
 def aligned(per_token: Tensor, mask: Tensor) -> Tensor:
-    """The positions of real tokens: prompt-learning adapters put virtual ones in front. Shape `(2 B, T, …)`."""
+    """Drop the virtual tokens that prompt-learning adapters put in front. Shape `(2 B, T, …)`."""
     return per_token[:, -mask.shape[1] :]
 
 
@@ -151,7 +152,8 @@ def extrapolated_pair(
     record: Recorder, inputs: dict[str, Any], strength: float, ld_alpha: float | None
 ) -> tuple[Tensor, Tensor]:
     """
-    Log-probabilities of chosen and rejected under SPA's extrapolated policy. Two of shape `(B,)`, without gradient.
+    Return the log-probabilities of chosen and rejected under SPA's extrapolated policy, without gradient. Shape `(B,)`
+    each.
 
     Raises:
         TrlRealError: If a head is sharded.
@@ -168,12 +170,13 @@ def extrapolated_pair(
 
 def check_head(record: Recorder, inputs: dict[str, Any]) -> None:
     """
-    Compare the policy's own log-probabilities of some tokens with those from its hidden states and the weights of its
-    head, rounded as TRL rounds them: in bfloat16 a logit of 20 is off by .04, and a sure policy's log-probability by
-    more than a scale would move it.
+    Check that the policy's log-probabilities of some tokens follow from its hidden states and the weights of its head.
+
+    Products are rounded as in TRL: in bfloat16 a logit of 20 is off by .04, which changes the log-probability of a
+    confident policy more than a scale of the logits would.
 
     Raises:
-        TrlRealError: If they differ, as where a model scales or caps its logits, which extrapolation does not.
+        TrlRealError: If they do not, as in a model that scales or caps its logits: the extrapolation does neither.
     """
     mask = inputs["completion_mask"][:, 1:]
     labels, (states, head), _ = _at_completions(record, inputs, mask, with_reference=False)
@@ -187,23 +190,24 @@ def check_head(record: Recorder, inputs: dict[str, Any]) -> None:
     tolerance = TOLERANCE if dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
     if not off <= tolerance and len(labels):
         raise TrlRealError(
-            f"noise_extrapolation needs logits that are hidden states times the head's weights; this model's differ "
-            f"(by {100 * off:.2g} % in log-probability, as with scaled or capped logits). Type noise_extrapolation=0."
+            "noise_extrapolation needs logits equal to hidden states times the head's weights. This model's differ by "
+            f"{100 * off:.2g} % in log-probability, as with scaled or capped logits. Type noise_extrapolation=0."
         )
 
 
 def _at_completions(record: Recorder, inputs: dict[str, Any], mask: Tensor, with_reference: bool = True):
-    """Labels, and states with heads of the policy and the reference, at completion tokens. Shapes `(N,)`, `(N, d)`."""
+    """Return the labels at completion tokens, and the states and heads of both models. Shapes `(N,)`, `(N, d)`."""
     calls = [record.policy, record.reference] if with_reference else [record.policy]
     found = []
     for call in calls:
-        if isinstance(call.head.weight, DTensor) or hasattr(call.head.weight, "ds_id") or call.head.weight.dim() != 2:
+        assert call.head is not None and call.states is not None
+        weight = call.head.weight
+        if isinstance(weight, DTensor) or hasattr(weight, "ds_id") or weight.dim() != 2:
             raise TrlRealError(
-                "noise_extrapolation applies the language model's head itself, but its weights are spread over "
+                "noise_extrapolation applies the language model's head itself, but its weights are sharded over "
                 "processes. Type noise_extrapolation=0, or train without sharding."
             )
-        device = call.head.weight.device
-        states = aligned(call.states[:, :-1], mask)[mask.bool()].to(device)
+        states = aligned(call.states[:, :-1], mask)[mask.bool()].to(weight.device)
         found.append((states, call.head))
     labels = inputs["input_ids"][:, 1:][mask.bool()].to(found[0][1].weight.device)
     return labels, found[0], found[-1]

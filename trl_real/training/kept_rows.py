@@ -1,4 +1,4 @@
-"""Which rows of the training set are trained on: what can be selected from, what is said and kept of it."""
+"""Rows selected for training: checks before the selection, files with rows and record, model card section."""
 
 import io
 from dataclasses import dataclass, replace
@@ -23,18 +23,18 @@ PROMPT_TOO_LONG = "prompt fills max_length"
 @dataclass
 class KeptRows:
     """
-    The rows that are trained on, by their numbers in the training set as it was given, and how they were chosen.
+    Rows selected for training, by their numbers in the given training set, and the record of the selection.
 
     Args:
-        rows: Row numbers, in the order of the training set. Shape `(k,)`, int64.
-        record: Strategy, model and counts.
+        rows: Row numbers, ascending. Shape `(k,)`, int64.
+        record: Strategy, model and counts of the selection.
     """
 
     rows: np.ndarray
     record: SelectionRecord
 
     def save(self, folder: str | Path) -> None:
-        """Write both files into `folder`; the rows' appears whole or not at all."""
+        """Write both files into `folder`; the file of row numbers is complete or absent."""
         path = Path(folder) / ROWS_FILE
         self.record.save(folder)
         content = io.BytesIO()
@@ -43,22 +43,22 @@ class KeptRows:
 
     @classmethod
     def load(cls, folder: str | Path | None) -> "KeptRows | None":
-        """Read what `save` wrote; None where nothing was selected."""
+        """Read what `save` wrote; return None if nothing was selected."""
         if folder is None or not (Path(folder) / ROWS_FILE).exists():
             return None
         return cls(np.load(Path(folder) / ROWS_FILE, allow_pickle=False), SelectionRecord.load(folder))
 
     def check(self, folder: str | Path, n_rows: int, prepared: np.ndarray) -> None:
         """
-        Refuse a training set that these rows are not of.
+        Check that these rows belong to a training set.
 
         Args:
-            folder: Where they were saved.
-            n_rows: Of the training set as it was given.
+            folder: Folder of the saved rows.
+            n_rows: Number of rows in the given training set.
             prepared: Numbers of the rows that TRL did not drop, ascending.
 
         Raises:
-            TrlRealError: If the training set has another number of rows, or TRL drops some that were trained on.
+            TrlRealError: If the training set has another number of rows, or TRL dropped a row that was trained on.
         """
         if n_rows != self.record.n_rows:
             raise TrlRealError(
@@ -67,27 +67,27 @@ class KeptRows:
             )
         if missing := np.setdiff1d(self.rows, prepared).tolist():
             raise TrlRealError(
-                f"{folder} was trained on row {missing[0]} of the training set, whose prompt now fills max_length. "
+                f"{folder} was trained on row {missing[0]} of the training set, but its prompt now fills max_length. "
                 "Give the max_length and the tokenizer of that run."
             )
 
 
 def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
     """
-    Refuse, before a model is loaded, what cannot be selected from.
+    Check, before a model is loaded, that rows can be selected from a dataset.
 
     Args:
-        dataset: The training set; of types that TRL refuses nothing is said.
-        args: With a strategy and a budget.
+        dataset: Training set; TRL reports types that it does not accept.
+        args: Configuration with a strategy and a budget.
 
     Raises:
-        MissingColumnError: If there are no labelled pairs.
-        TrlRealError: If it is a stream or holds images, or if the budget is more than all rows.
+        MissingColumnError: If `chosen` or `rejected` is missing.
+        TrlRealError: If the dataset is a stream or has images, or if the budget exceeds its rows.
     """
     strategy, budget = args.selection_strategy, args.selection_budget
     if isinstance(dataset, IterableDataset):
         raise TrlRealError(
-            f"selection_strategy={strategy!r} ranks the whole training set, which a stream does not show. "
+            f"selection_strategy={strategy!r} ranks all rows of the training set, but this one is a stream. "
             "Load it without streaming=True, or leave selection_strategy out."
         )
     if not isinstance(dataset, Dataset):
@@ -101,52 +101,58 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
             f"selection_strategy={strategy!r} reads text, but the training set has a column {images[0]!r}. "
             "Select beforehand with EmbeddingPairSelector, on the text columns, and leave selection_strategy out."
         )
-    if budget > max(1, len(dataset)):
+    if budget is not None and budget > max(1, len(dataset)):
         raise TrlRealError(
             f"selection_budget={budget}, but the training set has {len(dataset)} rows. "
             "Type selection_budget=0.25 for a quarter of them."
         )
 
 
-def check_whole(model: nn.Module) -> None:
+def check_unsharded(model: nn.Module) -> None:
     """
-    Refuse a model that no single process can run, as under ZeRO-3 and tensor parallelism.
+    Check that a single process can run the model, unlike under ZeRO-3 or tensor parallelism.
 
     Raises:
-        TrlRealError: If a weight is held in parts by several processes.
+        TrlRealError: If a weight is sharded over processes.
     """
     for name, weight in model.named_parameters():
         if hasattr(weight, "ds_id") or isinstance(weight, DTensor):
             raise TrlRealError(
-                f"Weight {name!r} is spread over processes, so the main one cannot select with it. Select beforehand, "
-                "in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "
+                f"Weight {name!r} is sharded over processes, so the main one cannot select with it. Select "
+                "beforehand, in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "
                 "selection_strategy out."
             )
 
 
 def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
     """
-    The selector's record as it may be published, about the whole training set.
+    Return the selector's record for the whole training set, without local paths, so that it can be published.
 
     Args:
-        record: About the rows that TRL did not drop; a local model goes by its full path.
-        n_dropped: Rows that TRL dropped, as their prompt alone is `max_length` long.
+        record: Record over the rows that TRL did not drop; the model may be a full path.
+        n_dropped: Number of rows that TRL dropped because their prompt fills `max_length`.
     """
     skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
     model = Path(record.model).name if record.model and Path(record.model).exists() else record.model
     return replace(record, model=model, n_rows=record.n_rows + n_dropped, skipped=skipped)
 
 
+def named_strategy(record: SelectionRecord) -> str:
+    """Return the strategy of a record with its geometry, such as `"easy@centered"`."""
+    geometry = record.settings.get("geometry", "raw")
+    return record.strategy if geometry == "raw" else f"{record.strategy}@{geometry}"
+
+
 def selection_section(record: SelectionRecord) -> str:
-    """A section of the model card: how the training rows were chosen, without a word of the data's."""
+    """Return the model card's section about the selection; it quotes nothing from the data."""
     budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
     basis = (
         "the similarity of their responses' embeddings in this model, before training" if record.model else "chance"
     )
     skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
     return (
-        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{record.strategy}`, budget {budget}, seed "
-        f"{record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
+        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
+        f"seed {record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
         f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
         f"| not chosen | {record.n_not_chosen} |\n{skipped}"
     )

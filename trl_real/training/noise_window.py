@@ -1,4 +1,4 @@
-"""Which pairs of a stream are doubtful: those in the lowest share of a rolling window of margins (SPA, Eq. 9-10)."""
+"""Rolling window of margins that tells which pairs are doubtful: those in its lowest share (SPA, Eq. 9-10)."""
 
 import json
 import math
@@ -17,15 +17,15 @@ MIN_HISTORY = 50
 
 class NoiseWindow:
     """
-    The last margins of all processes, and the threshold below which a pair of the next batch is doubtful.
+    Last margins of all processes, and the threshold below which a pair of the next batch is doubtful.
 
-    With `h` earlier margins the threshold is their order statistic `share / 100 * (h + 1)` (Weibull's quantile): the
-    next margin of an exchangeable stream is below it with probability `share / 100`, whereas a plain quantile of 50
-    margins flags 11.5 % where 10 % are meant. SPA's code keeps 50 batch means a process instead, and flags 12.7 %.
+    With `h` earlier margins, the threshold is their order statistic `share / 100 * (h + 1)` (Weibull's quantile): the
+    next margin of an exchangeable stream is below it with probability `share / 100`. A plain quantile of 50 margins
+    flags 11.5 % instead of 10 %. SPA's code keeps 50 batch means per process instead, and flags 12.7 %.
 
     Args:
-        size: Margins that are remembered, at least `shortest_window(share)`.
-        share: K, the part of the pairs that is doubtful, in percent.
+        size: Maximum number of margins in the window, at least `shortest_window(share)`.
+        share: K, percentage of pairs that are doubtful.
     """
 
     def __init__(self, size: int, share: float):
@@ -34,24 +34,24 @@ class NoiseWindow:
         self.min_history = min(size, max(MIN_HISTORY, shortest_window(share)))
 
     def add(self, margins: Iterable[float]) -> None:
-        """Remember a batch, in the order of one process; what is not finite is passed over."""
+        """Add the finite margins of a batch, in the order of the processes."""
         self.margins.extend(margin for margin in map(float, margins) if math.isfinite(margin))
 
     @property
     def threshold(self) -> float | None:
-        """Doubtful is a margin strictly below this, so that equal margins are not; None while too few are known."""
+        """Margin strictly below which a pair is doubtful; None while the window has too few margins."""
         if len(self.margins) < self.min_history:
             return None
         return float(np.quantile(np.array(self.margins), self.share / 100, method="weibull"))
 
     def save(self, folder: str | Path) -> None:
-        """Write the margins into `folder`, whole or not at all."""
+        """Write the margins into `folder`; the file is complete or absent."""
         path = Path(folder) / WINDOW_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"margins": list(self.margins)}).encode())
 
     def load(self, folder: str | Path | None) -> None:
-        """Continue with the margins that `save` wrote; without a folder, or where there are none, start afresh."""
+        """Continue with the margins that `save` wrote; start empty without a folder or file."""
         path = Path(folder or "") / WINDOW_FILE
         self.margins.clear()
         if folder is not None and path.exists():
@@ -59,5 +59,5 @@ class NoiseWindow:
 
 
 def shortest_window(share: float) -> int:
-    """The fewest margins of which `share` percent, and the rest, are at least one."""
+    """Return the smallest window in which `share` percent, and the rest, are at least one margin each."""
     return math.ceil(100 / min(share, 100 - share))

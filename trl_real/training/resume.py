@@ -1,4 +1,4 @@
-"""A run that was broken off goes on where it stood, and only that run."""
+"""Resume an interrupted training run, if its data and settings are the same."""
 
 import json
 import logging
@@ -20,8 +20,8 @@ from trl_real.training.adapters import adapter_settings
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-# Of all trainers' settings those that what is learned hangs on, and of a method's own those that it does not.
-LEARNING = (
+# Settings of every trainer that change what is learned, and settings of single methods that do not.
+LEARNING: tuple[str, ...] = (
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -31,27 +31,28 @@ LEARNING = (
 )
 LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
 LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
-NOT_LEARNING = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs", "use_liger_kernel")
-NOT_LEARNING += ("activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code")
+NOT_LEARNING: tuple[str, ...] = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs")
+NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing")
+NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The last checkpoint in a trainer's folder; None if there is none."""
+    """Return the last checkpoint in a trainer's folder, or None."""
     return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
 
 
 def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, peft_config: Any = None) -> str | None:
     """
-    The last checkpoint in `output_dir`, if what is there was begun with the same data and settings.
+    Return the last checkpoint in `output_dir`, after a check that its run has the same data and settings.
 
     Args:
-        args: Of the trainer. Batch sizes, evaluation, saving and logging may change between two starts of a run.
-        model: Hub id or path.
-        dataset: To train on; what its rows hold counts, not where they lie.
-        peft_config: Of the adapter.
+        args: Arguments of the trainer. A resumed run may change batch sizes, evaluation, saving and logging.
+        model: Hub id or path of the model.
+        dataset: Training set, compared by the values of its rows.
+        peft_config: Configuration of the adapter.
 
     Raises:
-        TrlRealError: If it was begun with others, naming the first that differs.
+        TrlRealError: If the run has other data or settings; the message names the first difference.
     """
     checkpoint, file = last_checkpoint(args.output_dir), Path(args.output_dir) / SETTINGS_FILE
     settings = _settings(args) | {"model": model, "dataset": dataset_digest(dataset)} | adapter_settings(peft_config)
@@ -61,10 +62,11 @@ def checkpoint_of_run(args: TrainingArguments, model: str, dataset: Dataset, pef
     elif checkpoint is not None and file.exists():
         found = read_json(file)
         adapters = {name for name in found.keys() | settings.keys() if name.startswith("adapter")}
-        names = found.keys() & settings.keys() | adapters  # another version of a library may know other settings
-        check_settings(*({n: of.get(n) for n in names} for of in (found, settings)), args.output_dir, "training")
+        names = found.keys() & settings.keys() | adapters  # another version of a library may have other settings
+        before, now = ({name: of.get(name) for name in names} for of in (found, settings))
+        check_settings(before, now, args.output_dir, "training")
     elif checkpoint is not None:
-        logger.warning("What %s was trained on and how is not known: it has no %s.", checkpoint, SETTINGS_FILE)
+        logger.warning("The data and settings of %s are unknown: its folder has no %s.", checkpoint, SETTINGS_FILE)
     return checkpoint
 
 
@@ -80,21 +82,21 @@ def train_from(trainer: Trainer, checkpoint: str | None) -> None:
     """
     Train from a checkpoint, or from the start.
 
-    A run that had reached its last step is not trained further: `Trainer.train` would take one step more, when the
-    steps end within an epoch.
+    A run that has reached its last step is not trained further: `Trainer.train` would add a step if the last one is
+    not at the end of an epoch.
 
     Args:
-        trainer: Ready to train.
-        checkpoint: Folder of the checkpoint; None to start.
+        trainer: Trainer to run.
+        checkpoint: Folder of the checkpoint; None to train from the start.
     """
     if checkpoint is None:
         trainer.train()
         return
-    logger.info("Going on from %s. To start afresh, give another output_dir.", checkpoint)
+    logger.info("Resuming from %s. To start afresh, give another output_dir.", checkpoint)
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     if state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=checkpoint)
         return
-    logger.info("It had reached its last step, %d: nothing is trained again.", state.max_steps)
+    logger.info("The run has already reached its last step, %d: nothing to train.", state.max_steps)
     trainer._load_from_checkpoint(checkpoint)
     trainer.state = state

@@ -1,12 +1,13 @@
-"""TRL's `DPOTrainer` that first chooses the pairs it trains on, and resumes on the pairs that it chose."""
+"""TRL's `DPOTrainer` that selects its training pairs at init, and resumes on the same pairs."""
 
+import copy
 import os
 import textwrap
 import warnings
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -17,12 +18,20 @@ from trl import DPOConfig, DPOTrainer
 from trl_real.errors import TrlRealError
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
+from trl_real.selection.strategies import strategy_name
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.kept_rows import KeptRows, check_selectable, check_whole, complete_record, selection_section
+from trl_real.training.kept_rows import (
+    KeptRows,
+    check_selectable,
+    check_unsharded,
+    complete_record,
+    named_strategy,
+    selection_section,
+)
 from trl_real.training.truncated_responses import without_ends
 
 
-# Numbers the rows while TRL tokenizes, which drops some and changes the texts of others.
+# Column with row numbers while TRL tokenizes, which drops rows and changes texts.
 ROW = "_trl_real_row"
 
 CITATION = textwrap.dedent("""\
@@ -41,38 +50,37 @@ PAPER = {
 
 
 class SelectingDPOTrainer(DPOTrainer):
-    """
-    The part of [`REALDPOTrainer`] that selects rows at init, saves their numbers and resumes on them.
-
-    Attributes:
-        selection_record (`SelectionRecord`, *optional*): How the training rows were chosen, if they were.
-        selected_rows (`np.ndarray`, *optional*): Their numbers in the training set as it was given, ascending.
-    """
+    """Base class of [`REALDPOTrainer`] that selects training rows at init, saves their numbers and resumes on them."""
 
     _pool: Dataset | None = None
     _candidates: Dataset | None = None
     _kept: KeptRows | None = None
 
-    @wraps(DPOTrainer.__init__, assigned=())
-    def __init__(self, *args, **kwargs):
-        given = signature(DPOTrainer).bind(*args, **kwargs).arguments
-        if selects(given.get("args")):
-            check_selectable(given.get("train_dataset"), given["args"])
-        super().__init__(*args, **kwargs)
-        self.train_dataset = self._select(self.train_dataset)
+    if not TYPE_CHECKING:  # type checkers see the arguments of `DPOTrainer`
+
+        @wraps(DPOTrainer.__init__, assigned=())
+        def __init__(self, *args, **kwargs):
+            given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            if selects(given.get("args")):
+                check_selectable(given.get("train_dataset"), given["args"])
+            super().__init__(*args, **kwargs)
+            self.train_dataset = self._select(self.train_dataset)
+            if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
+                self.args = copy.copy(self.args)
+                self.args.selection_strategy = strategy_name(self.args.selection_strategy)
 
     @property
     def selection_record(self) -> SelectionRecord | None:
-        """How the training rows were chosen."""
+        """Record of the selection, if there was one."""
         return self._kept.record if self._kept else None
 
     @property
     def selected_rows(self) -> np.ndarray | None:
-        """Numbers of the training rows in the training set as it was given."""
+        """Numbers of the selected rows in the given training set, ascending."""
         return self._kept.rows if self._kept else None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Train; from a checkpoint, on its rows."""
+        """Train; a run that resumes from a checkpoint uses its rows."""
         self._resume_rows(checkpoint_folder(resume_from_checkpoint, self.args))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
@@ -82,7 +90,7 @@ class SelectingDPOTrainer(DPOTrainer):
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
     ) -> None:
-        """TRL's card, with a section on the selection, and the record beside it."""
+        """Write TRL's model card with a section about the selection, and the selection record."""
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
         if self._kept is not None and self.is_world_process_zero():
             with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
@@ -90,13 +98,13 @@ class SelectingDPOTrainer(DPOTrainer):
             self._kept.save(self.args.output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and the selection record and the selected rows beside it."""
+        """Save the model, the selection record and the selected rows."""
         if self._kept is not None and self.args.should_save:
             self._kept.save(output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        first = self._pool is None and self._kept is None  # An evaluation set may be named "train", too.
+        first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -108,7 +116,7 @@ class SelectingDPOTrainer(DPOTrainer):
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _select(self, prepared: Dataset) -> Dataset:
-        """The rows to train on, of those that TRL has prepared; as they are, if no selection is due."""
+        """Return the rows to train on among those that TRL prepared: all of them without a selection."""
         if self._pool is None:
             return prepared
         pool, self._pool, self._candidates = self._pool, None, prepared
@@ -116,7 +124,7 @@ class SelectingDPOTrainer(DPOTrainer):
         folder = checkpoint_folder(self.args.resume_from_checkpoint, self.args)
         if (kept := KeptRows.load(folder)) is not None:
             return self._rows_of(kept, folder)
-        check_whole(self.model)
+        check_unsharded(self.model)
         outcome: list[Any] = [self._choose(pool, prepared) if self.accelerator.is_main_process else None]
         broadcast_object_list(outcome)
         if isinstance(outcome[0], TrlRealError):
@@ -124,7 +132,7 @@ class SelectingDPOTrainer(DPOTrainer):
         return self._rows_of(outcome[0])
 
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
-        """Which rows to keep and how that was decided; an error is returned, for every process to raise."""
+        """Select the rows to keep; an error is returned, so that every process can raise it."""
         rows = _numbers(prepared)
         texts = [name for name in ("prompt", "chosen", "rejected", ROW) if name in pool.column_names]
         try:
@@ -146,7 +154,8 @@ class SelectingDPOTrainer(DPOTrainer):
         return KeptRows(_numbers(chosen), record)
 
     def _rows_of(self, kept: KeptRows, folder: str | None = None) -> Dataset:
-        """The prepared rows that were kept, here or in the run that saved them in `folder`."""
+        """Return the prepared rows that were selected, here or in the run that saved them in `folder`."""
+        assert self._candidates is not None
         numbers = _numbers(self._candidates)
         if folder is not None:
             kept.check(folder, self._n_given, numbers)
@@ -156,7 +165,7 @@ class SelectingDPOTrainer(DPOTrainer):
         return self._candidates.remove_columns(ROW).select(np.searchsorted(numbers, kept.rows).tolist())
 
     def _resume_rows(self, folder: str | None) -> None:
-        """Train on the rows that the checkpoint was trained on."""
+        """Replace the training rows by those of the checkpoint."""
         saved = KeptRows.load(folder)
         if saved is None:
             return
@@ -164,14 +173,15 @@ class SelectingDPOTrainer(DPOTrainer):
             record = saved.record
             raise TrlRealError(
                 f"{folder} was trained on rows that the trainer selected. Give the whole training set and type "
-                f"selection_strategy={record.strategy!r}, selection_budget={record.budget!r}."
+                f"selection_strategy={named_strategy(record)!r}, selection_budget={record.budget!r}."
             )
+        assert self._kept is not None
         chosen, rows = self._kept.rows, self._rows_of(saved, folder)
         if np.array_equal(chosen, saved.rows):
             return
         warnings.warn(
-            f"This model selects other rows than those of {folder}, which are trained on: it is not the model that "
-            "the run began with. Unless you gave that one as ref_model, the reference is another, too."
+            f"Training uses the rows of {folder}, but this model selects others: it is not the model that the run "
+            "began with. Unless that model is given as ref_model, the reference is another one as well."
         )
         if self.precompute_ref_logps:
             size = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
@@ -180,17 +190,17 @@ class SelectingDPOTrainer(DPOTrainer):
 
 
 def selects(args: DPOConfig | None) -> bool:
-    """Whether there is a selection to be made; a plain `DPOConfig` asks for none."""
+    """Return whether the configuration asks for a selection; a plain `DPOConfig` does not."""
     return isinstance(args, REALDPOConfig) and args.selection_strategy is not None
 
 
 def checkpoint_folder(checkpoint: str | bool | None, args: DPOConfig) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` means; None if it means none, or the last where there is none."""
+    """Return the folder for a value of `resume_from_checkpoint` (True is the last checkpoint), or None."""
     if checkpoint is True:
         return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
     return checkpoint or None
 
 
 def _numbers(dataset: Dataset) -> np.ndarray:
-    """The rows' numbers in the training set as it was given. Shape `(N,)`, int64."""
+    """Return the numbers of the rows in the given training set. Shape `(N,)`, int64."""
     return dataset.select_columns(ROW).with_format("numpy")[:][ROW]

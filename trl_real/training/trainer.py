@@ -1,9 +1,9 @@
-"""TRL's `DPOTrainer`, which can first choose the pairs it trains on, and knows that labels can be wrong."""
+"""`REALDPOTrainer`: TRL's `DPOTrainer` with pair selection, soft labels and exact evaluation metrics."""
 
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -30,30 +30,29 @@ from trl_real.training.selecting_trainer import SelectingDPOTrainer, checkpoint_
 
 class REALDPOTrainer(SelectingDPOTrainer):
     r"""
-    [`~trl.DPOTrainer`] with the same arguments, which with `selection_strategy` and `selection_budget` in its
-    [`REALDPOConfig`] trains only on the pairs worth training on, told by their responses' embeddings in the very model
-    that is trained (REAL, arXiv 2409.17169), and which knows that labels can be wrong.
+    [`~trl.DPOTrainer`] that selects the pairs worth training on and learns from uncertain labels. It takes the same
+    arguments, with a [`REALDPOConfig`] for the settings below.
 
-    **Selection** is made once, at init: after tokenization, which may drop rows, and before the reference's log
-    probabilities are computed, so that these are computed for the kept rows only. It keeps the rows that
-    [`EmbeddingPairSelector`] keeps with the same weights, whether or not the model is about to get an adapter; an
-    adapter that it comes with takes part. Evaluation sets are left whole. With several processes the main one selects
-    and the others wait for it: where that could outlast `ddp_timeout`, select beforehand. The rows are saved beside
-    every checkpoint, and a run that resumes from one continues on them.
+    **Selection.** With `selection_strategy` and `selection_budget`, a strategy ranks the pairs by embeddings of their
+    responses in the model to train (REAL, arXiv 2409.17169). The selection runs once, at init: after tokenization,
+    which may drop rows, and before the reference's log-probabilities are computed, which then only the kept rows need.
+    The same rows are kept as by [`EmbeddingPairSelector`] with the same weights: an adapter in the given model counts,
+    a new one from `peft_config` changes nothing. Evaluation sets keep all rows. With several processes, the main one
+    selects and the others wait: if that could take longer than `ddp_timeout`, select beforehand. Each checkpoint
+    contains the row numbers, and a resumed run trains on the same rows.
 
-    **Labels** may come with a column `label_confidence`, the probability in [0.5, 1] that `chosen` is the better
-    response: a pair's loss is then `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`. With `noise_smoothing` the pairs
-    whose margin is among the lowest of late are smoothed, too (SPA, arXiv 2406.04412). Both belong to the loss
-    "sigmoid".
+    **Labels.** A column `label_confidence` gives the probability in [0.5, 1] that `chosen` is the better response. The
+    loss of a pair is then `-p log sigmoid(m) - (1 - p) log sigmoid(-m)`. With `noise_smoothing`, the labels of pairs
+    with the lowest recent margins are smoothed as well (SPA, arXiv 2406.04412). Both need the loss "sigmoid".
 
-    **Responses that were cut** are told by columns `chosen_finished` and `rejected_finished` (False): they are trained
-    on without an end, which TRL would write behind them.
+    **Truncated responses.** If a column `chosen_finished` or `rejected_finished` is False, the trainer removes the end
+    that TRL appends to the response.
 
-    **Evaluation** counts every row once, whatever the batch size and the number of processes, and adds quantiles of
-    the margin and `margin_logratio`, the margin without `beta`, to TRL's metrics; several evaluation sets keep their
-    names. A loss other than "sigmoid" is TRL's mean over batches, weighted by their rows.
+    **Evaluation.** Every row counts once, whatever the batch size and the number of processes. TRL's metrics are
+    extended by quantiles of the margin and by `margin_logratio`, the margin without `beta`; each of several evaluation
+    sets keeps its name. A loss other than "sigmoid" is TRL's mean over batches, weighted by their number of rows.
 
-    Without any of this it is `DPOTrainer`, loss by loss, except that it sends no telemetry.
+    Without these settings and columns the trainer has the same losses as `DPOTrainer`. It never sends telemetry.
 
     ```python
     args = REALDPOConfig("aligned", selection_strategy="easy", selection_budget=0.25)
@@ -63,41 +62,43 @@ class REALDPOTrainer(SelectingDPOTrainer):
 
     Attributes:
         selection_record (`SelectionRecord`, *optional*):
-            How the training rows were chosen, if they were. It goes into the model card, and beside every saved model.
+            Record of the selection, if there was one. It is added to the model card and to every saved model.
         selected_rows (`np.ndarray`, *optional*):
-            Their numbers in the training set as it was given, ascending.
+            Numbers of the selected rows in the given training set, ascending.
         evaluation_rows (`dict[str, dict[str, Tensor]]`):
-            By metric prefix, such as `"eval"` or `"eval_test"`: what the last evaluation found of each pair, in the
-            order of the dataset. Log-probabilities `chosen`, `rejected`, `ref_chosen`, `ref_rejected` and more. Shape
+            Values of each pair in the last evaluation, in the order of the dataset, by metric prefix such as `"eval"`
+            or `"eval_test"`: log-probabilities `chosen`, `rejected`, `ref_chosen`, `ref_rejected`, and more. Shape
             `(N,)` each.
 
     Raises:
-        TrlRealError: If there is a selection to be made and the training set is a stream, holds images, lacks a column
-            or has no row with a pair, if the budget is beyond it, or if the model is sharded already; if a label's
-            confidence is none, or one that the loss would ignore; if a checkpoint's rows are not of the training set.
+        TrlRealError: With a selection, if the training set is a stream, has images, lacks a column or has no row with
+            a pair, if the budget exceeds its rows, or if the model is sharded; if a `label_confidence` is invalid or
+            the loss would ignore it; if the rows of a checkpoint do not belong to the training set.
     """
 
     _tag_names = [*DPOTrainer._tag_names, "trl-real"]
 
     _noise: NoiseWindow | None = None
+    _head_is_checked = False
     _eval_rows: EvalRows | None = None
     evaluation_rows: dict[str, dict[str, Tensor]] = {}
 
-    @wraps(DPOTrainer.__init__, assigned=())
-    def __init__(self, *args, **kwargs):
-        given = signature(DPOTrainer).bind(*args, **kwargs).arguments
-        check_given(given)
-        super().__init__(*args, **kwargs)
-        self.data_collator = ConfidenceCollator(self.data_collator)
-        if _smooths(self.args):
-            self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
-            self._head_is_checked = False
+    if not TYPE_CHECKING:  # type checkers see the arguments of `DPOTrainer`
+
+        @wraps(DPOTrainer.__init__, assigned=())
+        def __init__(self, *args, **kwargs):
+            given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            check_given(given)
+            super().__init__(*args, **kwargs)
+            self.data_collator = ConfidenceCollator(self.data_collator)
+            if _smooths(self.args):
+                self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)
 
     def _send_telemetry(self) -> None:
-        """TRL would report here; nothing leaves the machine."""
+        """Send nothing: TRL would report the run here."""
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None):
-        """Train; from a checkpoint, on its rows and with what it knew of the margins."""
+        """Train; a run that resumes from a checkpoint uses its rows and its window of margins."""
         if self._noise is not None:
             self._noise.load(checkpoint_folder(resume_from_checkpoint, self.args))
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -113,10 +114,10 @@ class REALDPOTrainer(SelectingDPOTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if CONFIDENCE not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, CONFIDENCE]
+            self._signature_columns: list[str] = [*self._signature_columns, CONFIDENCE]
 
     def compute_ref_log_probs(self, model, inputs):
-        """TRL's reference log-probabilities of a batch, whose confidences the model must not see."""
+        """Compute TRL's reference log-probabilities of a batch, without its confidences, which no model takes."""
         return super().compute_ref_log_probs(model, without_confidence(inputs))
 
     def _compute_loss(self, model, inputs, return_outputs):
@@ -151,7 +152,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
     def _with_noise(
         self, flip: Tensor | None, record: Recorder, pair: PairLogProbs, inputs: dict[str, Any]
     ) -> Tensor | None:
-        """The labels' own flip probabilities, with SPA's smoothing where a pair is doubtful. Shape `(B,)`, or None."""
+        """Return the labels' flip probabilities, with SPA's smoothing of doubtful pairs. Shape `(B,)`, or None."""
         chosen, rejected, ref_chosen, ref_rejected = pair.detached()
         if record.with_states:
             if not self._head_is_checked:
@@ -159,16 +160,17 @@ class REALDPOTrainer(SelectingDPOTrainer):
                 self._head_is_checked = True
             chosen, rejected = extrapolated_pair(record, inputs, self.args.noise_extrapolation, self.ld_alpha)
         margin = implicit_margin(chosen, rejected, ref_chosen, ref_rejected, self.beta).float()
-        everyone = self.accelerator.gather(margin).cpu().double().numpy()
-        threshold = self._noise.threshold  # Of earlier batches: this one does not vote on itself.
-        self._noise.add(everyone)
+        margins = self.accelerator.gather(margin).cpu().double().numpy()
+        assert self._noise is not None
+        threshold = self._noise.threshold  # From earlier batches only.
+        self._noise.add(margins)
         if threshold is not None:
             self._log_train("noise/threshold", threshold)
         warming_up = self.state.global_step < self.args.noise_warmup * self.state.max_steps
         if threshold is None or warming_up:
             self._log_train("noise/flagged", 0.0)
             return flip
-        self._log_train("noise/flagged", float((everyone < threshold).mean()))
+        self._log_train("noise/flagged", float((margins < threshold).mean()))
         doubtful = (margin.cpu().double() < threshold).to(margin.device)
         if not doubtful.any():
             return flip
@@ -181,7 +183,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
     # Evaluation.
 
     def evaluate(self, *args, **kwargs):
-        """Evaluate; what callbacks add to the metrics is logged as well."""
+        """Evaluate, and log the metrics that callbacks add."""
         metrics = super().evaluate(*args, **kwargs)
         logged = {name for row in self.state.log_history if row["step"] == self.state.global_step for name in row}
         added = {name: value for name, value in metrics.items() if name not in logged}
@@ -192,7 +194,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """The loop of `evaluate` and `predict`, whose metrics are exact and bear the prefix of their dataset."""
+        """Run the loop of `evaluate` and `predict`, with exact metrics under the prefix of their dataset."""
         self._eval_rows = EvalRows()
         try:
             output = super().evaluation_loop(
@@ -203,7 +205,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
             self.evaluation_rows = {**self.evaluation_rows, metric_key_prefix: self._eval_rows.columns()}
         finally:
             self._eval_rows = None
-        # TRL's `log` would add these as means over batches, under the name "eval" whichever the dataset.
+        # TRL's `log` would add these as means over batches, with the prefix "eval" for every dataset.
         others = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
         output.metrics.update({f"{metric_key_prefix}_{name}": x for name, x in {**others, **metrics}.items()})
@@ -212,13 +214,13 @@ class REALDPOTrainer(SelectingDPOTrainer):
 
 def check_given(given: dict[str, Any]) -> None:
     """
-    Refuse, before a model is loaded, data and settings that do not go together.
+    Check, before a model is loaded, that data and settings fit together.
 
     Args:
-        given: The trainer's arguments by name.
+        given: Arguments of the trainer by name.
 
     Raises:
-        TrlRealError: About the first that does not.
+        TrlRealError: If they do not.
     """
     args = given.get("args")
     held_out = given.get("eval_dataset")
@@ -230,11 +232,11 @@ def check_given(given: dict[str, Any]) -> None:
     reruns = peft or given.get("ref_model") is not None
     if _smooths(args) and args.noise_extrapolation and args.precompute_ref_log_probs and not reruns:
         raise TrlRealError(
-            f"noise_extrapolation={args.noise_extrapolation} runs the reference in every step, but with "
-            "precompute_ref_log_probs=True it is not kept. Type precompute_ref_log_probs=False, or give a ref_model."
+            f"noise_extrapolation={args.noise_extrapolation} runs the reference in every step, but "
+            "precompute_ref_log_probs=True removes it. Type precompute_ref_log_probs=False, or give a ref_model."
         )
 
 
-def _smooths(args: DPOConfig | None) -> bool:
-    """Whether doubtful pairs are to be found."""
+def _smooths(args: DPOConfig | None) -> TypeGuard[REALDPOConfig]:
+    """Return whether the configuration asks for smoothing of doubtful pairs."""
     return isinstance(args, REALDPOConfig) and args.noise_smoothing > 0

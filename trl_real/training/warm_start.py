@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the chosen responses: where the papers' DPO starts, and its reference."""
+"""Supervised fine-tuning on chosen responses: the start, and the reference, of DPO in the papers."""
 
 import copy
 from typing import Any
@@ -13,34 +13,34 @@ from trl_real.training.resume import checkpoint_of_run, train_from
 
 
 class QuietSFTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] that reports nothing to its makers."""
+    """[`~trl.SFTTrainer`] without telemetry."""
 
     def _send_telemetry(self) -> None:
-        """TRL would report here; nothing leaves the machine."""
+        """Send nothing: TRL would report the run here."""
 
 
 def demonstrations(dataset: Dataset) -> Dataset:
     """
-    The chosen response of each preference as a completion to learn from, equal ones once.
+    Return the chosen response of each preference as a completion to learn from, without duplicates.
 
     Args:
-        dataset: Preferences, with an explicit or an implied prompt, text or messages.
+        dataset: Preferences with an explicit or implicit prompt, as text or messages.
 
     Returns:
-        Columns `prompt` and `completion`, in the order of the rows.
+        Dataset with columns `prompt` and `completion`, in the order of the rows.
 
     Raises:
-        MissingColumnError: If there is no `chosen`, or neither `prompt` nor `rejected` to tell the prompt by.
-        TrlRealError: If it has no rows.
+        MissingColumnError: If `chosen` is missing, or both `prompt` and `rejected`, which an implicit prompt needs.
+        TrlRealError: If the dataset has no rows.
     """
     needed = ("chosen",) if "prompt" in dataset.column_names else ("chosen", "rejected")
     for name in needed:
         if name not in dataset.column_names:
             raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
     if not len(dataset):
-        raise TrlRealError("There are no preferences to learn from. Were all labels ties? Select or label more.")
-    kept = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-    rows = dataset.with_format(None).select_columns(kept).map(maybe_extract_prompt)
+        raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
+    columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+    rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
     rows = rows.remove_columns([name for name in ("rejected",) if name in rows.column_names])
     rows = rows.rename_column("chosen", "completion")
     first: dict[str, int] = {}
@@ -53,26 +53,26 @@ def warm_start(
     model: str, dataset: Dataset, args: SFTConfig, *, processing_class: Any = None, peft_config: Any = None
 ) -> SFTTrainer:
     """
-    Fine-tune a model on the chosen responses with TRL's SFT, loss on the completions only, and save it whole.
+    Fine-tune a model on chosen responses with TRL's SFT, with the loss on completions only, and save the full model.
 
-    REAL fine-tunes on the chosen responses of the full training split, and aligns from there with every subset
-    (arXiv 2409.17169, section 5.2). An adapter is merged before it is saved: DPO then starts from plain weights, and
-    `REALDPOTrainer(args.output_dir, …)` takes the same weights as its reference. A run that was broken off goes on
-    from its last checkpoint.
+    REAL fine-tunes on the chosen responses of the full training split, and starts alignment from there with every
+    subset (arXiv 2409.17169, section 5.2). An adapter is merged before the model is saved: DPO then starts from plain
+    weights, and `REALDPOTrainer(args.output_dir, …)` uses the same weights as its reference. An interrupted run
+    resumes from its last checkpoint.
 
     Args:
         model: Hub id or path of the base model.
-        dataset: Preferences; their `rejected` is not looked at.
-        args: Of the trainer; the model is written to `output_dir`.
-        processing_class: Tokenizer, by default the model's.
-        peft_config: Of an adapter to train in place of all weights.
+        dataset: Preferences; `rejected` is used only to find an implicit prompt.
+        args: Arguments of the trainer; the model is saved in `output_dir`.
+        processing_class: Tokenizer; the model's by default.
+        peft_config: Configuration of an adapter to train instead of all weights.
 
     Returns:
-        The trainer, done.
+        Trainer after training.
 
     Raises:
-        MissingColumnError: If there are no chosen responses.
-        TrlRealError: If there are no rows, or `output_dir` holds a training that was begun with other settings.
+        MissingColumnError: If the chosen responses are missing.
+        TrlRealError: If the dataset has no rows, or `output_dir` has a run with other settings.
     """
     rows = demonstrations(dataset)
     checkpoint = checkpoint_of_run(args, model, rows, peft_config)
@@ -81,12 +81,12 @@ def warm_start(
         args=args,
         train_dataset=rows,
         processing_class=processing_class,
-        peft_config=copy.deepcopy(peft_config),  # PEFT writes into it
+        peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
     )
     train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
-        whole = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        whole.save_pretrained(args.output_dir)
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(args.output_dir)
         trainer.processing_class.save_pretrained(args.output_dir)
     elif not isinstance(trainer.model, PeftModel):
         trainer.save_model()

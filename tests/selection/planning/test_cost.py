@@ -13,6 +13,7 @@ from cost_model import (
     judge_money,
     mean_context,
     people_money,
+    read_rate,
     step_bytes,
     step_flops,
 )
@@ -33,7 +34,7 @@ from trl_real.selection.planning.cost import (
     weight_bytes,
 )
 from trl_real.selection.planning.hardware import HARDWARE, hardware_named
-from trl_real.selection.planning.model_shape import empty_model, matmul_rate, model_shape, read_rate, this_cpu
+from trl_real.selection.planning.model_shape import empty_model, matmul_rate, model_shape, this_cpu
 
 
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def dawid_skene(votes: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # crowd-kit 1.4 uses keywords that pandas 3 deprecates
         fit = DawidSkene(n_iter=MAX_STEPS).fit(DataFrame({"task": pair, "worker": rater, "label": classes}))
-    found = fit.probas_
+    found: Any = fit.probas_
     probability[found.index] = sum(found[side] * side / 2 for side in found.columns)
     return probability.clip(0, 1)
 

@@ -1,6 +1,6 @@
 """Checks of user input: lists of numbers and ids become arrays, or raise an error of one line."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from trl_real.errors import TrlRealError
 # Largest distance outside [0, 1] that counts as float32 rounding of a probability.
 ROUNDING = 1e-6
 NUMBER = int | float | np.number | None
+Numbers = Sequence[float | None] | Sequence[float] | np.ndarray
 
 
-def as_preferences(preferences: Sequence[float | None], name: str = "preferences") -> np.ndarray:
+def as_preferences(preferences: Numbers, name: str = "preferences") -> np.ndarray:
     """
     Convert preferences to float64, None to NaN; clip values outside [0, 1] by at most 1e-6 (rounding). Shape `(N,)`.
 
@@ -30,7 +31,7 @@ def as_preferences(preferences: Sequence[float | None], name: str = "preferences
     return values.clip(0, 1)
 
 
-def as_vector(values: Sequence[float | None], name: str) -> np.ndarray:
+def as_vector(values: Numbers, name: str) -> np.ndarray:
     """
     Convert numbers to float64, None to NaN. Shape `(N,)`.
 
@@ -40,8 +41,8 @@ def as_vector(values: Sequence[float | None], name: str) -> np.ndarray:
     try:
         vector = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        found = [f"row {i} is a {type(v).__name__}" for i, v in enumerate(values) if not isinstance(v, NUMBER)]
-        found = found[0] if found else f"are a {type(values).__name__}"
+        wrong = [f"row {i} is a {type(v).__name__}" for i, v in enumerate(values) if not isinstance(v, NUMBER)]
+        found = wrong[0] if wrong else f"are a {type(values).__name__}"
         raise TrlRealError(f"{name} {found}, not a number. Give a flat list of numbers, one a row.") from None
     if vector.ndim != 1:
         raise TrlRealError(f"{name} have shape {vector.shape}. Give a flat list of numbers, one a row.")
@@ -67,7 +68,7 @@ def as_groups(clusters: Sequence[Any] | None, n: int, name: str = "clusters") ->
     return np.array([numbers[key] for key in clusters], dtype=int)
 
 
-def as_lengths(lengths: Sequence[float], judged: np.ndarray, name: str) -> np.ndarray:
+def as_lengths(lengths: Numbers, judged: np.ndarray, name: str) -> np.ndarray:
     """
     Return the lengths, in characters, of the judged rows. Shape `(n,)`.
 
@@ -82,7 +83,7 @@ def as_lengths(lengths: Sequence[float], judged: np.ndarray, name: str) -> np.nd
     return values[judged]
 
 
-def check_count(values: Sequence[Any], n: int, name: str, other: str = "preferences") -> None:
+def check_count(values: Sized, n: int, name: str, other: str = "preferences") -> None:
     """
     Check the number of values.
 

@@ -1,13 +1,12 @@
 """Win rates controlled for length: AlpacaEval's figure for its prompts, and one for any prompts."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from trl_real.errors import MissingExtraError, TrlRealError
 from trl_real.functional.statistics.equal_length import equal_length_interval, equal_length_rate
-from trl_real.functional.statistics.inputs import as_lengths, as_preferences, as_vector, check_count
+from trl_real.functional.statistics.inputs import Numbers, as_lengths, as_preferences, as_vector, check_count
 
 
 N_ALPACA_EVAL = 805
@@ -32,8 +31,8 @@ class AlpacaEvalWeights(NamedTuple):
 
 def length_rates(
     preferences: np.ndarray,
-    lengths: Sequence[float],
-    baseline_lengths: Sequence[float],
+    lengths: Numbers,
+    baseline_lengths: Numbers,
     groups: np.ndarray,
     confidence: float = 0.95,
     seed: int = 42,
@@ -70,10 +69,10 @@ def length_rates(
 
 
 def length_controlled_win_rate(
-    preferences: Sequence[float | None],
-    lengths: Sequence[float] | None,
-    baseline_lengths: Sequence[float] | None,
-    difficulty: Sequence[float],
+    preferences: Numbers,
+    lengths: Numbers | None,
+    baseline_lengths: Numbers | None,
+    difficulty: Numbers,
     groups: np.ndarray | None = None,
 ) -> float:
     """
@@ -108,7 +107,7 @@ def length_controlled_win_rate(
     return alpaca_eval_length_controlled(difficulty, weights.difficulty_coef, weights.model_coef)
 
 
-def alpaca_eval_length_controlled(difficulty: Sequence[float], difficulty_coef: float, model_coef: float) -> float:
+def alpaca_eval_length_controlled(difficulty: Numbers, difficulty_coef: float, model_coef: float) -> float:
     r"""
     Compute AlpacaEval 2's length-controlled win rate from its weights: `mean_i sigmoid(psi * gamma_i + theta)` (Dubois
     et al. 2024, arXiv 2404.04475, section 3).
@@ -130,10 +129,10 @@ def alpaca_eval_length_controlled(difficulty: Sequence[float], difficulty_coef: 
 
 
 def fit_alpaca_eval_weights(
-    preferences: Sequence[float | None],
-    lengths: Sequence[float],
-    baseline_lengths: Sequence[float],
-    difficulty: Sequence[float],
+    preferences: Numbers,
+    lengths: Numbers,
+    baseline_lengths: Numbers,
+    difficulty: Numbers,
 ) -> AlpacaEvalWeights:
     r"""
     Fit the weights of AlpacaEval 2's length-controlled model to the annotations of a model:

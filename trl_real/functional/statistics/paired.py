@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from trl_real.errors import MissingExtraError, TrlRealError
-from trl_real.functional.statistics.inputs import as_groups, as_preferences, as_vector, check_confidence, check_count
+from trl_real.functional.statistics.inputs import (
+    Numbers,
+    as_groups,
+    as_preferences,
+    as_vector,
+    check_confidence,
+    check_count,
+)
 from trl_real.functional.statistics.intervals import NO_VARIANCE, t_half_width
 from trl_real.functional.statistics.win_rate import sign_test
 
@@ -79,8 +86,8 @@ class PairedComparison:
 
 
 def paired_comparison(
-    first: Sequence[float | None],
-    second: Sequence[float | None],
+    first: Numbers,
+    second: Numbers,
     *,
     clusters: Sequence[Any] | None = None,
     confidence: float = 0.95,

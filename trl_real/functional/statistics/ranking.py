@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trl_real.errors import MissingExtraError, TrlRealError
-from trl_real.functional.statistics.inputs import as_groups, as_preferences, check_confidence, check_count
+from trl_real.functional.statistics.inputs import Numbers, as_groups, as_preferences, check_confidence, check_count
 from trl_real.functional.statistics.resampling import counts, expanded_percentiles, resamples
 
 
@@ -95,7 +95,7 @@ class Ranking:
 def bradley_terry_ranking(
     first: Sequence[str],
     second: Sequence[str],
-    preferences: Sequence[float | None],
+    preferences: Numbers,
     *,
     prompts: Sequence[Any] | None = None,
     reference: str | None = None,

@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.statistics.inputs import as_groups, as_preferences, check_confidence
+from trl_real.functional.statistics.inputs import Numbers, as_groups, as_preferences, check_confidence
 from trl_real.functional.statistics.intervals import mean_interval, standard_error
 from trl_real.functional.statistics.length_control import length_controlled_win_rate, length_rates
 
 
 def win_rate(
-    preferences: Sequence[float | None],
+    preferences: Numbers,
     *,
     clusters: Sequence[Any] | None = None,
     confidence: float = 0.95,
-    lengths: Sequence[float] | None = None,
-    baseline_lengths: Sequence[float] | None = None,
-    difficulty: Sequence[float] | None = None,
+    lengths: Numbers | None = None,
+    baseline_lengths: Numbers | None = None,
+    difficulty: Numbers | None = None,
     method: str = "auto",
     seed: int = 42,
 ) -> dict[str, float | int | str]:
@@ -61,7 +61,7 @@ def win_rate(
     judged, groups = ~np.isnan(preferences), as_groups(clusters, len(preferences))
     scores = preferences[judged]
     low, high, made_by = mean_interval(scores, groups[judged], confidence, method, seed)
-    rates = {
+    rates: dict[str, Any] = {
         "win_rate": float(scores.mean()) if len(scores) else float("nan"),
         "standard_error": standard_error(scores, groups[judged]),
         "ci_low": low,
@@ -71,7 +71,7 @@ def win_rate(
     }
     if (lengths is None) != (baseline_lengths is None):
         raise TrlRealError("Only one of lengths and baseline_lengths is given. Give both, or neither.")
-    if lengths is not None:
+    if lengths is not None and baseline_lengths is not None:
         rates |= length_rates(preferences, lengths, baseline_lengths, groups, confidence, seed)
     if difficulty is not None:
         rates["length_controlled_win_rate"] = length_controlled_win_rate(
@@ -80,7 +80,7 @@ def win_rate(
     return rates
 
 
-def sign_test(preferences: Sequence[float | None]) -> float:
+def sign_test(preferences: Numbers) -> float:
     """
     Run the two-sided exact sign test of "wins and losses are equally likely", without ties and rows not judged.
 

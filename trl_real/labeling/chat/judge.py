@@ -23,8 +23,8 @@ def mean(a_first: float, b_first: float) -> float:
 
 def agree(a_first: float, b_first: float) -> float:
     """Return a win if both orders name the same winner, else a tie (the rule of MT-bench)."""
-    sides = {a_first > TIE, b_first > TIE} if TIE not in (a_first, b_first) else {None}
-    return TIE if len(sides) > 1 or None in sides else float(sides.pop())
+    sides = {a_first > TIE, b_first > TIE}
+    return TIE if len(sides) > 1 or TIE in (a_first, b_first) else float(sides.pop())
 
 
 RULES: dict[str, Callable[[float, float], float]] = {"mean": mean, "agree": agree}

@@ -149,9 +149,9 @@ class Endpoint:
                     for future in futures:
                         future.add_done_callback(lambda _: bar.update())
                     wait(futures, return_when=FIRST_EXCEPTION)
-                failed = [future for future in futures if future.done() and future.exception()]
-                if failed:
-                    raise failed[0].exception()
+                for future in futures:
+                    if future.done() and (error := future.exception()):
+                        raise error
             except BaseException:
                 self.requests.stopped.set()  # wakes threads that wait for their next attempt
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -205,7 +205,7 @@ class Endpoint:
 
     def _reserve(self, question: Question) -> float:
         """Reserve the cost of a question; wait while questions in flight might exceed `max_cost` with it."""
-        if self.max_cost is None:
+        if self.max_cost is None or self.price is None:
             return 0.0
         needed = self.price.of(_input_tokens(question), self.max_tokens)
         with self._money:
@@ -281,9 +281,9 @@ def _check(
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise TrlRealError(f"{name}={value} is too small. Give {smallest} or more.")
-    for name, value in {"timeout": timeout, "deadline": deadline}.items():
-        if not value > 0:
-            raise TrlRealError(f"{name}={value} leaves no time. Give seconds, such as {name}=60.")
+    for name, seconds in {"timeout": timeout, "deadline": deadline}.items():
+        if not seconds > 0:
+            raise TrlRealError(f"{name}={seconds} leaves no time. Give seconds, such as {name}=60.")
     if price is not None and not (len(price) == 2 and min(price) >= 0):
         raise TrlRealError(
             f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."

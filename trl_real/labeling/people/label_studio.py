@@ -137,7 +137,7 @@ def push_pairs(
         TrlRealError: If the server rejects a request.
     """
     if project is None:
-        settings = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
+        settings: dict[str, Any] = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
         settings |= {"show_instruction": bool(guidelines), "show_collab_predictions": False}
         project = server.ask("POST", "/api/projects/", json=settings)["id"]
     known = {task["data"].get("pair_key") for task in server.tasks(project)}
@@ -209,7 +209,7 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
         choices = [c for result in annotation.get("result") or [] for c in result.get("value", {}).get("choices", [])]
         if annotation.get("was_cancelled") or len(choices) != 1 or choices[0] not in CHOICES:
             continue
-        who = annotation.get("completed_by")
+        who: Any = annotation.get("completed_by")
         who = who.get("id") if isinstance(who, dict) else who
         vote = Vote(
             key=data["pair_key"],

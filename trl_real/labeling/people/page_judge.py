@@ -37,7 +37,7 @@ class PageJudge(VerdictJudge):
         on_ready: Callable[[str], None] | None = None,
     ):
         self.votes, self.name = Path(votes), "people"
-        self.page = {
+        self.page: dict[str, Any] = {
             "guidelines": guidelines,
             "annotator": annotator,
             "port": port,

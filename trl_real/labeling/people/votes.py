@@ -212,7 +212,7 @@ class VotesJudge(VerdictJudge):
         place = self._place.get(found[0]) if found else None
         if place is None or not (self._shown_first[:, place] != 0).any():
             return Verdict(math.nan, failure="not labelled", source=self.name, members=nobody)
-        flip = swapped != found[1]
+        flip = swapped != bool(found and found[1])
         p = float(self._verdict[place])
         votes = self._votes[:, place]
         left = _mean(votes[self._shown_first[:, place] > 0]), _mean(votes[self._shown_first[:, place] < 0])

@@ -1,4 +1,4 @@
-"""What selectors that learn from the labels so far have in common: the pool, the budget, the rows and the record."""
+"""Base of the selectors that learn from labels: pool, budget, kept rows and record."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -15,11 +15,12 @@ from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, check_own_columns
 from trl_real.errors import MissingColumnError, TooFewPairsError, TrlRealError
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.active.pool import ActivePool, read_history, read_pool
+from trl_real.selection.annotation import check_seed, to_own_columns
 from trl_real.selection.budget import budget_size, check_budget
 from trl_real.selection.record import SelectionRecord, describe_similarity
 
 
-BLOCK = 512  # pairs whose vectors exist twice, in float64
+BLOCK = 512  # pairs per block of float64 copies
 UNCERTAINTY = "uncertainty"
 ACTIVE_FEATURES = {**{name: OWN_FEATURES[name] for name in POOL_COLUMNS}, UNCERTAINTY: Value("float32")}
 
@@ -27,16 +28,16 @@ ACTIVE_FEATURES = {**{name: OWN_FEATURES[name] for name in POOL_COLUMNS}, UNCERT
 @dataclass
 class Reading:
     """
-    What a selector's model says of a pool.
+    Output of a selector's model on a pool.
 
     Args:
-        unusable: Candidate pairs that cannot be ranked. Shape `(P,)`, bool.
-        truncated: Responses that were cut. Shape `(n,)`, bool.
-        n_tokens: Tokens that went through the model.
-        seconds: Time it took.
-        similarity: Of the two responses of each candidate pair; empty where nothing was embedded. Shape `(P,)`.
-        settings: For the record.
-        values: Whatever the selector ranks by.
+        unusable: Mask of the candidate pairs that cannot be ranked. Shape `(P,)`, bool.
+        truncated: Mask of the truncated responses. Shape `(n,)`, bool.
+        n_tokens: Number of tokens that the model read.
+        seconds: Time of the model.
+        similarity: Similarity of the responses of each candidate pair, or empty. Shape `(P,)`.
+        settings: Settings for the record.
+        values: Values that the selector ranks by.
     """
 
     unusable: np.ndarray
@@ -51,10 +52,12 @@ class Reading:
 @dataclass
 class Picks:
     """
+    Picked pairs.
+
     Args:
-        pairs: Picked candidate pairs, in the order of the picks. Shape `(k,)`.
-        uncertainty: Of each. Shape `(k,)`.
-        settings: For the record.
+        pairs: Numbers of the candidate pairs, in the order of the picks. Shape `(k,)`.
+        uncertainty: Uncertainty of each. Shape `(k,)`.
+        settings: Settings for the record.
     """
 
     pairs: np.ndarray
@@ -64,57 +67,64 @@ class Picks:
 
 class ActiveSelector(ABC):
     """
-    Chooses pairs of a pool given the pairs that are labelled: `select(dataset, budget, history=…)`, round after round.
+    Selector of pairs of a pool, given the labelled pairs: `select(dataset, budget, history=…)`, round after round.
 
-    All pairs of different, non-blank responses of a row are candidates, except those that the history holds. What is
-    chosen does not depend on the order of rows or responses; ties go to the lower row, and within a row to what the
-    responses say. Chance is drawn from the seed and the content alone.
+    All pairs of different, non-blank responses of a row are candidates, except the pairs in the history. The choice
+    does not depend on the order of rows or responses; ties go to the lower row, and within a row to the texts that
+    sort first. Random numbers depend on the seed and the content only.
+
+    Args:
+        responses: Column with the list of responses.
+        seed: Seed of the draws.
+        max_per_prompt: Maximum number of pairs per prompt in one selection; None for no limit.
 
     Attributes:
-        record (`SelectionRecord`): How the last selection was made. It counts rows, as every record does: a row of
-            which two pairs were picked is one that was kept. `settings` has `n_picked`, `n_candidates`, `n_history`,
-            `history_unread` (labelled rows that hold no two different responses) and `lengths`: mean and median
-            characters of the picked pairs' responses beside the pool's.
+        record (`SelectionRecord`): Record of the last selection. Its counts are of rows: a row with two picked pairs
+            is one kept row. `settings` has `n_picked`, `n_candidates`, `n_history`, `history_unread` (labelled rows
+            without two different responses) and `lengths`: mean and median characters of the responses, picked and
+            in the pool.
     """
 
     strategy = ""
-    unusable = "not finite"  # why a row is skipped that has unusable pairs only
-    max_per_prompt: int | None = None
+    unusable = "not finite"  # reason to skip a row with unusable pairs only
 
-    def __init__(self, responses: str, seed: int):
-        self.responses, self.seed = responses, seed
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
-            raise TrlRealError(f"seed={seed!r} is not a whole number of 64 bits. Type seed=42.")
-        self.record: SelectionRecord | None = None
+    def __init__(self, responses: str, seed: int, max_per_prompt: int | None = None):
+        self.responses, self.seed, self.max_per_prompt = responses, seed, max_per_prompt
+        check_seed(seed)
+        count = isinstance(max_per_prompt, Integral) and not isinstance(max_per_prompt, bool)
+        if max_per_prompt is not None and not (count and max_per_prompt > 0):
+            raise TrlRealError(
+                f"max_per_prompt={max_per_prompt!r} is not a positive number. Type 1, or None for no limit."
+            )
+        self.record: SelectionRecord | Any = None
 
     def select(self, dataset: Dataset, budget: float | int, *, history: Dataset | None = None) -> Dataset:
         """
-        The pairs most worth a label, given those that are labelled.
+        Select the pairs most worth a label, given the labelled pairs.
 
         Args:
-            dataset: A pool: `prompt`, `responses` and whatever else, in any format.
-            budget: Pairs: an int for so many, a float in (0, 1] for a share of the number of rows that have one.
-            history: Labelled pairs, as `annotate` returns them: `prompt`, `chosen`, `rejected` and perhaps
+            dataset: Pool with `prompt`, `responses` and any other columns, in any format.
+            budget: Number of pairs (int), or share of the number of rows with a pair (float in (0, 1]).
+            history: Labelled pairs, as `annotate` returns them: `prompt`, `chosen`, `rejected` and optionally
                 `label_confidence`. None in a first round.
 
         Returns:
-            A row a pair, in the order of the picks, with the pool's columns and `pair` (lower index first),
-            `response_a`, `response_b`, `similarity` (NaN where nothing was embedded), `skipped` (empty) and
-            `uncertainty`. A row of which several pairs were picked comes as often.
+            One row per pair, in the order of the picks, with the pool's columns and `pair` (lower index first),
+            `response_a`, `response_b`, `similarity` (NaN without vectors), `skipped` (empty) and `uncertainty`.
 
         Raises:
-            MissingColumnError: If a column is not there.
-            TooFewPairsError: If there are fewer pairs.
-            TrlRealError: If the budget is out of range, or the dataset is no pool.
+            MissingColumnError: If a column is missing.
+            TooFewPairsError: If the pool has fewer pairs.
+            TrlRealError: If the budget is out of range, or the dataset is not a pool.
         """
         plain = self._checked(dataset)
         if budget is None:
             raise TrlRealError(
-                "budget=None says nothing. Give a number of pairs, or a share of the rows such as 0.25."
+                "budget=None sets no number of pairs. Give a number, or a share of the rows such as 0.25."
             )
         check_budget(budget)
         pool = read_pool(plain, self.responses, read_history(history))
-        self._size(budget, pool)  # an impossible budget shows before a model runs
+        self._size(budget, pool)  # check the budget before a model runs
         reading = self._read(pool, plain)
         pool.leave_out(reading.unusable, self.unusable)
         picks = self._pick(pool, reading, self._size(budget, pool))
@@ -123,22 +133,22 @@ class ActiveSelector(ABC):
 
     @abstractmethod
     def _read(self, pool: ActivePool, plain: Dataset) -> Reading:
-        """Ask the model about the pool's and the history's responses; `plain` has the columns beside the texts."""
+        """Run the model on the responses of pool and history; `plain` has the pool's columns."""
 
     @abstractmethod
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
-        """Choose `k` free pairs."""
+        """Pick `k` free pairs."""
 
     @abstractmethod
     def _identity(self) -> dict[str, Any]:
-        """The record's `model` and `revision`."""
+        """Return the record's `model` and `revision`."""
 
     def _checked(self, dataset: Any) -> Dataset:
-        """The pool without the columns of an earlier selection, in Python values."""
+        """Return the pool as Python values, without the columns of an earlier selection."""
         kind = type(dataset).__name__
         if isinstance(dataset, IterableDataset):
             raise TrlRealError(
-                "A budget ranks the whole pool, which a stream does not show. Load it without streaming."
+                "A budget ranks the whole pool, and a stream gives one row at a time. Load it without streaming."
             )
         if not isinstance(dataset, Dataset):
             raise TrlRealError(
@@ -147,22 +157,20 @@ class ActiveSelector(ABC):
         columns = dataset.column_names
         if self.responses not in columns:
             likely = [name for name in ("completions", "candidates", "generations", "outputs") if name in columns]
-            fix = (
-                f"Rename it: dataset.rename_column({likely[0]!r}, {self.responses!r})"
-                if likely
-                else (f"Name the column that holds the list of responses: {type(self).__name__}(…, responses='…')")
-            )
-            raise MissingColumnError(self.responses, columns, f"{fix}.")
+            fix = f"Name the column with the list of responses: {type(self).__name__}(…, responses='…')."
+            if likely:
+                fix = f"Rename it: dataset.rename_column({likely[0]!r}, {self.responses!r})."
+            raise MissingColumnError(self.responses, columns, fix)
         check_own_columns(columns, POOL_COLUMNS)
         if UNCERTAINTY in columns and POOL_COLUMNS[0] not in columns:
             raise TrlRealError(
-                f"The dataset has a column {UNCERTAINTY!r} of its own, which the selector would overwrite. "
+                f"The dataset has a column {UNCERTAINTY!r}, which the selector would overwrite. "
                 f"Rename it: dataset.rename_column({UNCERTAINTY!r}, 'my_{UNCERTAINTY}')."
             )
         return dataset.with_format(None).remove_columns([name for name in ACTIVE_FEATURES if name in columns])
 
     def _size(self, budget: float | int, pool: ActivePool) -> int:
-        """Pairs to pick."""
+        """Return the number of pairs to pick."""
         room = self._room(pool)
         if isinstance(budget, Integral) and not room:
             reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(pool.skipped.items())) or "the pool is empty"
@@ -170,17 +178,17 @@ class ActiveSelector(ABC):
         size = int(budget) if isinstance(budget, Integral) else budget_size(budget, pool.n_open)
         if size > room:
             limit = "" if self.limit is None else f" with {self.limit} at most"
-            wrong = f"{size} pairs are asked for, but {room} can be picked{limit}. Type budget={room}."
-            raise TooFewPairsError(wrong, room)
+            message = f"The budget is {size} pairs, but {room} can be picked{limit}. Type budget={room}."
+            raise TooFewPairsError(message, room)
         return size
 
     @property
     def limit(self) -> str | None:
-        """How many pairs of a prompt may be picked at a time, in words."""
+        """Maximum number of pairs per prompt in one selection, in words."""
         return None if self.max_per_prompt is None else f"{self.max_per_prompt} a prompt"
 
     def _room(self, pool: ActivePool) -> int:
-        """Pairs that can be picked."""
+        """Return the number of pairs that can be picked."""
         return pool.capacity(self.max_per_prompt)
 
     def _record(self, budget: float | int, pool: ActivePool, reading: Reading, picks: Picks) -> SelectionRecord:
@@ -214,42 +222,22 @@ class ActiveSelector(ABC):
 
 
 def cosines(vectors: Tensor, ends: np.ndarray) -> np.ndarray:
-    """Similarity of the two vectors of each pair, a block at a time. Shapes `(n, d)`, `(P, 2)` to `(P,)`."""
+    """Return the similarity of the two vectors of each pair. Shapes `(n, d)`, `(P, 2)` to `(P,)`."""
     blocks = (block.unbind(1) for block in torch.from_numpy(ends).split(BLOCK))
     found = [pair_similarity(vectors[first], vectors[second]) for first, second in blocks]
     return torch.cat(found).numpy() if found else np.zeros(0)
 
 
-def checked_cap(max_per_prompt: int | None) -> int | None:
-    """
-    A number of pairs a prompt, or None.
-
-    Raises:
-        TrlRealError: If it is not positive.
-    """
-    whole = isinstance(max_per_prompt, Integral) and not isinstance(max_per_prompt, bool)
-    if max_per_prompt is not None and not (whole and max_per_prompt > 0):
-        raise TrlRealError(
-            f"max_per_prompt={max_per_prompt!r} is not a positive number. Type 1, or None for no limit."
-        )
-    return max_per_prompt
-
-
 def _with_picks(dataset: Dataset, plain: Dataset, pool: ActivePool, reading: Reading, picks: Picks) -> Dataset:
-    """The picked rows, in the dataset's own format."""
+    """Return the picked rows, in the dataset's format."""
     pairs, rows = pool.pairs[picks.pairs], pool.row[picks.pairs].tolist()
-    texts = [dict(zip(pool.rows[row].indices, pool.rows[row].texts, strict=True)) for row in rows]
     similar = reading.similarity[picks.pairs] if len(reading.similarity) else np.full(len(rows), np.nan)
     added = {
-        "pair": list(pairs),
-        "response_a": [t[first] for t, first in zip(texts, pairs[:, 0].tolist(), strict=True)],
-        "response_b": [t[second] for t, second in zip(texts, pairs[:, 1].tolist(), strict=True)],
-        "similarity": similar.astype(np.float32),
-        "skipped": [""] * len(rows),
+        **to_own_columns([pool.rows[row] for row in rows], pairs, similar.astype(np.float32)),
         UNCERTAINTY: picks.uncertainty.astype(np.float32),
     }
     own = Features(ACTIVE_FEATURES)
-    table = plain.with_format("arrow")[rows]  # concatenate_datasets would write all of it anew, with a bar
+    table = plain.with_format("arrow")[rows]  # concatenate_datasets would copy it, with a progress bar
     new = pa.Table.from_pydict(added, schema=own.arrow_schema)
     for field_ in new.schema:
         table = table.append_column(field_, new[field_.name])

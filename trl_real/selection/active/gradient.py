@@ -1,6 +1,7 @@
-"""ActiveDPO's selection: the pairs whose implicit-reward gradients are the most uncertain given what was labelled."""
+"""ActiveDPO's selection: pairs with the most uncertain implicit-reward gradients, given the labelled pairs."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,20 @@ from trl_real.functional.design import greedy_design, pair_features
 from trl_real.models.adapters import active_adapter
 from trl_real.models.gradients import GradientFeatures, GradientOptions, Gradients
 from trl_real.models.lazy_model import LazyModel
-from trl_real.selection.active.base import ActiveSelector, Picks, Reading, checked_cap, cosines
+from trl_real.selection.active.base import ActiveSelector, Picks, Reading, cosines
 from trl_real.selection.active.gradient_shards import gradients_in_shards
 from trl_real.selection.active.pool import ActivePool
 
 
 class PairRows:
     """
-    Features of pairs, formed when they are looked at: what `greedy_design` reads of a tensor of shape `(P, d)`, in
-    the memory of the `n` vectors that the pairs share.
+    Features of pairs, shape `(P, d)`, computed on access from the `n` vectors that the pairs share; for
+    `greedy_design`.
 
     Args:
-        vectors: Of responses, shape `(n, d)`, or of whole pairs.
-        ends: Responses of each pair, shape `(P, 2)`; None where the vectors are those of pairs.
-        normalize: As for `pair_features`; vectors of whole pairs know "pair" and None.
+        vectors: Vectors of responses, shape `(n, d)`, or of whole pairs.
+        ends: Responses of each pair, shape `(P, 2)`; None for vectors of whole pairs.
+        normalize: As in `pair_features`; "pair" or None for vectors of whole pairs.
     """
 
     def __init__(self, vectors: Tensor, ends: Tensor | None, normalize: str | None):
@@ -44,23 +45,22 @@ class PairRows:
         return pair_features(self.vectors[first], self.vectors[second], self.normalize)
 
     def split(self, size: int) -> list[Tensor] | Any:
-        """Blocks of rows, one at a time."""
+        """Yield blocks of rows."""
         return (self[torch.arange(start, min(start + size, len(self)))] for start in range(0, len(self), size))
 
 
 class GradientPairSelector(ActiveSelector):
     r"""
-    ActiveDPO (arXiv 2505.19241): pick, one after the other, the pair with the largest
-    `phi^T V^-1 phi`, `V = lambda I + sum phi phi^T` over the labelled and the picked pairs, where
-    `phi = g(x, y_1) - g(x, y_2)` and `g` is the gradient of the implicit reward in the policy's LoRA parameters
+    Selector of ActiveDPO (arXiv 2505.19241). It picks pairs in turn, each with the largest `phi^T V^-1 phi`,
+    `V = lambda I + sum phi phi^T` over the labelled and the picked pairs, where `phi = g(x, y_1) - g(x, y_2)` and `g`
+    is the gradient of the implicit reward in the policy's LoRA parameters
     (`trl_real.models.gradients.GradientFeatures`).
 
-    What the paper leaves open, and what is done here: gradients are scaled to length 1 response by response, after
-    the projection; those of labelled pairs are computed again, at the policy as it is now, as the theory has it; a
-    prompt may be picked more than once. Neither reference model nor `beta` matters, and neither is asked for.
+    Choices that the paper leaves open: the gradient of each response is scaled to length 1 after the projection;
+    gradients of labelled pairs are computed again with the current policy, as in the theory; a prompt may be picked
+    more than once. The result depends neither on the reference model nor on `beta`.
 
-    The vectors of the responses are held as one float32 matrix `(n, d)`, 32 KB a response at 8,192 numbers; features
-    of pairs are formed in blocks.
+    The vectors of the responses are one float32 matrix `(n, d)` in memory, 32 KB per response with 8,192 numbers.
 
     ```python
     selector = GradientPairSelector(policy, tokenizer=tokenizer)
@@ -68,38 +68,38 @@ class GradientPairSelector(ActiveSelector):
     more = selector.select(pool, 50, history=labelled)
     ```
 
-    `uncertainty` is `phi^T V^-1 phi` when the pair was picked; `similarity` the cosine of the two gradients (NaN
-    where differences alone were computed). `record.settings["information"]` is what all picks together told, the
-    growth of `log det V`, in nats.
+    `uncertainty` is `phi^T V^-1 phi` when the pair was picked; `similarity` is the cosine of the two gradients (NaN if
+    only differences were computed). `record.settings["information"]` is the growth of `log det V` over all picks, in
+    nats.
 
     Args:
         model (`PeftModel` or `str`):
-            The policy; its own LoRA adapter is the one measured. Or a path or Hub id of an adapter, loaded on first
-            use.
-        tokenizer (*optional*): Of a loaded model.
+            Policy with the LoRA adapter of which the gradients are taken, or path or Hub id of an adapter, loaded on
+            first use.
+        tokenizer (*optional*): Tokenizer of a loaded model.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        projection (`str`, *optional*, defaults to `"count_sketch"`): A name in `PROJECTIONS`.
-        projection_dim (`int`, *optional*, defaults to `8192`): Numbers a gradient is projected to; None for all.
+        projection (`str`, *optional*, defaults to `"count_sketch"`): Name in `PROJECTIONS`.
+        projection_dim (`int`, *optional*, defaults to `8192`): Length of a projected gradient; None for all of it.
         normalize (`str`, *optional*, defaults to `"response"`):
-            What has length 1: each response's gradient, each `"pair"`'s difference, or nothing (None): un-normalised
-            gradients are long where responses are.
+            Vectors scaled to length 1: the gradient of each `"response"`, the difference of each `"pair"`, or none
+            (None; long responses then have long gradients).
         ridge (`float`, *optional*, defaults to `1.0`): `lambda`, in units of squared features.
-        max_per_prompt (`int`, *optional*): Pairs of one prompt that a selection may pick.
-        max_length (`int`, *optional*, defaults to `512`): Tokens of a response that are scored, and of a prompt read.
-        batch_tokens (`int`, *optional*): Tokens in a pass; by default 1024 on a CPU and 16384 elsewhere.
+        max_per_prompt (`int`, *optional*): Maximum number of pairs per prompt in one selection.
+        max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response and per prompt.
+        batch_tokens (`int`, *optional*): Tokens per pass; by default 1024 on a CPU and 16384 elsewhere.
         all_processes (`bool`, *optional*, defaults to `False`):
-            Under `torchrun` or `accelerate launch`, whether all processes call `select` together: each computes its
-            share of the vectors, and all of them pick the same pairs.
+            Whether all processes of `torchrun` or `accelerate launch` call `select` together: each computes its share
+            of the vectors, and all pick the same pairs.
         shards (`str`, *optional*):
-            Folder in which the vectors are kept in parts, so that a selection that was killed goes on there, shared
-            out among the processes of a launcher. Vectors of responses only: whole pairs are not computed then.
+            Folder to save the vectors in, shard by shard: a killed selection continues there, and the processes of a
+            launcher share the work. With shards, vectors are of responses only, not of whole pairs.
         dtype (`str`, *optional*): Precision of the matrix products.
-        device (`str`, *optional*): For a model given by name; a loaded one stays where it is.
-        responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
-        seed (`int`, *optional*, defaults to `42`): Of the projection.
+        device (`str`, *optional*): Device of a model given by name; a loaded model is not moved.
+        responses (`str`, *optional*, defaults to `"responses"`): Column with the list of responses.
+        seed (`int`, *optional*, defaults to `42`): Seed of the projection.
 
     Raises:
-        TrlRealError: If a setting is out of range, or a loaded model has no LoRA adapter that is on.
+        TrlRealError: If a setting is out of range, or a loaded model has no active LoRA adapter.
     """
 
     strategy = "gradient"
@@ -125,15 +125,14 @@ class GradientPairSelector(ActiveSelector):
         responses: str = "responses",
         seed: int = 42,
     ):
-        super().__init__(responses, seed)
+        super().__init__(responses, seed, max_per_prompt)
         if all_processes and shards is not None:
             raise TrlRealError("With shards all processes share the work already. Leave all_processes out.")
         self.options = GradientOptions(projection, projection_dim, max_length, batch_tokens, seed, all_processes)
-        self.shards = shards
-        self.normalize, self.ridge, self.max_per_prompt = normalize, ridge, checked_cap(max_per_prompt)
+        self.shards, self.normalize, self.ridge = shards, normalize, ridge
         nothing = torch.zeros(0, 1)
-        pair_features(nothing, nothing, normalize)  # raises if there is no such normalisation
-        greedy_design(nothing, 0, ridge=ridge)  # and if the ridge is out of range
+        pair_features(nothing, nothing, normalize)  # raises if the normalization is unknown
+        greedy_design(nothing, 0, ridge=ridge)  # raises if the ridge is out of range
         if not isinstance(model, str | os.PathLike):
             active_adapter(model)
         self.model = LazyModel(model, tokenizer, revision, dtype, device)
@@ -154,7 +153,7 @@ class GradientPairSelector(ActiveSelector):
         return reading
 
     def _pairs_are_cheaper(self, pool: ActivePool) -> bool:
-        """Whether a backward pass a pair, which reads its prompt once, is less work than one a response."""
+        """Return whether a backward pass per pair, which reads the prompt once, is less work than one per response."""
         return (
             self.shards is None
             and self.normalize != "response"
@@ -162,9 +161,9 @@ class GradientPairSelector(ActiveSelector):
         )
 
     def _read_responses(self, pool: ActivePool, features: GradientFeatures) -> Reading:
-        found = self._found(pool, features)
+        found = self._gradients(pool, features)
         usable = (found.n_scored > 0) & (found.norms > 0) & found.norms.isfinite()
-        if self.normalize == "response":  # once, in place, and not a pair at a time
+        if self.normalize == "response":  # in place, once per response
             found.vectors.div_(found.norms[:, None].clamp_min(torch.finfo(found.vectors.dtype).tiny))
         labelled = pool.labelled[usable[pool.labelled].all(1).numpy()]
         normalize = None if self.normalize == "response" else self.normalize
@@ -178,13 +177,13 @@ class GradientPairSelector(ActiveSelector):
             values=(PairRows(found.vectors, torch.from_numpy(pool.ends), normalize), history),
         )
 
-    def _found(self, pool: ActivePool, features: GradientFeatures) -> Gradients:
+    def _gradients(self, pool: ActivePool, features: GradientFeatures) -> Gradients:
         if self.shards is None:
             return features(pool.prompts, pool.texts)
         names = ("projection", "projection_dim", "max_length", "seed")
         settings = {name: getattr(self.options, name) for name in names}
         return gradients_in_shards(
-            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, self.shards
+            features, {**self.model.identity, **settings}, pool.prompts, pool.texts, Path(self.shards)
         )
 
     def _read_pairs(self, pool: ActivePool, features: GradientFeatures) -> Reading:
@@ -194,7 +193,7 @@ class GradientPairSelector(ActiveSelector):
         usable = (found.n_scored > 0) & found.norms.isfinite()
         n = len(pool.ends)
         truncated = np.zeros(len(pool.texts), bool)
-        truncated[ends[found.truncated.numpy()]] = True  # of a pair: one of the two at least
+        truncated[ends[found.truncated.numpy()]] = True  # at least one of the two
         parts = found.vectors[:n], found.vectors[n:][usable[n:]]
         values = tuple(PairRows(part, None, self.normalize) for part in parts)
         return Reading(~usable[:n].numpy(), truncated, found.n_tokens, found.seconds, values=values)
@@ -202,6 +201,7 @@ class GradientPairSelector(ActiveSelector):
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         features, history = reading.values
         free = torch.from_numpy(np.flatnonzero(pool.free))
+        candidates: Any  # what `greedy_design` reads of a tensor
         if features.ends is None:
             candidates = PairRows(features.vectors[free], None, features.normalize)
         else:
@@ -214,9 +214,9 @@ class GradientPairSelector(ActiveSelector):
             max_per_prompt=self.max_per_prompt,
             prompts=torch.from_numpy(pool.groups[pool.row[free.numpy()]]),
         )
-        told = {"information": round(float(design.gains.sum()), 6), "log_det": round(design.log_det, 6)}
-        return Picks(free[design.indices].numpy(), design.scores.numpy(), told)
+        settings = {"information": round(float(design.gains.sum()), 6), "log_det": round(design.log_det, 6)}
+        return Picks(free[design.indices].numpy(), design.scores.numpy(), settings)
 
     def _identity(self) -> dict[str, Any]:
-        known = self.model.identity
-        return {"model": known["model"], "revision": known["revision"]}
+        identity = self.model.identity
+        return {"model": identity["model"], "revision": identity["revision"]}

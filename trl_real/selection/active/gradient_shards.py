@@ -1,4 +1,4 @@
-"""Gradient features that are kept in shards, by all processes together."""
+"""Gradient features in shards on disk, computed by all processes together."""
 
 import json
 from pathlib import Path
@@ -26,18 +26,18 @@ COLUMNS = Features(
 
 class GradientPass:
     """
-    `features` as a map over responses.
+    Map over responses that adds their gradient features.
 
     Args:
-        features: Of the policy as it is now.
-        identity: What they hang on: the weights' digest and the settings.
+        features: Features of the current policy.
+        identity: Digest of the weights and settings, as JSON values.
     """
 
     def __init__(self, features: GradientFeatures, identity: dict[str, Any]):
         self.features, self.identity = features, identity
 
     def __call__(self, rows: dict[str, list], row_ids: list[int]) -> dict[str, list]:
-        """Vectors of a batch; what they cost stands in its first row."""
+        """Return the vectors of a batch; the first row has the cost of the batch."""
         found = self.features(list(map(json.loads, rows["prompt"])), rows["response"], progress=False)
         rest = [0] * (len(row_ids) - 1)
         return {
@@ -56,14 +56,13 @@ def gradients_in_shards(
     features: GradientFeatures, identity: dict[str, Any], prompts: list[Any], texts: list[str], folder: str | Path
 ) -> Gradients:
     """
-    `features(prompts, texts)` in shards (`trl_real.runtime.shards`): what a killed run has computed is found again.
+    Compute `features(prompts, texts)` in shards (`trl_real.runtime.shards`); a restarted run reads finished shards.
 
     Args:
-        features: Of the policy.
-        identity: What they hang on, as JSON values.
-        prompts: One a response; equal ones next to each other share the pass over them.
+        features, identity: As in `GradientPass`.
+        prompts: Prompt of each response; equal prompts next to each other are read once.
         texts: Responses.
-        folder: Of the shards.
+        folder: Folder of the shards.
     """
     rows = {"prompt": [json.dumps(prompt) for prompt in prompts], "response": texts}
     sizes = {"shard_rows": SHARD_RESPONSES, "batch_size": SHARD_RESPONSES}

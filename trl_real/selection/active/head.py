@@ -1,4 +1,4 @@
-"""Rounds without a gradient pass: a Bayesian Bradley-Terry head on frozen embeddings says which pair to ask next."""
+"""Selection by a Bayesian Bradley-Terry head on frozen embeddings, without a gradient pass."""
 
 import struct
 from collections import defaultdict
@@ -27,49 +27,46 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.selection.active.base import ActiveSelector, Picks, Reading, cosines
 from trl_real.selection.active.pool import ActivePool, prompt_key
-from trl_real.selection.annotation import content_key, given_vectors
+from trl_real.selection.annotation import checked_scores, content_key, given_vectors
 from trl_real.selection.budget import lowest_rows
 from trl_real.selection.strategies import lowest
 
 
-BLOCK = 1024  # rows whose covariances exist at a time
+BLOCK = 1024  # rows per block of covariances
 
 
 class HeadPairSelector(ActiveSelector):
     r"""
-    Pick pairs by what a Bayesian Bradley-Terry head on frozen embeddings knows of them: `u(x, y) = w^T f(x, y)` with
-    `w` normal, fitted to the labelled pairs (`trl_real.functional.bayesian_head`). The model runs once over the pool,
-    and a round takes milliseconds at 50 labels, a third of a second at 1,000.
+    Selector of pairs by the posterior of a Bayesian Bradley-Terry head on frozen embeddings: `u(x, y) = w^T f(x, y)`
+    with normal `w`, fitted to the labelled pairs (`trl_real.functional.bayesian_head`). The model runs once over the
+    pool; a round takes milliseconds with 50 labels, a third of a second with 1,000.
 
-    One pair a row and a call: the acquisition's favourite among the pairs that are not labelled, then the rows by
-    their scores. Within a call the posterior stays as it is, so that small budgets and many rounds suit it best.
+    A call picks at most one pair per row: the acquisition ranks the unlabelled pairs of each row, then the rows. The
+    posterior does not change within a call, so prefer small budgets and many rounds.
 
-    Embeddings are in units of their spread among the responses to a prompt, as in `run_study`: utilities are compared
-    within prompts only, and a ridge has the same meaning on every model.
+    Embeddings are in units of their spread among the responses to a prompt, as in `run_study`, since utilities are
+    compared within prompts only. So a ridge has the same meaning for every model.
 
-    `uncertainty` is the posterior variance of the difference of the pair's utilities, in nats squared; `similarity`
-    the cosine of its embeddings.
+    `uncertainty` is the posterior variance of the difference of the pair's utilities, in nats squared; `similarity` is
+    the cosine of the two embeddings.
 
     Args:
         model (`str`, `PreTrainedModel` or encoder, *optional*):
-            As for `EmbeddingPairSelector`; None where the rows carry `embeddings`. Responses in the history are then
-            looked up in the pool, and among what earlier calls saw.
+            As in `EmbeddingPairSelector`. With None, vectors of the history are looked up in the pool and in the pools
+            of earlier calls.
         acquisition (`str` or function, *optional*, defaults to `"infomax"`):
-            A name in `ACQUISITIONS` or a function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
+            Name in `ACQUISITIONS` or function `(means (N, K), covariances (N, K, K), draws (N, S, K)) -> scores
             (N, P)`, lowest first.
         ridge (`float`, *optional*):
-            Strength of the prior `w ~ N(0, I / ridge)`; by default the one with the largest evidence.
-        geometry (`str`, *optional*, defaults to `"standardized"`): A name in `GEOMETRIES`, fitted to the responses of
-            the pool less their prompt's mean.
-        tokenizer (*optional*): For a loaded model; a model given by name brings its own.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+            Strength of the prior `w ~ N(0, I / ridge)`; by default the ridge with the largest evidence.
+        geometry (`str`, *optional*, defaults to `"standardized"`):
+            Name in `GEOMETRIES`, fitted to the responses of the pool minus the mean of their prompt.
         context (`str`, *optional*):
-            `"prompt+response"` reads a response after its prompt, on which its merit hangs: the default for a causal
-            LM. `"response"` reads it alone: the only way of an encoder.
-        layer, max_length, batch_tokens, dtype, device: As for `EmbeddingPairSelector`.
-        responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
-        seed (`int`, *optional*, defaults to `42`): Of the draws, which hang on a row's content and on how many labels
-            there are.
+            Text to embed: `"prompt+response"` (default of a causal LM) or `"response"` alone (of an encoder).
+        tokenizer, revision, layer, max_length, batch_tokens, dtype, device, responses:
+            As in `EmbeddingPairSelector`.
+        seed (`int`, *optional*, defaults to `42`): Seed of the draws, together with a row's content and the number of
+            labels.
 
     Raises:
         TrlRealError: If a setting is out of range.
@@ -126,7 +123,7 @@ class HeadPairSelector(ActiveSelector):
         return reading
 
     def _embedded(self, pool: ActivePool, plain: Dataset) -> tuple[Tensor, Reading]:
-        """Vectors of all responses; those that the same weights gave before are not computed again."""
+        """Return the vectors of all responses, cached as long as the weights are the same."""
         keys = [(prompt_key(prompt), text) for prompt, text in zip(pool.prompts, pool.texts, strict=True)]
         reading = Reading(np.zeros(0, bool), np.zeros(len(keys), bool), 0, 0.0)
         if self.encoder is None:
@@ -140,10 +137,12 @@ class HeadPairSelector(ActiveSelector):
         else:
             self._ask_encoder(keys, pool, reading)
         width = max((len(self._known[key]) for key in keys), default=1)  # a row without embeddings has one NaN
-        whole = [v if len(v) == width else v.new_full((width,), torch.nan) for v in map(self._known.get, keys)]
-        return torch.stack(whole).float() if whole else torch.zeros(0, 1), reading
+        vectors = (self._known[key] for key in keys)
+        padded = [v if len(v) == width else v.new_full((width,), torch.nan) for v in vectors]
+        return torch.stack(padded).float() if padded else torch.zeros(0, 1), reading
 
     def _ask_encoder(self, keys: list[tuple[str, str]], pool: ActivePool, reading: Reading) -> None:
+        assert self.encoder is not None
         identity = self.encoder.fingerprint()
         if identity != self._known_by:
             self._known, self._cut, self._known_by = {}, set(), identity
@@ -156,7 +155,7 @@ class HeadPairSelector(ActiveSelector):
         reading.truncated = np.array([key in self._cut for key in keys], bool)
 
     def _placed(self, vectors: Tensor, finite: Tensor, pool: ActivePool) -> Tensor:
-        """Features in the selector's geometry. Shape `(n, d)`, float32."""
+        """Return the features in the selector's geometry. Shape `(n, d)`, float32."""
         within = []
         for numbers in pool.members:
             usable = [i for i in numbers if finite[i]]
@@ -185,7 +184,7 @@ class HeadPairSelector(ActiveSelector):
         return pool.n_open
 
     def _scores(self, pool: ActivePool, features: Tensor, head: Posterior) -> tuple[np.ndarray, np.ndarray]:
-        """Score of each row's best free pair, NaN where it has none, and that pair. Shapes `(N,)`."""
+        """Return the score of each row's best free pair, NaN without one, and the pair. Shapes `(N,)`."""
         scores, favourites = np.full(len(pool.rows), np.nan), np.full(len(pool.rows), -1)
         n_pairs = np.bincount(pool.row, minlength=len(pool.rows))
         starts = np.cumsum(n_pairs) - n_pairs
@@ -194,10 +193,11 @@ class HeadPairSelector(ActiveSelector):
             groups[len(pool.members[row])].append(row)
         for n_responses, members in groups.items():
             for some in (members[i : i + BLOCK] for i in range(0, len(members), BLOCK)):
-                numbers = np.sort(np.array([pool.members[row] for row in some]), axis=1)  # as the pairs are ordered
+                numbers = np.sort(np.array([pool.members[row] for row in some]), axis=1)  # in the order of the pairs
                 vectors = features[torch.from_numpy(numbers)].nan_to_num(0, 0, 0)  # their pairs are not free
                 found = self.acquire(*head.utilities(vectors), self._draws(pool, some, n_responses))
-                found = self._checked_scores(found, (len(some), len(candidate_pairs(n_responses)[0])))
+                shape = len(some), len(candidate_pairs(n_responses)[0])
+                found = checked_scores(found, shape, f"Acquisition {self.strategy}")
                 places = starts[some][:, None] + np.arange(found.shape[1])
                 found = found.masked_fill(torch.from_numpy(~pool.free[places]), torch.inf)
                 best = lowest(found)
@@ -206,7 +206,7 @@ class HeadPairSelector(ActiveSelector):
         return scores, favourites
 
     def _draws(self, pool: ActivePool, rows: list[int], n_responses: int) -> Tensor:
-        """Standard normal numbers, other ones whenever there are more labels. Shape `(N, S, K)`."""
+        """Return standard normal numbers, which change with the number of labels. Shape `(N, S, K)`."""
         if self.acquire in (infomax, delta_ucb):
             return torch.zeros(len(rows), 2, n_responses, dtype=torch.float64)
         draws = []
@@ -216,15 +216,6 @@ class HeadPairSelector(ActiveSelector):
             draws.append(normal_draws(1, n_responses, torch.Generator().manual_seed(number)))
         return torch.cat(draws)
 
-    def _checked_scores(self, scores: Any, shape: tuple[int, int]) -> Tensor:
-        """The scores, once it is certain that a function of the user's gave one finite number a pair."""
-        if not isinstance(scores, Tensor) or tuple(scores.shape) != shape or not scores.isfinite().all():
-            found = tuple(scores.shape) if hasattr(scores, "shape") else type(scores).__name__
-            raise TrlRealError(
-                f"Acquisition {self.strategy} must return finite numbers (N, P), here {shape}; it returned {found}."
-            )
-        return scores.double()
-
     def _identity(self) -> dict[str, Any]:
         if self.encoder is None:
             return {"model": "column 'embeddings'", "revision": None}
@@ -232,16 +223,17 @@ class HeadPairSelector(ActiveSelector):
 
 
 def _given(pool: ActivePool, plain: Dataset) -> dict[tuple[str, str], Tensor]:
-    """The vectors that the pool's rows bring, by prompt and response."""
+    """Return the vectors in the pool's column `embeddings`, by prompt and response."""
     if EMBEDDINGS not in plain.column_names:
-        fix = "Give HeadPairSelector a model, or one vector a response in 'embeddings'."
+        fix = "Give HeadPairSelector a model, or one vector per response in 'embeddings'."
         raise MissingColumnError(EMBEDDINGS, plain.column_names, fix)
     found: dict[tuple[str, str], Tensor] = {}
     column, start = plain.select_columns([EMBEDDINGS]).with_format("numpy"), 0
     for batch in column.iter(BLOCK) if len(plain) else ():
         rows = pool.rows[start : start + len(batch[EMBEDDINGS])]
         start += len(rows)
-        unmarked = [replace(row, skipped="" if row.texts else row.skipped) for row in rows]  # labelled ones count, too
+        # Rows with labelled pairs only count, too.
+        unmarked = [replace(row, skipped="" if row.texts else row.skipped) for row in rows]
         for row, vectors in zip(rows, given_vectors(unmarked, batch), strict=True):
             keys = [(prompt_key(row.prompt), text) for text in row.texts]
             found.update(zip(keys, vectors, strict=True))

@@ -1,4 +1,4 @@
-"""Selection by the policy's own margins (APLP): the baselines beside which an uncertainty has to earn its cost."""
+"""Selection by the policy's own margins (APLP), as a baseline for uncertainties that cost more."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from datasets import Dataset
 
 from trl_real.errors import TrlRealError
 from trl_real.models.implicit import ImplicitRewardReader
-from trl_real.selection.active.base import ActiveSelector, Picks, Reading, checked_cap
+from trl_real.selection.active.base import ActiveSelector, Picks, Reading
 from trl_real.selection.active.pool import ActivePool
 
 
-# Margins are ranked in steps of this many nats: rounding in float32 does not decide.
+# Margins are ranked in steps of this many nats, so that float32 rounding does not decide.
 STEP = 1e-3
 
 # Sign of |margin| in the ranking: largest first.
@@ -20,29 +20,23 @@ MARGIN_STRATEGIES = {"certainty": 1.0, "uncertainty": -1.0}
 
 class MarginPairSelector(ActiveSelector):
     r"""
-    Pick pairs by `|r(x, y_1) - r(x, y_2)|`, the margin of the implicit rewards `r(x, y) = log pi(y | x) -
+    Selector of pairs by `|r(x, y_1) - r(x, y_2)|`, the margin of the implicit rewards `r(x, y) = log pi(y | x) -
     log pi_ref(y | x)`, summed over the response's tokens (APLP, arXiv 2402.08114). `"certainty"` takes the largest
-    margins first, as its authors do; `"uncertainty"` the smallest. DPO's `beta` would scale all margins alike, so it
+    margins first, as in the paper; `"uncertainty"` the smallest. DPO's `beta` would scale all margins alike, so it
     is left out.
 
-    A policy that is its own reference (a fresh adapter) has margins of 0: what is taken is then drawn from the seed
-    and the content, and so are all ties, within 0.001 nats. The labels in the history are not looked at, except that
-    their pairs are not picked again.
+    Ties, within 0.001 nats, are decided at random by the seed and the content. If the policy equals its reference (a
+    new adapter), all margins are 0 and the whole choice is random. The history only excludes labelled pairs.
 
     `uncertainty` is `-|margin|`, in nats; `similarity` is NaN.
 
     Args:
-        policy (`PreTrainedModel`, `PeftModel` or `str`): Loaded, or a path or Hub id of a model or an adapter.
-        reference (*optional*): The same; by default the policy without its LoRA adapter.
-        tokenizer (*optional*): For loaded models; it serves both.
-        strategy (`str`, *optional*, defaults to `"uncertainty"`): Or `"certainty"`.
-        max_per_prompt (`int`, *optional*): Pairs of one prompt that a selection may pick.
-        max_length (`int`, *optional*, defaults to `512`): Tokens of a response that are scored, and of a prompt read.
-        batch_tokens (`int`, *optional*): Tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
-        dtype (`str`, *optional*): Precision of the matrix products.
-        device (`str`, *optional*): For models given by name; a loaded one stays where it is.
-        responses (`str`, *optional*, defaults to `"responses"`): Column that holds the list of responses.
-        seed (`int`, *optional*, defaults to `42`): Of the order of ties.
+        policy (`PreTrainedModel`, `PeftModel` or `str`): Loaded model, or path or Hub id of a model or an adapter.
+        reference (*optional*): Reference model, like `policy`; by default the policy without its LoRA adapter.
+        tokenizer (*optional*): Tokenizer of loaded models, for both.
+        strategy (`str`, *optional*, defaults to `"uncertainty"`): `"uncertainty"` or `"certainty"`.
+        max_per_prompt, max_length, batch_tokens, dtype, device, responses: As in `GradientPairSelector`.
+        seed (`int`, *optional*, defaults to `42`): Seed of the order of ties.
 
     Raises:
         TrlRealError: If a setting is out of range, or a policy without an adapter has no reference.
@@ -65,11 +59,10 @@ class MarginPairSelector(ActiveSelector):
         responses: str = "responses",
         seed: int = 42,
     ):
-        super().__init__(responses, seed)
+        super().__init__(responses, seed, max_per_prompt)
         if strategy not in MARGIN_STRATEGIES:
             raise TrlRealError(f"No strategy {strategy!r}; there are {', '.join(MARGIN_STRATEGIES)}.")
         self.sign, self.strategy = MARGIN_STRATEGIES[strategy], f"margin_{strategy}"
-        self.max_per_prompt = checked_cap(max_per_prompt)
         settings = {"max_length": max_length, "batch_tokens": batch_tokens, "dtype": dtype, "device": device}
         self.reader = ImplicitRewardReader(policy, reference, tokenizer, **settings)
 
@@ -82,22 +75,24 @@ class MarginPairSelector(ActiveSelector):
         policy, reference = self.reader.policy, self.reader.reference
         settings = {"max_length": self.reader.max_length, "dtype": policy.dtype or policy.precision}
         settings["reference"] = reference.label if reference else "the policy without its adapter"
-        cost = found.n_tokens, found.seconds
-        return Reading(~np.isfinite(margins), truncated, *cost, settings=settings, values=margins)
+        unusable = ~np.isfinite(margins)
+        return Reading(unusable, truncated, found.n_tokens, found.seconds, settings=settings, values=margins)
 
     def _pick(self, pool: ActivePool, reading: Reading, k: int) -> Picks:
         free = np.flatnonzero(pool.free)
         gaps = np.abs(reading.values[free])
         order = np.lexsort((pool.draws(free, self.seed), -self.sign * np.round(gaps / STEP)))
-        picked, left = [], {}
+        picked: list[int] = []
+        left: dict[int, int] = {}
         for i in order if self.max_per_prompt is not None else order[:k]:
             prompt = int(pool.groups[pool.row[free[i]]])
             left[prompt] = left.get(prompt, self.max_per_prompt or len(free)) - 1
             if left[prompt] >= 0 and len(picked) < k:
                 picked.append(i)
-        told = {"margin_median": round(float(np.median(gaps)), 6)} if len(gaps) else {}
-        return Picks(free[picked], -gaps[picked], told) if picked else Picks(np.zeros(0, int), np.zeros(0), told)
+        settings = {"margin_median": round(float(np.median(gaps)), 6)} if len(gaps) else {}
+        places = np.array(picked, int)
+        return Picks(free[places], -gaps[places], settings)
 
     def _identity(self) -> dict[str, Any]:
-        known = self.reader.policy.identity
-        return {"model": known["model"], "revision": known["revision"]}
+        identity = self.reader.policy.identity
+        return {"model": identity["model"], "revision": identity["revision"]}

@@ -1,4 +1,4 @@
-"""A pool as one list of candidate pairs beside the pairs that are labelled, for selectors that learn from labels."""
+"""Pool as one list of candidate pairs, next to the labelled pairs, for selectors that learn from labels."""
 
 import json
 from collections import Counter
@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_real.data.conversation import is_messages, text_of
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.selection.annotation import content_key
+from trl_real.selection.annotation import content_key, gather_candidates
 
 
 LABELLED = "every pair is labelled already"
@@ -25,9 +25,9 @@ class History:
 
     Args:
         prompts: Texts, messages or None.
-        chosen, rejected: What the responses say.
-        confidences: Probabilities that the labels are right, 1 where nothing is said. Shape `(H,)`.
-        n_unread: Labelled rows that hold no two different responses; they are passed over.
+        chosen, rejected: Texts of the responses.
+        confidences: Probabilities that the labels are right, 1 by default. Shape `(H,)`.
+        n_unread: Number of ignored rows, which do not have two different responses.
     """
 
     prompts: list[Any]
@@ -43,18 +43,18 @@ class History:
 @dataclass
 class ActivePool:
     """
-    Every pair of different responses to a prompt (`P` of them), over a list of the `n` different responses that pool
-    and history hold. That list is sorted by content, so that nothing computed on it depends on the order of rows.
+    The `P` pairs of different responses to a prompt, over a list of the `n` different responses of pool and history,
+    sorted by content, so that results do not depend on the order of rows.
 
     Args:
-        rows: Candidates of each row; `skipped` says why a row has no pair to pick. `N` of them.
-        groups: Equal numbers for equal prompts. Shape `(N,)`.
-        prompts, texts: Of each response. `n` of them.
-        members: For each row the numbers of its responses, in their order.
+        rows: Candidates of each of `N` rows; `skipped` is the reason why a row has no pair to pick.
+        groups: Number of each row's prompt, the same for equal prompts. Shape `(N,)`.
+        prompts, texts: Prompt and text of each of the `n` responses.
+        members: Numbers of the responses of each row, in their order.
         row: Row of each candidate pair, ascending. Shape `(P,)`.
         pairs: Indices into the row's responses, lower first. Shape `(P, 2)`, int32.
         ends: Numbers of the pair's responses, lower first. Shape `(P, 2)`.
-        free: Pairs that may be picked. Shape `(P,)`, bool.
+        free: Mask of the pairs that may be picked. Shape `(P,)`, bool.
         labelled: Numbers of the chosen and the rejected responses of the history. Shape `(H, 2)`.
         history: The labelled pairs.
     """
@@ -72,7 +72,7 @@ class ActivePool:
     history: History
 
     def leave_out(self, pairs: np.ndarray, reason: str) -> None:
-        """Pairs that may not be picked, shape `(P,)`, bool; rows that have no other are skipped for this reason."""
+        """Exclude pairs, shape `(P,)`, bool, and mark rows without other pairs as skipped for this reason."""
         self.free &= ~pairs
         left = np.bincount(self.row[self.free], minlength=len(self.rows))
         for row, n in zip(self.rows, left, strict=True):
@@ -81,21 +81,21 @@ class ActivePool:
 
     @property
     def n_open(self) -> int:
-        """Rows that have a pair to pick."""
+        """Number of rows with a pair to pick."""
         return sum(not row.skipped for row in self.rows)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Rows without one, by reason."""
+        """Number of rows without a pair to pick, by reason."""
         return dict(Counter(row.skipped for row in self.rows if row.skipped))
 
     def capacity(self, max_per_prompt: int | None) -> int:
-        """Pairs that can be picked."""
+        """Return the number of pairs that can be picked."""
         counts = np.bincount(self.groups[self.row[self.free]]) if self.free.any() else np.zeros(1, int)
         return int(counts.sum() if max_per_prompt is None else np.minimum(counts, max_per_prompt).sum())
 
     def draws(self, pairs: np.ndarray, seed: int) -> np.ndarray:
-        """A number for each of some candidate pairs, from the seed and their content. Shape `(m,)`, uint64."""
+        """Return a random number for each given pair, from the seed and its content. Shape `(m,)`, uint64."""
         keys = [
             content_key(seed, prompt_key(self.prompts[first]), [self.texts[first], self.texts[second]])
             for first, second in self.ends[pairs].tolist()
@@ -104,8 +104,8 @@ class ActivePool:
 
     def lengths(self, picked: np.ndarray) -> dict[str, dict[str, float]]:
         """
-        Characters of the responses of the picked pairs, and of all responses of rows that had a pair to pick: vectors
-        that grow with length pick what is long.
+        Return mean and median characters of the responses of the picked pairs, and of the rows with a pair to pick, to
+        show whether long responses are preferred.
         """
         pool = [len(text) for row in self.rows if not row.skipped for text in row.texts]
         ends = self.ends[picked].flatten().tolist()
@@ -114,11 +114,11 @@ class ActivePool:
 
 def read_pool(dataset: Dataset, responses: str, history: History) -> ActivePool:
     """
-    All candidate pairs of a pool, those in the history left out.
+    Return all candidate pairs of a pool, without those in the history.
 
     Args:
-        dataset: Columns `prompt`, if there is one, and responses, as Python values.
-        responses: Column that holds the list of responses.
+        dataset: Dataset with the responses and optionally a column `prompt`, as Python values.
+        responses: Column with the list of responses.
         history: Labelled pairs; the same two responses to the same prompt, in either order, are not picked again.
 
     Raises:
@@ -127,11 +127,10 @@ def read_pool(dataset: Dataset, responses: str, history: History) -> ActivePool:
     wanted = [name for name in ("prompt", responses) if name in dataset.column_names]
     rows: list[Candidates] = []
     for batch in dataset.select_columns(wanted).iter(1000) if len(dataset) else ():
-        prompts = batch.get("prompt") or [None] * len(batch[responses])
-        rows += [pool_candidates(*both, responses) for both in zip(prompts, batch[responses], strict=True)]
+        rows += gather_candidates(batch, True, responses)
     keys = [prompt_key(row.prompt) for row in rows]
-    known = set(keys)
-    old_keys = [_known_key(prompt, known) for prompt in history.prompts]
+    in_pool = set(keys)
+    old_keys = [_key_in_pool(prompt, in_pool) for prompt in history.prompts]
     found = {(key, text): row.prompt for key, row in zip(keys, rows, strict=True) for text in row.texts}
     for key, prompt, *both in zip(old_keys, history.prompts, history.chosen, history.rejected, strict=True):
         for text in both:
@@ -156,14 +155,14 @@ def read_pool(dataset: Dataset, responses: str, history: History) -> ActivePool:
 
 def read_history(history: Dataset | None) -> History:
     """
-    Labelled pairs, in any format of `datasets`.
+    Read labelled pairs, in any format of `datasets`.
 
     Args:
-        history: Columns `prompt`, `chosen`, `rejected`, texts or messages, and perhaps `label_confidence`.
+        history: Dataset with texts or messages in `prompt`, `chosen`, `rejected`, and optionally `label_confidence`.
 
     Raises:
-        MissingColumnError: If a column is not there.
-        TrlRealError: If it is no dataset.
+        MissingColumnError: If a column is missing.
+        TrlRealError: If the history is not a dataset.
     """
     if history is None:
         return History([], [], [], np.zeros(0))
@@ -171,7 +170,7 @@ def read_history(history: Dataset | None) -> History:
         raise TrlRealError(f"history is a {type(history).__name__}. Give the Dataset that `annotate` returned.")
     for name in HISTORY_COLUMNS:
         if name not in history.column_names:
-            fix = "The history are labelled pairs, as `annotate` returns them: prompt, chosen, rejected."
+            fix = "The history has labelled pairs, as `annotate` returns them: prompt, chosen, rejected."
             raise MissingColumnError(name, history.column_names, fix)
     columns = history.with_format(None)
     rows = [_labelled(*row) for row in zip(*(columns[name][:] for name in HISTORY_COLUMNS), strict=True)]
@@ -187,24 +186,22 @@ def read_history(history: Dataset | None) -> History:
 
 
 def _labelled(prompt: Any, chosen: Any, rejected: Any) -> Candidates:
-    """A labelled row as the pool's are read: without a prompt the responses are whole, none is implied."""
-    return (
-        pool_candidates(None, [chosen, rejected])
-        if prompt is None
-        else preference_candidates(prompt, chosen, rejected)
-    )
+    """Return the candidates of a labelled row; without a prompt no common start of the responses is taken as one."""
+    if prompt is None:
+        return pool_candidates(None, [chosen, rejected])
+    return preference_candidates(prompt, chosen, rejected)
 
 
 def prompt_key(prompt: Any) -> str:
-    """A text that tells prompts apart: messages by what they hold, whatever the order of their fields."""
+    """Return a text that identifies a prompt, for messages independent of the order of their fields."""
     if not is_messages(prompt):
         return "text " + prompt if isinstance(prompt, str) else repr(prompt)
     plain = [{name: value for name, value in message.items() if value is not None} for message in prompt]
     return "messages " + json.dumps(plain, sort_keys=True, default=str)
 
 
-def _known_key(prompt: Any, keys: set[str]) -> str:
-    """The key of a labelled prompt in the pool: labels of messages have a text prompt as a user's message."""
+def _key_in_pool(prompt: Any, keys: set[str]) -> str:
+    """Return the key of a labelled prompt; a single user message matches the same text in the pool."""
     key = prompt_key(prompt)
     if key in keys or not is_messages(prompt) or [message.get("role") for message in prompt] != ["user"]:
         return key
@@ -213,14 +210,14 @@ def _known_key(prompt: Any, keys: set[str]) -> str:
 
 
 def _groups(keys: list[str], missing: list[bool]) -> np.ndarray:
-    """Equal numbers for equal keys; rows without a prompt are each their own."""
-    known: dict[Any, int] = {}
+    """Return equal numbers for equal keys; each row without a prompt has its own number."""
+    numbers: dict[Any, int] = {}
     own = [i if none else key for i, (key, none) in enumerate(zip(keys, missing, strict=True))]
-    return np.array([known.setdefault(key, len(known)) for key in own], int)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in own], int)
 
 
 def _candidates(rows: list[Candidates], members: list[list[int]]) -> dict[str, np.ndarray]:
-    """All pairs of each row, in the order of their responses' numbers: it hangs on content alone."""
+    """Return all pairs of each row, in the order of their responses' numbers, which depends on content only."""
     row, pairs, ends = [np.zeros(0, int)], [np.zeros((0, 2), int)], [np.zeros((0, 2), int)]
     for i, (candidates, numbers) in enumerate(zip(rows, members, strict=True)):
         if candidates.skipped:
@@ -239,22 +236,20 @@ def _candidates(rows: list[Candidates], members: list[list[int]]) -> dict[str, n
 
 
 def _in_history(pool: ActivePool, old_keys: list[str]) -> np.ndarray:
-    """Which pairs are labelled; spaces around a response do not make it another. Shape `(P,)`."""
+    """Return a mask of the labelled pairs; spaces around a response are ignored. Shape `(P,)`."""
     both = zip(old_keys, pool.history.chosen, pool.history.rejected, strict=True)
-    known = {(key, frozenset((chosen.strip(), rejected.strip()))) for key, chosen, rejected in both}
+    labelled = {(key, frozenset((chosen.strip(), rejected.strip()))) for key, chosen, rejected in both}
     mask = np.zeros(len(pool.row), bool)
-    if not known:
-        return mask
-    prompts = {key for key, _ in known}
+    prompts = {key for key, _ in labelled}
     keys = [prompt_key(row.prompt) for row in pool.rows]
     for i in np.flatnonzero(np.array([key in prompts for key in keys], bool)[pool.row]):
         texts = frozenset(pool.texts[end].strip() for end in pool.ends[i])
-        mask[i] = (keys[pool.row[i]], texts) in known
+        mask[i] = (keys[pool.row[i]], texts) in labelled
     return mask
 
 
 def _summary(lengths: list[int]) -> dict[str, float]:
-    """Mean and median, NaN-free."""
+    """Return mean and median; {} for no lengths."""
     if not lengths:
         return {}
     return {"mean": round(float(np.mean(lengths)), 1), "median": float(np.median(lengths))}

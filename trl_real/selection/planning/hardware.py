@@ -1,27 +1,26 @@
-"""What a device can do in a second and costs in an hour: measured for a CPU, data sheets and assumptions for GPUs."""
+"""Speed and price of devices: measured for a CPU, from data sheets and assumptions for GPUs."""
 
 from typing import NamedTuple
 
 from trl_real.errors import TrlRealError
 
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # a number
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # per number
 
 
 class Shares(NamedTuple):
     """
-    What is reached of a peak, each in (0, 1] and counted in real tokens, and what a step costs beside.
+    Shares of the peak that jobs reach, each in (0, 1] and without padding tokens, and the overhead of a step.
 
     Args:
-        packed: Forward passes over packed sequences.
-        padded: Forward passes over prompts that are padded to the longest, before writing.
-        backward: Gradient features, there and back.
-        decode: Products of few rows, one token of each response.
-        bandwidth: Reads of the weights while writing.
-        layer_seconds: Of each layer and step of writing, for everything that is not products or reads: PyTorch starts
-            every operation by itself. 0 for servers that do not (CUDA graphs).
-        half_width: Width of a model that reaches half of these shares of the products, since small ones leave a GPU
-            idle; 0 if the width does not matter.
+        packed: Share of forward passes over packed sequences.
+        padded: Share of forward passes over padded prompts, before generation.
+        backward: Share of gradient features, forward and backward.
+        decode: Share of products with few rows, one token of each response.
+        bandwidth: Share of the bandwidth when weights are read during generation.
+        layer_seconds: Overhead per layer and generated token, mostly to launch operations; 0 with CUDA graphs.
+        half_width: Hidden size with which a model reaches half of these shares, since small products leave a GPU idle;
+            0 if the width does not matter.
     """
 
     packed: float
@@ -38,14 +37,14 @@ class Hardware(NamedTuple):
     One device: a GPU, or for a CPU one core.
 
     Args:
-        name: Of the device, for people.
-        half: Peak of matrix products in bfloat16 or float16, dense, in FLOP a second.
-        single: Peak in float32 (TF32 is off by default), in FLOP a second.
-        bandwidth: Of the memory that holds the weights, in bytes a second.
-        memory: In bytes; 0 if it is whatever the machine has.
-        price: USD a device and hour: an assumption always, rents differ by a factor of four.
-        shares: What is reached of the peaks.
-        source: Where the figures come from.
+        name: Name to print.
+        half: Peak of dense matrix products in bfloat16 or float16, in FLOP per second.
+        single: Peak in float32 (TF32 is off by default), in FLOP per second.
+        bandwidth: Bandwidth of the memory with the weights, in bytes per second.
+        memory: Memory in bytes; 0 if unknown.
+        price: USD per device and hour, an assumption: prices differ by a factor of four.
+        shares: Shares of the peaks that jobs reach.
+        source: Source of the figures.
     """
 
     name: str
@@ -58,19 +57,19 @@ class Hardware(NamedTuple):
     source: str
 
     def peak(self, dtype: str) -> float:
-        """FLOP a second in matrix products of this type."""
+        """Return the peak FLOP per second of matrix products in this precision."""
         return self.single if dtype == "float32" else self.half
 
     def mfu(self, width: int, job: str = "packed") -> float:
-        """Share of the peak that a job reaches in a model of hidden size `width`: half of it at `half_width`."""
+        """Return the share of the peak that a job reaches with hidden size `width`, which is half at `half_width`."""
         return getattr(self.shares, job) * width / (width + self.shares.half_width)
 
 
-ESTIMATE = "an estimate: peaks from data sheets, the shares of them and the price are assumptions, not measured"
+ESTIMATE = "an estimate: peaks from data sheets; shares of the peak and price are assumptions, not measured"
 MEASURED = "measured on 2026-11-25; the price is an assumption"
 
-# Packed, padded, backward: SmolLM2-135M on an AVX-512 CPU. The others: products of 16 rows and of one against those of
-# 1,024 and against reads on the CPU of docs/scale.md; layer_seconds is what was left of writing one token there.
+# Packed, padded, backward: SmolLM2-135M on an AVX-512 CPU. The others on the CPU of docs/scale.md: decode
+# compares products of 16 and 1,024 rows, bandwidth products of one row and reads; layer_seconds is the rest.
 CPU_SHARES = Shares(0.85, 0.6, 0.62, 0.47, 0.66, 7e-4, 0)
 GPU_SHARES = Shares(0.5, 0.35, 0.4, 0.3, 0.6, 7e-4, 2048)
 
@@ -85,12 +84,7 @@ HARDWARE: dict[str, Hardware] = {  # without sparsity
 
 
 def hardware_named(name: str) -> Hardware:
-    """
-    A row of `HARDWARE`.
-
-    Raises:
-        TrlRealError: If there is none of this name.
-    """
+    """Return the row of `HARDWARE` with this name; TrlRealError if there is none."""
     if name not in HARDWARE:
         raise TrlRealError(f"No hardware {name!r}; there are {', '.join(HARDWARE)}. Type --hardware h100.")
     return HARDWARE[name]

@@ -1,4 +1,4 @@
-"""What a model's cost hangs on, counted without its weights; and how fast this machine multiplies matrices."""
+"""Counts of a model's weights from its config alone, and the speed of this machine's matrix products."""
 
 import time
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from trl_real.selection.planning.cost import ModelShape
 from trl_real.selection.planning.hardware import HARDWARE, Hardware
 
 
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # how the families call it
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # name in each model family
 ROWS = 1024  # tokens of a packed pass on a CPU
 
 
 def empty_model(model: str, revision: str | None = None) -> nn.Module:
     """
-    A causal LM from its config alone, on the meta device: parameters with shapes and without numbers.
+    Make a causal LM from its config alone, on the meta device, without weights.
 
     Args:
         model: Hub id or path.
         revision: Branch, tag or commit.
 
     Raises:
-        TrlRealError: If there is no config to be had.
+        TrlRealError: If the config cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -41,16 +41,7 @@ def empty_model(model: str, revision: str | None = None) -> nn.Module:
 
 
 def tokenizer_of(model: str, revision: str | None = None) -> Any:
-    """
-    A model's own tokenizer.
-
-    Args:
-        model: Hub id or path.
-        revision: Branch, tag or commit.
-
-    Raises:
-        TrlRealError: If there is none.
-    """
+    """Load a model's tokenizer; arguments and errors as in `empty_model`."""
     from transformers import AutoTokenizer
 
     try:
@@ -61,13 +52,8 @@ def tokenizer_of(model: str, revision: str | None = None) -> Any:
         ) from error
 
 
-def model_shape(model: nn.Module) -> ModelShape:
-    """
-    Count a causal LM's weights by what they do.
-
-    Args:
-        model: A causal LM of transformers, with its weights or on the meta device.
-    """
+def model_shape(model: Any) -> ModelShape:
+    """Count the weights of a causal LM of transformers, also on the meta device, by their role."""
     config, backbone = model.config.get_text_config(), model.base_model
     tables = {id(p) for m in backbone.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     layers = {name: p for name, p in backbone.named_parameters() if id(p) not in tables}
@@ -89,17 +75,17 @@ def model_shape(model: nn.Module) -> ModelShape:
 
 def matmul_rate(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> float:
     """
-    FLOP a second that this machine's CPU reaches in `(1024, width) @ (width, 4 width)`, with torch's threads.
+    Return the FLOP per second that this CPU reaches in `(1024, width) @ (width, 4 width)`, with torch's threads.
 
     Args:
         width: Hidden size of a model; above 1,024 the rate is that of 1,024.
-        dtype: Of the numbers.
-        seconds: How long to measure.
-        clock: In seconds: `time.process_time` leaves out what other programs take.
+        dtype: Precision of the matrices.
+        seconds: Time to measure for.
+        clock: Clock in seconds; `time.process_time` does not count other programs.
     """
     width = min(width, ROWS)
     left, right = (torch.rand(*size).to(getattr(torch, dtype)) for size in ((ROWS, width), (width, 4 * width)))
-    left @ right  # the first one sets things up
+    left @ right  # warm-up
     started, n = clock(), 0
     while (spent := clock() - started) < seconds or not n:
         left @ right
@@ -107,21 +93,10 @@ def matmul_rate(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[]
     return 8.0 * ROWS * width * width * n / spent
 
 
-def read_rate(seconds: float = 0.5, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Bytes a second that this machine's CPU reads in products of one row with 256 MB of weights."""
-    row, weights = torch.rand(1, 4096), torch.rand(16384, 4096)
-    nn.functional.linear(row, weights)
-    started, n = clock(), 0
-    while (spent := clock() - started) < seconds or not n:
-        nn.functional.linear(row, weights)
-        n += 1
-    return 4.0 * weights.numel() * n / spent
-
-
 def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> Hardware:
     """
-    The row `"cpu"` of `HARDWARE` with this machine's own rate: CPUs of one price differ by 5 and more, most of all in
-    bfloat16, which some do not know. Its price is that of so many cores as torch has threads.
+    Return the row `"cpu"` of `HARDWARE` with the measured rate of this machine, and the price of one core per torch
+    thread. CPUs of one price differ by a factor of 5 and more, mostly in bfloat16, which some do not support.
 
     Args:
         width, dtype, seconds, clock: As in `matmul_rate`.
@@ -129,13 +104,13 @@ def this_cpu(width: int, dtype: str, seconds: float = 1.0, clock: Callable[[], f
     table, threads = HARDWARE["cpu"], torch.get_num_threads()
     rate = matmul_rate(width, dtype, seconds, clock)
     name = f"this CPU (threads: {threads}, {rate / 1e9:.0f} GFLOP/s in {dtype})"
-    source = "its matrix products as measured just now; the share is another CPU's, the price an assumption"
-    speed = {"single" if dtype == "float32" else "half": rate}
+    source = "matrix products measured now; the share is of another CPU, the price an assumption"
+    speed: dict[str, Any] = {"single" if dtype == "float32" else "half": rate}
     return table._replace(name=name, **speed, price=table.price * threads, source=source)
 
 
 def _share(name: str, config: Any) -> float:
-    """Of the experts that a parameter holds, how many a token meets."""
-    known = next((getattr(config, key) for key in EXPERTS if getattr(config, key, None)), None)
-    met = getattr(config, "num_experts_per_tok", None)
-    return met / known if known and met and ".experts." in f".{name}." else 1.0
+    """Return the share of a parameter's experts that a token uses; 1 without experts."""
+    experts = next((getattr(config, key) for key in EXPERTS if getattr(config, key, None)), None)
+    used = getattr(config, "num_experts_per_tok", None)
+    return used / experts if experts and used and ".experts." in f".{name}." else 1.0

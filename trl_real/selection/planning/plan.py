@@ -1,10 +1,10 @@
-"""What a selection over a pool will cost, before anything runs: from a sample of its rows and the model's config."""
+"""Cost of a selection before it runs, from a sample of the pool and the model's config."""
 
 import math
 import time
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -26,23 +26,23 @@ from trl_real.selection.selector import EmbeddingPairSelector
 PLAN_SAMPLE = 1000
 
 
-class Looked(NamedTuple):
+class Sample(NamedTuple):
     """
-    What a sample of `n` rows holds.
+    Counts of `n` sampled rows.
 
     Args:
         pairs: 1 for a row with a pair, else 0. Shape `(n,)`.
-        responses: That can stand in a pair. Shape `(n,)`.
-        text: Bytes of the two texts that are written for it. Shape `(n,)`.
-        tokens: That are run for it. Shape `(n,)`.
-        context: Tokens that one of them attends over, on average. Shape `(n,)`.
-        truncated: Responses that are cut.
-        seconds: That tokenizing took.
+        responses: Number of responses that can be in a pair. Shape `(n,)`.
+        text_bytes: Bytes of the two texts that are written. Shape `(n,)`.
+        tokens: Number of tokens that the model reads. Shape `(n,)`.
+        context: Mean number of tokens that a token attends to. Shape `(n,)`.
+        truncated: Number of truncated responses.
+        seconds: Time of the tokenizer.
     """
 
     pairs: np.ndarray
     responses: np.ndarray
-    text: np.ndarray
+    text_bytes: np.ndarray
     tokens: np.ndarray
     context: np.ndarray
     truncated: int
@@ -60,49 +60,44 @@ def plan_selection(
     price_per_label: float | None = None,
 ) -> SelectionPlan:
     """
-    What `selector.select(dataset, budget)` will cost. No weights are loaded and nothing is written.
+    Estimate the cost of `selector.select(dataset, budget)`. Loads no weights and writes nothing.
 
-    Up to 1,000 rows are drawn by the selector's seed and tokenized as the selector would; the parameters are counted
-    from the model's config. Left out: equal responses, which run once; the rows near a decision, which a half
-    precision run reads again (`SelectionPlan.again` says which); loading data and model; padding, where a model
-    cannot be packed.
+    Up to 1,000 rows are drawn by the selector's seed and tokenized as in the selection; weights are counted from the
+    model's config. Not counted: equal responses, which run once; rows that half precision embeds again
+    (`SelectionPlan.again`); the time to load data and model; padding, if the model cannot read packed sequences.
 
     Args:
         selector: Strategy, model and settings.
-        dataset: The pool.
+        dataset: Pool or labelled pairs.
         budget: As in `EmbeddingPairSelector.select`.
-        hardware: A name in `trl_real.selection.planning.hardware.HARDWARE`, of which `"cpu"` is this machine's,
-            measured for a second; or a device of your own.
-        n_devices: How many; they share the pool.
-        price: USD a device and hour, by default the hardware's.
-        price_per_label: USD.
+        hardware: Name in `trl_real.selection.planning.hardware.HARDWARE` (`"cpu"` measures this machine for a second),
+            or a record.
+        n_devices: Number of devices, which share the pool.
+        price: USD per device and hour; by default that of the hardware.
+        price_per_label: USD per label.
 
     Raises:
-        TooFewPairsError: If the budget asks for more rows than have a pair, and every row was looked at.
-        TrlRealError: If a number is out of range, the pool is empty, or the model's cost cannot be told.
+        TooFewPairsError: If the budget is more than the number of pairs, and every row was read.
+        TrlRealError: If a number is out of range, the pool is empty, or the model is not a causal LM.
     """
-    check_budget(budget)
-    _check_numbers(n_devices, price, price_per_label)
+    _check_arguments(len(dataset), budget, n_devices, price=price, price_per_label=price_per_label)
     device = hardware_named(hardware) if isinstance(hardware, str) else hardware
-    if not len(dataset):
-        raise TrlRealError("The dataset has no rows to plan for. Give another one.")
     embedder, shape = _read_model(selector)
-    dtype = selector.encoder.precision if shape else "float32"
+    encoder = selector.encoder if shape else None
+    dtype = encoder.precision if encoder else "float32"
     rows = sampled_rows(len(dataset), selector.seed)
     batch = dataset.with_format(None).select(rows)[:]
-    sample = _look_at(selector, batch, embedder)
+    sample = _sample(selector, batch, embedder)
     if hardware == "cpu" and shape:
         device = this_cpu(shape.width, dtype)
-    pairs, responses, text, tokens = (total_of(values, len(dataset)) for values in sample[:4])
+    counts = ("pairs", "responses", "tokens", "text_bytes")
+    totals: dict[str, Any] = {name: total_of(getattr(sample, name), len(dataset)) for name in counts}
     return SelectionPlan(
         n_rows=len(dataset),
         n_sample=len(rows),
-        pairs=pairs,
-        responses=responses,
-        tokens=tokens,
-        text_bytes=text,
+        **totals,
         truncation_rate=sample.truncated / max(1.0, float(sample.responses.sum())),
-        model=selector.encoder.label if shape else None,
+        model=encoder.label if encoder else None,
         shape=shape,
         dtype=dtype,
         flops=total_of(forward_flops(shape, sample.tokens, sample.context) if shape else [0.0], len(dataset)),
@@ -111,14 +106,14 @@ def plan_selection(
         tokenizing=sample.seconds * len(dataset) / len(rows),
         kept_width=(shape.width if shape else _given_width(batch)) if selector.rule.budget else 0,
         price=device.price if price is None else price,
-        labels=_labels(budget, pairs.value, exact=len(rows) == len(dataset)),
+        labels=_labels(budget, totals["pairs"].value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
         again=_again(selector, sample.responses),
     )
 
 
 def sampled_rows(n_rows: int, seed: int) -> np.ndarray:
-    """Up to 1,000 row numbers, drawn without replacement, ascending. Shape `(n,)`."""
+    """Return up to 1,000 row numbers, drawn without replacement, ascending. Shape `(n,)`."""
     if n_rows <= PLAN_SAMPLE:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng(seed).choice(n_rows, PLAN_SAMPLE, replace=False))
@@ -126,97 +121,92 @@ def sampled_rows(n_rows: int, seed: int) -> np.ndarray:
 
 def total_of(values: Sequence[float] | np.ndarray, n_rows: int) -> Estimate:
     """
-    The total over `N` rows from `n` that were drawn without replacement, `N mean(x)`, with its standard error
-    `N sqrt((1 - n / N) var(x) / n)`.
-
-    Args:
-        values: One a drawn row. Shape `(n,)`.
-        n_rows: `N`.
+    Return the total over `N = n_rows` rows, `N mean(x)`, from the values of `n` rows drawn without replacement, with
+    its standard error `N sqrt((1 - n / N) var(x) / n)`.
     """
     values, n = np.asarray(values, float), len(values)
     spread = values.var(ddof=1) if n > 1 else 0.0
     return Estimate(n_rows * float(values.mean()), n_rows * math.sqrt(max(0.0, 1 - n / n_rows) * spread / n))
 
 
-def _check_numbers(n_devices: int, price: float | None, price_per_label: float | None) -> None:
+def _check_arguments(n_rows: int, budget: float | int | None, n_devices: int, **prices: float | None) -> None:
+    check_budget(budget)
+    if not n_rows:
+        raise TrlRealError("The dataset is empty. Give one with rows.")
     if n_devices < 1:
-        raise TrlRealError(f"n_devices={n_devices} computes nothing. Give at least 1.")
-    for name, value in (("price", price), ("price_per_label", price_per_label)):
+        raise TrlRealError(f"n_devices={n_devices} is not positive. Give at least 1.")
+    for name, value in prices.items():
         if value is not None and not 0 <= value < math.inf:
-            raise TrlRealError(f"{name}={value} is no price. Give USD, 0 or more.")
+            raise TrlRealError(f"{name}={value} is not a price. Give USD, 0 or more.")
 
 
 def _read_model(selector: EmbeddingPairSelector) -> tuple[Embedder | None, ModelShape | None]:
-    """The embedder, which can tokenize though its model may hold no numbers, and the model's counts."""
+    """Return the embedder, to tokenize only since its model may have no weights, and the model's counts."""
     encoder = selector.encoder
     if not selector.embeds or encoder is None:
         return None, None
     if not encoder.has_backbone:
         raise TrlRealError(
-            f"A {encoder.label} does not tell its cost: a plan needs a causal LM. Give a Hub id or a path as model."
+            f"A plan needs a causal LM, and the model is of class {encoder.label}. Give a Hub id or a path as model."
         )
-    model = empty_model(encoder.name, encoder.revision) if encoder.name else encoder.model
+    model: Any = empty_model(encoder.name, encoder.revision) if encoder.name else encoder.model
     tokenizer = tokenizer_of(encoder.name, encoder.revision) if encoder.name else encoder.tokenizer
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     return Embedder(model, tokenizer, encoder.options), model_shape(causal_lm)
 
 
-def _look_at(selector: EmbeddingPairSelector, batch: dict[str, list], embedder: Embedder | None) -> Looked:
+def _sample(selector: EmbeddingPairSelector, batch: dict[str, list], embedder: Embedder | None) -> Sample:
     pool = is_pool(batch, selector.responses)
     rows = gather_candidates(batch, pool, selector.responses)
     started = time.perf_counter()
     trees, truncated = _trees(rows, embedder) if embedder else ([Tree((), [], []) for _ in rows], 0)
     seconds = time.perf_counter() - started if embedder else 0.0
-    written = [_mean_bytes(row) * 2 * pool for row in rows]
+    lengths = [np.mean([len(text.encode()) for text in row.texts] or [0]) for row in rows]
     tokens = np.array([float(tree.n_tokens) for tree in trees])
-    return Looked(
+    return Sample(
         pairs=np.array([float(not row.skipped) for row in rows]),
         responses=np.array([float(len(row.texts)) for row in rows]),
-        text=np.array(written),
+        text_bytes=2.0 * pool * np.array(lengths),
         tokens=tokens,
-        context=np.array([_met(tree) for tree in trees]) / np.maximum(tokens, 1),
+        context=np.array([_attended(tree) for tree in trees]) / np.maximum(tokens, 1),
         truncated=truncated,
         seconds=seconds,
     )
 
 
 def _trees(rows: list[Candidates], embedder: Embedder) -> tuple[list[Tree], int]:
-    """The tokens of each row, its prompt once, and how many responses were cut; fails where the model would."""
+    """Return the tokens of each row, its prompt once, and the number of truncated responses; checked like a batch."""
     asked = [(row.prompt, text) for row in rows for text in row.texts]
     sequences, truncated = embedder._tokenize(*map(list, zip(*asked, strict=True))) if asked else ([], [])
-    found, sequences = [], iter(sequences)
+    found: list[Tree] = []
+    left = iter(sequences)
     for row in rows:
-        own = [next(sequences) for _ in row.texts]
+        own = [next(left) for _ in row.texts]
         found.append(Tree(own[0][0] if own else (), [response for _, response in own], []))
     embedder.check_trees([tree for tree in found if tree.responses])
     return found, sum(truncated)
 
 
-def _met(tree: Tree) -> int:
-    """Tokens that the tokens of a row meet in attention, summed: those of the prompt each other, those of a response
-    the prompt and each other."""
+def _attended(tree: Tree) -> int:
+    """Return the number of attended tokens, summed over the tokens of a row's prompt and responses."""
     n = len(tree.prompt)
     return n * n + sum(len(response) * (n + len(response)) for response in tree.responses)
 
 
 def _given_width(batch: dict[str, list]) -> int:
-    """Numbers of a vector that the rows bring; 0 where they bring none."""
+    """Return the length of the vectors in the column `embeddings`; 0 without one."""
     rows = filter(None, batch.get(EMBEDDINGS, ()))
     return next((len(vector) for row in rows for vector in row if vector is not None), 0)
 
 
-def _mean_bytes(row: Candidates) -> float:
-    return sum(len(text.encode()) for text in row.texts) / max(1, len(row.texts))
-
-
 def _again(selector: EmbeddingPairSelector, responses: np.ndarray) -> str:
-    """Rows that a half-precision run embeds again (`trl_real.selection.half_precision`), in words."""
+    """Return, in words, the rows that half precision embeds again (`trl_real.selection.half_precision`)."""
     rows = "the rows of the budget and those that compete with them" if selector.rule.budget else "rows near the cut"
     return rows + (", and rows with two close pairs," if responses.max() > 2 else "") + " are"
 
 
 def _labels(budget: float | int | None, pairs: float, exact: bool) -> int:
-    """That a budget buys, in a pool with so many pairs; where they are known, what no selection takes is refused."""
+    """Return the number of labels in the budget; with an exact number of pairs, check the budget like `select`."""
     if exact or budget is None:
         return budget_size(budget, round(pairs))
     return min(int(budget), round(pairs)) if isinstance(budget, Integral) else round(budget * pairs)

@@ -112,18 +112,18 @@ class PairwiseWinRate(evaluate.Metric):
             raise TrlRealError(
                 "No preferences in this call. Give lengths and clusters with the preferences of their rows."
             )
-        preferences = as_preferences(preferences)
-        columns = {
+        values = as_preferences(preferences)
+        columns: dict[str, Any] = {
             "lengths": None if lengths is None else as_vector(lengths, "lengths"),
             "baseline_lengths": None if baseline_lengths is None else as_vector(baseline_lengths, "baseline_lengths"),
             "clusters": None if clusters is None else _encode(clusters),
         }
         for name, column in columns.items():
             if column is None:
-                columns[name] = [NOT_GIVEN if name == "clusters" else None] * len(preferences)
-            elif len(column) != len(preferences):
-                raise TrlRealError(f"{len(column)} {name} came with {len(preferences)} preferences. Give one a row.")
-        super().add_batch(preferences=preferences, **columns)
+                columns[name] = [NOT_GIVEN if name == "clusters" else None] * len(values)
+            elif len(column) != len(values):
+                raise TrlRealError(f"{len(column)} {name} came with {len(values)} preferences. Give one a row.")
+        super().add_batch(preferences=values, **columns)
 
     def add(
         self,

@@ -187,8 +187,7 @@ def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np
     for i, row in enumerate(pool.rows):
         pairs = candidate_pairs(len(row.texts)).T.numpy()
         found.append(decided(pool, np.full(len(pairs), i), pairs, min_gap))
-    places, pairs = zip(*found, strict=True)
-    return np.concatenate(places), np.concatenate(pairs)
+    return np.concatenate([places for places, _ in found]), np.concatenate([pairs for _, pairs in found])
 
 
 def pairs_to_test(

@@ -119,7 +119,8 @@ def run_study(
     if encoder is not None:
         everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-    frozen = [_frozen_cells(*map(everything.take, split), pool_share, min_gap) for split in splits]
+    taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
+    frozen = [_frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
     run = FoldedCells(frozen)
     if trainer:
         followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift

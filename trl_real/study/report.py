@@ -151,10 +151,9 @@ def _pictures(folder: Path, study: Study) -> dict[str, Any]:
     }
     pictures: dict[str, Any] = {kind: _by_metric(folder, kind, study, styles) for kind in X_LABELS}
     for kind, found in drawn.items():
-        named = [
-            (name, f"{kind}_{picture_name(i, name)}", figure) for i, (name, figure) in enumerate(found.items(), 1)
-        ]
-        pictures[kind] = [(name, saved(folder / file, figure)) for name, file, figure in named if figure]
+        files = [folder / f"{kind}_{picture_name(i, name)}" for i, name in enumerate(found, 1)]
+        shown = zip(found.items(), files, strict=True)
+        pictures[kind] = [(name, saved(file, figure)) for (name, figure), file in shown if figure]
     drift = plots.drift_figure(study.drift, title="drift of the embeddings") if study.drift else None
     pictures["drift"] = saved(folder / "drift.png", drift) if drift else None
     return pictures

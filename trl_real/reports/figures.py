@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trl_real.errors import MissingExtraError
+from trl_real.errors import needs_extra
 
 
 if TYPE_CHECKING:
@@ -246,10 +246,8 @@ def check_matplotlib() -> None:
     Raises:
         MissingExtraError: If it is not.
     """
-    try:
+    with needs_extra("matplotlib", "plots"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
 
 
 def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:

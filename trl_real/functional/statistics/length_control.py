@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.functional.statistics.equal_length import equal_length_interval, equal_length_rate
 from trl_real.functional.statistics.inputs import Numbers, as_lengths, as_preferences, as_vector, check_count
 
@@ -172,11 +172,9 @@ def fit_alpaca_eval_weights(
 
 def _soft_logistic(x: np.ndarray, scores: np.ndarray) -> list[float]:
     """Fit soft targets by cross-validated L1 regression without an intercept. Shapes `(n, p)`, `(n,)` to `(p,)`."""
-    try:
+    with needs_extra("scikit-learn", "stats"):
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.model_selection import GroupKFold
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "stats") from None
 
     n = len(scores)
     rows, targets = np.concatenate([x, x]), np.repeat([1, 0], n)

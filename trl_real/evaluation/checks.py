@@ -40,22 +40,18 @@ def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list
         texts: Completions. Shape `(N,)`.
     """
     n, doubts = len(texts), []
+    texts = [" ".join(text.split()) for text in texts]
     answered: dict[str, set[str]] = {}
     for prompt, text in zip(prompts, texts, strict=True):
-        answered.setdefault(" ".join(text.split()), set()).add(prompt)
-    repeated = [bool(text.strip()) and len(answered[" ".join(text.split())]) > 1 for text in texts]
-    share = sum(repeated) / n if n else 0.0
-    if n >= ENOUGH and share > REPEATED:
-        n_distinct = len({" ".join(text.split()) for text, same in zip(texts, repeated, strict=True) if same})
-        doubts.append(
-            Doubt(
-                "duplicates",
-                f"{side} gives the same answer to different prompts in {sum(repeated)} of {n} rows "
-                f"(distinct texts: {n_distinct}): a constant answer that wins shows a weak judge, not a good model",
-                grave=share > 0.5,
-            )
+        answered.setdefault(text, set()).add(prompt)
+    repeated = [text for text in texts if text and len(answered[text]) > 1]
+    if n >= ENOUGH and len(repeated) > REPEATED * n:
+        words = (
+            f"{side} gives the same answer to different prompts in {len(repeated)} of {n} rows "
+            f"(distinct texts: {len(set(repeated))}): a constant answer that wins shows a weak judge, not a good model"
         )
-    n_empty = sum(not text.strip() for text in texts)
+        doubts.append(Doubt("duplicates", words, grave=len(repeated) > 0.5 * n))
+    n_empty = texts.count("")
     if n_empty:
         doubts.append(Doubt("empty", f"{side} gives an empty answer in {n_empty} of {n} rows"))
     return doubts

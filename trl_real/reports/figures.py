@@ -267,6 +267,16 @@ def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
+def new_panels(height: float, title: str) -> tuple["Figure", "Axes", "Axes"]:
+    """Create a figure as `new_axes` does, with a second panel below the first, on the same horizontal axis."""
+    figure, above = new_axes(height, title)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
+    above.set_subplotspec(grid[0])
+    below = figure.add_subplot(grid[1], sharex=above)
+    above.tick_params(axis="x", labelbottom=False)
+    return figure, above, below
+
+
 def draw_interval(axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, text: str = "") -> None:
     """Draw a value and its interval as a point, a line and the number."""
     value, low, high = ends

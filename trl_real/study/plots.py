@@ -151,10 +151,7 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    figure, above = figures.new_axes(height=5.6, title=title)
-    grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
-    above.set_subplotspec(grid[0])
-    below = figure.add_subplot(grid[1], sharex=above)
+    figure, above, below = figures.new_panels(height=5.6, title=title)
     labels = [figures.to_float(row["labels"]) for row in rows]
     for key, (name, color, line, marker) in DRIFT_LINES.items():
         values = [figures.to_float(row.get(key)) for row in rows]
@@ -167,7 +164,6 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     below.set_ylim(bottom=0)
     for axes in (above, below):
         figures.tidy(axes)
-    above.tick_params(axis="x", labelbottom=False)
     above.set_ylabel("1: as before", fontsize=FONT)
     below.set_ylabel("relative distance", fontsize=FONT)
     below.set_xlabel("labels seen", fontsize=FONT)

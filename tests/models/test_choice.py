@@ -18,7 +18,7 @@ from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.chat.local import LocalChat
 from trl_real.labeling.chat.question import Question
 from trl_real.labeling.chat.templates import JudgeTemplate
-from trl_real.models.choice import ChoiceReader, label_log_probs
+from trl_real.models.choice import ChoiceReader
 from trl_real.models.prefixes import grow, tree_passes
 
 
@@ -97,7 +97,7 @@ class TestProbabilities:
     def test_do_not_depend_on_the_padding_side(self, side):
         model, tokenizer = tiny_model(), tiny_tokenizer()
         tokenizer.padding_side = side
-        assert_near(label_log_probs(model, tokenizer, CHATS, ["A", "B"]), naive(model, ids()))
+        assert_near(ChoiceReader(model, tokenizer)(ids(), ["A", "B"]), naive(model, ids()))
 
     def test_equal_the_transformers_decision_pipeline(self):
         model, tokenizer = tiny_model(), tiny_tokenizer()
@@ -148,7 +148,7 @@ class TestProbabilities:
     def test_bfloat16_probabilities_are_close(self, how):
         expected = naive(tiny_model(), ids()).exp()
         model, dtype = (tiny_model().bfloat16(), None) if how == "weights" else (tiny_model(), torch.bfloat16)
-        found = label_log_probs(model, TOKENIZER, CHATS, ["A", "B"], dtype=dtype)
+        found = ChoiceReader(model, TOKENIZER, dtype=dtype)(ids(), ["A", "B"])
         assert found.dtype == torch.float32
         assert_near(found.exp(), expected, 2e-2)
 
@@ -177,10 +177,10 @@ class TestProbabilities:
     )
     def test_bad_input_gets_a_one_line_error(self, chats, labels, words):
         with pytest.raises(TrlRealError, match=words):
-            label_log_probs(tiny_model(), TOKENIZER, chats, labels)
+            ChoiceReader(tiny_model(), TOKENIZER)(ids(chats), labels)
 
     def test_empty_list_of_chats(self):
-        assert label_log_probs(tiny_model(), TOKENIZER, [], ["A", "B"]).shape == (0, 2)
+        assert ChoiceReader(tiny_model(), TOKENIZER)([], ["A", "B"]).shape == (0, 2)
 
 
 class TestTrees:

@@ -27,13 +27,8 @@ OWN_FEATURES = {
 
 def to_columns(rows: Any) -> dict[str, Any]:
     """
-    Convert a row or a batch in any format of `datasets` to a dict of Python values.
-
-    Args:
-        rows: Mapping (Python, NumPy or Torch values), `pandas.DataFrame` or `pyarrow.Table`.
-
-    Returns:
-        Dict of column name to value (for a row) or list of values (for a batch). Embeddings are not converted.
+    Convert a row or a batch in any format of `datasets` (mapping, `pandas.DataFrame` or `pyarrow.Table`) to a dict of
+    Python values, or lists of them for a batch. Embeddings are not converted.
     """
     if hasattr(rows, "to_pydict"):
         return rows.to_pydict()
@@ -56,11 +51,7 @@ def to_python(value: Any) -> Any:
 
 def is_pool(columns: Iterable[str], responses: str) -> bool:
     """
-    Return True for a pool of responses, False for labelled pairs.
-
-    Args:
-        columns: Names of the columns.
-        responses: Name of the column with the list of responses.
+    Return True for a pool, which has a column `responses` with lists of responses; False for labelled pairs.
 
     Raises:
         MissingColumnError: If the rows are neither.
@@ -103,11 +94,7 @@ def is_batch(rows: Any, columns: dict[str, Any], depths: dict[str, int]) -> bool
 
 def check_own_columns(columns: Iterable[str], own: tuple[str, ...]) -> None:
     """
-    Check that the columns which the selector writes are absent, or come from an earlier selection.
-
-    Args:
-        columns: Names of the dataset's columns.
-        own: Names of the columns that the selector writes.
+    Check that the columns which the selector writes, `own`, are absent, or come from an earlier selection.
 
     Raises:
         TrlRealError: If only some of them exist: then they are not from the selector.
@@ -133,13 +120,7 @@ def _depth(value: Any) -> int | None:
 
 
 def extended(rows: Any, added: dict[str, list]) -> pa.Table:
-    """
-    Add the selector's columns to a table, or replace earlier ones.
-
-    Args:
-        rows: `pandas.DataFrame` or `pyarrow.Table`.
-        added: Column name to values; the names are keys of `OWN_FEATURES`.
-    """
+    """Add columns of `OWN_FEATURES` to a `pandas.DataFrame` or `pyarrow.Table`, or replace earlier ones."""
     table = rows if isinstance(rows, pa.Table) else _from_pandas(rows)
     table = table.drop_columns([name for name in added if name in table.column_names])
     new = pa.Table.from_pydict(added, schema=Features({name: OWN_FEATURES[name] for name in added}).arrow_schema)

@@ -51,10 +51,6 @@ def implied_prompt(chosen: Text, rejected: Text) -> Text:
     with the same beginning keep it. For other text it is the longest common prefix; for messages, the common first
     messages.
 
-    Args:
-        chosen: Dialogue as text or messages.
-        rejected: Same dialogue with another last response.
-
     Returns:
         Prompt in the form of the dialogues. For HH-RLHF markup only `chosen` decides; the caller must check that
         `rejected` begins with the prompt.

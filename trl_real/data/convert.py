@@ -21,13 +21,7 @@ CHUNK = 10_000
 
 def require_columns(dataset: Any, source: str, columns: Sequence[str], text: Sequence[str] = ()) -> None:
     """
-    Check that `dataset` is one split with the columns that a converter needs.
-
-    Args:
-        dataset: Input of the converter.
-        source: Name of the converter, for error messages.
-        columns: Names of the required columns.
-        text: Names of the columns that must hold text.
+    Check that `dataset` is one split with the columns that the converter `source` needs, and text in those of `text`.
 
     Raises:
         MissingColumnError: If a column is missing.

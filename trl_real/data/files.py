@@ -88,8 +88,7 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
         TrlRealError: If `folder` is a file, has content that this function did not write, or has the files that
             `dataset` reads from.
     """
-    target = Path(folder).expanduser().resolve()
-    _check_target(dataset, target, folder)
+    target = check_target(dataset, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
@@ -107,21 +106,18 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def check_target(dataset: Dataset, folder: str | Path) -> None:
+def check_target(dataset: Dataset, folder: str | Path) -> Path:
     """
-    Check at the start of a long run that `save` will be able to write.
+    Check that `save` can write, for the start of a long run, and return the absolute path of the folder.
 
     Args:
-        dataset: Input of the run.
-        folder: Path to save to at the end.
+        dataset: Dataset to save, or the input of the run.
+        folder: Path to save to.
 
     Raises:
-        TrlRealError: If `save` would refuse to write `dataset` there.
+        TrlRealError: As in `save`.
     """
-    _check_target(dataset, Path(folder).expanduser().resolve(), folder)
-
-
-def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
+    target = Path(folder).expanduser().resolve()
     if not isinstance(dataset, Dataset):
         raise TrlRealError(
             f"save takes one split, a Dataset; found {type(dataset).__name__}. Type: save(dataset['train'], …)"
@@ -134,6 +130,7 @@ def _check_target(dataset: Dataset, target: Path, folder: str | Path) -> None:
         raise TrlRealError(
             f"The folder {str(folder)!r} holds something that trl_real did not write. Give a new or an empty folder."
         )
+    return target
 
 
 def _splits(path_or_id: str | Path, on_disk: dict, on_hub: dict) -> tuple[str, dict[str, Any]]:

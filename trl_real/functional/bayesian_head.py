@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.bradley_terry import (
-    bradley_terry_path,
-    hessian_factor,
-    tune_bradley_terry,
-)
+from trl_real.functional.bradley_terry import bradley_terry_path, hessian_factor, span, tune_bradley_terry
 from trl_real.functional.similarity import candidate_pairs
 
 
@@ -95,10 +91,7 @@ def fit_head(
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0, or None to tune it.")
     if confidences is not None and not bool(((confidences >= 0) & (confidences <= 1)).all()):
         raise TrlRealError("A confidence is not a probability in [0, 1]. Check the column 'label_confidence'.")
-    basis = None
-    if len(x) < x.shape[1]:
-        q, r = torch.linalg.qr(x.T)
-        basis, x = q.T, r.T  # (n, d), (n, n)
+    basis, x = span(x)
     fit = None
     if ridge is None:
         fit = tune_bradley_terry(x)[0]  # soft labels would count as weaker evidence
@@ -147,11 +140,8 @@ def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor
     """
     samples = _samples(means, covariances, draws)  # (N, S, K)
     best = samples.argmax(-1)  # (N, S)
-    first = best[:, 0]
-    others = best[:, 1:] != first[:, None]
-    fallback = samples[:, -1].scatter(1, first[:, None], -torch.inf).argmax(-1)
-    later = best[:, 1:].gather(1, others.int().argmax(1, keepdim=True))[:, 0]
-    return _picked(first, torch.where(others.any(1), later, fallback), _gap_variance(covariances))
+    fallback = samples[:, -1].scatter(1, best[:, :1], -torch.inf).argmax(-1)
+    return _picked(best[:, 0], best[:, 1:], fallback, _gap_variance(covariances))
 
 
 def double_reverse_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
@@ -163,12 +153,9 @@ def double_reverse_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -
     """
     samples = _samples(means, covariances, draws)
     first = samples[:, 0].argmax(-1)
-    worst = samples[:, 1:].argmin(-1)  # (N, S - 1)
-    others = worst != first[:, None]
     fallback = samples[:, -1].scatter(1, first[:, None], torch.inf).argmin(-1)
-    later = worst.gather(1, others.int().argmax(1, keepdim=True))[:, 0]
     certain = _gap(means).abs() - _gap_variance(covariances).sqrt()
-    return _picked(first, torch.where(others.any(1), later, fallback), certain)
+    return _picked(first, samples[:, 1:].argmin(-1), fallback, certain)
 
 
 ACQUISITIONS: dict[str, Acquisition] = {
@@ -209,12 +196,15 @@ def _squash(values: Tensor) -> Tensor:
     return logs / (1 + logs.abs())
 
 
-def _picked(first: Tensor, second: Tensor, values: Tensor) -> Tensor:
-    """Return scores that make this pair the row's pair and put rows with a large value first. Shape `(N, P)`."""
-    one, two = candidate_pairs(_n_responses(values.shape[1]))
+def _picked(first: Tensor, later: Tensor, fallback: Tensor, values: Tensor) -> Tensor:
+    """
+    Return scores that make `first` and the first other response of `later`, else `fallback`, the row's pair, and put
+    rows with a large value first. Shapes `(N,)`, `(N, S - 1)`, `(N,)` and `(N, P)` to `(N, P)`.
+    """
+    differs = later != first[:, None]
+    other = later.gather(1, differs.int().argmax(1, keepdim=True))[:, 0]
+    second = torch.where(differs.any(1), other, fallback)
+    n_responses = round((1 + (1 + 8 * values.shape[1]) ** 0.5) / 2)
+    one, two = candidate_pairs(n_responses)
     is_pair = (one == torch.minimum(first, second)[:, None]) & (two == torch.maximum(first, second)[:, None])
     return -_squash(values) - PICKED * is_pair
-
-
-def _n_responses(n_pairs: int) -> int:
-    return round((1 + (1 + 8 * n_pairs) ** 0.5) / 2)

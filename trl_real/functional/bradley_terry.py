@@ -58,7 +58,7 @@ def bradley_terry_path(
     Yields:
         One fit per ridge, in order; without pairs, weights of 0.
     """
-    basis, x = _span(differences.double())
+    basis, x = span(differences.double())
     confidences = x.new_ones(len(x)) if confidences is None else confidences.double()
     weights = x.new_zeros(x.shape[1])
     information = _information(x, weights)
@@ -94,16 +94,9 @@ def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
     """
     Return the margin of each pair under the model fitted without it, from one factorisation (approximate
     leave-one-out, Rad and Maleki 2020, arXiv 1801.10243): `m_i + g_i l'_i / (1 - g_i l''_i)`, with `l` the loss of
-    margin `m_i` and `g_i = x_i^T H^-1 x_i`.
-
-    Args:
-        differences: Differences that the model was fitted to. Shape `(n, d)`.
-        fit: Fitted model.
-
-    Returns:
-        Margins, in nats. Shape `(n,)`.
+    margin `m_i` and `g_i = x_i^T H^-1 x_i`. The differences are those of the fit. Shape `(n, d)` to `(n,)`, in nats.
     """
-    _, x = _span(differences.double())
+    _, x = span(differences.double())
     margins = differences.double() @ fit.weights
     wrong = torch.sigmoid(-margins)  # (n,): -l'
     factor = hessian_factor(x.float(), wrong.float(), fit.ridge)
@@ -111,7 +104,7 @@ def left_out_margins(differences: Tensor, fit: Fit) -> Tensor:
     return margins - leverage * wrong / (1 - leverage * wrong * (1 - wrong)).clamp_min(1e-6)
 
 
-def _span(x: Tensor) -> tuple[Tensor | None, Tensor]:
+def span(x: Tensor) -> tuple[Tensor | None, Tensor]:
     """Return an orthonormal basis of the pairs' span `(n, d)` and their coordinates `(n, n)`; (None, x) if n >= d."""
     if x.shape[0] >= x.shape[1]:
         return None, x
@@ -157,20 +150,11 @@ def _factor(information: Tensor, ridge: float) -> Tensor:
 
 def hessian_factor(x: Tensor, wrong: Tensor, ridge: float) -> Tensor:
     """
-    Return the Cholesky factor of the objective's Hessian: the precision of the Laplace posterior.
-
-    Args:
-        x: Differences. Shape `(n, d)`.
-        wrong: Probability that the model gives to the opposite label. Shape `(n,)`.
-        ridge: Strength of the prior.
-
-    Returns:
-        Lower triangular matrix, float64. Shape `(d, d)`.
+    Return the Cholesky factor of the objective's Hessian, the precision of the Laplace posterior, for differences
+    `(n, d)` and the probabilities `(n,)` of the opposite labels. Lower triangular, float64. Shape `(d, d)`.
     """
     scaled = x * (wrong * (1 - wrong)).sqrt()[:, None]
-    hessian = (scaled.mT @ scaled).double()
-    hessian.diagonal().add_(ridge)
-    return torch.linalg.cholesky(hessian)
+    return _factor((scaled.mT @ scaled).double(), ridge)
 
 
 def _damping(x: Tensor, confidences: Tensor, weights: Tensor, step: Tensor, ridge: float) -> float:

@@ -82,16 +82,7 @@ def _objective(gram: Tensor, masks: Tensor) -> Tensor:
 
 
 def _best(gram: Tensor, masks: Tensor) -> Tensor:
-    """
-    Return the partition with the largest `sum_k |sum of C_k|^2 / |C_k|`, that is, the least scatter within clusters.
-
-    Args:
-        gram: Inner products of the points. Shape `(N, K, K)`.
-        masks: Candidate second clusters, neither empty nor full. Shape `(S, K)`.
-
-    Returns:
-        Membership of the second cluster. Shape `(N, K)`, bool.
-    """
+    """Return the second cluster with the largest `_objective`, that is, the least scatter. Shape `(N, K)`, bool."""
     score = _objective(gram, masks)
     # Scores that differ only by rounding count as equal; otherwise the answer would depend on the batch.
     score = (score / score.amax(-1, keepdim=True).clamp_min(1e-30)).round(decimals=9)

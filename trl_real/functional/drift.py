@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from trl_real.functional.similarity import normalize, pair_similarity
+from trl_real.functional.similarity import pair_similarity
 
 
 class Drift(NamedTuple):
@@ -38,7 +38,7 @@ def embedding_drift(before: Tensor, after: Tensor, budget: float = 0.5) -> Drift
     """
     old, new = before.double(), after.double()
     moved = (new - old).norm(dim=-1) / old.norm(dim=-1)
-    cosine = (normalize(old) * normalize(new)).sum(-1)
+    cosine = pair_similarity(old, new)
     similarity = [pair_similarity(x[:, 0], x[:, 1]).numpy() for x in (old, new)]
     size = max(1, round(budget * len(old)))
     easy = [set(np.argsort(s, kind="stable")[:size].tolist()) for s in similarity]

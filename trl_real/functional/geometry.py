@@ -33,9 +33,7 @@ class Geometry(NamedTuple):
 def raw(sample: Tensor) -> Geometry:
     """
     Keep embeddings as they are (REAL). Mean-pooled hidden states share a large direction that dominates their cosines.
-
-    Args:
-        sample: Embeddings of the pool. Shape `(n, d)`.
+    The sample is embeddings of the pool. Shape `(n, d)`.
     """
     return Geometry(sample.new_zeros(sample.shape[1]), sample.new_ones(sample.shape[1]))
 

@@ -167,24 +167,15 @@ class Search:
             if not left:
                 break
             if n_blocks and left > SWEEP * len(stale):
-                self._sweep()
+                for start in range(0, len(stale), PART):
+                    self._renew(slice(start, start + PART))
                 break
-            ids = stale.topk(min(BLOCK, left)).indices
-            self._update(ids)
+            ids = stale.topk(min(BLOCK, left)).indices.sort().values
+            # Candidates last seen together miss the same columns: one matrix product with almost no wasted work.
+            for some in ids[self.seen[ids].argsort(stable=True)].split(PART):
+                self._renew(some)
             best = torch.cat([best, self.bounds[ids]])
         self._fill()
-
-    def _sweep(self) -> None:
-        """Recompute all bounds."""
-        for start in range(0, len(self.bounds), PART):
-            self._renew(slice(start, start + PART))
-
-    def _update(self, ids: Tensor) -> None:
-        """Recompute the bounds of these candidates."""
-        ids = ids.sort().values
-        # Candidates last seen together miss the same columns: one matrix product with almost no wasted work.
-        for some in ids[self.seen[ids].argsort(stable=True)].split(PART):
-            self._renew(some)
 
     def _renew(self, rows: Tensor | slice) -> None:
         """Recompute the bounds of these rows; minus infinity stays."""

@@ -84,10 +84,7 @@ def preference_metrics(
     the margin in units of log-probability, `margin_logratio = M / beta`, and the quantiles of the margin.
 
     Args:
-        chosen: Log-probabilities of the chosen responses, summed over tokens, in nats. Shape `(N,)`, at least one.
-        rejected: Log-probabilities of the rejected responses. Shape `(N,)`.
-        ref_chosen: Log-probabilities of the chosen responses under the reference model. Shape `(N,)`.
-        ref_rejected: Log-probabilities of the rejected responses under the reference model. Shape `(N,)`.
+        chosen, rejected, ref_chosen, ref_rejected: As in `implicit_margin`. Shape `(N,)`, at least one.
         beta: Weight of the KL term, above 0.
         flip: Probability that a label is wrong; the loss is `soft_label_loss`. Shape `(N,)` or a number.
 
@@ -144,25 +141,18 @@ def extrapolated_log_probs(
     """
     hidden = hidden.float()
     if strength == 0:
-        return label_log_probs([(1.0, hidden, head)], labels, max_elements)
-    if ref_head.weight is head.weight and ref_head.bias is head.bias:
-        mixed = (1 + strength) * hidden - strength * ref_hidden.float()
-        return label_log_probs([(1.0, mixed, head)], labels, max_elements)
-    terms = [(1 + strength, hidden, head), (-strength, ref_hidden.float(), ref_head)]
+        terms = [(1.0, hidden, head)]
+    elif ref_head.weight is head.weight and ref_head.bias is head.bias:
+        terms = [(1.0, (1 + strength) * hidden - strength * ref_hidden.float(), head)]
+    else:
+        terms = [(1 + strength, hidden, head), (-strength, ref_hidden.float(), ref_head)]
     return label_log_probs(terms, labels, max_elements)
 
 
 def label_log_probs(terms: list[tuple[float, Tensor, Head]], labels: Tensor, max_elements: int) -> Tensor:
-    r"""
+    """
     Return the log-softmax, at the labels, of the logits `sum_k scale_k (states_k W_k^T + b_k)`, in vocabulary chunks.
-
-    Args:
-        terms: Scales, float32 states of shape `(N, d_k)` and heads.
-        labels: Token ids. Shape `(N,)`.
-        max_elements: Maximum number of logits in memory.
-
-    Returns:
-        Log-probabilities, float32. Shape `(N,)`.
+    Terms are scales, float32 states of shape `(N, d_k)` and heads. Shape `(N,)`, float32.
     """
     n_words = terms[0][2].weight.shape[0]
     size = max(1, min(n_words, max_elements // max(1, len(labels))))

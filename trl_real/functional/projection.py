@@ -97,7 +97,6 @@ class Exact(Projection):
         return sum(m * n for m, n in self.shapes.values())
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """See `Projection.add`."""
         start = 0
         for other, (m, n) in self.shapes.items():
             if other == name:
@@ -122,12 +121,10 @@ class CountSketch(Projection):
         return torch.zeros(n_rows, 2 * self.dim, dtype=dtype, device=device)
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """See `Projection.add`."""
         # index_add_ with 32-bit indices takes ten times as long on a CPU.
         buffer.index_add_(1, self._buckets(name, buffer.device).long(), gradients.flatten(1))
 
     def finish(self, buffer: Tensor) -> Tensor:
-        """See `Projection.finish`."""
         return buffer[:, : self.dim] - buffer[:, self.dim :]
 
     def _buckets(self, name: str, device: Any) -> Tensor:
@@ -147,7 +144,6 @@ class Rademacher(Projection):
     kind = "rademacher"
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """See `Projection.add`."""
         flat = gradients.flatten(1)  # (B, m n)
         size = max(1, MAX_ELEMENTS // self.dim)
         for start in range(0, flat.shape[1], size):
@@ -165,7 +161,6 @@ class Kronecker(Projection):
     kind = "kronecker"
 
     def add(self, buffer: Tensor, name: str, gradients: Tensor) -> None:
-        """See `Projection.add`."""
         left, right = self._sides(name, buffer)
         buffer += (left @ gradients @ right.mT).flatten(1)  # (B, k_L k_R)
 
@@ -193,11 +188,7 @@ def make_projection(
     kind: str | None, shapes: Mapping[str, tuple[int, int]], dim: int | None = 8192, seed: int = 42
 ) -> Projection:
     """
-    Return the projection of this name; `Exact` if `dim` is None.
-
-    Args:
-        kind: Name of the projection, a key of `PROJECTIONS`.
-        shapes, dim, seed: See `Projection`.
+    Return the projection of this name, a key of `PROJECTIONS`; `Exact` if `dim` is None.
 
     Raises:
         TrlRealError: If the name is unknown.

@@ -33,15 +33,7 @@ def candidate_pairs(n_responses: int) -> Tensor:
 
 
 def candidate_similarity(embeddings: Tensor) -> Tensor:
-    """
-    Return the similarity of every candidate pair.
-
-    Args:
-        embeddings: Embeddings of the responses of `N` prompts. Shape `(N, K, d)`.
-
-    Returns:
-        One similarity per candidate pair, float64. Shape `(N, P)`.
-    """
+    """Return the similarity of every candidate pair of `N` prompts, float64. Shape `(N, K, d)` to `(N, P)`."""
     first, second = candidate_pairs(embeddings.shape[1])
     unit = normalize(embeddings)
     return (unit @ unit.mT)[:, first, second]

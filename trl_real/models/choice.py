@@ -9,42 +9,9 @@ from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
 from trl_real.models.packing import made_up, packed
-from trl_real.models.prefixes import LEAST, TreePass, grow, tree_passes
+from trl_real.models.prefixes import LEAST, grow, tree_passes
 from trl_real.models.reader import ModelReader
 from trl_real.models.sequences import Ids, length_batches, pad
-
-
-def label_log_probs(
-    model: nn.Module,
-    tokenizer: Any,
-    chats: Sequence[str],
-    labels: Sequence[str],
-    *,
-    batch_tokens: int | None = None,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """
-    Return the log-probability of each label as the next token after each chat, over the whole vocabulary.
-
-    Args:
-        model: Causal LM, or a PEFT model of one.
-        tokenizer: Tokenizer of the model.
-        chats: `N` texts after the chat template, up to the start of the answer.
-        labels: `L` words that are one token each.
-        batch_tokens: Number of tokens in a forward pass; see `ChoiceReader`.
-        dtype: Precision of the matrix products; see `ChoiceReader`.
-        progress: Whether to show a progress bar, from the third second on.
-
-    Returns:
-        Natural logarithms, float32 on the CPU. Shape `(N, L)`.
-
-    Raises:
-        TrlRealError: If a label is not a single token, or a chat is empty or longer than the model reads.
-    """
-    ids = tokenizer(list(chats), add_special_tokens=False)["input_ids"] if chats else []
-    reader = ChoiceReader(model, tokenizer, batch_tokens=batch_tokens, dtype=dtype)
-    return reader([tuple(chat) for chat in ids], labels, progress)
 
 
 class ChoiceReader(ModelReader):
@@ -123,11 +90,7 @@ class ChoiceReader(ModelReader):
         with packed(self.model):
             for step in tree_passes(grow(work, least), max_tokens or self.batch_tokens):
                 if step.ids:
-                    yield step.ids, self._run_pass(step), len(step.tokens)
-
-    def _run_pass(self, step: TreePass) -> Tensor:
-        tokens, positions = (torch.tensor([x], device=self.device) for x in (step.tokens, step.positions))
-        return self._logits(step.ends, input_ids=tokens, position_ids=positions, segments=step.segments)[0]
+                    yield step.ids, self._logits_at(step.ends, **step.inputs(self.device))[0], len(step.tokens)
 
     def _run_padded(self, work: list[Ids]) -> Iterator[tuple]:
         for ids in length_batches(work, self.batch_tokens // 2):
@@ -136,14 +99,8 @@ class ChoiceReader(ModelReader):
             last = [len(work[i]) - 1 - tokens.shape[1] for i in ids]
             kept = sorted(set(last))
             inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
-            logits = self._logits(kept, **inputs)
+            logits = self._logits_at(kept, **inputs)
             yield ids, logits[range(len(ids)), [kept.index(column) for column in last]], int(mask.sum())
-
-    def _logits(self, kept: list[int], **inputs: Any) -> Tensor:
-        """Return the logits at a few positions. Shape `(B, len(kept), V)`."""
-        places = torch.tensor(kept, device=self.device)
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=places).logits
-        return logits if logits.shape[1] == len(kept) else logits[:, places]
 
     def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         a, b, c, d, e = made_up(self.config.vocab_size, (7, 4, 3, 9, 5))
@@ -154,9 +111,7 @@ class ChoiceReader(ModelReader):
             return torch.cat(logits)[torch.tensor(sum(ids, [])).argsort()].float()
 
         def alone() -> Tensor:
-            return torch.cat([self._logits([-1], input_ids=self._row(chat))[:, 0] for chat in chats]).float()
+            ids = [torch.tensor([chat], device=self.device) for chat in chats]
+            return torch.cat([self._logits_at([-1], input_ids=one)[:, 0] for one in ids]).float()
 
         return together, alone
-
-    def _row(self, chat: Ids) -> Tensor:
-        return torch.tensor([chat], device=self.device)

@@ -35,13 +35,7 @@ class Sampler:
         self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, logits: Tensor, states: Sequence[np.random.Generator]) -> list[int]:
-        """
-        Sample one token per row.
-
-        Args:
-            logits: Logits, shape `(B, V)`.
-            states: Random states, one per row; each advances by `V` draws.
-        """
+        """Sample one token per row of logits, shape `(B, V)`; the random state of each advances by `V` draws."""
         if not self.temperature:
             return logits.argmax(-1).tolist()
         scores = logits.float() / self.temperature
@@ -103,12 +97,7 @@ class Decoder:
         self.next = 0  # the cache column of the next token
 
     def __call__(self, responses: Sequence[Response]) -> Iterator[Response]:
-        """
-        Yield responses when they are finished.
-
-        Args:
-            responses: Responses, in the order in which to start them; adjacent ones to one prompt share it.
-        """
+        """Yield responses when they are finished. They start in this order; adjacent ones to one prompt share it."""
         waiting = deque(responses)
         while waiting or self.rows:
             n_free = self.batch_size - len(self.rows)
@@ -240,11 +229,8 @@ def random_state(seed: int) -> np.random.Generator:
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """
-    Mask all tokens outside the smallest set with a probability of at least `top_p` (arXiv 1904.09751).
-
-    Args:
-        scores: Log-probabilities up to a constant. Shape `(B, V)`.
-        top_p: Probability, in (0, 1).
+    Mask all tokens outside the smallest set with a probability of at least `top_p` (arXiv 1904.09751). Scores are
+    log-probabilities up to a constant. Shape `(B, V)`.
     """
     probabilities = scores.softmax(-1)
     ranked, order = probabilities.topk(min(MOST_LIKELY, scores.shape[-1]))

@@ -188,11 +188,8 @@ class Embedder(ModelReader):
                 yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
     def _run_pack(self, pack: Pack) -> Tensor:
-        tokens, positions, owners = (
-            torch.tensor(values, device=self.device) for values in (pack.tokens, pack.positions, pack.owners)
-        )
-        hidden = self._hidden_states(input_ids=tokens[None], position_ids=positions[None], segments=pack.segments)
-        return _segment_mean(hidden[0], owners, len(pack.ids))
+        hidden = self._hidden_states(**pack.inputs(self.device))
+        return _segment_mean(hidden[0], torch.tensor(pack.owners, device=self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Use half the budget per batch, which was the fastest with padding."""

@@ -25,9 +25,7 @@ class Encoder(LazyModel):
 
     Args:
         model: Hub id or path; a loaded `PreTrainedModel` or `PeftModel`; or an object with `encode(list[str])`.
-        tokenizer: Tokenizer of a loaded model.
-        revision: Branch, tag or commit, for a Hub id.
-        dtype: Precision; by default float32 for a model given by name, else that of the weights.
+        tokenizer, revision, dtype: As in `LazyModel`.
         device: By default the accelerator of this rank, else the CPU. A loaded model stays where it is.
         options: Options for reading and pooling.
 

@@ -41,18 +41,7 @@ class Generations:
 
 
 def generate_responses(model: nn.Module, tokenizer: Any, prompts: list[Any], **settings: Any) -> list[list[str]]:
-    """
-    Return the texts of `generate`, which has the same arguments.
-
-    Args:
-        model: Policy.
-        tokenizer: Tokenizer of the policy.
-        prompts: `N` texts or message lists.
-        settings: Other keyword arguments of `generate`.
-
-    Returns:
-        `N` lists of `K` texts.
-    """
+    """Return the texts of `generate`, which has the same arguments: `N` lists of `K` texts."""
     return generate(model, tokenizer, prompts, **settings).texts
 
 
@@ -128,11 +117,7 @@ def generate(
 
 def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, **counts: int) -> None:
     """
-    Refuse settings that generate nothing or are out of range.
-
-    Args:
-        n, max_new_tokens, temperature, top_p: Arguments of `generate`.
-        **counts: Other settings that must be at least 1, by name.
+    Refuse arguments of `generate` that generate nothing or are out of range, and `counts` below 1.
 
     Raises:
         TrlRealError: If one is out of range.

@@ -70,14 +70,14 @@ def generate_from_server(
     check_settings(n, max_new_tokens, temperature, top_p, concurrency=concurrency)
     fields = {"model": model_name, "max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     fields |= {"extra_body": options} if options else {}
-    source = Source(Requests(base_url, key_for(api_key, base_url), model_name, timeout, deadline, max_retries), fields)
+    requests = Requests(base_url, key_for(api_key, base_url), model_name, timeout, deadline, max_retries)
     asked = [_messages(prompt, row) for row, prompt in enumerate(prompts)]
     found = GenerationCache(journal, lambda: {"base_url": without_password(base_url), **fields})
     missing = {repr(messages): messages for messages in asked if not found.has(messages, n, seed)}
     lock, n_tokens = threading.Lock(), 0
 
     def ask(messages: list[dict[str, Any]]) -> int:
-        completions, n_new = source(messages, n, seed)
+        completions, n_new = _sample(requests, fields, messages, n, seed)
         with lock:
             found.add(messages, n, seed, completions=completions)
         return n_new
@@ -90,44 +90,34 @@ def generate_from_server(
                 bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
                 bar.update()
         except BaseException:
-            source.requests.stopped.set()  # wakes threads that wait for their next attempt
+            requests.stopped.set()  # wakes threads that wait for their next attempt
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     rows = [found.get(messages, n, seed) for messages in asked]
     return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
 
 
-class Source:
-    """
-    Requests responses to a prompt from a server. Thread-safe.
-
-    Args:
-        requests: Client of the server.
-        fields: Fields of each request.
-    """
-
-    def __init__(self, requests: Requests, fields: dict[str, Any]):
-        self.requests, self.fields = requests, fields
-
-    def __call__(self, messages: list[dict[str, Any]], n: int, seed: int) -> tuple[list[Completion], int]:
-        """Return `n` responses, and the number of tokens generated."""
-        completions: list[Completion] = []
-        n_tokens = 0
-        while len(completions) < n:
-            first = len(completions)
-            body = {**self.fields, "messages": messages, "n": n - first}
-            body["seed"] = seed_of(seed, repr(messages), first) % SEEDS
-            try:
-                completion = self.requests.ask(body)
-            except NotAnswered as error:
-                raise TrlRealError(
-                    f"No response from {self.requests.shown_url}: {error}. Responses received before are in the "
-                    "journal, if there is one; run again."
-                ) from error
-            completions += [_completion(choice) for choice in completion["choices"][: n - first]]
-            letters = sum(len(each.text) for each in completions[first:])
-            n_tokens += (completion.get("usage") or {}).get("completion_tokens") or round(letters / CHARACTERS_A_TOKEN)
-        return completions, n_tokens
+def _sample(
+    requests: Requests, fields: dict[str, Any], messages: list[dict[str, Any]], n: int, seed: int
+) -> tuple[list[Completion], int]:
+    """Return `n` responses to a prompt, and the number of tokens generated. `fields` are sent with each request."""
+    completions: list[Completion] = []
+    n_tokens = 0
+    while len(completions) < n:
+        first = len(completions)
+        body = {**fields, "messages": messages, "n": n - first}
+        body["seed"] = seed_of(seed, repr(messages), first) % SEEDS
+        try:
+            completion = requests.ask(body)
+        except NotAnswered as error:
+            raise TrlRealError(
+                f"No response from {requests.shown_url}: {error}. Responses received before are in the journal, if "
+                "there is one; run again."
+            ) from error
+        completions += [_completion(choice) for choice in completion["choices"][: n - first]]
+        letters = sum(len(each.text) for each in completions[first:])
+        n_tokens += (completion.get("usage") or {}).get("completion_tokens") or round(letters / CHARACTERS_A_TOKEN)
+    return completions, n_tokens
 
 
 def _completion(choice: dict[str, Any]) -> Completion:

@@ -149,9 +149,7 @@ class GradientFeatures(ModelReader):
         that reads each prompt once: for features that are not normalised per response.
 
         Args:
-            prompts: One per pair.
-            first, second: Responses.
-            progress: Whether to show a progress bar, from the third second on.
+            prompts, first, second, progress: As in `__call__`, one per pair.
         """
         started = time.perf_counter()
         both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
@@ -179,7 +177,8 @@ class GradientFeatures(ModelReader):
         mine = [row for row in distinct if row.prompt in my_prompts]
         places = torch.tensor([distinct[row] for row in mine], dtype=torch.long)
         n_tokens = torch.zeros(1, 1, dtype=torch.long)
-        with self.passes(mine, _n_tokens(mine), progress) as passes:
+        total = sum(map(len, my_prompts)) + sum(row.n_tokens - len(row.prompt) for row in mine)  # each prompt once
+        with self.passes(mine, total, progress) as passes:
             for ids, found, n_done in passes:
                 vectors.index_add_(0, places[ids], found.cpu())
                 n_tokens += n_done
@@ -227,14 +226,11 @@ class GradientFeatures(ModelReader):
                 for step in padded_passes(rows, 1):
                     yield step.ids, self._one(step, parameters), step.n_tokens
             return
-        methods: dict[str, tuple[Callable[..., Iterator[Pass]], AbstractContextManager]] = {
-            "packed": (
-                partial(packed_passes, share=not checkpointed_layers(self.model)),
-                packed(self.body),
-            ),
-            "padded": (padded_passes, nullcontext()),
-        }
-        passes, attention = methods[method]
+        passes: Callable[..., Iterator[Pass]] = padded_passes
+        attention: AbstractContextManager = nullcontext()
+        if method == "packed":
+            passes = partial(packed_passes, share=not checkpointed_layers(self.model))
+            attention = packed(self.body)
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -285,8 +281,3 @@ def _pair_row(first: Sequence, second: Sequence) -> Row:
 def _as_rows(gradients: Tensor) -> Tensor:
     """Reshape gradients of any parameter to those of a matrix. Shape `(B, ...)` to `(B, m, n)`."""
     return gradients.flatten(2) if gradients.ndim > 2 else gradients[:, None]
-
-
-def _n_tokens(rows: list[Row]) -> int:
-    """Count tokens, each prompt's once."""
-    return sum(map(len, {row.prompt for row in rows})) + sum(row.n_tokens - len(row.prompt) for row in rows)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import active_adapter, measured
 from trl_real.models.lazy_model import LazyModel
-from trl_real.models.load import object_digest, weights_digest
+from trl_real.models.load import is_adapter_off, object_digest, weights_digest
 from trl_real.models.log_probs import ResponseLogProbs
 from trl_real.models.passes import Row
 from trl_real.models.reader import check_lengths
@@ -91,7 +91,11 @@ class ImplicitRewardReader:
         check_lengths(max_length, batch_tokens)
         if reference is None and not isinstance(policy, str | os.PathLike):
             _check_own_reference(policy)
-        _check_apart(policy, reference)
+        if isinstance(policy, PeftModel) and reference in (policy, policy.get_base_model()):
+            raise TrlRealError(
+                "The reference is the model that contains the policy's adapter. Leave reference out: the default is "
+                "the policy without its adapter."
+            )
         self.policy = LazyModel(policy, tokenizer, revision, dtype, device)
         self.reference = None if reference is None else LazyModel(reference, tokenizer, None, dtype, device)
         self.max_length, self.batch_tokens, self.cache = max_length, batch_tokens, cache
@@ -178,7 +182,7 @@ class ImplicitRewardReader:
     def _digest(self, model: Any) -> str:
         """Return the model's digest, computed again if a weight was written to or another adapter is active."""
         adapted = isinstance(model, PeftModel)
-        off, active = adapted and _is_off(model), list(model.active_adapters) if adapted else []
+        off, active = adapted and is_adapter_off(model), list(model.active_adapters) if adapted else []
         state = (active, [(p.data_ptr(), p._version) for p in model.parameters()])
         last_state, digest = self._digests.get((id(model), off), (None, ""))
         if last_state != state:
@@ -206,18 +210,6 @@ def _check_own_reference(policy: Any) -> None:
     active_adapter(policy)
     if getattr(policy.active_peft_config, "bias", "none") != "none":
         raise TrlRealError("The adapter trains biases of the base, which stay active without it. Give reference=….")
-
-
-def _check_apart(policy: Any, reference: Any) -> None:
-    if isinstance(policy, PeftModel) and reference in (policy, policy.get_base_model()):
-        raise TrlRealError(
-            "The reference is the model that contains the policy's adapter. Leave reference out: the default is the "
-            "policy without its adapter."
-        )
-
-
-def _is_off(model: PeftModel) -> bool:
-    return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
 
 
 def _base_of(model: PeftModel) -> Any:

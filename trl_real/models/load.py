@@ -37,14 +37,8 @@ def checked_dtype(dtype: str | torch.dtype | None) -> str | None:
 
 def resolve_revision(model: str, revision: str | None) -> str:
     """
-    Return the current commit on the Hub, or a digest of a local folder's config and weights.
-
-    Args:
-        model: Hub id or path.
-        revision: Branch, tag or commit; None for the default branch.
-
-    Returns:
-        Commit hash, or `sha256:` and a digest.
+    Return the current commit of a branch or tag on the Hub (None: the default branch), or `sha256:` and a digest of a
+    local folder's config and weights.
 
     Raises:
         TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.
@@ -90,12 +84,16 @@ def object_digest(model: Any, tokenizer: Any = None) -> str:
         digest = f"sha256:{Hasher.hash(model)}"
     extras = []
     if hasattr(model, "get_base_model"):  # PEFT: the weights do not show which adapter is active
-        enabled = not any(getattr(module, "disable_adapters", False) is True for module in model.modules())
-        extras += sorted(model.active_adapters) if enabled else ["none"]
+        extras += ["none"] if is_adapter_off(model) else sorted(model.active_adapters)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         extras += [backend.to_str(), repr(tokenizer.chat_template)]
     return f"{digest}-{sha256(extras).hex()[:8]}" if extras else digest
+
+
+def is_adapter_off(model: nn.Module) -> bool:
+    """Return whether the adapter of a PEFT model is disabled."""
+    return any(getattr(module, "disable_adapters", False) is True for module in model.modules())
 
 
 def load_model(

@@ -91,26 +91,13 @@ class ResponseLogProbs(ModelReader):
         return self.score(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
 
     def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
-        """
-        Score tokenized responses; equal sequences run once.
-
-        Args:
-            sequences: Output of `tokenize_pairs`.
-            progress: Whether to show a progress bar, from the third second on.
-
-        Raises:
-            TrlRealError: If a sequence is longer than the model reads.
-        """
+        """Score responses from `tokenize_pairs`, as `__call__` does."""
         started = time.perf_counter()
         rows = [Row(s.prompt, (s.response,)) for s in sequences]
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
-        sums = torch.zeros(len(distinct) + 1, dtype=torch.float64)  # the last one is for blank responses
-        n_tokens = 0
         with self.passes(list(distinct), len(distinct), progress) as passes:
-            for ids, values, n_done in passes:
-                sums.index_add_(0, torch.tensor(ids), values.double().cpu())
-                n_tokens += n_done
+            sums, n_tokens = _summed(passes, len(distinct) + 1)  # the last one is for blank responses
         return LogProbs(
             sums[[distinct.get(row, -1) for row in rows]],
             torch.tensor([row.n_scored for row in rows], dtype=torch.long),
@@ -126,8 +113,7 @@ class ResponseLogProbs(ModelReader):
         with packed(self.body):
             for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):
                 before, labels, ids = scored_places(pack)
-                tokens, positions = (torch.tensor([x], device=self.device) for x in (pack.tokens, pack.positions))
-                logits = self._logits(before, input_ids=tokens, position_ids=positions, segments=pack.segments)
+                logits = self._logits_at(before, **pack.inputs(self.device))
                 yield ids, self._label_log_probs(logits[0], labels), len(pack.tokens)
 
     def _run_padded(self, work: list[Row], batch_tokens: int | None = None) -> Iterator[tuple]:
@@ -139,37 +125,29 @@ class ResponseLogProbs(ModelReader):
                 step.n_tokens,
             )
 
-    def _logits(self, places: list[int], **inputs: Any) -> Tensor:
-        """Return the logits at some positions. Shape `(1, T, V)`."""
-        kept = torch.tensor(places, device=self.device)
-        logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
-        return logits if logits.shape[1] == len(places) else logits[:, kept]
-
     def _label_log_probs(self, logits: Tensor, labels: list[int]) -> Tensor:
         return LabelLogProbs.apply(logits, torch.tensor(labels, device=self.device), self.sum_in)
 
     def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         a, b, c, d = made_up(self.config.vocab_size, (7, 4, 3, 9))
         rows = [Row(a, (b,)), Row(a, (d,)), Row((), (c + b[::-1],)), Row(c, (d[::-1],))]
+        runs = partial(self._run_packed, rows), partial(self._run_padded, rows, 1)
+        together, alone = (lambda run=run: _summed(run(), len(rows))[0] for run in runs)
+        return together, alone
 
-        def collected(run: Callable[[], Iterator[tuple]]) -> Tensor:
-            sums = torch.zeros(len(rows), dtype=torch.float64)
-            for ids, values, _ in run():
-                sums.index_add_(0, torch.tensor(ids), values.double().cpu())
-            return sums
 
-        return partial(collected, partial(self._run_packed, rows)), partial(
-            collected, partial(self._run_padded, rows, 1)
-        )
+def _summed(passes: Iterator[tuple], n: int) -> tuple[Tensor, int]:
+    """Return the sums of the tokens' log-probabilities for each of `n` responses, and the number of tokens read."""
+    sums, n_tokens = torch.zeros(n, dtype=torch.float64), 0
+    for ids, values, n_read in passes:
+        sums.index_add_(0, torch.tensor(ids), values.double().cpu())
+        n_tokens += n_read
+    return sums, n_tokens
 
 
 def prompt_trees(rows: list[Row], max_tokens: int) -> list[Tree]:
     """
-    Group responses by prompt. A tree of more than `max_tokens` tokens is cut between responses.
-
-    Args:
-        rows: Distinct rows of one response each.
-        max_tokens: Number of tokens in a forward pass.
+    Group distinct rows of one response by prompt. A tree of more than `max_tokens` tokens is cut between responses.
     """
     by_prompt: dict[Ids, list[tuple[Ids, int]]] = defaultdict(list)
     for i, row in enumerate(rows):

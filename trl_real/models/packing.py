@@ -44,6 +44,49 @@ class Segment:
 
 
 @dataclass
+class Line:
+    """
+    Sequences in one row of tokens.
+
+    Args:
+        tokens: Token ids. `T` of them.
+        positions: Position of each token in its own sequence. `T` of them.
+        segments: Segments of the row, for the attention.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def append(
+        self, tokens: tuple[int, ...], position: int = 0, prefix: tuple[slice, ...] = (), merge: bool = False
+    ) -> slice:
+        """
+        Append tokens and return their slice.
+
+        Args:
+            tokens: Token ids.
+            position: Position of the first one in its sequence.
+            prefix: Slices of the tokens that they continue.
+            merge: Whether they may join the segment of equally long tokens before them; no others can continue them.
+        """
+        start, length = len(self.tokens), len(tokens)
+        last = self.segments[-1] if self.segments else None
+        if merge and last and not prefix and not last.prefix and last.length == length:
+            last.count += 1
+        elif length:
+            self.segments.append(Segment.after(start, length, prefix))
+        self.tokens += tokens
+        self.positions += range(position, position + length)
+        return slice(start, start + length)
+
+    def inputs(self, device: Any) -> dict[str, Any]:
+        """Return the inputs of the model."""
+        tokens, positions = (torch.tensor([values], device=device) for values in (self.tokens, self.positions))
+        return {"input_ids": tokens, "position_ids": positions, "segments": self.segments}
+
+
+@dataclass
 class Tree:
     """Tokens of a prompt (none, if responses are read alone) and of the responses that share it."""
 
@@ -58,53 +101,32 @@ class Tree:
 
 
 @dataclass
-class Pack:
+class Pack(Line):
     """
-    One forward pass.
+    One forward pass over trees.
 
     Args:
-        tokens: Token ids. `T` of them.
-        positions: Position of each token in its own sequence. `T` of them.
         owners: Output row that each token is averaged into, -1 for a prompt's. `T` of them.
         ids: Response of each output row. `R` of them.
-        segments: Segments of the row of tokens, for the attention.
     """
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
 
     def add(self, tree: Tree) -> None:
         """Append a tree's tokens."""
-        prefix: tuple[slice, ...] = ()
-        if tree.prompt:
-            prefix = (slice(len(self.tokens), len(self.tokens) + len(tree.prompt)),)
-            self.segments.append(Segment(len(self.tokens), 1, len(tree.prompt)))
-            self._append(tree.prompt, 0, -1)
+        prefix = (self.append(tree.prompt),) if tree.prompt else ()
+        self.owners += [-1] * len(tree.prompt)
         for response, identifier in zip(tree.responses, tree.ids, strict=True):
-            last = self.segments[-1] if self.segments else None
-            if last and not prefix and not last.prefix and last.length == len(response):
-                last.count += 1
-            else:
-                self.segments.append(Segment.after(len(self.tokens), len(response), prefix))
-            self._append(response, len(tree.prompt), len(self.ids))
+            self.append(response, len(tree.prompt), prefix, merge=True)
+            self.owners += [len(self.ids)] * len(response)
             self.ids.append(identifier)
-
-    def _append(self, tokens: tuple[int, ...], position: int, owner: int) -> None:
-        self.tokens.extend(tokens)
-        self.positions.extend(range(position, position + len(tokens)))
-        self.owners.extend([owner] * len(tokens))
 
 
 def make_packs(trees: list[Tree], max_tokens: int) -> list[Pack]:
     """
-    Put trees, longest first, into packs of at most `max_tokens` tokens (a longer tree gets its own pack).
-
-    Args:
-        trees: Trees, in any order; the packs do not depend on it, except for the order of equal trees.
-        max_tokens: Number of tokens in one forward pass.
+    Put trees, longest first, into packs of at most `max_tokens` tokens (a longer tree gets its own pack). The packs do
+    not depend on the order of the trees, except for the order of equal trees.
     """
     packs: list[Pack] = []
     room = 0

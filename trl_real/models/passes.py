@@ -1,14 +1,14 @@
 """Forward and backward passes over many responses: their tokens, scored tokens, and gradients per response."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from trl_real.models.packing import Segment
+from trl_real.models.packing import Line
 from trl_real.models.sequences import length_batches, pad
 
 
@@ -109,6 +109,11 @@ class Pass:
     context_spans: list[tuple[int, int]] = field(default_factory=list)
     last: bool = True
 
+    def read(self, line: Line, **extra: Any) -> None:
+        """Set the tokens to packed sequences."""
+        self.tokens, self.n_tokens = torch.tensor([line.tokens]), len(line.tokens)
+        self.extra = {"position_ids": torch.tensor([line.positions]), "segments": line.segments, **extra}
+
     def inputs(self, device: Any) -> dict[str, Any]:
         """Return the inputs of the model; logits are computed only before scored tokens."""
         moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.extra.items()}
@@ -201,57 +206,30 @@ def _groups(rows: list[Row], share: bool) -> Iterator[Group]:
 
 def _turns(groups: list[Group], rows: list[Row]) -> Iterator[Pass]:
     """Yield a pass for the first row of each group, one for the second, and so on."""
-    context = _Line()
-    places = [context.add(group.shared) for group in groups]
-    before = context.finish(kept={}) if context.tokens else None
-    for turn in range(len(groups[0].ids)):
-        line, own = _Line(), Pass([], torch.empty(0))
+    n_turns, line = len(groups[0].ids), Line()
+    places = [line.append(group.shared) for group in groups]
+    context: Pass | None = None
+    kept: dict[str, dict] = {}  # further input of the context and of all its passes
+    if line.tokens:
+        context, kept = Pass([], torch.empty(0)), {"kept": {}}
+        context.read(line, **kept)
+    for turn in range(n_turns):
+        line, own = Line(), Pass([], torch.empty(0), context=context, last=turn + 1 == n_turns)
         for group, place in zip(groups, places, strict=True):
             i = group.ids[turn]
             prompt, responses = rows[i]
             own.ids.append(i)
             start = len(line.tokens)
+            rest = prompt[len(group.shared) :]
             for response, sign in zip(responses, (1.0, -1.0), strict=False):
-                rest = prompt[len(group.shared) :]
-                end = line.add(rest + response, place if group.shared else slice(0, 0)).start + len(rest)
+                prefix = (place,) if group.shared else ()
+                end = line.append(rest + response, len(group.shared), prefix, merge=True).start + len(rest)
                 own.score(end if rest else 0, end, response, sign, 0)
             own.spans.append((start, len(line.tokens)))
             own.context_spans.append((place.start, place.stop))
-        made = line.finish(**({"kept": before.extra["kept"]} if before else {}))
-        yield replace(
-            own,
-            tokens=made.tokens,
-            n_tokens=made.n_tokens + (before.n_tokens if before and not turn else 0),
-            extra=made.extra,
-            context=before,
-            last=turn + 1 == len(groups[0].ids),
-        )
-
-
-@dataclass
-class _Line:
-    """Concatenated sequences, each with a prefix in another pass."""
-
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
-
-    def add(self, tokens: tuple[int, ...], prefix: slice | None = None) -> slice:
-        """Append a sequence; return its slice."""
-        n_before, start, n = prefix.stop - prefix.start if prefix else 0, len(self.tokens), len(tokens)
-        last = self.segments[-1] if self.segments else None
-        if prefix and not n_before and last and not last.prefix and last.length == n:
-            last.count += 1
-        elif n:
-            self.segments.append(Segment.after(start, n, (prefix,) if prefix and n_before else ()))
-        self.tokens += tokens
-        self.positions += range(n_before, n_before + n)
-        return slice(start, start + n)
-
-    def finish(self, **extra: Any) -> Pass:
-        """Return the forward pass over the sequences."""
-        extra.update(position_ids=torch.tensor([self.positions]), segments=self.segments)
-        return Pass([], torch.tensor([self.tokens]), n_tokens=len(self.tokens), extra=extra)
+        own.read(line, **kept)
+        own.n_tokens += context.n_tokens if context and not turn else 0
+        yield own
 
 
 def padded_passes(rows: list[Row], batch_tokens: int) -> Iterator[Pass]:

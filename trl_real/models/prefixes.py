@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from trl_real.models.packing import Segment
+from trl_real.models.packing import Line
 from trl_real.models.sequences import Ids, common_prefix
 
 
@@ -67,22 +67,16 @@ def grow(sequences: Sequence[Ids], least: int = LEAST, depth: int = DEPTH) -> li
 
 
 @dataclass
-class TreePass:
+class TreePass(Line):
     """
     One forward pass over parts of trees.
 
     Args:
-        tokens: Token ids. `T` of them.
-        positions: Position of each token in its own sequence. `T` of them.
-        segments: Segments of the row of tokens, for the attention.
         ids: Sequences that end in this pass. `R` of them.
         ends: Index of the last token of each. `R` of them.
         places: Slices of the branches in this pass, by `id(branch)`.
     """
 
-    tokens: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     places: dict[int, slice] = field(default_factory=dict)
@@ -106,11 +100,7 @@ class TreePass:
             self.add((*chain, branch), following, True)
 
     def _append(self, branch: Branch, prefix: tuple[slice, ...]) -> None:
-        start, length = len(self.tokens), len(branch.tokens)
-        self.places[id(branch)] = slice(start, start + length)
-        self.segments.append(Segment.after(start, length, prefix))
-        self.tokens += branch.tokens
-        self.positions += range(branch.start, branch.start + length)
+        self.places[id(branch)] = self.append(branch.tokens, branch.start, prefix)
 
 
 def tree_passes(trees: list[Branch], max_tokens: int) -> Iterator[TreePass]:

@@ -94,6 +94,12 @@ class ModelReader:
     def _autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.cast_to) if self.cast_to else nullcontext()
 
+    def _logits_at(self, places: list[int], **inputs: Any) -> Tensor:
+        """Return the logits at a few positions of each row. Shape `(B, len(places), V)`."""
+        kept = torch.tensor(places, device=self.device)
+        logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
+        return logits if logits.shape[1] == len(places) else logits[:, kept]
+
     def _run(self, work: list) -> Generator[tuple, None, None]:
         """Yield sequence numbers, their values and the number of tokens, one forward pass at a time."""
         if not work:

@@ -71,11 +71,8 @@ def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
 
 def length_batches(sequences: list[Ids], batch_tokens: int) -> Iterator[list[int]]:
     """
-    Yield the numbers of sequences in batches, longest first.
-
-    Args:
-        sequences: Token ids, in any order.
-        batch_tokens: Number of tokens in a batch, padding included; a longer sequence gets its own batch.
+    Yield the numbers of sequences in batches of at most `batch_tokens` tokens, padding included, longest first. A
+    longer sequence gets its own batch.
     """
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i]))
     while order:

@@ -106,11 +106,8 @@ def gather(entries: dict[K, T], all_processes: bool = True) -> dict[K, T]:
 
 def sum_over_processes(rows: "torch.Tensor", device: "torch.device") -> None:
     """
-    Add up the rows of all processes, in place; exact if every element is nonzero in at most one process.
-
-    Args:
-        rows: Rows of this process, with the same shape in all processes. Shape `(n, d)`.
-        device: Device from which the group's backend sends.
+    Add up the rows of all processes, of equal shape `(n, d)`, in place; exact if every element is nonzero in at most
+    one process. The group's backend sends from `device`.
     """
     group = _group()
     for block in rows.split(max(1, BLOCK // rows.shape[1])) if group else ():

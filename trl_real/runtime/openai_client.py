@@ -73,10 +73,7 @@ class Requests:
 
     def ask(self, body: dict[str, Any]) -> dict[str, Any]:
         """
-        Send one request and return the completion.
-
-        Args:
-            body: JSON body of the request.
+        Send one request with this JSON body and return the completion.
 
         Raises:
             NotAnswered: If this request gets no answer before the deadline.

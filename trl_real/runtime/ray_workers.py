@@ -38,10 +38,7 @@ class ShardWorker:
 
 def connect(address: str | None) -> Any:
     """
-    Connect to Ray and return the module.
-
-    Args:
-        address: Address of a cluster. If None, use the cluster named in the environment, or start a local one.
+    Connect to the cluster at `address`, else to that of the environment or a new local one, and return the module.
 
     Raises:
         TrlRealError: If Ray is not installed, or no cluster answers at `address`.

@@ -50,15 +50,7 @@ class RunFolder:
 
 
 class RoundFolder(RunFolder):
-    """
-    Folder of a run in rounds, with a folder and a state file for each round.
-
-    Args:
-        folder, settings: As in `RunFolder`.
-
-    Raises:
-        TrlRealError: As in `RunFolder`.
-    """
+    """Folder of a run in rounds, with a folder and a state file for each round."""
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
         super().__init__(folder, settings, SETTINGS_FILE, "run")
@@ -140,13 +132,7 @@ class Round:
 
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], folder: str | Path, kind: str) -> None:
     """
-    Check that a folder was started with the same settings.
-
-    Args:
-        found: Settings stored in the folder.
-        wanted: Settings of this start.
-        folder: Path of the folder, for the error.
-        kind: Kind of the folder's content, such as `"run"`, for the error.
+    Check that the settings found in a folder are those of this start; `kind` names its content in the error.
 
     Raises:
         TrlRealError: If a setting differs; names the first one.

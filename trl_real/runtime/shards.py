@@ -60,12 +60,8 @@ class Shards:
 
     def make(self, file: Path, rows: Dataset, numbers: Sequence[int]) -> None:
         """
-        Write the shard of `rows` if it is missing, and remove older shards with its number.
-
-        Args:
-            file: Path that `file` returned for these rows.
-            rows: Input rows of `function`.
-            numbers: Indices of the rows in the full dataset.
+        Write the shard of `rows`, which have these `numbers` in the dataset, if it is missing, and remove older shards
+        with its number.
 
         Raises:
             TrlRealError: If the disk is full.
@@ -139,10 +135,7 @@ class ShardedMap:
 
     def run(self, desc: str) -> Dataset:
         """
-        Do the missing shards together with the other processes, then read all shards.
-
-        Args:
-            desc: Text of the progress bar in the first process.
+        Do the missing shards together with the other processes, then read all shards. The first process shows `desc`.
 
         Returns:
             Output of `function` in the order of the rows, in all processes; the data stays on disk.
@@ -177,9 +170,8 @@ class ShardedMap:
 def rows_digest(rows: Dataset) -> bytes:
     """Return a digest of the rows' content."""
     sink = io.BytesIO()  # Parquet, because the gaps in Arrow's own buffers are not initialized
-    table = (
-        rows.with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)
-    )  # one chunk, because chunks decide the pages
+    # One chunk, because chunks decide the pages.
+    table = rows.with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)
     pq.write_table(table, sink, compression="none", use_dictionary=False, write_statistics=False)
     return hashlib.blake2b(sink.getbuffer(), digest_size=16).digest()
 

@@ -17,15 +17,7 @@ LEAST_ROWS = 10
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """
-    Draw the win rate with its interval, and below it the length of the completions, against training steps.
-
-    Args:
-        history: Rows of `WinRateCallback.history`, in any order.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
+    """Draw the win rate with its interval, and below it the length of the completions, against training steps."""
     rows = sorted(history, key=lambda row: row["step"])
     steps = [row["step"] for row in rows]
     rate, low, high, length, other = (
@@ -51,18 +43,8 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
 def length_figure(rows: Mapping[str, Sequence[Any]], name: str, n_bins: int = 6) -> "Figure | None":
     """
-    Draw the mean preference against the difference in length, in bins of equally many rows.
-
-    Args:
-        rows: `Comparison.rows`.
-        name: Title.
-        n_bins: Maximum number of bins; a bin has at least 10 rows.
-
-    Returns:
-        The figure, or None with fewer than 20 judged rows.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
+    Draw the mean preference against the difference in length, in up to `n_bins` bins of equally many rows, 10 at
+    least. Return None with fewer than 20 judged rows.
     """
     from trl_real.functional.statistics.win_rate import win_rate
 

@@ -14,12 +14,7 @@ REPORT_FILE = "report.html"
 
 
 def check_extras() -> None:
-    """
-    Check the optional packages of a report at the start of a long run.
-
-    Raises:
-        MissingExtraError: If jinja2 or matplotlib is not installed.
-    """
+    """Raise `MissingExtraError` at the start of a long run if jinja2 or matplotlib is not installed."""
     figures.check_matplotlib()
     with needs_extra("jinja2", "plots"):
         import jinja2  # noqa: F401

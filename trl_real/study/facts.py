@@ -27,13 +27,8 @@ def describe(
     frozen: FrozenCells, arms: Sequence[str], budgets: Sequence[float | int], seed: int, everything: StudyPool
 ) -> dict[str, Any]:
     """
-    Collect facts for the report, as plain JSON values.
-
-    Args:
-        frozen: Cells with the selector and the test set.
-        arms, budgets: Sides of the grid.
-        seed: Seed of the selections to show, at the middle budget.
-        everything: All rows of the study, test rows included.
+    Collect facts for the report, as plain JSON values. The shown selections are those of the seed at the middle
+    budget; `everything` includes the test rows.
     """
     selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]

@@ -69,13 +69,10 @@ def study_pool(
     embeddings: bool = False,
 ) -> StudyPool:
     """
-    Read the rows of a study from labelled pairs, or from a pool with scores.
+    Read the rows of a study from labelled pairs (`chosen`, `rejected`), or from a pool with responses and scores.
 
     Args:
-        dataset: Dataset with `chosen` and `rejected`, or with `responses` and `scores`.
-        responses: Column of the responses.
-        scores: Column of the scores.
-        second_opinion: Column with another annotator's probability, in [0, 1], that `chosen` is better.
+        dataset, responses, scores, second_opinion: Arguments of `run_study`.
         embeddings: Whether to use the column `embeddings`.
 
     Raises:
@@ -125,14 +122,9 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
 
 def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Split rows into a pool and a test set without common prompts. The split depends only on the seed and the content of
-    the prompts.
-
-    Args:
-        pool: All rows.
-        n_test: Approximate number of test rows of a single split (the rows of a prompt stay together).
-        n_folds: 1 for a single split, or number of splits in which each prompt is in the test set once.
-        seed: Seed of the splits.
+    Split rows into a pool and a test set without common prompts, or into `n_folds` splits that test each prompt once.
+    The split depends only on the seed and the content of the prompts. The rows of a prompt stay together, so that
+    `n_test` is approximate.
 
     Returns:
         Ascending indices of the pool's and of the test set's rows, for each split.
@@ -169,9 +161,7 @@ def decided(
     Return the pairs that the labels decide, the better response first; ties and missing scores are left out.
 
     Args:
-        pool: Rows of the study.
-        places: Indices of the rows. Shape `(n,)`.
-        pairs: Two candidates (not responses) of each row. Shape `(n, 2)`.
+        places, pairs: Row index, shape `(n,)`, and two candidates (not responses), shape `(n, 2)`, of each pair.
         min_gap: Minimum difference of scores that decides a label.
     """
     judge = ScoreJudge("scores", min_gap)
@@ -219,12 +209,7 @@ def pair_vectors(vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -
 
 def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Dataset:
     """
-    Convert labelled pairs to TRL's preference format.
-
-    Args:
-        pool: Rows of the study.
-        places: Indices of the rows. Shape `(n,)`.
-        pairs: Two candidates of each row, the better one first. Shape `(n, 2)`.
+    Convert labelled pairs, as `decided` returns them, to TRL's preference format.
 
     Returns:
         Dataset with the columns `prompt`, `chosen`, `rejected`; responses are messages if the prompts are. A row

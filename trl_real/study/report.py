@@ -58,14 +58,7 @@ class StudyVerdict(NamedTuple):
 
 
 def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
-    """
-    Compare an arm with random selection at each budget below the whole pool, where all arms take the same pairs.
-
-    Args:
-        study: Study with `differences`.
-        metric: Key of `METRICS`.
-        arm: Name of an arm other than random.
-    """
+    """Compare an arm with random at each budget below the whole pool, where all arms take the same pairs."""
     differences = study.differences.get(metric, {}).get(arm, [])
     found = zip(study.budgets, differences, strict=False)
     at = [(budget_label(budget), d) for budget, d in found if not is_whole(budget, study.n_pool)]

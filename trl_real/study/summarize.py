@@ -115,13 +115,7 @@ class Curves:
 def collect(
     results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> Curves | None:
-    """
-    Return the curves of the seeds with all cells done; None without such a seed.
-
-    Args:
-        results: Results of the finished cells.
-        arms, budgets, seeds: Sides of the grid.
-    """
+    """Return the curves of the seeds with all cells done; None without such a seed."""
     complete = _complete(results, arms, budgets, seeds)
     if not complete:
         return None
@@ -191,11 +185,10 @@ def summarize(
     Summarize the finished cells as a `Study`.
 
     Args:
-        results: Results of the finished cells.
+        results: Results of the finished cells, `n_cells` if all are.
         grid: Sides of the grid: `arms`, `budgets`, `seeds`.
         facts: Result of `trl_real.study.facts.describe`, with `title` and `model`.
         settings: Settings of the run folder.
-        n_cells: Number of cells of the grid.
     """
     sides = grid["arms"], grid["budgets"], grid["seeds"]
     curves = collect(results, *sides)

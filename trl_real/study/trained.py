@@ -192,11 +192,8 @@ def cell_result(cell: Cell, labeled: Labeled, sums: dict[str, np.ndarray], **val
 
 def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Sum the metrics over the test pairs of each prompt, and count the pairs.
-
-    Args:
-        margins: Margins of the test pairs. Shape `(n,)`.
-        prompts: Prompt number of each pair. Shape `(n,)`.
+    Sum the metrics over the test pairs of each prompt, and count the pairs. Shapes `(n,)` of the margins and of the
+    prompts' numbers, to `(C,)`.
     """
     each = {"loss": pair_loss(margins), "margin": margins, "accuracy": (margins > 0).double()}
     sums = {name: np.bincount(prompts, weights=x.numpy()) for name, x in each.items()}

@@ -41,11 +41,8 @@ def length_rates(
     Compute the two length-controlled rates that work for any prompts.
 
     Args:
-        preferences: Result of `as_preferences`. Shape `(N,)`.
-        lengths, baseline_lengths: Number of characters of the responses. Shape `(N,)` each.
+        preferences, lengths, baseline_lengths, confidence, seed: Arguments of `win_rate`; preferences are checked.
         groups: Prompt of each row. Shape `(N,)`, int.
-        confidence: Confidence level of the interval.
-        seed: Seed of the bootstrap.
 
     Returns:
         `equal_length_win_rate` (see `equal_length_rate`), `equal_length_ci_low`, `equal_length_ci_high` (bootstrap by

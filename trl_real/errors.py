@@ -1,6 +1,7 @@
 """Errors for mistakes of the user: each message is one line with what was found and what to type."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TrlRealError(ValueError):
@@ -34,6 +35,15 @@ class MissingExtraError(ImportError, TrlRealError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. Type: pip install 'trl-real[{extra}]'")
+
+
+@contextmanager
+def needs_extra(package: str, extra: str) -> Iterator[None]:
+    """Raise `MissingExtraError` for imports that fail in this block."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(package, extra) from error
 
 
 def _restore(kind: type[TrlRealError], args: tuple) -> TrlRealError:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,8 @@ def _checkpoint(folder: Path) -> Any:
 
 def _tokenizer(path: Path) -> Any:
     """Build the tokenizer by hand: the one that transformers reads from the file splits line breaks differently."""
-    try:
+    with needs_extra("gguf", "demo"):
         from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingExtraError("gguf", "demo") from error
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ The annotator is a known reward, VADER's compound score in [-1, 1], so that the 
 
 import re
 
-from trl_real.errors import MissingExtraError
+from trl_real.errors import needs_extra
 
 
 TASK = (
@@ -59,9 +59,7 @@ def sentiment(texts: list[str]) -> list[float]:
     Raises:
         MissingExtraError: If vaderSentiment is not installed.
     """
-    try:
+    with needs_extra("vaderSentiment", "demo"):
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError as error:
-        raise MissingExtraError("vaderSentiment", "demo") from error
     analyzer = SentimentIntensityAnalyzer()
     return [analyzer.polarity_scores(text)["compound"] for text in texts]

@@ -136,20 +136,12 @@ def _row(comparison: Comparison, state: Any, seconds: float) -> dict[str, Any]:
 
 def _drawn(prompts: list[Any], n: int, seed: int) -> list[int]:
     """Return up to `n` rows, chosen by a hash of seed and text, in their original order."""
-
-    def draw(row: int) -> bytes:
-        return sha256(seed, dialogue(prompts[row]))
-
-    return sorted(sorted(range(len(prompts)), key=draw)[:n])
+    digests = [sha256(seed, dialogue(prompt)) for prompt in prompts]
+    return sorted(sorted(range(len(prompts)), key=digests.__getitem__)[:n])
 
 
 def _check_whole(model: Any) -> None:
-    """
-    Check that the model is not sharded.
-
-    Raises:
-        TrlRealError: If the parameters are spread over processes, so that no process can generate.
-    """
+    """Check that the model is not sharded: a process with a part of the parameters cannot generate."""
     sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
     if sharded or "FullyShardedDataParallel" in type(model).__name__ or "FSDP" in type(model).__name__:
         raise TrlRealError(

@@ -31,43 +31,27 @@ class Doubt(NamedTuple):
 
 
 def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list[Doubt]:
-    """
-    Check one side for equal answers to different prompts, and for empty answers.
-
-    Args:
-        side: Name of the side, for the message.
-        prompts: Prompts. Shape `(N,)`.
-        texts: Completions. Shape `(N,)`.
-    """
+    """Check the completions of one side for equal answers to different prompts, and for empty answers."""
     n, doubts = len(texts), []
+    texts = [" ".join(text.split()) for text in texts]
     answered: dict[str, set[str]] = {}
     for prompt, text in zip(prompts, texts, strict=True):
-        answered.setdefault(" ".join(text.split()), set()).add(prompt)
-    repeated = [bool(text.strip()) and len(answered[" ".join(text.split())]) > 1 for text in texts]
-    share = sum(repeated) / n if n else 0.0
-    if n >= ENOUGH and share > REPEATED:
-        n_distinct = len({" ".join(text.split()) for text, same in zip(texts, repeated, strict=True) if same})
-        doubts.append(
-            Doubt(
-                "duplicates",
-                f"{side} gives the same answer to different prompts in {sum(repeated)} of {n} rows "
-                f"(distinct texts: {n_distinct}): a constant answer that wins shows a weak judge, not a good model",
-                grave=share > 0.5,
-            )
+        answered.setdefault(text, set()).add(prompt)
+    repeated = [text for text in texts if text and len(answered[text]) > 1]
+    if n >= ENOUGH and len(repeated) > REPEATED * n:
+        words = (
+            f"{side} gives the same answer to different prompts in {len(repeated)} of {n} rows "
+            f"(distinct texts: {len(set(repeated))}): a constant answer that wins shows a weak judge, not a good model"
         )
-    n_empty = sum(not text.strip() for text in texts)
+        doubts.append(Doubt("duplicates", words, grave=len(repeated) > 0.5 * n))
+    n_empty = texts.count("")
     if n_empty:
         doubts.append(Doubt("empty", f"{side} gives an empty answer in {n_empty} of {n} rows"))
     return doubts
 
 
 def identity_doubts(same: Sequence[bool]) -> list[Doubt]:
-    """
-    Check whether both sides mostly give the same answers, as after a training without effect.
-
-    Args:
-        same: Whether the two completions of each row are equal. Shape `(N,)`.
-    """
+    """Check whether both sides mostly give the same answers (`same`, by row), as after a training without effect."""
     if sum(same) <= 0.5 * len(same):
         return []
     words = (
@@ -79,11 +63,8 @@ def identity_doubts(same: Sequence[bool]) -> list[Doubt]:
 
 def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:
     """
-    Check whether the completions of one side look like a single text, from their lengths alone.
-
-    Args:
-        side: Name of the side, for the message.
-        lengths: Number of characters of each completion; 0 and NaN are ignored. Shape `(N,)`.
+    Check whether the completions of one side look like a single text, from their lengths alone, in characters; 0 and
+    NaN are ignored.
     """
     lengths = [length for length in lengths if length and not math.isnan(length)]
     if len(lengths) < ENOUGH:
@@ -100,12 +81,8 @@ def length_doubts(side: str, lengths: Sequence[float]) -> list[Doubt]:
 
 def rate_doubts(rates: dict[str, Any], model_length: float, baseline_length: float, n_prompts: int) -> list[Doubt]:
     """
-    Check the rates for effects of length, failed verdicts and too few prompts.
-
-    Args:
-        rates: Result of `win_rate`, with or without lengths.
-        model_length, baseline_length: Mean length in characters; NaN if unknown.
-        n_prompts: Number of different prompts.
+    Check the rates of `win_rate` for effects of length, failed verdicts and too few different prompts. The lengths are
+    means in characters, NaN if unknown.
     """
     doubts = []
     ratio = model_length / baseline_length if baseline_length else math.nan

@@ -19,18 +19,8 @@ def add_completions(
     dataset: Dataset, policy: Any, column: str, *, tokenizer: Any = None, prompt: str = "prompt", **generation: Any
 ) -> Dataset:
     """
-    Generate a completion for every row's prompt.
-
-    Args:
-        dataset: Rows with a prompt, as text or messages.
-        policy: Hub id or path of a causal LM, or a loaded model.
-        column: Name of the new column.
-        tokenizer: Tokenizer of a loaded policy.
-        prompt: Column of the prompts.
-        generation: Arguments of `generate`: `max_new_tokens`, `temperature`, `seed`, ….
-
-    Returns:
-        The dataset with a column of completions, as texts.
+    Generate a completion for every row's prompt, as a new column of texts; the arguments are those of
+    `compare_columns`.
 
     Raises:
         MissingColumnError: If the column of prompts is missing.

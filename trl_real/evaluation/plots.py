@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trl_real.reports.figures import DPI, FONT, LINE_COLOR, WIDTH, check_matplotlib, new_axes, tidy, to_float
+from trl_real.reports.figures import FONT, LINE_COLOR, new_axes, new_panels, tidy, to_float
 
 
 if TYPE_CHECKING:
@@ -17,31 +17,18 @@ LEAST_ROWS = 10
 
 
 def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
-    """
-    Draw the win rate with its interval, and below it the length of the completions, against training steps.
-
-    Args:
-        history: Rows of `WinRateCallback.history`, in any order.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
-    check_matplotlib()
-    from matplotlib.figure import Figure
-
+    """Draw the win rate with its interval, and below it the length of the completions, against training steps."""
     rows = sorted(history, key=lambda row: row["step"])
     steps = [row["step"] for row in rows]
     rate, low, high, length, other = (
         [to_float(row[name]) for row in rows]
         for name in ("win_rate", "win_rate_low", "win_rate_high", "completion_length", "baseline_length")
     )
-    figure = Figure(figsize=(WIDTH, 5.4), dpi=DPI, layout="constrained", facecolor="white")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    figure, upper, lower = new_panels(height=5.4, title=f"win rate and length (n={rows[-1]['n']})")
     upper.axhline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
     upper.fill_between(steps, low, high, color=RATE_COLOR, alpha=0.2, linewidth=0)
     upper.plot(steps, rate, "o-", color=RATE_COLOR, linewidth=2)
     upper.set_ylabel("win rate", fontsize=FONT)
-    upper.set_title(f"win rate and length (n={rows[-1]['n']})", fontsize=FONT + 1, fontweight="bold", loc="left")
     lower.plot(steps, length, "o-", color=LENGTH_COLOR, linewidth=2, label="model")
     lower.plot(steps, other, "--", color=LINE_COLOR, linewidth=1.5, label="baseline")
     lower.set_ylim(0, 1.1 * np.nanmax([*length, *other, 1.0]))
@@ -56,18 +43,8 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> "Figure":
 
 def length_figure(rows: Mapping[str, Sequence[Any]], name: str, n_bins: int = 6) -> "Figure | None":
     """
-    Draw the mean preference against the difference in length, in bins of equally many rows.
-
-    Args:
-        rows: `Comparison.rows`.
-        name: Title.
-        n_bins: Maximum number of bins; a bin has at least 10 rows.
-
-    Returns:
-        The figure, or None with fewer than 20 judged rows.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
+    Draw the mean preference against the difference in length, in up to `n_bins` bins of equally many rows, 10 at
+    least. Return None with fewer than 20 judged rows.
     """
     from trl_real.functional.statistics.win_rate import win_rate
 

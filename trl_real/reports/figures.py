@@ -1,4 +1,8 @@
-"""Figures of the reports: plain data in, a matplotlib `Figure` out, without `pyplot` and its global state."""
+"""
+Figures of the reports: plain data in, a matplotlib `Figure` out, without `pyplot` and its global state.
+
+Every figure raises `MissingExtraError` if matplotlib is not installed.
+"""
 
 import base64
 import io
@@ -8,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trl_real.errors import MissingExtraError
+from trl_real.errors import needs_extra
 
 
 if TYPE_CHECKING:
@@ -105,9 +109,6 @@ def similarity_figure(
         name: Title.
         color: Colour of the kept rows.
         cut: Similarity at the end of the budget; None if the budget does not end at a similarity.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
     """
     figure, axes = new_axes(height=3.6, title=name)
     edges = histogram["edges"]
@@ -126,16 +127,7 @@ def similarity_figure(
 
 
 def win_rate_figure(rates: Sequence[Rate], *, confidence: float = 0.95) -> "Figure":
-    """
-    Draw win rates as points with intervals, one row per arm, with a line at 0.5.
-
-    Args:
-        rates: Rows from top to bottom; a gap separates the groups.
-        confidence: Confidence level of the intervals.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
+    """Draw win rates as points with intervals, one row per arm from top to bottom, with a line at 0.5."""
     heights = row_heights([rate.group for rate in rates])
     figure, axes = new_axes(height=1.35 + 0.55 * (1 - min(heights)), title="")
     axes.axvline(0.5, color=LINE_COLOR, linestyle="--", linewidth=1.5)
@@ -167,9 +159,6 @@ def training_figure(
         name: Title.
         n_labels: Number of labelled pairs per epoch.
         limits: Limits of the vertical axis, equal for all arms; see `reward_limits`.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
     """
     figure, axes = new_axes(height=3.8, title=name)
     rows = reward_rows(log_history)
@@ -240,25 +229,13 @@ def save_png(figure: "Figure | bytes", path: str | Path) -> Path:
 
 
 def check_matplotlib() -> None:
-    """
-    Check that matplotlib is installed.
-
-    Raises:
-        MissingExtraError: If it is not.
-    """
-    try:
+    """Raise `MissingExtraError` if matplotlib is not installed."""
+    with needs_extra("matplotlib", "plots"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plots") from error
 
 
 def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
-    """
-    Create a figure of the common width with one pair of axes; `height` is in inches.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
+    """Create a figure of the common width with one pair of axes; `height` is in inches."""
     check_matplotlib()
     from matplotlib.figure import Figure
 
@@ -267,6 +244,16 @@ def new_axes(height: float, title: str) -> tuple["Figure", "Axes"]:
     if title:
         axes.set_title(short_label(title, 40), fontsize=FONT + 1, fontweight="bold", loc="left")
     return figure, axes
+
+
+def new_panels(height: float, title: str) -> tuple["Figure", "Axes", "Axes"]:
+    """Create a figure as `new_axes` does, with a second panel below the first, on the same horizontal axis."""
+    figure, above = new_axes(height, title)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
+    above.set_subplotspec(grid[0])
+    below = figure.add_subplot(grid[1], sharex=above)
+    above.tick_params(axis="x", labelbottom=False)
+    return figure, above, below
 
 
 def draw_interval(axes: "Axes", ends: tuple[float, float, float], y: float, *, color: str, text: str = "") -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trl_real.errors import MissingExtraError
+from trl_real.errors import needs_extra
 from trl_real.reports import figures
 
 
@@ -14,17 +14,10 @@ REPORT_FILE = "report.html"
 
 
 def check_extras() -> None:
-    """
-    Check the optional packages of a report at the start of a long run.
-
-    Raises:
-        MissingExtraError: If jinja2 or matplotlib is not installed.
-    """
+    """Raise `MissingExtraError` at the start of a long run if jinja2 or matplotlib is not installed."""
     figures.check_matplotlib()
-    try:
+    with needs_extra("jinja2", "plots"):
         import jinja2  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("jinja2", "plots") from error
 
 
 def render(template: str, **values: Any) -> str:

@@ -14,7 +14,7 @@ from trl_real.selection.annotation import choose
 from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.strategies import Strategy, as_strategy, split_geometry
 from trl_real.study.grid import Cell
-from trl_real.study.pool import StudyPool, decided_pairs, verdicts
+from trl_real.study.pool import StudyPool, decided, decided_pairs, pair_vectors
 
 
 class Arm(NamedTuple):
@@ -98,11 +98,7 @@ class ArmSelector:
         """Return the labelled pairs of the cell's budget; ties and missing scores count as labels but are left out."""
         scored = self.scored_pairs(cell.arm, cell.seed)
         bought = scored.selected(cell.budget)
-        places, pairs = scored.places[bought], scored.pairs[bought]
-        labels = verdicts(self.pool, places, pairs, self.min_gap)
-        better_first = np.where((labels == 0)[:, None], pairs[:, ::-1], pairs)
-        decided = (labels == 1) | (labels == 0)
-        return Labeled(places[decided], better_first[decided], len(bought))
+        return Labeled(*decided(self.pool, scored.places[bought], scored.pairs[bought], self.min_gap), len(bought))
 
     def validation_pairs(self, seed: int, n: int) -> Labeled:
         """Return up to `n` labelled pairs, one per row, from the rows that the seed may not select from."""
@@ -129,6 +125,5 @@ class ArmSelector:
         choice = choose(rows, [change(v.double()) for v in vectors], strategy, seed)
         both = zip(rows, choice.pairs.tolist(), strict=True)
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
-        first, second = (torch.stack([v[k] for v, k in zip(vectors, side, strict=True)]) for side in pairs.T)
-        similarity = pair_similarity(first, second).numpy()
+        similarity = pair_similarity(*pair_vectors(self.vectors, places, pairs)).numpy()
         return ScoredPairs(places, pairs, similarity, strategy, choice.scores, choice.differences)

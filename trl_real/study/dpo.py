@@ -68,16 +68,13 @@ class DPOCells:
         self, train: Dataset, validation: Dataset, test: Dataset, seed: int, folder: Path, follow_drift: bool = False
     ) -> list[TrainingRun]:
         """
-        Train on a cell's pairs.
+        Train on a cell's preference data; return one run per learning rate.
 
         Args:
             train, validation, test: Preference data; `validation` may be empty.
             seed: Seed of the order of the pairs and of the adapter's weights.
             folder: Folder for the trainer; removed at the end.
             follow_drift: Whether to measure the drift of the embeddings of test pairs.
-
-        Returns:
-            One run per learning rate.
         """
         runs = [self._run(rate, train, validation, test, seed, folder, follow_drift) for rate in self.learning_rates]
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ from trl_real.selection.record import describe_similarity, library_versions
 from trl_real.study.arms import ScoredPairs
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
-from trl_real.study.pool import StudyPool
+from trl_real.study.pool import StudyPool, pair_vectors
 from trl_real.study.results import RANDOM
 
 
@@ -27,13 +27,8 @@ def describe(
     frozen: FrozenCells, arms: Sequence[str], budgets: Sequence[float | int], seed: int, everything: StudyPool
 ) -> dict[str, Any]:
     """
-    Collect facts for the report, as plain JSON values.
-
-    Args:
-        frozen: Cells with the selector and the test set.
-        arms, budgets: Sides of the grid.
-        seed: Seed of the selections to show, at the middle budget.
-        everything: All rows of the study, test rows included.
+    Collect facts for the report, as plain JSON values. The shown selections are those of the seed at the middle
+    budget; `everything` includes the test rows.
     """
     selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]
@@ -79,11 +74,9 @@ def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     """Return agreement by second opinion: a model that has not seen the pair, and a column if there is one."""
     labeled = frozen.selector.labeled(Cell(RANDOM, 1.0, seed))
     vectors = frozen.selector.vectors
-    both = list(zip(labeled.places.tolist(), labeled.pairs.tolist(), strict=True))
-    if len(both) < 2:
+    if len(labeled.places) < 2:
         return {}
-    better, worse = (torch.stack([vectors[i][pair[side]] for i, pair in both]) for side in (0, 1))
-    similarity = pair_similarity(better, worse).numpy()
+    similarity = pair_similarity(*pair_vectors(vectors, labeled.places, labeled.pairs)).numpy()
     differences = frozen.differences(vectors, labeled.places, labeled.pairs)
     fit, _ = tune_bradley_terry(differences)
     verdicts = torch.sigmoid(left_out_margins(differences, fit)).numpy()

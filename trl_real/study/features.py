@@ -18,15 +18,8 @@ PART = 512
 
 def embed_rows(rows: list[Candidates], encoder: Encoder, folder: Path) -> list[Tensor]:
     """
-    Embed the candidates of the rows, or read the parts that are already in the folder.
-
-    Args:
-        rows: Rows of the study, always in the same order.
-        encoder: Encoder of the responses.
-        folder: Folder for the parts of this study.
-
-    Returns:
-        One `(K, d)` tensor per row, float32.
+    Embed the candidates of the rows, which are always in the same order, or read the parts that are already in the
+    folder. Return one `(K, d)` tensor per row, float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = [row.prompt for row in rows for _ in row.texts]

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import Fit, pair_loss, tune_bradley_terry
 from trl_real.study.arms import ArmSelector
 from trl_real.study.grid import Cell, Result
-from trl_real.study.pool import StudyPool, decided_pairs
-from trl_real.study.trained import metric_sums
+from trl_real.study.pool import StudyPool, pair_vectors, pairs_to_test
+from trl_real.study.trained import cell_result, metric_sums
 
 
 class FrozenCells:
@@ -32,19 +31,10 @@ class FrozenCells:
         self.selector, self.test = selector, test
         within = torch.cat([v.double() - v.double().mean(0) for v in selector.vectors])
         self.scale = within.square().mean(0).sqrt().clamp_min(1e-12)  # (d,)
-        places, pairs = decided_pairs(test, selector.min_gap)
-        if not len(pairs):
-            raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
-        self.test_differences = self.differences(test_vectors, places, pairs)
-        keys = test.prompt_keys()
-        _, self.test_prompts = np.unique([keys[i] for i in places], return_inverse=True)
+        places, pairs, self.test_prompts = pairs_to_test(test, selector.min_gap)
+        self.test_differences, self.n_test = self.differences(test_vectors, places, pairs), len(pairs)
         # With two responses per row, the whole pool is the same set for every arm.
         self.fit = lru_cache(maxsize=2)(self._fit)
-
-    @property
-    def n_test(self) -> int:
-        """Number of test pairs."""
-        return len(self.test_prompts)
 
     def __call__(self, cell: Cell) -> Result:
         """Train and test one cell; `arrays` holds sums of metrics over the test pairs of each prompt, and counts."""
@@ -52,26 +42,14 @@ class FrozenCells:
         best, fits = self.fit(labeled.places.tobytes(), labeled.pairs.tobytes())
         losses = {f"{fit.ridge:g}": float(pair_loss(self.test_differences @ fit.weights).mean()) for fit in fits}
         arrays = metric_sums(self.test_differences @ best.weights, self.test_prompts)
-        values = {
-            "arm": cell.arm,
-            "budget": cell.budget,
-            "seed": cell.seed,
-            "n_labels": labeled.n_labels,
-            "n_undecided": labeled.n_labels - len(labeled.places),
-            "ridge": best.ridge,
-            "losses": losses,
-            "best_loss": min(losses.values()),
-        }
-        values |= {name: float(arrays[name].sum() / self.n_test) for name in arrays if name != "counts"}
-        return Result(values, arrays)
+        return cell_result(cell, labeled, arrays, ridge=best.ridge, losses=losses, best_loss=min(losses.values()))
 
     def differences(self, vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -> Tensor:
         """Return better minus worse response, in units of the features' spread. Shape `(n, d)`, float64."""
         if not len(places):
             return torch.zeros(0, len(self.scale), dtype=torch.float64)
-        both = list(zip(places.tolist(), pairs.tolist(), strict=True))
-        better, worse = (torch.stack([vectors[i][pair[side]] for i, pair in both]).double() for side in (0, 1))
-        return (better - worse) / self.scale
+        better, worse = pair_vectors(vectors, places, pairs)
+        return (better.double() - worse.double()) / self.scale
 
     def _fit(self, places: bytes, pairs: bytes) -> tuple[Fit, list[Fit]]:
         where, which = np.frombuffer(places, dtype=int), np.frombuffer(pairs, dtype=int).reshape(-1, 2)

@@ -79,18 +79,7 @@ class StudyFolder(RunFolder):
 
 
 def run_cells(folder: StudyFolder, cells: Iterable[Cell], run: Callable[[Cell], Result], desc: str) -> int:
-    """
-    Run the cells that are not done, with a progress bar.
-
-    Args:
-        folder: Run folder of the study.
-        cells: Cells in the order in which they run.
-        run: Function that runs one cell.
-        desc: Label of the progress bar.
-
-    Returns:
-        Number of cells that were run.
-    """
+    """Run the cells that are not done, in this order and with a progress bar; return their number."""
     cells = list(cells)
     missing = [cell for cell in cells if not (folder.cells / f"{cell.key}.json").exists()]
     with tqdm(missing, initial=len(cells) - len(missing), total=len(cells), desc=desc, unit="cell") as bar:

@@ -1,4 +1,4 @@
-"""Figures of a study: plain data in, a matplotlib `Figure` out, in the style of `reports.figures`."""
+"""Figures of a study, with matplotlib and in the style of `reports.figures`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,17 +38,8 @@ def curve_figure(
     x_label: str = "labels used",
 ) -> "Figure":
     """
-    Draw a metric against labels: one line per arm, with its interval as a band.
-
-    Args:
-        curves: Curves by arm.
-        metric: Metric to draw; its value without labels is a thin line, if it is in range.
-        styles: Styles by arm.
-        title: Title of the figure.
-        x_label: Label of the horizontal axis.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
+    Draw a metric against labels: one line per arm, with its interval as a band. The metric's value without labels is a
+    thin line, if it is in range.
     """
     figure, axes = figures.new_axes(height=4.0, title=title)
     for i, (arm, curve) in enumerate(curves.items()):
@@ -73,19 +64,7 @@ def savings_figure(
     confidence: float = 0.95,
     x_label: str = "labels saved",
 ) -> "Figure":
-    """
-    Draw labels saved compared with random selection: one row per arm and level, with intervals and a line at 0.
-
-    Args:
-        savings: Savings by arm, one per level.
-        styles: Styles by arm.
-        title: Title of the figure.
-        confidence: Confidence level of the intervals.
-        x_label: Label of the horizontal axis.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
+    """Draw the savings of each arm and level: one row each, with intervals and a line at 0."""
     rows = [(arm, saving) for arm, found in savings.items() for saving in found]
     heights = figures.row_heights([arm for arm, _ in rows], gap=1.2)
     figure, axes = figures.new_axes(height=1.9 + 0.47 * (1 - min(heights)), title=title)
@@ -109,17 +88,7 @@ def savings_figure(
 
 
 def agreement_figure(bins: Sequence[AgreementBin], *, name: str, confidence: float = 0.95) -> "Figure":
-    """
-    Draw the agreement of a second opinion with the labels: one row per bin of similarity, least similar first.
-
-    Args:
-        bins: Bins with Wilson intervals.
-        name: Name of the second opinion.
-        confidence: Confidence level of the intervals.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
-    """
+    """Draw the agreement of a second opinion with the labels: one row per bin of similarity, least similar first."""
     heights = figures.row_heights([""] * len(bins))
     figure, axes = figures.new_axes(height=1.9 + 0.6 * len(bins), title="")
     title = "\n".join(wrap(figures.short_label(name, 84), 44))
@@ -147,14 +116,8 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     Args:
         rows: One mapping per checkpoint: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`.
         title: Title of the figure.
-
-    Raises:
-        MissingExtraError: If matplotlib is not installed.
     """
-    figure, above = figures.new_axes(height=5.6, title=title)
-    grid = figure.add_gridspec(2, 1, height_ratios=(3, 2))
-    above.set_subplotspec(grid[0])
-    below = figure.add_subplot(grid[1], sharex=above)
+    figure, above, below = figures.new_panels(height=5.6, title=title)
     labels = [figures.to_float(row["labels"]) for row in rows]
     for key, (name, color, line, marker) in DRIFT_LINES.items():
         values = [figures.to_float(row.get(key)) for row in rows]
@@ -167,7 +130,6 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     below.set_ylim(bottom=0)
     for axes in (above, below):
         figures.tidy(axes)
-    above.tick_params(axis="x", labelbottom=False)
     above.set_ylabel("1: as before", fontsize=FONT)
     below.set_ylabel("relative distance", fontsize=FONT)
     below.set_xlabel("labels seen", fontsize=FONT)

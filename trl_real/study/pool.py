@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.data.conversation import as_messages, is_messages, text_of
@@ -67,13 +69,10 @@ def study_pool(
     embeddings: bool = False,
 ) -> StudyPool:
     """
-    Read the rows of a study from labelled pairs, or from a pool with scores.
+    Read the rows of a study from labelled pairs (`chosen`, `rejected`), or from a pool with responses and scores.
 
     Args:
-        dataset: Dataset with `chosen` and `rejected`, or with `responses` and `scores`.
-        responses: Column of the responses.
-        scores: Column of the scores.
-        second_opinion: Column with another annotator's probability, in [0, 1], that `chosen` is better.
+        dataset, responses, scores, second_opinion: Arguments of `run_study`.
         embeddings: Whether to use the column `embeddings`.
 
     Raises:
@@ -123,14 +122,9 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
 
 def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Split rows into a pool and a test set without common prompts. The split depends only on the seed and the content of
-    the prompts.
-
-    Args:
-        pool: All rows.
-        n_test: Approximate number of test rows of a single split (the rows of a prompt stay together).
-        n_folds: 1 for a single split, or number of splits in which each prompt is in the test set once.
-        seed: Seed of the splits.
+    Split rows into a pool and a test set without common prompts, or into `n_folds` splits that test each prompt once.
+    The split depends only on the seed and the content of the prompts. The rows of a prompt stay together, so that
+    `n_test` is approximate.
 
     Returns:
         Ascending indices of the pool's and of the test set's rows, for each split.
@@ -160,45 +154,62 @@ def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> li
     return splits
 
 
-def verdicts(pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0) -> np.ndarray:
+def decided(
+    pool: StudyPool, places: np.ndarray, pairs: np.ndarray, min_gap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Return the labels of selected pairs: 1 if the first is better, 0 if the second is, 0.5 for a tie, NaN for no label.
+    Return the pairs that the labels decide, the better response first; ties and missing scores are left out.
 
     Args:
-        pool: Rows of the study.
-        places: Indices of the rows. Shape `(n,)`.
-        pairs: Two candidates (not responses) of each row. Shape `(n, 2)`.
+        places, pairs: Row index, shape `(n,)`, and two candidates (not responses), shape `(n, 2)`, of each pair.
         min_gap: Minimum difference of scores that decides a label.
     """
     judge = ScoreJudge("scores", min_gap)
-    return np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
+    labels = np.array(judge({"scores": [pool.scores[i].tolist() for i in places], "pair": pairs.tolist()}))
+    better_first = np.where((labels == 0)[:, None], pairs[:, ::-1], pairs)
+    known = (labels == 1) | (labels == 0)
+    return places[known], better_first[known]
 
 
 def decided_pairs(pool: StudyPool, min_gap: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Return all pairs that the labels decide, the better response first: the test pairs.
-
-    Returns:
-        Row index of each pair, shape `(n,)`, and its candidates, shape `(n, 2)`.
-    """
-    places, pairs = [], []
+    """Return all pairs of all rows that the labels decide, as `decided` does."""
+    found = [(np.zeros(0, dtype=int), np.zeros((0, 2), dtype=int))]
     for i, row in enumerate(pool.rows):
-        candidates = candidate_pairs(len(row.texts)).T.numpy()
-        labels = verdicts(pool, np.full(len(candidates), i), candidates, min_gap)
-        candidates = np.where((labels == 0)[:, None], candidates[:, ::-1], candidates)[(labels == 1) | (labels == 0)]
-        places += [i] * len(candidates)
-        pairs.append(candidates)
-    return np.array(places, dtype=int), np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=int)
+        pairs = candidate_pairs(len(row.texts)).T.numpy()
+        found.append(decided(pool, np.full(len(pairs), i), pairs, min_gap))
+    return np.concatenate([places for places, _ in found]), np.concatenate([pairs for _, pairs in found])
+
+
+def pairs_to_test(
+    pool: StudyPool, min_gap: float = 0.0, one_per_row: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Return all decided pairs, or the first of each row, and the number of each pair's prompt. Shape `(n,)`.
+
+    Raises:
+        TrlRealError: If no pair is decided.
+    """
+    places, pairs = decided_pairs(pool, min_gap)
+    if not len(pairs):
+        raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
+    if one_per_row:
+        _, first = np.unique(places, return_index=True)
+        places, pairs = places[first], pairs[first]
+    keys = pool.prompt_keys()
+    _, prompts = np.unique([keys[i] for i in places], return_inverse=True)
+    return places, pairs, prompts
+
+
+def pair_vectors(vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the vectors of the first and of the second candidate of each pair. Shape `(n, d)` each."""
+    both = list(zip(places.tolist(), pairs.tolist(), strict=True))
+    first, second = (torch.stack([vectors[i][pair[side]] for i, pair in both]) for side in (0, 1))
+    return first, second
 
 
 def preferences(pool: StudyPool, places: np.ndarray, pairs: np.ndarray) -> Dataset:
     """
-    Convert labelled pairs to TRL's preference format.
-
-    Args:
-        pool: Rows of the study.
-        places: Indices of the rows. Shape `(n,)`.
-        pairs: Two candidates of each row, the better one first. Shape `(n, 2)`.
+    Convert labelled pairs, as `decided` returns them, to TRL's preference format.
 
     Returns:
         Dataset with the columns `prompt`, `chosen`, `rejected`; responses are messages if the prompts are. A row

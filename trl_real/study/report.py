@@ -1,7 +1,7 @@
 """Report page of a study of label efficiency: curves, label savings, and comparisons without a measured gain."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,13 @@ from trl_real.study.results import ENGINES, METRICS, RANDOM, Study
 TEMPLATE, PLOTS = "study.html.j2", "plots"
 GAIN, NO_GAIN, WORSE, NOT_MEASURED = "gain", "no gain measured", "worse than random", "not measured"
 MIXED = "mixed"
+# Fields of a study with one figure per metric, and the label of its horizontal axis.
+X_LABELS = {
+    "curves": "labels used",
+    "savings": "labels saved",
+    "run_curves": "labels seen in the run",
+    "run_savings": "fewer labels seen",
+}
 DIGITS = {"loss": 4}  # digits of a metric's values; 3 for the others
 # A bootstrap of S seeds measures (S - 1) / S of their variance.
 FEW_SEEDS = 5
@@ -51,14 +58,7 @@ class StudyVerdict(NamedTuple):
 
 
 def study_verdict(study: Study, metric: str, arm: str) -> StudyVerdict:
-    """
-    Compare an arm with random selection at each budget below the whole pool, where all arms take the same pairs.
-
-    Args:
-        study: Study with `differences`.
-        metric: Key of `METRICS`.
-        arm: Name of an arm other than random.
-    """
+    """Compare an arm with random at each budget below the whole pool, where all arms take the same pairs."""
     differences = study.differences.get(metric, {}).get(arm, [])
     found = zip(study.budgets, differences, strict=False)
     at = [(budget_label(budget), d) for budget, d in found if not is_whole(budget, study.n_pool)]
@@ -126,64 +126,44 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
 def _pictures(folder: Path, study: Study) -> dict[str, Any]:
     """Draw and save all figures: URIs by metric, or pairs of a name (arm or second opinion) and a URI."""
     styles = figures.arm_styles(study.arms, COLORS)
-    pictures: dict[str, Any] = {
-        "curves": _curve_pictures(folder, "curves", study.curves, study, styles),
-        "savings": _saving_pictures(folder, "savings", study.savings, study, styles),
-        "run_curves": _curve_pictures(folder, "run_curves", study.run_curves, study, styles),
-        "run_savings": _saving_pictures(folder, "run_savings", study.run_savings, study, styles),
+    limits = figures.reward_limits(list(study.rewards.values()))
+    labels = {arm: _labels_of_run(study, arm) for arm in study.rewards}
+    drawn: dict[str, dict[str, Any]] = {
+        "rewards": {
+            arm: log and figures.training_figure(log, name=arm, n_labels=labels[arm], limits=limits)
+            for arm, log in ((arm, figures.reward_rows(log)) for arm, log in study.rewards.items())
+        },
+        "similarity": {
+            arm: histogram and figures.similarity_figure(histogram, name=arm, color=styles[arm].color)
+            for arm, histogram in study.histograms.items()
+        },
+        "agreement": {
+            name: bins and plots.agreement_figure(bins, name=name, confidence=study.confidence)
+            for name, bins in study.agreement.items()
+        },
     }
-    pictures["rewards"] = _reward_pictures(folder, study)
-    pictures["similarity"] = _similarity_pictures(folder, study, styles)
-    pictures["agreement"] = []
-    for i, (name, bins) in enumerate(study.agreement.items(), 1):
-        if bins:
-            figure = plots.agreement_figure(bins, name=name, confidence=study.confidence)
-            pictures["agreement"].append((name, saved(folder / f"agreement_{picture_name(i, name)}", figure)))
+    pictures: dict[str, Any] = {kind: _by_metric(folder, kind, study, styles) for kind in X_LABELS}
+    for kind, found in drawn.items():
+        files = [folder / f"{kind}_{picture_name(i, name)}" for i, name in enumerate(found, 1)]
+        shown = zip(found.items(), files, strict=True)
+        pictures[kind] = [(name, saved(file, figure)) for (name, figure), file in shown if figure]
     drift = plots.drift_figure(study.drift, title="drift of the embeddings") if study.drift else None
     pictures["drift"] = saved(folder / "drift.png", drift) if drift else None
     return pictures
 
 
-def _curve_pictures(folder: Path, kind: str, curves: Mapping, study: Study, styles: Mapping) -> dict[str, str]:
-    words = "labels used" if kind == "curves" else "labels seen in the run"
+def _by_metric(folder: Path, kind: str, study: Study, styles: Mapping) -> dict[str, str]:
+    """Draw and save the curves or the savings for each metric that has them."""
     pictures = {}
     for key, metric in METRICS.items():
-        if curves.get(key):
-            title = f"{metric.title} ({study.engine})"
-            figure = plots.curve_figure(curves[key], metric, styles, title=title, x_label=words)
+        found = getattr(study, kind).get(key, {})
+        if any(found.values()):
+            words = {"title": f"{metric.title} ({study.engine})", "x_label": X_LABELS[kind]}
+            if kind in ("curves", "run_curves"):
+                figure = plots.curve_figure(found, metric, styles, **words)
+            else:
+                figure = plots.savings_figure(found, styles, confidence=study.confidence, **words)
             pictures[key] = saved(folder / f"{kind}_{key}.png", figure)
-    return pictures
-
-
-def _saving_pictures(folder: Path, kind: str, savings: Mapping, study: Study, styles: Mapping) -> dict[str, str]:
-    words = "labels saved" if kind == "savings" else "fewer labels seen"
-    pictures = {}
-    for key, metric in METRICS.items():
-        if any(savings.get(key, {}).values()):
-            title = f"{metric.title} ({study.engine})"
-            figure = plots.savings_figure(
-                savings[key], styles, title=title, confidence=study.confidence, x_label=words
-            )
-            pictures[key] = saved(folder / f"{kind}_{key}.png", figure)
-    return pictures
-
-
-def _reward_pictures(folder: Path, study: Study) -> list[tuple[str, str]]:
-    limits = figures.reward_limits(list(study.rewards.values()))
-    pictures = []
-    for i, (arm, log) in enumerate(study.rewards.items(), 1):
-        if figures.reward_rows(log):
-            figure = figures.training_figure(log, name=arm, n_labels=_labels_of_run(study, arm), limits=limits)
-            pictures.append((arm, saved(folder / f"rewards_{picture_name(i, arm)}", figure)))
-    return pictures
-
-
-def _similarity_pictures(folder: Path, study: Study, styles: Mapping) -> list[tuple[str, str]]:
-    pictures = []
-    for i, (arm, histogram) in enumerate(study.histograms.items(), 1):
-        if histogram:
-            figure = figures.similarity_figure(histogram, name=arm, color=styles[arm].color)
-            pictures.append((arm, saved(folder / f"similarity_{picture_name(i, arm)}", figure)))
     return pictures
 
 
@@ -239,15 +219,12 @@ def _count(n: float) -> str:
     return "–" if math.isnan(n) else f"{n:,.0f}"
 
 
-def _ends(saving: Saving) -> str:
-    """Format the interval of a saving."""
-    if math.isnan(saving.low) or math.isnan(saving.high):
-        return "no interval"
-    return f"[{plots.percent(saving.low)}, {plots.percent(saving.high)}]"
-
-
-def _interval_of(value: ValueWithInterval, digits: int, sign: bool = False) -> str:
+def _ends(value: Saving | ValueWithInterval, form: Callable[[float], str] = plots.percent) -> str:
     """Format the interval of a value."""
     if math.isnan(value.low) or math.isnan(value.high):
         return "no interval"
-    return f"[{in_digits(value.low, digits, sign)}, {in_digits(value.high, digits, sign)}]"
+    return f"[{form(value.low)}, {form(value.high)}]"
+
+
+def _interval_of(value: ValueWithInterval, digits: int, sign: bool = False) -> str:
+    return _ends(value, lambda end: in_digits(end, digits, sign))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError
@@ -117,11 +116,11 @@ def run_study(
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
     folder = StudyFolder(output_dir, settings)
-    vectors: Any = everything.vectors
     if encoder is not None:
-        vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
+        everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
     arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-    frozen = [_frozen_cells(everything, vectors, places, pool_share, min_gap) for places in splits]
+    taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
+    frozen = [_frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
     run = FoldedCells(frozen)
     if trainer:
         followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
@@ -136,17 +135,8 @@ def run_study(
     return load_study(folder.folder)
 
 
-def _frozen_cells(
-    everything: StudyPool,
-    vectors: list[Tensor],
-    places: tuple[np.ndarray, np.ndarray],
-    pool_share: float,
-    min_gap: float,
-) -> FrozenCells:
-    """Build the cells of one split."""
-    pool, test = (everything.take(part) for part in places)
-    pool_vectors, test_vectors = ([vectors[i] for i in part] for part in places)
-    return FrozenCells(ArmSelector(pool, pool_vectors, pool_share, min_gap), test, test_vectors)
+def _frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:
+    return FrozenCells(ArmSelector(pool, pool.vectors or [], pool_share, min_gap), test, test.vectors or [])
 
 
 def load_study(folder: str | Path) -> Study:

@@ -115,14 +115,8 @@ class Curves:
 def collect(
     results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> Curves | None:
-    """
-    Return the curves of the seeds with all cells done; None without such a seed.
-
-    Args:
-        results: Results of the finished cells.
-        arms, budgets, seeds: Sides of the grid.
-    """
-    complete = [s for s in seeds if all(Cell(a, b, s) in results for a in arms for b in budgets)]
+    """Return the curves of the seeds with all cells done; None without such a seed."""
+    complete = _complete(results, arms, budgets, seeds)
     if not complete:
         return None
 
@@ -136,6 +130,11 @@ def collect(
     return Curves(np.array(n_labels), {name: stack(name) for name in METRICS}, counts, arms)
 
 
+def _complete(results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence, seeds: Sequence[int]) -> list[int]:
+    """Return the seeds with all cells done."""
+    return [s for s in seeds if all(Cell(a, b, s) in results for a in arms for b in budgets)]
+
+
 def _along(
     results: dict[Cell, Result], arms: Sequence[str], budgets: Sequence[float | int], seeds: Sequence[int]
 ) -> dict[str, Any]:
@@ -145,14 +144,13 @@ def _along(
     made: dict[str, Any] = {"drift": max(followed, key=lambda rows: rows[-1]["labels"], default=[])}
     shown = {arm: results.get(Cell(arm, below[-1], seeds[0])) for arm in arms}
     made["rewards"] = {arm: result.values["log"] for arm, result in shown.items() if result}
-    cells = {cell: result for cell, result in results.items() if cell.budget == below[-1]}
-    complete = [s for s in seeds if all(Cell(a, below[-1], s) in cells for a in arms)]
-    runs = [cells[Cell(a, below[-1], s)] for a in arms for s in complete]
+    complete = _complete(results, arms, below[-1:], seeds)
+    runs = [results[Cell(a, below[-1], s)] for a in arms for s in complete]
     if not runs or len({len(run.values["along"]) for run in runs}) > 1:
         return made
     n_labels = np.mean([run.values["along"] for run in runs], axis=0)
     sums = {
-        name: np.stack([[cells[Cell(a, below[-1], s)].arrays[f"along_{name}"] for s in complete] for a in arms])
+        name: np.stack([[results[Cell(a, below[-1], s)].arrays[f"along_{name}"] for s in complete] for a in arms])
         for name in METRICS
     }
     curves = Curves(n_labels, sums, runs[0].arrays["counts"], arms)
@@ -187,11 +185,10 @@ def summarize(
     Summarize the finished cells as a `Study`.
 
     Args:
-        results: Results of the finished cells.
+        results: Results of the finished cells, `n_cells` if all are.
         grid: Sides of the grid: `arms`, `budgets`, `seeds`.
         facts: Result of `trl_real.study.facts.describe`, with `title` and `model`.
         settings: Settings of the run folder.
-        n_cells: Number of cells of the grid.
     """
     sides = grid["arms"], grid["budgets"], grid["seeds"]
     curves = collect(results, *sides)

@@ -12,7 +12,7 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import pair_loss
 from trl_real.study.arms import ArmSelector, Labeled
 from trl_real.study.grid import Cell, Result
-from trl_real.study.pool import StudyPool, decided_pairs, preferences
+from trl_real.study.pool import StudyPool, pairs_to_test, preferences
 from trl_real.study.results import METRICS
 
 
@@ -91,20 +91,11 @@ class TrainedCells:
         self.selector, self.train, self.folder = selector, train, folder
         self.n_validation, self.followed = n_validation, followed
         self._last: tuple[Any, list[TrainingRun]] = (None, [])
-        places, pairs = decided_pairs(test, selector.min_gap)
-        _, first = np.unique(places, return_index=True)
-        if not len(first):
-            raise TrlRealError("No test pair has a label. Give more test rows (n_test), or a smaller min_gap.")
+        places, pairs, self.test_prompts = pairs_to_test(test, selector.min_gap, one_per_row=True)
+        self.n_test = len(pairs)
         # On disk, so that later cells find the cached reference log-probabilities.
-        preferences(test, places[first], pairs[first]).save_to_disk(folder / "test")
+        preferences(test, places, pairs).save_to_disk(folder / "test")
         self.test = load_from_disk(str(folder / "test"))
-        keys = test.prompt_keys()
-        _, self.test_prompts = np.unique([keys[i] for i in places[first]], return_inverse=True)
-
-    @property
-    def n_test(self) -> int:
-        """Number of test pairs."""
-        return len(self.test_prompts)
 
     def __call__(self, cell: Cell) -> Result:
         """Train, choose the best point, and sum the metrics over the test pairs of each prompt."""
@@ -114,24 +105,20 @@ class TrainedCells:
         if not len(train):
             raise TrlRealError(f"No label of {cell.key} decides, so there is nothing to train on. Lower min_gap.")
         run, point, best_loss = self._trained(cell, labeled, train, validation)
-        arrays = self._sums(point.test)
-        values = {
-            "arm": cell.arm,
-            "budget": cell.budget,
-            "seed": cell.seed,
-            "n_labels": labeled.n_labels,
-            "n_undecided": labeled.n_labels - len(train),
-            "learning_rate": run.learning_rate,
-            "labels_seen": point.labels,
-            "best_loss": best_loss,
-            "log": run.log,
-            "drift": run.drift,
-            "along": [p.labels for p in run.points],
-        }
-        values |= {name: float(arrays[name].sum() / self.n_test) for name in arrays if name != "counts"}
+        result = cell_result(
+            cell,
+            labeled,
+            self._sums(point.test),
+            learning_rate=run.learning_rate,
+            labels_seen=point.labels,
+            best_loss=best_loss,
+            log=run.log,
+            drift=run.drift,
+            along=[p.labels for p in run.points],
+        )
         along = [self._sums(p.test) for p in run.points]
-        arrays |= {f"along_{name}": np.stack([sums[name] for sums in along]) for name in along[0]}
-        return Result(values, arrays)
+        result.arrays.update({f"along_{name}": np.stack([sums[name] for sums in along]) for name in along[0]})
+        return result
 
     def _trained(
         self, cell: Cell, labeled: Labeled, train: Dataset, validation: Dataset
@@ -160,11 +147,7 @@ class FoldedCells:
 
     def __init__(self, folds: Sequence[Any]):
         self.folds = list(folds)
-
-    @property
-    def n_test(self) -> int:
-        """Number of test pairs."""
-        return sum(fold.n_test for fold in self.folds)
+        self.n_test = sum(fold.n_test for fold in self.folds)
 
     def __call__(self, cell: Cell) -> Result:
         """Average numbers over the splits, keep other values of the first one, and concatenate arrays."""
@@ -198,13 +181,19 @@ def _same_points(results: list[Result]) -> list[Result]:
     return found
 
 
+def cell_result(cell: Cell, labeled: Labeled, sums: dict[str, np.ndarray], **values: Any) -> Result:
+    """Return a result: the cell, its numbers of labels, these values and the mean metrics; the sums as arrays."""
+    n_labels = labeled.n_labels
+    named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.seed}
+    counted = {"n_labels": n_labels, "n_undecided": n_labels - len(labeled.places)}
+    means = {name: float(sums[name].sum() / sums["counts"].sum()) for name in METRICS}
+    return Result({**named, **counted, **values, **means}, sums)
+
+
 def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Sum the metrics over the test pairs of each prompt, and count the pairs.
-
-    Args:
-        margins: Margins of the test pairs. Shape `(n,)`.
-        prompts: Prompt number of each pair. Shape `(n,)`.
+    Sum the metrics over the test pairs of each prompt, and count the pairs. Shapes `(n,)` of the margins and of the
+    prompts' numbers, to `(C,)`.
     """
     each = {"loss": pair_loss(margins), "margin": margins, "accuracy": (margins > 0).double()}
     sums = {name: np.bincount(prompts, weights=x.numpy()) for name, x in each.items()}

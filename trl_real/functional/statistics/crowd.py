@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError
+from trl_real.errors import needs_extra
 from trl_real.functional.statistics.rater_agreement import as_votes
 
 
@@ -54,10 +54,8 @@ def dawid_skene(votes: np.ndarray) -> np.ndarray:
         TrlRealError: If a vote is not 0, 0.5, 1 or NaN.
         MissingExtraError: If crowd-kit is not installed.
     """
-    try:
+    with needs_extra("crowd-kit", "stats"):
         from crowdkit.aggregation import DawidSkene
-    except ImportError:
-        raise MissingExtraError("crowd-kit", "stats") from None
     from pandas import DataFrame
 
     votes = as_votes(votes)

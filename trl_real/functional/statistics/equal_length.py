@@ -46,15 +46,9 @@ def equal_length_interval(
     scores: np.ndarray, difference: np.ndarray, groups: np.ndarray, confidence: float, seed: int
 ) -> tuple[float, float]:
     """
-    Return the bootstrap interval of `equal_length_rate`: draw prompts with replacement, fit the model to each of 2,000
-    samples (the scale of the length difference stays fixed), and move the percentiles outward as in
-    `expanded_percentiles`.
-
-    Args:
-        scores, difference: See `equal_length_rate`.
-        groups: Prompt of each row. Shape `(n,)`, int.
-        confidence: Confidence level, in (0, 1).
-        seed: Seed of the bootstrap.
+    Return the bootstrap interval of `equal_length_rate`: draw prompts (`groups`, int, shape `(n,)`) with replacement,
+    fit the model to each of 2,000 samples (the scale of the length difference stays fixed), and move the percentiles
+    outward as in `expanded_percentiles`.
 
     Returns:
         Both ends. The interval of the plain rate if the rate is the plain one; NaN if the rate is NaN, for a single
@@ -109,12 +103,8 @@ def _fit(x: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _fit_many(x: np.ndarray, scores: np.ndarray, weights: np.ndarray, start: np.ndarray) -> np.ndarray:
     """
-    Return `theta` of the fit for each weighting of the rows, by Newton's method; NaN if it does not converge.
-
-    Args:
-        x, scores: Length differences and targets. Shape `(n,)` each.
-        weights: Weights of the rows, one weighting per line. Shape `(b, n)`.
-        start: Starting point `(phi, theta)`.
+    Return `theta` of the fit for each weighting of the rows, shape `(b, n)`, by Newton's method from `start`; NaN if
+    it does not converge.
     """
     phi, theta = (np.full(len(weights), value) for value in start)
     weights = weights.astype(float)

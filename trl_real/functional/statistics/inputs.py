@@ -84,22 +84,12 @@ def as_lengths(lengths: Numbers, judged: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_count(values: Sized, n: int, name: str, other: str = "preferences") -> None:
-    """
-    Check the number of values.
-
-    Raises:
-        TrlRealError: If there are not `n` values.
-    """
+    """Raise `TrlRealError` if there are not `n` values."""
     if len(values) != n:
         raise TrlRealError(f"{len(values)} {name} came with {n} {other}. Give one a row, in the same order.")
 
 
 def check_confidence(confidence: float) -> None:
-    """
-    Check a confidence level.
-
-    Raises:
-        TrlRealError: If it is not in (0, 1).
-    """
+    """Raise `TrlRealError` if the confidence level is not in (0, 1)."""
     if not 0 < confidence < 1:
         raise TrlRealError(f"confidence is {confidence}. Give a level between 0 and 1, such as confidence=0.95.")

@@ -1,6 +1,5 @@
 """Confidence intervals of a mean preference, each with the name of its method."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +28,7 @@ class Interval(NamedTuple):
     method: str
 
 
-Method = Callable[[np.ndarray, np.ndarray, float, int], Interval]
-
+INTERVALS = ("auto", "wilson", "t", "score", "bootstrap")
 UNDEFINED = Interval(float("nan"), float("nan"), "undefined")
 
 
@@ -44,7 +42,7 @@ def mean_interval(
         scores: Judged preferences, in [0, 1]. Shape `(n,)`.
         groups: Cluster (prompt) of each score. Shape `(n,)`, int.
         confidence: Confidence level, in (0, 1).
-        method: Key of `INTERVALS`: `"auto"`, `"wilson"`, `"t"`, `"score"` or `"bootstrap"`.
+        method: One of `INTERVALS`; `"auto"` is Wilson's interval if it applies, else Student's t.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -64,7 +62,19 @@ def mean_interval(
     """
     if method not in INTERVALS:
         raise TrlRealError(f"method is {method!r}. Give one of {', '.join(map(repr, INTERVALS))}.")
-    return INTERVALS[method](scores, groups, confidence, seed)
+    if method == "auto":
+        method = "wilson" if _is_wilson(scores, groups) else "t"
+    if method == "wilson":
+        return _wilson(scores, groups, confidence)
+    special = _without_variance(scores, groups, confidence)
+    if special:
+        return special
+    if method == "bootstrap" and len(np.unique(groups)) >= FEWEST_RESAMPLED:
+        return _bootstrap(scores, groups, confidence, seed)
+    clustered = "" if len(scores) == len(np.unique(groups)) else "clustered "
+    if method == "score":
+        return Interval(*score_interval(scores, groups, confidence), f"{clustered}score")
+    return Interval(*_t_interval(scores, groups, confidence), f"{clustered}t")
 
 
 def standard_error(scores: np.ndarray, groups: np.ndarray) -> float:
@@ -165,12 +175,7 @@ def wilson_interval(wins: float, n: int, confidence: float) -> tuple[float, floa
     return float(low.low), float(high.high)
 
 
-def _auto(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
-    """Use Wilson's interval if it applies, else Student's t."""
-    return (_wilson if _is_wilson(scores, groups) else _t)(scores, groups, confidence, seed)
-
-
-def _wilson(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
+def _wilson(scores: np.ndarray, groups: np.ndarray, confidence: float) -> Interval:
     if not len(scores):
         return UNDEFINED
     if not _is_wilson(scores, groups):
@@ -181,22 +186,13 @@ def _wilson(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int
     return Interval(*wilson_interval(scores.sum(), len(scores), confidence), "wilson")
 
 
-def _t(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
-    special = _without_variance(scores, groups, confidence)
-    if special:
-        return special
-    half = t_half_width(scores, groups, confidence)
-    low, high = np.clip([scores.mean() - half, scores.mean() + half], 0, 1)
-    return Interval(float(low), float(high), "t" if len(scores) == len(np.unique(groups)) else "clustered t")
+def _t_interval(scores: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:
+    half, mean = t_half_width(scores, groups, confidence), scores.mean()
+    return float(max(mean - half, 0)), float(min(mean + half, 1))
 
 
 def _bootstrap(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
     totals, sizes = _totals(scores, groups)
-    if len(sizes) < FEWEST_RESAMPLED:
-        return _t(scores, groups, confidence, seed)
-    special = _without_variance(scores, groups, confidence)
-    if special:
-        return special
     # Draws are by position: clusters sorted by content give the same draws for any order of the rows.
     order = np.lexsort((totals.round(9), sizes))
     totals, sizes = totals[order], sizes[order]
@@ -206,23 +202,6 @@ def _bootstrap(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: 
         for drawn in resamples(len(sizes), ROUNDS, seed)
     ]
     return Interval(*expanded_percentiles(np.concatenate(means), len(sizes), confidence), "bootstrap")
-
-
-def _score(scores: np.ndarray, groups: np.ndarray, confidence: float, seed: int) -> Interval:
-    special = _without_variance(scores, groups, confidence)
-    if special:
-        return special
-    name = "score" if len(scores) == len(np.unique(groups)) else "clustered score"
-    return Interval(*score_interval(scores, groups, confidence), name)
-
-
-INTERVALS: dict[str, Method] = {
-    "auto": _auto,
-    "wilson": _wilson,
-    "t": _t,
-    "score": _score,
-    "bootstrap": _bootstrap,
-}
 
 
 def _quantile_and_error(scores: np.ndarray, groups: np.ndarray, confidence: float) -> tuple[float, float]:

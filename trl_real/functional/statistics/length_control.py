@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.functional.statistics.equal_length import equal_length_interval, equal_length_rate
 from trl_real.functional.statistics.inputs import Numbers, as_lengths, as_preferences, as_vector, check_count
 
@@ -41,11 +41,8 @@ def length_rates(
     Compute the two length-controlled rates that work for any prompts.
 
     Args:
-        preferences: Result of `as_preferences`. Shape `(N,)`.
-        lengths, baseline_lengths: Number of characters of the responses. Shape `(N,)` each.
+        preferences, lengths, baseline_lengths, confidence, seed: Arguments of `win_rate`; preferences are checked.
         groups: Prompt of each row. Shape `(N,)`, int.
-        confidence: Confidence level of the interval.
-        seed: Seed of the bootstrap.
 
     Returns:
         `equal_length_win_rate` (see `equal_length_rate`), `equal_length_ci_low`, `equal_length_ci_high` (bootstrap by
@@ -172,11 +169,9 @@ def fit_alpaca_eval_weights(
 
 def _soft_logistic(x: np.ndarray, scores: np.ndarray) -> list[float]:
     """Fit soft targets by cross-validated L1 regression without an intercept. Shapes `(n, p)`, `(n,)` to `(p,)`."""
-    try:
+    with needs_extra("scikit-learn", "stats"):
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.model_selection import GroupKFold
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "stats") from None
 
     n = len(scores)
     rows, targets = np.concatenate([x, x]), np.repeat([1, 0], n)

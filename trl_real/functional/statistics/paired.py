@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.functional.statistics.inputs import (
     Numbers,
     as_groups,
@@ -156,10 +156,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
         TrlRealError: If a p-value is out of range.
         MissingExtraError: If statsmodels is not installed.
     """
-    try:
+    with needs_extra("statsmodels", "stats"):
         from statsmodels.stats.multitest import multipletests
-    except ImportError:
-        raise MissingExtraError("statsmodels", "stats") from None
 
     adjusted = as_vector(p_values, "p_values").copy()
     wrong = np.flatnonzero((adjusted < 0) | (adjusted > 1))

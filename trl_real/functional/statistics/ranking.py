@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.functional.statistics.inputs import Numbers, as_groups, as_preferences, check_confidence, check_count
 from trl_real.functional.statistics.resampling import counts, expanded_percentiles, resamples
 
@@ -165,10 +165,8 @@ def bradley_terry_strengths(wins: np.ndarray) -> np.ndarray:
     Returns:
         Strengths in nats, with mean 0. Shape `(K,)`.
     """
-    try:
+    with needs_extra("evalica", "stats"):
         from evalica import Winner, bradley_terry
-    except ImportError:
-        raise MissingExtraError("evalica", "stats") from None
 
     if len(wins) == 1:
         return np.zeros(1)

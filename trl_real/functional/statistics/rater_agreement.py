@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.functional.statistics.inputs import check_confidence
 from trl_real.functional.statistics.resampling import counts, expanded_percentiles, resamples
 
@@ -84,10 +84,8 @@ def as_votes(votes: np.ndarray) -> np.ndarray:
 
 
 def _alpha(votes: np.ndarray) -> float:
-    try:
+    with needs_extra("evalica", "stats"):
         from evalica import alpha
-    except ImportError:
-        raise MissingExtraError("evalica", "stats") from None
     from pandas import DataFrame
 
     return float(alpha(DataFrame(votes)).alpha)

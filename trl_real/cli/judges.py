@@ -27,9 +27,7 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     """
     Add `--judge`, and a flag for every setting of the judges.
 
-    Args:
-        parser: Parser of the verb.
-        model: Flag for the judge's model: `judge_model` where `--model` means something else.
+    The judge's model has the flag `model`: `judge_model` where `--model` means something else.
     """
     parser.set_defaults(model_flag=model)
     group = parser.add_argument_group("judge", "which response is better; settings of other judges are errors")
@@ -101,11 +99,7 @@ def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def reading_judge(args: argparse.Namespace, why: str) -> Any:
     """
-    Make the judge that the flags describe, if it can compare texts that nobody has seen before.
-
-    Args:
-        args: Flags of the verb.
-        why: Reason that the texts are new, such as a flag.
+    Make the judge that the flags describe, if it can compare new texts; `why` is the flag that generates them.
 
     Raises:
         TrlRealError: If the judge only knows the rows of the data; also as in `judge_from`.

@@ -12,13 +12,7 @@ from trl_real.errors import MissingColumnError, TrlRealError
 
 
 def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """
-    Add the flags of a run in rounds, including those of the judge.
-
-    Args:
-        parser: Parser of the verb.
-        rounds: Default number of rounds.
-    """
+    """Add the flags of a run in rounds (`rounds` of them by default), including those of the judge."""
     add = parser.add_argument
     add("--model", help="Hub id or local path of the model before alignment")
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
@@ -47,9 +41,7 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     """
     Return the settings that all runs in rounds share: model, trainer, adapter and tests.
 
-    Args:
-        args: Parsed arguments of the verb.
-        defaults: Default flags of the trainer; the user's flags have priority.
+    The user's flags have priority over `defaults`, the default flags of the trainer.
     """
     from trl import ModelConfig, get_peft_config
 
@@ -72,11 +64,7 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
 
 def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
     """
-    Refuse flags that would have no effect on the run.
-
-    Args:
-        args: Parsed arguments of the verb.
-        judged: Whether a judge or people have anything to do.
+    Refuse flags that would have no effect on the run; `judged` is whether a judge or people have anything to do.
 
     Raises:
         TrlRealError: If a flag has no effect; names the flag and the fix.
@@ -101,9 +89,7 @@ def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     """
     Return a judge that asks people if `--human` is given, else the judge that the flags describe.
 
-    Args:
-        args: Parsed arguments of the verb.
-        new_texts: Flag that makes the run generate new texts, if any: the judge must then read the texts.
+    `new_texts` is the flag that makes the run generate new texts, if any: the judge must then read the texts.
     """
     if not args.human:
         return reading_judge(args, new_texts) if new_texts else judge_from(args)
@@ -121,11 +107,9 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
     Do a run for each arm and seed, in its own folder, and write a report on all runs.
 
     Args:
-        args: Parsed arguments of the verb.
-        arms: Names of the arms.
+        args, arms: Parsed arguments of the verb, and names of the arms.
         one: Function that takes an arm, a seed and a folder, and returns an object with `run(rounds)`.
-        kind: Kind of the report.
-        facts: Facts to show in the report.
+        kind, facts: Kind of the report, and facts to show in it.
     """
     from trl_real.reports.render import check_extras
     from trl_real.rounds.report import Arms, write_rounds_report

@@ -97,12 +97,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def refuse_one_of_many(flags: list[str]) -> None:
-    """
-    Refuse the trainer's flags for values that a study has several of.
-
-    Raises:
-        TrlRealError: If such a flag is given; the message names the flag to type.
-    """
+    """Refuse the trainer's flags for values that a study has several of; the error names the flag to type."""
     for flag in ("--seed", "--learning_rate"):
         if flag in [part.partition("=")[0] for part in flags]:
             raise TrlRealError(f"{flag} is for a single training. For a study type {flag}s.")

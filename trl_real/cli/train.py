@@ -89,10 +89,6 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
     Parse flags, and the settings in the file of `--config`, with TRL's parser.
 
-    Args:
-        classes: Dataclasses of the arguments.
-        argv: Flags to parse.
-
     Raises:
         TrlRealError: If the file cannot be read, a setting is unknown, or a value is out of range.
     """
@@ -107,16 +103,7 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 
 
 def labelled(path: str, split: str | None = None) -> Any:
-    """
-    Load preferences.
-
-    Args:
-        path: Hub id, folder or file.
-        split: Split, or a part of it.
-
-    Raises:
-        MissingColumnError: If the rows are not labelled pairs.
-    """
+    """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
     from trl_real.data.files import load
     from trl_real.errors import MissingColumnError
 
@@ -129,13 +116,7 @@ def labelled(path: str, split: str | None = None) -> Any:
 
 
 def set_model_init_kwargs(config: Any, model: Any) -> None:
-    """
-    Set `model_init_kwargs` of a trainer's config from a `trl.ModelConfig`; values already set have priority.
-
-    Args:
-        config: Config of the trainer, modified in place.
-        model: `trl.ModelConfig` with `model_revision`, `dtype`, `attn_implementation` and quantization.
-    """
+    """Set `model_init_kwargs` of a trainer's config from a `trl.ModelConfig`; values already set have priority."""
     from trl import ModelConfig, get_quantization_config
 
     names = {"model_revision": "revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}

@@ -3,11 +3,11 @@
 import argparse
 import inspect
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import say
+from trl_real.cli.options import result, say
 from trl_real.errors import TrlRealError
 from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
@@ -139,17 +139,24 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
     return spec(_members(value) if kind == "panel" else value, **settings)
 
 
-def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
-    """Print the estimate before anything is spent, and return it; None for a judge without questions."""
-    if not hasattr(judge, "estimate"):
-        return None
-    estimate = judge.estimate(batch)
-    price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
-    say(
-        f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
-        f"{estimate['input_tokens']} tokens to read{price}"
-    )
-    return estimate
+def tell_price(args: argparse.Namespace, judge: Any, batch: Callable[[], Any]) -> bool:
+    """Print the estimate of a judge that asks questions; return whether `--plan` ends the run here."""
+    estimate: dict[str, float] = {}
+    if hasattr(judge, "estimate"):
+        estimate = judge.estimate(batch())
+        price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
+        say(
+            f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
+            f"{estimate['input_tokens']} tokens to read{price}"
+        )
+    if args.plan:
+        result(args, estimate, "" if estimate else f"{judge.name} asks no questions")
+    return args.plan
+
+
+def seed_of(args: argparse.Namespace) -> int:
+    """Return the value of `--seed`; 42 by default."""
+    return 42 if args.seed is None else args.seed
 
 
 def _members(path: str) -> list[Any]:

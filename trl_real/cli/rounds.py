@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
-from trl_real.cli.train import labelled, on_cpu, parsed, set_model_init_kwargs
+from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import MissingColumnError, TrlRealError
 
 
@@ -43,12 +43,11 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
 
     The user's flags have priority over `defaults`, the default flags of the trainer.
     """
-    from trl import ModelConfig, get_peft_config
+    from trl import get_peft_config
 
     from trl_real.training.config import REALDPOConfig
 
-    argv = on_cpu([*defaults, *args.rest, "--output_dir", args.output_dir])
-    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    config, model = parsed((REALDPOConfig,), [*defaults, *args.rest, "--output_dir", args.output_dir])
     if model.load_in_4bit or model.load_in_8bit:
         raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
     set_model_init_kwargs(config, model)

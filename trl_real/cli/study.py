@@ -3,7 +3,7 @@
 import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.train import on_cpu, parsed, set_model_init_kwargs
+from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
 
@@ -134,14 +134,13 @@ def savings_table(study) -> str:
 
 def _dpo_cells(args: argparse.Namespace):
     """Build the DPO trainer of the study from the flags."""
-    from trl import ModelConfig, get_peft_config
+    from trl import get_peft_config
 
     from trl_real.study.dpo import DPOCells
     from trl_real.training.config import REALDPOConfig
 
     require(args, "model")
-    argv = on_cpu([*args.rest, "--output_dir", args.output_dir])
-    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    config, model = parsed((REALDPOConfig,), [*args.rest, "--output_dir", args.output_dir])
     set_model_init_kwargs(config, model)
     rates = args.learning_rates or (1e-5, 1e-4)
     return DPOCells(args.model, config, get_peft_config(model), rates, args.n_evaluations, given=args.rest)

@@ -16,7 +16,7 @@ from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
-from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
+from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
 from trl_real.runtime.journal import Journal
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class LabelReport:
+class LabelReport(Report):
     """
     Result of labelling in numbers; `annotate` fills it.
 
@@ -62,13 +62,7 @@ class LabelReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            **asdict(self),
-            **self.counts,
-            "verdicts": self.verdicts.to_dict(),
-            "gold": self.gold and self.gold.to_dict(),
-            "panel": self.panel and self.panel.to_dict(),
-        }
+        return super().to_dict() | self.counts
 
     def words(self) -> str:
         """Return a summary of a few lines."""

@@ -66,18 +66,8 @@ def run(args: argparse.Namespace) -> None:
     check_extras()
     dataset = load(args.dataset, args.split)
     dataset = SOURCES[args.source](dataset) if args.source else dataset
-    names = (
-        "n_test",
-        "n_folds",
-        "pool_share",
-        "min_gap",
-        "context",
-        "layer",
-        "batch_tokens",
-        "dtype",
-        "device",
-        "responses",
-    )
+    names = ("n_test", "n_folds", "pool_share", "min_gap", "context", "layer", "batch_tokens", "dtype", "device")
+    names += ("responses", "scores", "second_opinion", "n_validation")
     trainer = _dpo_cells(args) if args.engine == "dpo" else None
     study = run_study(
         dataset,
@@ -90,8 +80,7 @@ def run(args: argparse.Namespace) -> None:
         title=args.title or f"Label efficiency on {args.dataset.rstrip('/').split('/')[-1]}",
         revision=trainer and trainer.revision,
         trainer=trainer,
-        n_validation=args.n_validation,
-        **{name: getattr(args, name) for name in (*names, "scores", "second_opinion")},
+        **{name: getattr(args, name) for name in names},
     )
     write_and_tell(args, study, args.output_dir)
 

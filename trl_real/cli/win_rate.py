@@ -96,8 +96,8 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     say(comparison.summary())
     if args.output_dir:
         _write(args, comparison.to_dict(), [comparison], dataset)
-    values = {**comparison.to_dict()["rates"], **{k: v for k, v in comparison.to_dict().items() if k != "rates"}}
-    result(args, values, _lines(comparison.rates))
+    values = comparison.to_dict()
+    result(args, {**values.pop("rates"), **values}, _lines(comparison.rates))
 
 
 def _tournament(args: argparse.Namespace, dataset: Any) -> None:
@@ -180,17 +180,15 @@ def _write(
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=1, default=str)
-    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    (folder / "comparison.json").write_text(json.dumps(values, indent=1, default=str), encoding="utf-8")
     if comparisons is None:
         return
     from datasets import Dataset, concatenate_datasets
 
-    names = [{"model": c.model, "baseline": c.baseline} for c in comparisons]
-    rows = [
-        Dataset.from_dict({**{k: [v] * len(c.rows["prompt"]) for k, v in name.items()}, **c.rows})
-        for name, c in zip(names, comparisons, strict=True)
-    ]
+    rows = []
+    for c in comparisons:
+        n = len(c.rows["prompt"])
+        rows.append(Dataset.from_dict({"model": [c.model] * n, "baseline": [c.baseline] * n, **c.rows}))
     concatenate_datasets(rows).to_parquet(str(folder / "verdicts.parquet"))
     dataset.to_parquet(str(folder / "completions.parquet"))
     say(f"Report: {write_comparison_report(folder, comparisons, **parts)}")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,6 @@ class Vote:
     seconds: float
     time: str
     seed: int
-
-    def to_line(self) -> dict[str, Any]:
-        """Return the line of the votes file."""
-        return asdict(self)
 
     @property
     def probability(self) -> float:

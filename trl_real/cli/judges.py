@@ -45,14 +45,10 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
 
 def settings_of(spec: JudgeSpec, given: Container[str] | None = None) -> dict[str, tuple[dict[str, Any], str]]:
     """
-    Settings of a judge that can be typed, from the signatures and docstrings of its classes.
+    Return the settings of a judge that can be typed, from the signatures and docstrings of its classes.
 
-    Args:
-        spec: Entry of `JUDGES`.
-        given: Names of the settings that select the backend; None for the settings of all backends.
-
-    Returns:
-        Name of the setting to the `argparse` arguments that parse it, and the first sentence about it.
+    Each name has the `argparse` arguments that parse the setting, and the first sentence about it. The settings in
+    `given` select the backend; None returns the settings of all backends.
     """
     found: dict[str, tuple[dict[str, Any], str]] = {}
     for home in (spec.home, *(spec.backends if given is None else spec.backends["base_url" in given :][:1])):

@@ -96,10 +96,8 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
     """
     Do a run for each arm and seed, in its own folder, and write a report on all runs.
 
-    Args:
-        args, arms: Parsed arguments of the verb, and names of the arms.
-        one: Function that takes an arm, a seed and a folder, and returns an object with `run(rounds)`.
-        kind, facts: Kind of the report, and facts to show in it.
+    `one` takes an arm, a seed and a folder, and returns an object with `run(rounds)`. The report has the kind `kind`
+    and shows `facts`.
     """
     from trl_real.reports.render import check_extras
     from trl_real.rounds.report import Arms, write_rounds_report

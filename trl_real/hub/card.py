@@ -47,11 +47,8 @@ def update_card(
 
     Args:
         content (`str`): Full text of `README.md`; its metadata block has the number of rows of each split.
-        record (`SelectionRecord`): Record of the selection that made the subset.
-        config_name (`str`): Config that the section describes.
-        repo_id (`str`): Repository of the card.
+        record, config_name, repo_id, revision: Arguments of `push_subset`.
         columns (iterable of `str`): Columns of the dataset; `chosen` and `rejected` make it a `dpo` dataset.
-        revision (`str`, *optional*): Branch, if not `main`.
 
     Returns:
         The new `README.md`.

@@ -178,11 +178,9 @@ def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
 
 def identity_of(judge: Judge, ignore: Sequence[str] = ()) -> str:
     """
-    Short hash of everything that a judge's verdicts depend on.
+    Short hash of everything that a judge's verdicts depend on: of its `identity`, or else of its name.
 
-    Args:
-        judge: Judge with an `identity`; without one, its name is hashed.
-        ignore: Identity keys to leave out of the hash, also for the members of a panel.
+    The identity keys in `ignore` are left out, also for the members of a panel.
     """
 
     def counting(value: Any) -> Any:
@@ -240,12 +238,7 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
 
 
 def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
-    """
-    Check that the rows can be labelled.
-
-    Raises:
-        MissingColumnError: If the column of prompts, pairs or responses is missing.
-    """
+    """Raise `MissingColumnError` if the column of prompts, pairs or responses is missing."""
     if "pair" not in dataset.column_names:
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         if "chosen" in dataset.column_names:

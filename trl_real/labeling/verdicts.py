@@ -112,11 +112,7 @@ def evidence_of(judge: Judge, batch: dict[str, list[Any]]) -> list[Any]:
     """
     Return what the verdict on each row depends on in addition to its texts, as JSON values; None for nothing.
 
-    A journal needs it to distinguish rows with equal texts.
-
-    Args:
-        judge: Judge, with or without a method `evidence(batch)`.
-        batch: Columns as in `VerdictJudge.verdicts`.
+    A journal needs it to distinguish rows with equal texts. A judge without a method `evidence` reads only the texts.
     """
     return judge.evidence(batch) if hasattr(judge, "evidence") else [None] * len(batch["response_a"])
 

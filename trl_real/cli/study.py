@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     dataset = load(args.dataset, args.split)
     dataset = SOURCES[args.source](dataset) if args.source else dataset
     names = ("n_test", "n_folds", "pool_share", "min_gap", "context", "layer", "batch_tokens", "dtype", "device")
-    names += ("responses", "scores", "second_opinion", "n_validation")
+    more = ("responses", "scores", "second_opinion", "n_validation")
     trainer = _dpo_cells(args) if args.engine == "dpo" else None
     study = run_study(
         dataset,
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         title=args.title or f"Label efficiency on {args.dataset.rstrip('/').split('/')[-1]}",
         revision=trainer and trainer.revision,
         trainer=trainer,
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in (*names, *more)},
     )
     write_and_tell(args, study, args.output_dir)
 

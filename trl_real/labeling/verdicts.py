@@ -132,6 +132,7 @@ def _number(answer: Any, judge: Judge, place: int) -> float:
         ) from None
 
 
+@dataclass
 class Report:
     """Base of dataclasses that report numbers."""
 

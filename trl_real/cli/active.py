@@ -16,10 +16,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add the flags; they have the names of `ActiveRounds`' arguments."""
     add_common(parser)
     add = parser.add_argument
-    add(
-        "--source",
-        help="convert the dataset from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval",
-    )
+    add("--source", help="convert the dataset from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval")
     add(
         "--selectors",
         nargs="+",
@@ -27,19 +24,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         "delta_ucb, drts, easy, random …",
     )
     add("--budget", type=int, default=50, help="number of labels in a round (default 50)")
-    add(
-        "--continue",
-        dest="restart",
-        action="store_false",
-        help="continue from the last adapter, with the new labels",
-    )
+    add("--continue", dest="restart", action="store_false", help="continue from the last adapter, with the new labels")
     add("--generate", type=int, metavar="N", help="let the policy of each round generate N responses per prompt")
-    add(
-        "--max_new_tokens",
-        type=int,
-        default=128,
-        help="with --generate: maximum length of a response in tokens",
-    )
+    add("--max_new_tokens", type=int, default=128, help="with --generate: maximum length of a response in tokens")
     add("--n_prompts", type=int, help="number of prompts that a round may choose from (default: all)")
     add("--responses", default="responses", help="column with the list of responses (default: responses)")
     add_rounds_flags(parser, rounds=5)

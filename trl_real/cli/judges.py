@@ -3,11 +3,11 @@
 import argparse
 import inspect
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import say
+from trl_real.cli.options import result, say
 from trl_real.errors import TrlRealError
 from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
@@ -27,9 +27,7 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
     """
     Add `--judge`, and a flag for every setting of the judges.
 
-    Args:
-        parser: Parser of the verb.
-        model: Flag for the judge's model: `judge_model` where `--model` means something else.
+    The judge's model has the flag `model`: `judge_model` where `--model` means something else.
     """
     parser.set_defaults(model_flag=model)
     group = parser.add_argument_group("judge", "which response is better; settings of other judges are errors")
@@ -47,14 +45,10 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
 
 def settings_of(spec: JudgeSpec, given: Container[str] | None = None) -> dict[str, tuple[dict[str, Any], str]]:
     """
-    Settings of a judge that can be typed, from the signatures and docstrings of its classes.
+    Return the settings of a judge that can be typed, from the signatures and docstrings of its classes.
 
-    Args:
-        spec: Entry of `JUDGES`.
-        given: Names of the settings that select the backend; None for the settings of all backends.
-
-    Returns:
-        Name of the setting to the `argparse` arguments that parse it, and the first sentence about it.
+    Each name has the `argparse` arguments that parse the setting, and the first sentence about it. The settings in
+    `given` select the backend; None returns the settings of all backends.
     """
     found: dict[str, tuple[dict[str, Any], str]] = {}
     for home in (spec.home, *(spec.backends if given is None else spec.backends["base_url" in given :][:1])):
@@ -101,11 +95,7 @@ def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def reading_judge(args: argparse.Namespace, why: str) -> Any:
     """
-    Make the judge that the flags describe, if it can compare texts that nobody has seen before.
-
-    Args:
-        args: Flags of the verb.
-        why: Reason that the texts are new, such as a flag.
+    Make the judge that the flags describe, if it can compare new texts; `why` is the flag that generates them.
 
     Raises:
         TrlRealError: If the judge only knows the rows of the data; also as in `judge_from`.
@@ -145,17 +135,24 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
     return spec(_members(value) if kind == "panel" else value, **settings)
 
 
-def tell_price(judge: Any, batch: Any) -> dict[str, float] | None:
-    """Print the estimate before anything is spent, and return it; None for a judge without questions."""
-    if not hasattr(judge, "estimate"):
-        return None
-    estimate = judge.estimate(batch)
-    price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
-    say(
-        f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
-        f"{estimate['input_tokens']} tokens to read{price}"
-    )
-    return estimate
+def tell_price(args: argparse.Namespace, judge: Any, batch: Callable[[], Any]) -> bool:
+    """Print the estimate of a judge that asks questions; return whether `--plan` ends the run here."""
+    estimate: dict[str, float] = {}
+    if hasattr(judge, "estimate"):
+        estimate = judge.estimate(batch())
+        price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
+        say(
+            f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
+            f"{estimate['input_tokens']} tokens to read{price}"
+        )
+    if args.plan:
+        result(args, estimate, "" if estimate else f"{judge.name} asks no questions")
+    return args.plan
+
+
+def seed_of(args: argparse.Namespace) -> int:
+    """Return the value of `--seed`; 42 by default."""
+    return 42 if args.seed is None else args.seed
 
 
 def _members(path: str) -> list[Any]:

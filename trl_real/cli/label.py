@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
+from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
 from trl_real.cli.options import add_common, require, result, say
 from trl_real.errors import TrlRealError
 
@@ -38,6 +38,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page, check the judge, print the estimate, or label and write the preferences."""
     from trl_real.data.files import load
+    from trl_real.labeling.annotate import check_pairs
 
     if args.human:
         return _serve(args)
@@ -49,10 +50,11 @@ def run(args: argparse.Namespace) -> None:
         return result(args, check.to_dict(), check.words())
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = load(args.dataset, args.split)
-    estimate = _estimate(args, judge, dataset)
-    if args.plan:
-        return result(args, estimate or {}, "" if estimate else f"{judge.name} asks no questions")
-    _label(args, dataset, judge)
+    check_pairs(dataset, args.responses)
+    plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
+    paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])
+    if not tell_price(args, judge, lambda: paired[:]):
+        _label(args, dataset, judge)
 
 
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
@@ -84,15 +86,6 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 
 
-def _estimate(args: argparse.Namespace, judge: Any, dataset: Any) -> dict[str, float] | None:
-    from trl_real.labeling.annotate import check_pairs
-
-    columns = ("pair", "prompt", "response_a", "response_b")
-    check_pairs(dataset, args.responses)
-    plain = dataset.select_columns(list(columns)).with_format(None)
-    return tell_price(judge, plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])[:])
-
-
 def _serve(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
     from trl_real.labeling.people.page import serve_page
@@ -103,7 +96,7 @@ def _serve(args: argparse.Namespace) -> None:
         args.votes,
         annotator=args.annotator,
         guidelines=args.guidelines or "",
-        seed=_seed(args),
+        seed=seed_of(args),
         port=args.port,
         on_ready=lambda url: say(f"Label at {url} (stop with Ctrl+C; every vote is saved in {args.votes} at once)"),
     )
@@ -127,7 +120,7 @@ def _label_studio(args: argparse.Namespace) -> None:
         return _print_votes(args)
     guidelines = Path(args.guidelines).read_text(encoding="utf-8") if args.guidelines else ""
     dataset = load(args.dataset, args.split)
-    project, n = push_pairs(dataset, server, project=args.project, guidelines=guidelines, seed=_seed(args))
+    project, n = push_pairs(dataset, server, project=args.project, guidelines=guidelines, seed=seed_of(args))
     say(f"Next: trl-real label --label_studio {args.label_studio} --pull --project {project} --votes votes.jsonl")
     result(args, {"project": project, "sent": n}, f"project {project}: {n} pairs sent")
 
@@ -138,7 +131,3 @@ def _print_votes(args: argparse.Namespace) -> None:
     report = vote_report(args.votes)
     say(f"Next: trl-real label --judge votes --votes {args.votes} --dataset … --output_dir …")
     result(args, report.to_dict(), report.words())
-
-
-def _seed(args: argparse.Namespace) -> int:
-    return 42 if args.seed is None else args.seed

@@ -33,10 +33,7 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     """
     Convert the settings of a YAML file to flags, so that the parser checks them like flags.
 
-    Args:
-        parser: Parser of the verb.
-        path: Path of the file. It has one `name: value` per line, with the name of a flag or of its destination; a
-            null value is ignored.
+    The file has one `name: value` per line, with the name of a flag or of its destination; a null value is ignored.
 
     Raises:
         TrlRealError: If the file cannot be read or names a setting that the verb does not have.
@@ -76,16 +73,7 @@ def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
 
 
 def require(args: argparse.Namespace, *names: str) -> None:
-    """
-    Check that required options are given, by flag or in the file of settings.
-
-    Args:
-        args: Parsed arguments of the verb.
-        *names: Names of the options.
-
-    Raises:
-        TrlRealError: If an option is missing; names the first one.
-    """
+    """Raise `TrlRealError` for the first of these options that is given neither by flag nor in the settings file."""
     for name in names:
         if getattr(args, name) is None:
             raise TrlRealError(f"--{name} is missing. Type: trl-real {args.verb} --{name} …, or see --help.")

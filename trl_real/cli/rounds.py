@@ -7,35 +7,20 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
-from trl_real.cli.train import labelled, on_cpu, parsed, set_model_init_kwargs
+from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import MissingColumnError, TrlRealError
 
 
 def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """
-    Add the flags of a run in rounds, including those of the judge.
-
-    Args:
-        parser: Parser of the verb.
-        rounds: Default number of rounds.
-    """
+    """Add the flags of a run in rounds (`rounds` of them by default), including those of the judge."""
     add = parser.add_argument
     add("--model", help="Hub id or local path of the model before alignment")
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
-    add(
-        "--rounds",
-        type=int,
-        default=rounds,
-        help=f"number of rounds (default {rounds}); a larger one continues a run",
-    )
+    about = f"number of rounds (default {rounds}); a larger one continues a run"
+    add("--rounds", type=int, default=rounds, help=about)
     add("--eval_dataset", help="labelled pairs to test every round on: Hub id, folder or file")
     add("--eval_prompts", help="prompts on which the judge compares each round's policy with the start model")
-    add(
-        "--eval_tokens",
-        type=int,
-        default=128,
-        help="with --eval_prompts: maximum length in tokens (default 128)",
-    )
+    add("--eval_tokens", type=int, default=128, help="with --eval_prompts: maximum length in tokens (default 128)")
     add("--human", action="store_true", help="let people label: each round serves a page until all pairs have votes")
     add("--guidelines", metavar="FILE.md", help="with --human: file of the guidelines to show on the page")
     add("--port", type=int, help="with --human: port of the page")
@@ -47,16 +32,13 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     """
     Return the settings that all runs in rounds share: model, trainer, adapter and tests.
 
-    Args:
-        args: Parsed arguments of the verb.
-        defaults: Default flags of the trainer; the user's flags have priority.
+    The user's flags have priority over `defaults`, the default flags of the trainer.
     """
-    from trl import ModelConfig, get_peft_config
+    from trl import get_peft_config
 
     from trl_real.training.config import REALDPOConfig
 
-    argv = on_cpu([*defaults, *args.rest, "--output_dir", args.output_dir])
-    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    config, model = parsed((REALDPOConfig,), [*defaults, *args.rest, "--output_dir", args.output_dir])
     if model.load_in_4bit or model.load_in_8bit:
         raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
     set_model_init_kwargs(config, model)
@@ -72,11 +54,7 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
 
 def refuse_flags_of_no_use(args: argparse.Namespace, judged: bool) -> None:
     """
-    Refuse flags that would have no effect on the run.
-
-    Args:
-        args: Parsed arguments of the verb.
-        judged: Whether a judge or people have anything to do.
+    Refuse flags that would have no effect on the run; `judged` is whether a judge or people have anything to do.
 
     Raises:
         TrlRealError: If a flag has no effect; names the flag and the fix.
@@ -101,9 +79,7 @@ def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     """
     Return a judge that asks people if `--human` is given, else the judge that the flags describe.
 
-    Args:
-        args: Parsed arguments of the verb.
-        new_texts: Flag that makes the run generate new texts, if any: the judge must then read the texts.
+    `new_texts` is the flag that makes the run generate new texts, if any: the judge must then read the texts.
     """
     if not args.human:
         return reading_judge(args, new_texts) if new_texts else judge_from(args)
@@ -120,12 +96,8 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
     """
     Do a run for each arm and seed, in its own folder, and write a report on all runs.
 
-    Args:
-        args: Parsed arguments of the verb.
-        arms: Names of the arms.
-        one: Function that takes an arm, a seed and a folder, and returns an object with `run(rounds)`.
-        kind: Kind of the report.
-        facts: Facts to show in the report.
+    `one` takes an arm, a seed and a folder, and returns an object with `run(rounds)`. The report has the kind `kind`
+    and shows `facts`.
     """
     from trl_real.reports.render import check_extras
     from trl_real.rounds.report import Arms, write_rounds_report

@@ -21,12 +21,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", help="folder for the output; the same command continues a run there")
     add("--seed_labels", help="labelled pairs to start with: Hub id, file, or folder (also of an active run)")
     add("--prompts", help="Hub id, folder or file with a column 'prompt', to generate responses for")
-    add(
-        "--n_prompts",
-        nargs="+",
-        type=int,
-        help="number of prompts per round: one for all rounds, or one for each",
-    )
+    add("--n_prompts", nargs="+", type=int, help="number of prompts per round: one for all rounds, or one for each")
     add("--arms", nargs="+", default=["detection"], help="arms: expansion, refinement, detection (default: detection)")
     add(
         "--noise_schedule",
@@ -41,11 +36,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=0.7, help="sampling temperature (default 0.7)")
     add("--max_new_tokens", type=int, default=300, help="maximum length of a response in tokens (default 300)")
     add("--batch_size", type=int, default=64, help="number of responses to generate at a time (default 64)")
-    add(
-        "--pick",
-        default="best_worst",
-        help="pair to take if n is above 2: best_worst (default) or best_random",
-    )
+    add("--pick", default="best_worst", help="pair to take if n is above 2: best_worst (default) or best_random")
     add("--drop_unfinished", action="store_true", help="skip responses that reached --max_new_tokens")
     add("--soft_labels", action="store_true", help="train on the label probabilities instead of hard labels")
     add(

@@ -4,8 +4,8 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 
-from trl_real.cli.options import add_common, require, result, say
-from trl_real.cli.train import PreferenceArguments, last_metrics, on_cpu, own_flags, parsed, set_model_init_kwargs
+from trl_real.cli.options import add_common, result, say
+from trl_real.cli.train import last_metrics, training_settings
 
 
 # Other flags, and names in the YAML file, are those of SFTConfig and ModelConfig.
@@ -26,17 +26,13 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, save the full model, and print the next command."""
     from transformers import AutoTokenizer
-    from trl import ModelConfig, SFTConfig, get_peft_config
+    from trl import SFTConfig, get_peft_config
 
     from trl_real.data.files import load
     from trl_real.training.adapters import revision_of
     from trl_real.training.warm_start import warm_start
 
-    argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "model"))
-    data, config, model = parsed((PreferenceArguments, SFTConfig, ModelConfig), argv)
-    args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
-    require(args, "dataset", "model", "output_dir")
-    set_model_init_kwargs(config, model)
+    data, config, model = training_settings(args, SFTConfig)
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
         trainer = warm_start(
             args.model,

@@ -3,7 +3,7 @@
 import argparse
 
 from trl_real.cli.options import add_common, number, require, result, say
-from trl_real.cli.train import on_cpu, parsed, set_model_init_kwargs
+from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
 
@@ -66,18 +66,8 @@ def run(args: argparse.Namespace) -> None:
     check_extras()
     dataset = load(args.dataset, args.split)
     dataset = SOURCES[args.source](dataset) if args.source else dataset
-    names = (
-        "n_test",
-        "n_folds",
-        "pool_share",
-        "min_gap",
-        "context",
-        "layer",
-        "batch_tokens",
-        "dtype",
-        "device",
-        "responses",
-    )
+    names = ("n_test", "n_folds", "pool_share", "min_gap", "context", "layer", "batch_tokens", "dtype", "device")
+    more = ("responses", "scores", "second_opinion", "n_validation")
     trainer = _dpo_cells(args) if args.engine == "dpo" else None
     study = run_study(
         dataset,
@@ -90,19 +80,13 @@ def run(args: argparse.Namespace) -> None:
         title=args.title or f"Label efficiency on {args.dataset.rstrip('/').split('/')[-1]}",
         revision=trainer and trainer.revision,
         trainer=trainer,
-        n_validation=args.n_validation,
-        **{name: getattr(args, name) for name in (*names, "scores", "second_opinion")},
+        **{name: getattr(args, name) for name in (*names, *more)},
     )
     write_and_tell(args, study, args.output_dir)
 
 
 def refuse_one_of_many(flags: list[str]) -> None:
-    """
-    Refuse the trainer's flags for values that a study has several of.
-
-    Raises:
-        TrlRealError: If such a flag is given; the message names the flag to type.
-    """
+    """Refuse the trainer's flags for values that a study has several of; the error names the flag to type."""
     for flag in ("--seed", "--learning_rate"):
         if flag in [part.partition("=")[0] for part in flags]:
             raise TrlRealError(f"{flag} is for a single training. For a study type {flag}s.")
@@ -139,14 +123,13 @@ def savings_table(study) -> str:
 
 def _dpo_cells(args: argparse.Namespace):
     """Build the DPO trainer of the study from the flags."""
-    from trl import ModelConfig, get_peft_config
+    from trl import get_peft_config
 
     from trl_real.study.dpo import DPOCells
     from trl_real.training.config import REALDPOConfig
 
     require(args, "model")
-    argv = on_cpu([*args.rest, "--output_dir", args.output_dir])
-    config, model = parsed((REALDPOConfig, ModelConfig), argv)
+    config, model = parsed((REALDPOConfig,), [*args.rest, "--output_dir", args.output_dir])
     set_model_init_kwargs(config, model)
     rates = args.learning_rates or (1e-5, 1e-4)
     return DPOCells(args.model, config, get_peft_config(model), rates, args.n_evaluations, given=args.rest)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
@@ -44,7 +45,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, and print the last metrics."""
     from transformers import AutoTokenizer
-    from trl import ModelConfig, get_peft_config
+    from trl import get_peft_config
 
     from trl_real.errors import TrlRealError
     from trl_real.training.adapters import revision_of
@@ -52,11 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
-    argv = on_cpu(own_flags(args, "dataset", "split", "output_dir", "config", "eval_dataset", "model"))
-    classes = (PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig)
-    data, held_out, config, model = parsed(classes, argv)
-    args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
-    require(args, "dataset", "model", "output_dir")
+    data, held_out, config, model = training_settings(args, EvalArguments, REALDPOConfig)
     preferences = labelled(data.dataset, data.split)
     if not len(preferences):
         raise TrlRealError(
@@ -65,7 +62,6 @@ def run(args: argparse.Namespace) -> None:
     eval_dataset = labelled(held_out.eval_dataset) if held_out.eval_dataset else None
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
-    set_model_init_kwargs(config, model)
     peft_config = get_peft_config(model)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
@@ -85,38 +81,47 @@ def run(args: argparse.Namespace) -> None:
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
 
 
+def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ...]:
+    """
+    Parse all flags of a training verb, and check the required ones, which may also be in the file of `--config`.
+
+    Returns:
+        `PreferenceArguments`, the given classes (last the trainer's config), and `trl.ModelConfig`.
+    """
+    own = ("dataset", "split", "output_dir", "config", "eval_dataset", "model")
+    given = [(f"--{name}", getattr(args, name)) for name in own if getattr(args, name, None) is not None]
+    data, *others, config, model = parsed((PreferenceArguments, *classes), [*args.rest, *chain(*given)])
+    args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
+    require(args, "dataset", "model", "output_dir")
+    set_model_init_kwargs(config, model)
+    return data, *others, config, model
+
+
 def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
-    Parse flags, and the settings in the file of `--config`, with TRL's parser.
+    Parse flags, and the settings in the file of `--config`, with TRL's parser; without CUDA, train on the CPU.
 
-    Args:
-        classes: Dataclasses of the arguments.
-        argv: Flags to parse.
+    Returns:
+        The given dataclasses, and `trl.ModelConfig`.
 
     Raises:
         TrlRealError: If the file cannot be read, a setting is unknown, or a value is out of range.
     """
-    from trl import TrlParser
+    import torch
+    from trl import ModelConfig, TrlParser
 
     from trl_real.errors import TrlRealError
 
+    if not torch.cuda.is_available() and "--use_cpu" not in argv:
+        argv = [*argv, "--use_cpu", "True"]
     try:
-        return TrlParser(classes).parse_args_and_config(argv)
+        return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
 
 
 def labelled(path: str, split: str | None = None) -> Any:
-    """
-    Load preferences.
-
-    Args:
-        path: Hub id, folder or file.
-        split: Split, or a part of it.
-
-    Raises:
-        MissingColumnError: If the rows are not labelled pairs.
-    """
+    """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
     from trl_real.data.files import load
     from trl_real.errors import MissingColumnError
 
@@ -129,13 +134,7 @@ def labelled(path: str, split: str | None = None) -> Any:
 
 
 def set_model_init_kwargs(config: Any, model: Any) -> None:
-    """
-    Set `model_init_kwargs` of a trainer's config from a `trl.ModelConfig`; values already set have priority.
-
-    Args:
-        config: Config of the trainer, modified in place.
-        model: `trl.ModelConfig` with `model_revision`, `dtype`, `attn_implementation` and quantization.
-    """
+    """Set `model_init_kwargs` of a trainer's config from a `trl.ModelConfig`; values already set have priority."""
     from trl import ModelConfig, get_quantization_config
 
     names = {"model_revision": "revision", "dtype": "dtype", "attn_implementation": "attn_implementation"}
@@ -147,19 +146,6 @@ def set_model_init_kwargs(config: Any, model: Any) -> None:
         config.model_init_kwargs = {**given, **(config.model_init_kwargs or {})}
 
 
-def own_flags(args: argparse.Namespace, *names: str) -> list[str]:
-    """Return all flags for TRL's parser: the verb's own flags and the others."""
-    given = [(name, getattr(args, name)) for name in names if getattr(args, name) is not None]
-    return [*args.rest, *(part for name, value in given for part in (f"--{name}", value))]
-
-
 def last_metrics(trainer) -> dict:
     """Return the last logged value of each metric."""
     return {name: value for entry in trainer.state.log_history for name, value in entry.items()}
-
-
-def on_cpu(argv: list[str]) -> list[str]:
-    """Return the flags of a trainer, with `--use_cpu` added on a machine without CUDA."""
-    import torch
-
-    return argv if torch.cuda.is_available() or "--use_cpu" in argv else [*argv, "--use_cpu", "True"]

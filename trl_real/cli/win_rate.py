@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.judges import add_judge_flags, judge_from, tell_price
+from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
 from trl_real.cli.options import add_common, require, result, say
 
 
@@ -58,7 +58,7 @@ def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
         difficulty=_difficulty(args),
         confidence=args.confidence,
         method=args.method,
-        seed=_seed(args),
+        seed=seed_of(args),
     )
     n_prompts = len(set(values["clusters"])) if "clusters" in values else len(dataset)
     lengths = {name: [length for length in values.get(name, []) if length is not None] for name in LENGTHS}
@@ -82,7 +82,7 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     for name in ("model", "baseline"):
         side = getattr(args, name)
         if side not in dataset.column_names and is_policy(side):
-            sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": _seed(args)}
+            sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": seed_of(args)}
             sides[name] = f"{name}: {Path(side).name}"
             dataset = add_completions(dataset, side, sides[name], prompt=args.prompt, **sampling)
         else:
@@ -90,14 +90,14 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     judge, dataset = _judge(args, dataset)
     if _planned(args, judge, dataset, [(sides["model"], sides["baseline"])]):
         return
-    options: dict[str, Any] = {"confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options: dict[str, Any] = {"confidence": args.confidence, "method": args.method, "seed": seed_of(args)}
     options["prompt"] = args.prompt
     comparison = compare_columns(dataset, judge, **sides, difficulty=_difficulty(args), **options)
     say(comparison.summary())
     if args.output_dir:
         _write(args, comparison.to_dict(), [comparison], dataset)
-    values = {**comparison.to_dict()["rates"], **{k: v for k, v in comparison.to_dict().items() if k != "rates"}}
-    result(args, values, _lines(comparison.rates))
+    values = comparison.to_dict()
+    result(args, {**values.pop("rates"), **values}, _lines(comparison.rates))
 
 
 def _tournament(args: argparse.Namespace, dataset: Any) -> None:
@@ -108,7 +108,7 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
     judge, dataset = _judge(args, dataset)
     if _planned(args, judge, dataset, list(combinations(args.models, 2))):
         return
-    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": _seed(args)}
+    options = {"prompt": args.prompt, "confidence": args.confidence, "method": args.method, "seed": seed_of(args)}
     found = tournament(dataset, judge, args.models, reference=args.reference, **options)
     for comparison in found.comparisons:
         say(comparison.summary())
@@ -140,22 +140,15 @@ def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
 
 
 def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tuple[str, str]]) -> bool:
-    """Print the estimate of a judge that asks questions; return whether `--plan` ends the run here."""
-    if not hasattr(judge, "estimate"):
-        if args.plan:
-            result(args, {}, f"{judge.name} asks no questions")
-        return args.plan
+    """Print the estimate for these pairs of columns; return whether `--plan` ends the run here."""
     from trl_real.data.conversation import text_of
 
-    batch: dict[str, list] = {"prompt": [], "response_a": [], "response_b": []}
-    for a, b in pairs:
-        batch["prompt"] += _column(dataset, args.prompt)
-        batch["response_a"] += [text_of(text) for text in _column(dataset, a)]
-        batch["response_b"] += [text_of(text) for text in _column(dataset, b)]
-    estimate = tell_price(judge, batch)
-    if args.plan:
-        result(args, estimate or {}, "")
-    return args.plan
+    def batch() -> dict[str, list]:
+        sides = ([text_of(text) for pair in pairs for text in _column(dataset, pair[side])] for side in (0, 1))
+        prompts = _column(dataset, args.prompt) * len(pairs)
+        return dict(zip(("prompt", "response_a", "response_b"), (prompts, *sides), strict=True))
+
+    return tell_price(args, judge, batch)
 
 
 def _column(dataset: Any, name: str) -> list:
@@ -175,10 +168,6 @@ def _difficulty(args: argparse.Namespace) -> list[float] | None:
     return _column(load(args.difficulty), "difficulty") if args.difficulty else None
 
 
-def _seed(args: argparse.Namespace) -> int:
-    return 42 if args.seed is None else args.seed
-
-
 def _lines(rates: dict[str, Any]) -> str:
     return "\n".join(f"{name}\t{value}" for name, value in rates.items())
 
@@ -191,17 +180,15 @@ def _write(
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(values, indent=1, default=str)
-    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    (folder / "comparison.json").write_text(json.dumps(values, indent=1, default=str), encoding="utf-8")
     if comparisons is None:
         return
     from datasets import Dataset, concatenate_datasets
 
-    names = [{"model": c.model, "baseline": c.baseline} for c in comparisons]
-    rows = [
-        Dataset.from_dict({**{k: [v] * len(c.rows["prompt"]) for k, v in name.items()}, **c.rows})
-        for name, c in zip(names, comparisons, strict=True)
-    ]
+    rows = []
+    for c in comparisons:
+        n = len(c.rows["prompt"])
+        rows.append(Dataset.from_dict({"model": [c.model] * n, "baseline": [c.baseline] * n, **c.rows}))
     concatenate_datasets(rows).to_parquet(str(folder / "verdicts.parquet"))
     dataset.to_parquet(str(folder / "completions.parquet"))
     say(f"Report: {write_comparison_report(folder, comparisons, **parts)}")

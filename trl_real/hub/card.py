@@ -47,11 +47,8 @@ def update_card(
 
     Args:
         content (`str`): Full text of `README.md`; its metadata block has the number of rows of each split.
-        record (`SelectionRecord`): Record of the selection that made the subset.
-        config_name (`str`): Config that the section describes.
-        repo_id (`str`): Repository of the card.
+        record, config_name, repo_id, revision: Arguments of `push_subset`.
         columns (iterable of `str`): Columns of the dataset; `chosen` and `rejected` make it a `dpo` dataset.
-        revision (`str`, *optional*): Branch, if not `main`.
 
     Returns:
         The new `README.md`.
@@ -77,17 +74,10 @@ def update_card(
 
 def replace_section(text: str, section: str, config_name: str) -> str:
     """
-    Replace the last well-formed section of this config, or add the section at the end.
+    Replace the last well-formed section of this config in the card's text, or add the section at the end.
 
-    A marker without its partner counts as the user's text: nothing between it and another marker changes.
-
-    Args:
-        text (`str`): Card without its metadata block.
-        section (`str`): Result of `render_section`.
-        config_name (`str`): Config that the section describes.
-
-    Returns:
-        The new text, with the same line ends.
+    A marker without its partner counts as the user's text: nothing between it and another marker changes. The line
+    ends stay as they are.
     """
     line_end = "\r\n" if "\r\n" in text else "\n"
     section = section.replace("\n", line_end)
@@ -102,17 +92,9 @@ def render_section(
     record: SelectionRecord, config_name: str, repo_id: str, n_rows: dict[str, int], revision: str | None = None
 ) -> str:
     """
-    Render our section of the card, with its two markers.
+    Render our section of the card, with its two markers; equal arguments give equal text.
 
-    Args:
-        record (`SelectionRecord`): Record of the selection that made the subset.
-        config_name (`str`): Config of the subset in the repository.
-        repo_id (`str`): Repository, for the line that loads the subset.
-        n_rows (`dict[str, int]`): Number of rows pushed, by split.
-        revision (`str`, *optional*): Branch, if not `main`.
-
-    Returns:
-        Markdown; equal arguments give equal text.
+    `n_rows` is the number of rows pushed, by split; the other arguments are those of `update_card`.
 
     Raises:
         TrlRealError: If the record's counts do not add up, or its histogram is invalid.
@@ -205,11 +187,9 @@ def _recipe(record: SelectionRecord) -> list[tuple]:
     rows = [("strategy", record.strategy), ("budget", _budget(record.budget)), ("seed", record.seed)]
     rows += [("model", record.model or "none"), ("revision", record.revision or "none")]
     rows += sorted((str(name), value) for name, value in record.settings.items() if name not in COUNTED)
+    cut = f"{record.n_truncated} of {record.n_responses} ({record.truncation_rate:.1%})"
     rows += [
-        (
-            "responses cut to the context",
-            f"{record.n_truncated} of {record.n_responses} ({record.truncation_rate:.1%})",
-        ),
+        ("responses cut to the context", cut),
         ("rows embedded again in float32", record.n_rescored),
         ("tokens embedded", record.tokens),
         ("seconds spent embedding", f"{record.seconds:.1f}"),
@@ -255,13 +235,9 @@ def _number(value: float | None) -> str:
 
 def histogram(counts: dict[str, list]) -> str:
     """
-    Render a text histogram of pool and kept rows, side by side, in a fenced block.
+    Render the histogram of a `SelectionRecord` as text in a fenced block: pool and kept rows, side by side.
 
-    Args:
-        counts (`dict[str, list]`): `edges` (bins + 1 values), `pool` and `kept` (counts), as in a `SelectionRecord`.
-
-    Returns:
-        Markdown; neighbouring bins are joined to at most `HISTOGRAM_ROWS`.
+    Neighbouring bins are joined to at most `HISTOGRAM_ROWS`.
     """
     edges, pool, kept = (counts[name] for name in ("edges", "pool", "kept"))
     step = math.ceil(len(pool) / HISTOGRAM_ROWS)

@@ -250,15 +250,11 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set. Type: unset HF_HUB_OFFLINE."
     if isinstance(error, HfHubHTTPError):
-        return _status_reason(error)
+        status = error.response.status_code
+        message = " ".join((error.server_message or error.response.reason_phrase or "no message").split()).rstrip(".")
+        return f"the Hub answered {status}, {message}. {_HINTS.get(status, 'Try again later')}."
     # The query string of upload URLs contains credentials.
     first_line = re.sub(r"\?\S+", "", next(iter(str(error).strip().splitlines()), type(error).__name__)).rstrip(".")
     if isinstance(error, HTTPError):
         return f"the Hub cannot be reached ({first_line}). Check the connection and HF_ENDPOINT."
     return f"{first_line}."
-
-
-def _status_reason(error: HfHubHTTPError) -> str:
-    status = error.response.status_code
-    message = " ".join((error.server_message or error.response.reason_phrase or "no message").split()).rstrip(".")
-    return f"the Hub answered {status}, {message}. {_HINTS.get(status, 'Try again later')}."

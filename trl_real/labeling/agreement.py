@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from trl_real.functional.statistics.intervals import wilson_interval
-from trl_real.labeling.verdicts import Verdict
-from trl_real.runtime.atomic_files import without_nan
+from trl_real.labeling.verdicts import Report, Verdict
 
 
 DECIDED = ("a", "b")
 
 
 @dataclass
-class GoldAgreement:
+class GoldAgreement(Report):
     """
     Agreement of a judge with gold labels.
 
@@ -45,10 +43,6 @@ class GoldAgreement:
         """Agreement on both sets of pairs together."""
         return self.of(self.n + other.n, self.n_agree + other.n_agree, self.n_undecided + other.n_undecided)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; NaN becomes None."""
-        return without_nan(asdict(self))
-
     def words(self) -> str:
         """Return a one-line summary."""
         if not self.n:
@@ -60,7 +54,7 @@ class GoldAgreement:
 
 
 @dataclass
-class PanelAgreement:
+class PanelAgreement(Report):
     """
     Agreement among the judges of a panel.
 
@@ -75,10 +69,6 @@ class PanelAgreement:
     ci_high: float
     n_judges: int
     n_pairs: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; NaN becomes None."""
-        return without_nan(asdict(self))
 
     def words(self) -> str:
         """Return a one-line summary."""

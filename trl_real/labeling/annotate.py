@@ -16,7 +16,7 @@ from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.errors import MissingColumnError
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
-from trl_real.labeling.verdicts import Judge, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
+from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
 from trl_real.runtime.journal import Journal
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class LabelReport:
+class LabelReport(Report):
     """
     Result of labelling in numbers; `annotate` fills it.
 
@@ -62,13 +62,7 @@ class LabelReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            **asdict(self),
-            **self.counts,
-            "verdicts": self.verdicts.to_dict(),
-            "gold": self.gold and self.gold.to_dict(),
-            "panel": self.panel and self.panel.to_dict(),
-        }
+        return super().to_dict() | self.counts
 
     def words(self) -> str:
         """Return a summary of a few lines."""
@@ -184,11 +178,9 @@ def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
 
 def identity_of(judge: Judge, ignore: Sequence[str] = ()) -> str:
     """
-    Short hash of everything that a judge's verdicts depend on.
+    Short hash of everything that a judge's verdicts depend on: of its `identity`, or else of its name.
 
-    Args:
-        judge: Judge with an `identity`; without one, its name is hashed.
-        ignore: Identity keys to leave out of the hash, also for the members of a panel.
+    The identity keys in `ignore` are left out, also for the members of a panel.
     """
 
     def counting(value: Any) -> Any:
@@ -246,12 +238,7 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
 
 
 def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
-    """
-    Check that the rows can be labelled.
-
-    Raises:
-        MissingColumnError: If the column of prompts, pairs or responses is missing.
-    """
+    """Raise `MissingColumnError` if the column of prompts, pairs or responses is missing."""
     if "pair" not in dataset.column_names:
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         if "chosen" in dataset.column_names:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,14 @@ from trl_real.data.pairs import preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
 from trl_real.functional.statistics.intervals import wilson_interval
-from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
-from trl_real.runtime.atomic_files import without_nan
-from trl_real.runtime.digests import sha256
+from trl_real.labeling.verdicts import TIE, Judge, Report, Verdict, VerdictSummary, ask, drawn_swap, name_of, summarize
 
 
 PREFERENCE = "preference"
 
 
 @dataclass
-class JudgeCheck:
+class JudgeCheck(Report):
     """
     Agreement of a judge with known labels.
 
@@ -57,10 +55,6 @@ class JudgeCheck:
     verdicts: VerdictSummary
     confidence: float = 0.95
     n_skipped: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; NaN becomes None."""
-        return without_nan(asdict(self))
 
     def words(self) -> str:
         """Return a summary of a few lines."""
@@ -105,21 +99,15 @@ def check_judge(
         some = rows[start : start + batch_size]
         batch = {name: [row[name] for row in some] for name in ("prompt", "response_a", "response_b")}
         verdicts += ask(judge, batch, range(start, start + len(some)))
-    targets = np.array([row[PREFERENCE] for row in rows])
-    probabilities = np.array([verdict.probability for verdict in verdicts])
-    longer = np.sign([len(row["response_a"]) - len(row["response_b"]) for row in rows])
-    return _compared(name_of(judge), probabilities, targets, longer, summarize(verdicts), confidence, n_skipped)
+    return _compared(name_of(judge), rows, verdicts, confidence, n_skipped)
 
 
 def _compared(
-    judge: str,
-    probabilities: np.ndarray,
-    targets: np.ndarray,
-    longer: np.ndarray,
-    verdicts: VerdictSummary,
-    confidence: float,
-    n_skipped: int,
+    judge: str, rows: list[dict[str, Any]], verdicts: list[Verdict], confidence: float, n_skipped: int
 ) -> JudgeCheck:
+    targets = np.array([row[PREFERENCE] for row in rows])
+    probabilities = np.array([verdict.probability for verdict in verdicts])
+    longer = np.sign([len(row["response_a"]) - len(row["response_b"]) for row in rows])
     labeled, known = targets != TIE, ~np.isnan(probabilities)
     both = labeled & known & (probabilities != TIE)
     n, n_agree = int(both.sum()), int(((probabilities > TIE) == (targets > TIE))[both].sum())
@@ -138,7 +126,7 @@ def _compared(
         calibration=temperature,
         loss=log_loss(probabilities[known], targets[known]) if known.any() else math.nan,
         calibrated_loss=log_loss(probabilities[known], targets[known], temperature) if known.any() else math.nan,
-        verdicts=verdicts,
+        verdicts=summarize(verdicts),
         confidence=confidence,
         n_skipped=n_skipped,
     )
@@ -171,7 +159,7 @@ def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
             yield {}
             continue
         chosen, rejected = pair.texts
-        swapped = _swapped(chosen, rejected, seed)
+        swapped = drawn_swap(chosen, rejected, seed)
         a, b = (rejected, chosen) if swapped else (chosen, rejected)
         yield {"prompt": pair.prompt, "response_a": a, "response_b": b, PREFERENCE: float(not swapped)}
 
@@ -188,9 +176,3 @@ def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
                 "response_b is, 0.5 for a tie."
             )
         yield row
-
-
-def _swapped(one: str, other: str, seed: int) -> bool:
-    """Draw the side of the first text, independently of the label."""
-    low, high = sorted((one, other))
-    return bool(sha256(seed, low, high)[0] & 1) != (one > other)

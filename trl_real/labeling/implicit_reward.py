@@ -167,8 +167,7 @@ class KeptSums(dict):
     """
     Sums of log-probabilities in a file: `update` writes to disk first; a line that a crash cut short is ignored.
 
-    Args:
-        path: Path of the file; it and its folder are created if missing.
+    The file and its folder are created if missing.
 
     Raises:
         TrlRealError: If the file has other content.

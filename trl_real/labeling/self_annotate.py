@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -143,7 +143,8 @@ def self_annotate(
     report.judge = judge.name
     labels, verdicts, truths = [], [], []
     rows = (_read(row, i, responses, finish_reasons, drop_unfinished) for i, row in enumerate(iterate(dataset)))
-    for some in _batches(tqdm(rows, desc="Self-annotating", unit="prompt", total=len(dataset), delay=2), batch_size):
+    rows = iter(tqdm(rows, desc="Self-annotating", unit="prompt", total=len(dataset), delay=2))
+    while some := list(islice(rows, batch_size)):
         report.add_scored(_score(some, judge), [end for one in some for end in one.ended])
         for one in some:
             _decide(one, judge, choose, seed)
@@ -247,12 +248,6 @@ def _picked(pick: str | Pick) -> Pick:
     if pick not in PICKS:
         raise TrlRealError(f"Unknown pick {pick!r}: choose from {', '.join(PICKS)}.")
     return PICKS[pick]
-
-
-def _batches(rows: Iterable[Annotated], size: int) -> Iterator[list[Annotated]]:
-    rows = iter(rows)
-    while some := list(islice(rows, size)):
-        yield some
 
 
 def _text(response: Any) -> str:

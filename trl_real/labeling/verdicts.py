@@ -10,6 +10,7 @@ import numpy as np
 
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import without_nan
+from trl_real.runtime.digests import sha256
 
 
 TIE = 0.5
@@ -101,15 +102,17 @@ def ask(judge: Judge, batch: dict[str, list[Any]], rows: Sequence[int] | None = 
     return found
 
 
+def drawn_swap(one: str, other: str, *seed: Any) -> bool:
+    """Draw whether two texts swap sides: given in the other order, they end up on the same sides."""
+    low, high = sorted((one, other))
+    return bool(sha256(*seed, low, high)[0] & 1) != (one > other)
+
+
 def evidence_of(judge: Judge, batch: dict[str, list[Any]]) -> list[Any]:
     """
     Return what the verdict on each row depends on in addition to its texts, as JSON values; None for nothing.
 
-    A journal needs it to distinguish rows with equal texts.
-
-    Args:
-        judge: Judge, with or without a method `evidence(batch)`.
-        batch: Columns as in `VerdictJudge.verdicts`.
+    A journal needs it to distinguish rows with equal texts. A judge without a method `evidence` reads only the texts.
     """
     return judge.evidence(batch) if hasattr(judge, "evidence") else [None] * len(batch["response_a"])
 
@@ -130,7 +133,16 @@ def _number(answer: Any, judge: Judge, place: int) -> float:
 
 
 @dataclass
-class VerdictSummary:
+class Report:
+    """Base of dataclasses that report numbers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; NaN becomes None."""
+        return without_nan(asdict(self))
+
+
+@dataclass
+class VerdictSummary(Report):
     """
     Summary of many verdicts.
 
@@ -163,10 +175,6 @@ class VerdictSummary:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; NaN becomes None."""
-        return without_nan(asdict(self))
 
     def words(self) -> str:
         """Return a summary of a few lines: failures, position bias and price, if there are any."""

@@ -10,7 +10,6 @@ from typing import Any
 from trl_real.errors import TrlRealError
 
 
-AT_A_TIME = 500  # SQLite limits the number of variables per statement
 WAIT_FOR_OTHERS = 60.0
 
 
@@ -44,14 +43,10 @@ class AnswerCache:
 
     def get(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the cached answers by key."""
-        keys, found = list(dict.fromkeys(keys)), {}
+        query = "SELECT key, answer FROM answers WHERE key IN (SELECT value FROM json_each(?))"
         with self._lock:
-            for start in range(0, len(keys), AT_A_TIME):
-                some = keys[start : start + AT_A_TIME]
-                marks = ",".join("?" * len(some))
-                rows = self._connection.execute(f"SELECT key, answer FROM answers WHERE key IN ({marks})", some)
-                found.update({key: json.loads(answer) for key, answer in rows})
-        return found
+            rows = self._connection.execute(query, (json.dumps(list(keys)),))
+            return {key: json.loads(answer) for key, answer in rows}
 
     def put(self, key: str, answer: Any) -> None:
         """

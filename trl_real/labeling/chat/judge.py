@@ -8,8 +8,7 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
-from trl_real.labeling.verdicts import TIE, Verdict
-from trl_real.runtime.digests import sha256
+from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap
 
 
 CUT = " […]"
@@ -91,11 +90,8 @@ class ChatJudge(VerdictJudge):
         """Everything that the verdicts depend on."""
         own = ("orders", "rule", "tie_margin", "calibration", "max_chars", "seed")
         settings = {name: getattr(self, name) for name in own}
-        return {
-            "model": getattr(self.model, "identity", self.model.name),
-            "template": self.template.digest,
-            **settings,
-        }
+        model = getattr(self.model, "identity", self.model.name)
+        return {"model": model, "template": self.template.digest, **settings}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """
@@ -141,8 +137,7 @@ class ChatJudge(VerdictJudge):
         """Return whether `response_b` is shown first, for each time that the pair is shown."""
         if self.orders == "both":
             return False, True
-        low, high = sorted((pair.a, pair.b))  # a row with its responses swapped is shown in the same way
-        return (bool(sha256(self.seed, pair.prompt, low, high)[0] & 1) != (pair.a > pair.b),)
+        return (drawn_swap(pair.a, pair.b, self.seed, pair.prompt),)
 
     def _question(self, pair: "_Pair", swapped: bool) -> Question:
         first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)
@@ -154,6 +149,7 @@ class ChatJudge(VerdictJudge):
         a_first = read[False][0] if False in read else math.nan
         b_first = 1 - read[True][0] if True in read else math.nan
         probability = math.nan if failures else self._combine(a_first, b_first)
+        totals = ("input_tokens", "output_tokens", "cost")
         return Verdict(
             probability=probability,
             a_first=a_first,
@@ -163,9 +159,7 @@ class ChatJudge(VerdictJudge):
             source=self.name,
             n_asked=sum(not answer.cached for answer in answers.values()),
             n_cached=sum(answer.cached for answer in answers.values()),
-            input_tokens=sum(answer.input_tokens for answer in answers.values()),
-            output_tokens=sum(answer.output_tokens for answer in answers.values()),
-            cost=sum(answer.cost for answer in answers.values()),
+            **{name: sum(getattr(answer, name) for answer in answers.values()) for name in totals},
         )
 
     def _read(self, answer: Answer) -> tuple[float, str]:

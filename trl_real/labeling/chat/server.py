@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -80,6 +81,8 @@ class Endpoint:
         seed: int = 42,
         served_as: str | None = None,
     ):
+        from huggingface_hub.constants import HF_HOME
+
         _check(concurrency, timeout, deadline, max_retries, max_tokens, price, max_cost)
         url = without_password(base_url)
         self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
@@ -90,7 +93,8 @@ class Endpoint:
         )
         self.fields = {"temperature": 0, "max_tokens": max_tokens, "seed": seed, **(options or {})}
         self.identity = {"model": model, "base_url": url, **self.fields}
-        self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache())
+        default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
+        self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
         self.gives_probabilities = True
         self.spent = 0.0
         self._reserved: list[float] = []  # for questions in flight
@@ -110,10 +114,12 @@ class Endpoint:
         for key, answer in found.items():
             self._count(key, answer.cost)
         missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
-        for key, answer in self._ask_all(missing):
-            found[key] = answer
-        seen: set[str] = set()
-        return [_once(found[key], key, seen) for key in keys]
+        found |= self._ask_all(missing)
+        answers = []
+        for key in keys:
+            answers.append(found[key])  # a repeated question is free
+            found[key] = replace(found[key], cached=True, input_tokens=0, output_tokens=0, cost=0.0)
+        return answers
 
     def key(self, question: Question) -> str:
         """Hash of everything that the answer depends on, except whether probabilities are requested."""
@@ -161,12 +167,9 @@ class Endpoint:
     def _ask(self, key: str, question: Question) -> Answer:
         reserve = self._reserve(question)
         try:
-            try:
-                completion = self._complete(question)
-            except NotAnswered as error:
-                return Answer(failure=str(error))
-            kept = self.keep(key, question, completion)
-            return read_answer(kept, cached=False)
+            return read_answer(self.keep(key, question, self._complete(question)), cached=False)
+        except NotAnswered as error:
+            return Answer(failure=str(error))
         finally:
             with self._money:
                 if reserve in self._reserved:
@@ -237,23 +240,6 @@ def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
         output_tokens=kept["output_tokens"],
         cost=kept["cost"],
     )
-
-
-def default_cache() -> Path:
-    """Return the path of the cache for all judges, in the Hub's cache folder."""
-    from huggingface_hub.constants import HF_HOME
-
-    return Path(HF_HOME) / "trl_real" / "answers.sqlite"
-
-
-def _once(answer: Answer, key: str, seen: set[str]) -> Answer:
-    """Return a free copy if the same question was in the batch before."""
-    from dataclasses import replace
-
-    if key not in seen:
-        seen.add(key)
-        return answer
-    return replace(answer, cached=True, input_tokens=0, output_tokens=0, cost=0.0)
 
 
 def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:

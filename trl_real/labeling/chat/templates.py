@@ -84,12 +84,8 @@ class JudgeTemplate:
         """
         from jinja2 import TemplateError
 
-        values = {
-            "prompt": prompt,
-            "first": first,
-            "second": second,
-            "fence": _fence(prompt, *sorted((first, second))),
-        }
+        fence = _fence(prompt, *sorted((first, second)))
+        values = {"prompt": prompt, "first": first, "second": second, "fence": fence}
         try:
             system, user = (template.render(values) for template in self._compiled)
         except TemplateError as error:

@@ -61,8 +61,9 @@ class Desk:
                 taken = queue.undo(key) if action == "undo" else queue.vote_side(action, _number(asked), key)
             except TrlRealError as error:
                 return error_html(f"{error} Then reload this page.", next(self._replies))
-            note = "" if taken or not self._is_stale(queue, key) else "Another window moved on; this is where you are."
-            return self._html(queue, note)
+            pair = queue.next()
+            is_current = taken or key == (pair.key if pair else "")
+            return self._html(queue, "" if is_current else "Another window moved on; this is where you are.")
 
     def close(self) -> None:
         """Release the votes file."""
@@ -74,10 +75,6 @@ class Desk:
         if name and name not in self._queues:
             self._queues[name] = VoteQueue(self._deck, self._journal, name, self.seed)
         return self._queues.get(name)
-
-    def _is_stale(self, queue: VoteQueue, key: str) -> bool:
-        pair = queue.next()
-        return key != (pair.key if pair else "")
 
     def _html(self, queue: VoteQueue, note: str = "") -> str:
         pair, reply = queue.next(), next(self._replies)

@@ -1,6 +1,7 @@
 """Send pairs to a Label Studio server and fetch the votes, over its REST API."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -222,7 +223,7 @@ def _votes(task: dict[str, Any], names: dict[int, str], project: int) -> Iterato
             time=annotation.get("updated_at") or annotation.get("created_at") or "",
             seed=data.get("seed", -1),
         )
-        yield {**vote.to_line(), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
+        yield {**asdict(vote), "source": f"label-studio/{project}/{quote(str(annotation['id']))}"}
 
 
 def _differs(one: dict[str, Any] | None, other: dict[str, Any], by: Sequence[str] = COMPARED) -> bool:

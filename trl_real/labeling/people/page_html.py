@@ -22,12 +22,7 @@ _KEPT = {"\u061c", "\u200e", "\u200f"}
 
 
 def text_html(text: str) -> str:
-    """
-    Return a text as HTML: markup is escaped, and each run of invisible characters becomes a visible mark.
-
-    Args:
-        text: Any text, also with lone surrogates.
-    """
+    """Return a text as HTML: markup is escaped, and each run of invisible characters becomes a visible mark."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     parts, end = [], 0
     for run in _UNSEEN_RUN.finditer(text):
@@ -40,12 +35,8 @@ def pair_html(pair: Pair, progress: Progress, annotator: str, reply: int, note: 
     """
     Return the main part of the page: progress, prompt and the two responses.
 
-    Args:
-        pair: Pair to vote on.
-        progress: Progress of the annotator.
-        annotator: Name of the annotator.
-        reply: Number of this reply of the server, by which the page recognizes a new one.
-        note: Line above the pair.
+    `reply` is the number of this reply of the server, by which the page recognizes a new one; `note` is a line above
+    the pair.
     """
     panels = _panel("first", "1", "First response", pair.first) + _panel("second", "3", "Second response", pair.second)
     return (

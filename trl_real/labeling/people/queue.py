@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -109,7 +109,7 @@ class Deck:
 
     def order(self, seed: int, annotator: str) -> list[str]:
         """Return the names of all pairs in an annotator's order, which depends on seed, annotator and content only."""
-        return sorted(self._pairs, key=lambda name: _draw(seed, annotator, "order", name))
+        return sorted(self._pairs, key=lambda name: sha256(seed, annotator, "order", name))
 
     def keys(self, name: str) -> tuple[str, str]:
         """Return the key of a pair, and the key with its responses swapped."""
@@ -118,7 +118,7 @@ class Deck:
     def show(self, name: str, seed: int, annotator: str) -> Pair:
         """Return a pair with its sides drawn; swapping the responses of the row does not change the sides."""
         key, mirror, row = self._pairs[name]
-        swapped = bool(_draw(seed, annotator, "side", name)[0] & 1) != (key > mirror)
+        swapped = bool(sha256(seed, annotator, "side", name)[0] & 1) != (key > mirror)
         columns = self._dataset[row]
         texts = columns["response_a"], columns["response_b"]
         first, second = reversed(texts) if swapped else texts
@@ -195,7 +195,7 @@ class VoteQueue:
             time=_now(),
             seed=self.seed,
         )
-        self._journal.append(vote.to_line())
+        self._journal.append(asdict(vote))
         self._done[name] = vote
         return True
 
@@ -240,10 +240,6 @@ class VoteQueue:
             right=counts["a"] + counts["b"] - left,
             median_seconds=statistics.median(seconds) if seconds else math.nan,
         )
-
-
-def _draw(seed: int, annotator: str, what: str, name: str) -> bytes:
-    return sha256(seed, annotator, what, name)
 
 
 def _now() -> str:

@@ -2,13 +2,12 @@
 
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook
-from trl_real.runtime.atomic_files import without_nan
+from trl_real.labeling.verdicts import Report
 
 
 @dataclass
@@ -37,7 +36,7 @@ class AnnotatorReport:
 
 
 @dataclass
-class VoteReport:
+class VoteReport(Report):
     """
     Summary of a votes file.
 
@@ -57,10 +56,6 @@ class VoteReport:
     alpha: float = math.nan
     alpha_low: float = math.nan
     alpha_high: float = math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; NaN becomes None."""
-        return without_nan(asdict(self))
 
     def words(self) -> str:
         """Return one line per annotator, and lines for all."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,9 @@ Aggregation = Callable[[np.ndarray], np.ndarray]
 
 def pair_key(prompt: Any, response_a: Any, response_b: Any) -> str:
     """
-    Hash of the texts of a pair: the same in every file, split and process.
+    Return 32 hexadecimal digits of a SHA-256 digest of a pair, the same in every file, split and process.
 
-    Args:
-        prompt: Text or messages.
-        response_a: Text or messages.
-        response_b: Text or messages. Swapping the responses gives another key.
-
-    Returns:
-        32 hexadecimal digits of a SHA-256 digest.
+    Each argument is a text or messages. Swapping the responses gives another key.
     """
     from trl_real.data.conversation import is_messages, text_of
 
@@ -68,10 +62,6 @@ class Vote:
     seconds: float
     time: str
     seed: int
-
-    def to_line(self) -> dict[str, Any]:
-        """Return the line of the votes file."""
-        return asdict(self)
 
     @property
     def probability(self) -> float:

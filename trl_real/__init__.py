@@ -40,11 +40,9 @@ if TYPE_CHECKING:
     from trl_real.models.generate import Generations as Generations
     from trl_real.models.generate import generate as generate
     from trl_real.models.generate_from_server import generate_from_server as generate_from_server
-    from trl_real.rounds.active import ActiveRounds as ActiveRounds
     from trl_real.rounds.active import active_rounds as active_rounds
     from trl_real.rounds.report import write_rounds_report as write_rounds_report
     from trl_real.rounds.selectors import ROUND_SELECTORS as ROUND_SELECTORS
-    from trl_real.rounds.self_annotation import SelfAnnotationRounds as SelfAnnotationRounds
     from trl_real.rounds.self_annotation import self_annotation_rounds as self_annotation_rounds
     from trl_real.selection.active.gradient import GradientPairSelector as GradientPairSelector
     from trl_real.selection.active.head import HeadPairSelector as HeadPairSelector
@@ -67,7 +65,6 @@ __version__ = _version("trl-real")
 _HOME = {
     "ACQUISITIONS": "trl_real.functional.bayesian_head",
     "ALGORITHM_VERSION": "trl_real.selection.scorer",
-    "ActiveRounds": "trl_real.rounds.active",
     "ChatJudge": "trl_real.labeling.chat.judge",
     "Comparison": "trl_real.evaluation.comparison",
     "EmbeddingPairSelector": "trl_real.selection.selector",
@@ -89,7 +86,6 @@ _HOME = {
     "STRATEGIES": "trl_real.selection.strategies",
     "ScoreJudge": "trl_real.labeling.judges",
     "SelectionRecord": "trl_real.selection.record",
-    "SelfAnnotationRounds": "trl_real.rounds.self_annotation",
     "TrlRealError": "trl_real.errors",
     "VotesJudge": "trl_real.labeling.people.votes",
     "WinRateCallback": "trl_real.evaluation.callback",

@@ -7,16 +7,16 @@ from peft import LoraConfig
 from support.tiny import save_tiny
 from support.training import as_messages, config, pairs
 from trl_real import (
-    ActiveRounds,
     EmbeddingPairSelector,
     REALDPOConfig,
     REALDPOTrainer,
     ScoreJudge,
-    SelfAnnotationRounds,
     WinRateCallback,
+    active_rounds,
     annotate,
     compare,
     run_study,
+    self_annotation_rounds,
 )
 from trl_real.runtime.journal import Journal
 from trl_real.study.dpo import DPOCells
@@ -83,11 +83,11 @@ def longer(batch: dict) -> list[float]:
 @pytest.mark.parametrize(("ask", "form"), MIXED.values(), ids=MIXED)
 @pytest.mark.parametrize("generation", [None, {"n": 3, "max_new_tokens": 6, "temperature": 1.0}], ids=["pool", "own"])
 def test_active_rounds(ask, form, generation, model, tmp_path):
-    run = ActiveRounds(
+    run = active_rounds(
         pool=pool(form, ask=ask), judge=longer, model=model, args=config(tmp_path / "unused", max_steps=1),
         output_dir=tmp_path / "run", budget=4, peft_config=PEFT, eval_dataset=labels(4), generation=generation,
-        n_prompts=6,
-    ).run(2)  # fmt: skip
+        n_prompts=6, rounds=2,
+    )  # fmt: skip
     assert [row["n_asked"] for row in run.rounds] == [0, 4, 8]
     kept = load_from_disk(str(tmp_path / "run" / "round-02" / "labels"))
     if ask is asked or generation is None:
@@ -98,12 +98,12 @@ def test_active_rounds(ask, form, generation, model, tmp_path):
 
 @pytest.mark.parametrize("seed", [labels(), Dataset.from_list(pairs(8))], ids=["seed of chats", "seed of texts"])
 def test_self_annotation_with_a_second_opinion(seed, model, tmp_path):
-    run = SelfAnnotationRounds(
+    run = self_annotation_rounds(
         seed_labels=seed, prompts=pool(str, 16).select_columns("prompt"), n_prompts=6, model=model,
         args=config(tmp_path / "unused", max_steps=2), output_dir=tmp_path / "run", peft_config=PEFT,
         generation={"max_new_tokens": 6, "temperature": 1.0}, eval_dataset=labels(4),
-        relabel_judge=lambda batch: [1.0] * len(batch["prompt"]), relabel_budget=0.5,
-    ).run(2)  # fmt: skip
+        relabel_judge=lambda batch: [1.0] * len(batch["prompt"]), relabel_budget=0.5, rounds=2,
+    )  # fmt: skip
     assert [row["stage"] for row in run.rounds] == ["initial", "seed", "round 1", "round 2"]
     own = load_from_disk(str(tmp_path / "run" / "round-02" / "self_labels"))
     assert all(row["chosen"][0]["role"] == "assistant" for row in own)

@@ -396,9 +396,9 @@ class TestFingerprint:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"strategy": "hard"}, {"context": "prompt+response"}, {"layer": 1}, {"max_length": 9}, {"center": True},
-            {"responses": "answers"}, {"seed": 1}, {"dtype": "bfloat16"}, {"include_bos": True},
-            {"include_eos": True}, {"on_nonfinite": "skip"}, {"strategy": lambda e, d: d},
+            {"strategy": "hard"}, {"context": "prompt+response"}, {"layer": 1}, {"max_length": 9},
+            {"geometry": "centered"}, {"responses": "answers"}, {"seed": 1}, {"dtype": "bfloat16"},
+            {"include_bos": True}, {"include_eos": True}, {"on_nonfinite": "skip"}, {"strategy": lambda e, d: d},
         ],
         ids=lambda change: str(change).partition(" at 0x")[0],
     )  # fmt: skip
@@ -447,13 +447,13 @@ class TestFingerprint:
             assert Hasher.hash(chooser) == before and chooser.record.n_kept == 2
 
     def test_changes_with_the_fitted_mean(self):
-        chooser = selector(center=True)
+        chooser = selector(geometry="centered")
         before = Hasher.hash(chooser)
         assert Hasher.hash(chooser.fit(Dataset.from_list(make_rows(5)))) != before
 
     def test_pickle_contains_no_weights(self, tmp_path):
         folder = save_tiny(tmp_path)
-        for chooser in (selector(), EmbeddingPairSelector(folder), selector(center=True)):
+        for chooser in (selector(), EmbeddingPairSelector(folder), selector(geometry="centered")):
             chooser.fit(Dataset.from_list(make_rows(3)))
             chooser(make_rows(1)[0])
             assert len(pickle.dumps(chooser)) < 5000
@@ -816,7 +816,6 @@ class TestErrors:
             ({"on_nonfinite": "drop"}, "on_nonfinite='drop' is not one of"),
             ({"seed": 2**64}, "seed="), ({"seed": 1.5}, "seed="), ({"seed": None}, "seed="),
             ({"geometry": "flat"}, "No geometry 'flat'; there are raw, centered"),
-            ({"geometry": "whitened", "center": True}, "center=True is geometry='centered'"),
         ],
     )  # fmt: skip
     def test_settings(self, settings, match):
@@ -825,9 +824,9 @@ class TestErrors:
 
     def test_centring_needs_a_mean(self):
         with pytest.raises(TrlRealError, match=r"Type selector.fit\(dataset\)"):
-            Dataset.from_list(make_rows(2)).map(selector(center=True))
+            Dataset.from_list(make_rows(2)).map(selector(geometry="centered"))
         with pytest.raises(TrlRealError, match="no row has two responses"):
-            selector(center=True).select(Dataset.from_list([{"responses": ["a"]}]))
+            selector(geometry="centered").select(Dataset.from_list([{"responses": ["a"]}]))
 
     def test_context_needs_prompts(self):
         with pytest.raises(TrlRealError, match="needs a prompt in every row"):
@@ -896,7 +895,7 @@ class TestEmbeddingsGiven:
     def test_nan_does_not_affect_the_mean(self):
         rows = with_embeddings(make_rows(6))
         rows[4]["embeddings"][0][2] = float("nan")
-        kept = EmbeddingPairSelector(center=True, on_nonfinite="skip").select(Dataset.from_list(rows))
+        kept = EmbeddingPairSelector(geometry="centered", on_nonfinite="skip").select(Dataset.from_list(rows))
         assert len(kept) == 5 and np.isfinite(kept["similarity"][:]).all()
 
 
@@ -951,16 +950,16 @@ class TestCentred:
         rows = with_embeddings(make_rows(30))
         mean = np.mean([v for row in rows for v in row["embeddings"]], axis=0)
         moved = [{**row, "embeddings": (np.array(row["embeddings"]) - mean).tolist()} for row in rows]
-        found = EmbeddingPairSelector(center=True).select(Dataset.from_list(rows), 12)
+        found = EmbeddingPairSelector(geometry="centered").select(Dataset.from_list(rows), 12)
         expected = EmbeddingPairSelector().select(Dataset.from_list(moved), 12)
         assert found["id"][:] == expected["id"][:] and found["pair"][:] == expected["pair"][:]
         np.testing.assert_allclose(found["similarity"][:], expected["similarity"][:], atol=1e-5)
 
     def test_with_a_model_and_map(self):
         pool = mixed_pool()
-        chooser = selector(center=True)
+        chooser = selector(geometry="centered")
         kept = chooser.select(pool, 8)
-        scored = pool.map(selector(center=True).fit(pool), batched=True)
+        scored = pool.map(selector(geometry="centered").fit(pool), batched=True)
         assert set(np.array(scored["id"][:])[np.argsort(scored["similarity"][:])[:8]]) == set(kept["id"][:])
         assert chooser.record.settings["geometry"] == "centered"
         assert kept["id"][:] != selector().select(pool, 8)["id"][:]
@@ -974,14 +973,17 @@ class TestCentred:
         for settings, message in (
             ({"strategy": "easy@flat"}, "No geometry 'flat' in 'easy@flat'; there are raw"),
             ({"strategy": "esay@centered"}, "No strategy 'esay'; there are easy"),
-            ({"strategy": "easy@whitened", "center": True}, "names geometry 'whitened', but geometry='centered'"),
+            (
+                {"strategy": "easy@whitened", "geometry": "centered"},
+                "names geometry 'whitened', but geometry='centered'",
+            ),
         ):
             with pytest.raises(TrlRealError, match=message):
                 selector(**settings)
 
     def test_row_order_does_not_matter(self):
         pool = Dataset.from_list(make_rows(40))
-        means = [selector(center=True).fit(p).fitted.shift for p in (pool, pool.shuffle(seed=3))]
+        means = [selector(geometry="centered").fit(p).fitted.shift for p in (pool, pool.shuffle(seed=3))]
         torch.testing.assert_close(*means, rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, require
+from trl_real.cli.options import add_common, add_source, require
 from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
 
@@ -13,10 +13,10 @@ PASSES_FLAGS_ON = True
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; they have the names of `ActiveRounds`' arguments."""
+    """Add the flags; they have the names of `active_rounds`' arguments."""
     add_common(parser)
     add = parser.add_argument
-    add("--source", help="convert the dataset from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval")
+    add_source(parser)
     add(
         "--selectors",
         nargs="+",
@@ -35,16 +35,13 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do the missing rounds, write the report, and print the last round of each arm."""
     from trl_real.data.files import load
-    from trl_real.data.sources import SOURCES
-    from trl_real.errors import TrlRealError
+    from trl_real.data.sources import converter
     from trl_real.rounds.report import ACTIVE
 
     require(args, "dataset", "model", "output_dir")
     refuse_flags_of_no_use(args, judged=True)
-    if args.source is not None and args.source not in SOURCES:
-        raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
-    pool = load(args.dataset, args.split)
-    pool = _as_pool(SOURCES[args.source](pool) if args.source else pool, args.responses)
+    convert = converter(args.source)
+    pool = _as_pool(convert(load(args.dataset, args.split)), args.responses)
 
     def one(selector: str, seed: int, folder: Path) -> Any:
         return _rounds(args, pool, selector, seed, folder)

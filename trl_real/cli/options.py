@@ -21,6 +21,12 @@ def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str 
     add_config(parser)
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add `--source`."""
+    names = "hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized or alpaca_eval"
+    parser.add_argument("--source", help=f"format to convert the dataset from: {names}")
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and `--json`."""
     parser.add_argument(

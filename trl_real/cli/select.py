@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, number, require, result, say
+from trl_real.cli.options import add_common, add_source, number, require, result, say
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -15,9 +15,7 @@ PRICES = ("hardware", "n_devices", "price", "price_per_label")
 def register(parser: argparse.ArgumentParser) -> None:
     """Add flags with the names of `EmbeddingPairSelector`'s arguments."""
     add_common(parser)
-    parser.add_argument(
-        "--source", help="convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, alpaca_eval"
-    )
+    add_source(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid, d_optimal or random")
     parser.add_argument("--budget", type=number, help="share (0.25) or number (500) of the rows; default: all")
@@ -28,7 +26,6 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_tokens", type=int, help="tokens per forward pass")
     parser.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="device, such as cpu or cuda:0")
-    parser.add_argument("--center", action="store_true", help="short for --geometry centered")
     parser.add_argument(
         "--geometry", default="raw", help="raw (default), centered, standardized, debiased or whitened"
     )
@@ -62,8 +59,7 @@ def _add_plan(group: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record; with `--plan` only print the cost."""
     from trl_real.data.files import check_target, load, save
-    from trl_real.data.sources import SOURCES
-    from trl_real.errors import TrlRealError
+    from trl_real.data.sources import converter
     from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.budget import check_budget
     from trl_real.selection.selector import EmbeddingPairSelector
@@ -71,17 +67,14 @@ def run(args: argparse.Namespace) -> None:
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     check_budget(args.budget)
     init_distributed()
-    if args.source is not None and args.source not in SOURCES:
-        raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
-    names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "center")
-    settings = {name: getattr(args, name) for name in (*names, "geometry", "responses", "seed")}
+    convert = converter(args.source)
+    names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "geometry")
+    settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
     if (args.streaming or args.sample is not None) and not args.plan:
         written = _write_stream(args, selector)
         return None if rank() else _report(args, selector.record, written.column_names, n_written=len(written))
-    dataset = load(args.dataset, args.split)
-    if args.source:
-        dataset = SOURCES[args.source](dataset)
+    dataset = convert(load(args.dataset, args.split))
     if args.plan:
         return _print_plan(args, selector, dataset)
     check_target(dataset, args.output_dir)

@@ -15,7 +15,7 @@ SCHEDULE = "--beta 0.1 --lr_scheduler_type cosine --warmup_steps 0.1 --learning_
 
 
 def register(parser: argparse.ArgumentParser) -> None:
-    """Add the flags; they have the names of `SelfAnnotationRounds`' arguments."""
+    """Add the flags; they have the names of `self_annotation_rounds`' arguments."""
     add_config(parser)
     add = parser.add_argument
     add("--output_dir", help="folder for the output; the same command continues a run there")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from trl_real.cli.options import add_common, number, require, result, say
+from trl_real.cli.options import add_common, add_source, number, require, result, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
@@ -14,9 +14,7 @@ PASSES_FLAGS_ON = True
 def register(parser: argparse.ArgumentParser) -> None:
     """Add flags with the names of the arguments of `run_study`."""
     add_common(parser)
-    parser.add_argument(
-        "--source", help="source to convert from: hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized, …"
-    )
+    add_source(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument(
         "--engine",
@@ -52,7 +50,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the missing cells, write the report, and print the savings."""
     from trl_real.data.files import load
-    from trl_real.data.sources import SOURCES
+    from trl_real.data.sources import converter
     from trl_real.reports.render import check_extras
     from trl_real.study import run as defaults
     from trl_real.study.run import run_study
@@ -60,12 +58,10 @@ def run(args: argparse.Namespace) -> None:
     require(args, "dataset", "output_dir")
     if args.engine == "frozen" and args.rest:
         raise TrlRealError(f"Unknown flags {' '.join(args.rest)}. Flags of the trainer need --engine dpo.")
-    if args.source is not None and args.source not in SOURCES:
-        raise TrlRealError(f"No source {args.source!r}; there are {', '.join(SOURCES)}.")
+    convert = converter(args.source)
     refuse_one_of_many(args.rest)
     check_extras()
-    dataset = load(args.dataset, args.split)
-    dataset = SOURCES[args.source](dataset) if args.source else dataset
+    dataset = convert(load(args.dataset, args.split))
     names = ("n_test", "n_folds", "pool_share", "min_gap", "context", "layer", "batch_tokens", "dtype", "device")
     more = ("responses", "scores", "second_opinion", "n_validation")
     trainer = _dpo_cells(args) if args.engine == "dpo" else None

@@ -200,6 +200,15 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
 }
 
 
+def converter(source: str | None) -> Callable[..., Dataset]:
+    """Return the function with this name in `SOURCES`, or for None one that changes nothing; else `TrlRealError`."""
+    if source is None:
+        return lambda dataset: dataset
+    if source not in SOURCES:
+        raise TrlRealError(f"No source {source!r}; there are {', '.join(SOURCES)}.")
+    return SOURCES[source]
+
+
 def _hh_row(chosen: Any, rejected: Any, prompt: Any = None) -> dict:
     if prompt is not None:
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

@@ -29,31 +29,7 @@ HISTORY = ("prompt", "chosen", "rejected", "label_confidence")
 
 @dataclass(kw_only=True)
 class ActiveRounds(Rounds):
-    """
-    Run of ActiveDPO in rounds: select, label, train, test. A killed run continues, and asks for no label twice.
-
-    Args:
-        pool: Dataset with `prompt` and `responses`; with `generation`, `prompt` is enough.
-        judge: Judge that labels the selected pairs. With `PageJudge`, the round waits for people.
-        model: Hub id or path of the model before alignment: the start of the training and the reference of all rounds.
-        args: Arguments of the trainer.
-        output_dir: Folder of the run.
-        selector: Name in `ROUND_SELECTORS`.
-        budget: Number of pairs to label per round.
-        peft_config: Configuration of the adapter; rank 16 on all linear layers by default.
-        restart: Whether each round trains a new adapter on all labels, as in the theory, or continues training the
-            last adapter on the new labels.
-        eval_dataset: Labelled pairs to test each round on.
-        generation: Settings of `generate`, including `n`, with which each round's policy writes new responses.
-        n_prompts: Number of prompts that a round selects from, drawn by seed and text; all by default.
-        evaluate: Function of the policy and its tokenizer that returns more metrics, such as a win rate.
-        selector_settings: More arguments of the selector.
-        responses: Column with the responses.
-        seed: Seed of all random draws.
-
-    Raises:
-        TrlRealError: If a setting is out of range.
-    """
+    """Run of ActiveDPO in rounds: select, label, train, test. `active_rounds` describes the settings."""
 
     pool: Dataset
     judge: Judge
@@ -200,10 +176,30 @@ class ActiveRounds(Rounds):
 
 def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> RoundsResult:
     """
-    Run ActiveDPO with the settings of [`ActiveRounds`]: choose, label and train in rounds.
+    Run ActiveDPO: choose, label and train in rounds. A killed run continues, and asks for no label twice.
 
     Args:
+        pool: Dataset with `prompt` and `responses`; with `generation`, `prompt` is enough.
+        judge: Judge that labels the selected pairs. With `PageJudge`, the round waits for people.
+        model: Hub id or path of the model before alignment: the start of the training and the reference of all rounds.
+        args: Arguments of the trainer.
+        output_dir: Folder of the run.
+        selector: Name in `ROUND_SELECTORS`.
+        budget: Number of pairs to label per round.
+        peft_config: Configuration of the adapter; rank 16 on all linear layers by default.
+        restart: Whether each round trains a new adapter on all labels, as in the theory, or continues training the
+            last adapter on the new labels.
+        eval_dataset: Labelled pairs to test each round on.
+        generation: Settings of `generate`, including `n`, with which each round's policy writes new responses.
+        n_prompts: Number of prompts that a round selects from, drawn by seed and text; all by default.
+        evaluate: Function of the policy and its tokenizer that returns more metrics, such as a win rate.
+        selector_settings: More arguments of the selector.
+        responses: Column with the responses.
+        seed: Seed of all random draws.
         rounds: Number of rounds in total; finished rounds are not repeated.
+
+    Raises:
+        TrlRealError: If a setting is out of range.
     """
     return ActiveRounds(pool=pool, judge=judge, **settings).run(rounds)
 

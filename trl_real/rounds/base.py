@@ -67,7 +67,7 @@ class RoundsResult:
 
 @dataclass
 class Rounds(ABC):
-    """Base class of runs in rounds: the settings and steps that all methods share, described in `ActiveRounds`."""
+    """Base class of runs in rounds: the settings and steps that all methods share, described in `active_rounds`."""
 
     model: str
     args: REALDPOConfig

@@ -36,42 +36,7 @@ PREFERENCE = ("prompt", "chosen", "rejected", "label_confidence", *FINISHED.valu
 
 @dataclass(kw_only=True)
 class SelfAnnotationRounds(Rounds):
-    """
-    Run of SPA in rounds. Round 0 is DPO on the seed labels. In each later round the policy writes responses to new
-    prompts, labels them by its implicit reward against the model before alignment, and trains on them; the policy at
-    the start of the round is the reference.
-
-    All rounds share one base model: without an adapter it is the model before alignment; the policy and its reference
-    are adapters on it.
-
-    Args:
-        seed_labels: Preferences from people or a judge, for example those of an active run (`labels_of_run`).
-        prompts: Dataset with a column `prompt`. Each round takes new prompts in a random order; duplicates and the
-            prompts of the seed labels are left out.
-        n_prompts: Number of prompts per round, or a list with the number of each round.
-        model: Hub id or path of the model before alignment, the paper's initial model.
-        args: Arguments of the trainer, with `beta` and `noise_share`; a `noise_smoothing` of 0 means 0.1.
-        output_dir: Folder of the run; a killed run continues from there.
-        ablation: Name in `ABLATIONS`: `"expansion"` only, with self-`"refinement"`, or with de-coupled noise
-            `"detection"` as well, which is the full method.
-        noise_extrapolation: SPA's lambda of each round.
-        seed_epochs, epochs: Number of epochs over the seed labels, and over the labels of a round. `args.max_steps`
-            overrides both.
-        generation: Settings of `generate`; by default the paper's 2 responses of up to 300 tokens at temperature 0.7.
-        pick: Name in `PICKS`: the rule that picks two of more than two responses.
-        length_normalize: Whether to judge by the mean log-ratio per token instead of the sum.
-        drop_unfinished: Whether to leave out truncated responses; else they are trained on without an end.
-        soft_labels: Whether to train on the judge's probabilities; the paper trains on its verdicts.
-        relabel_judge: Other judge, such as people, for the least confident labels of each round.
-        relabel_budget: Share in (0, 1], or number, of the labels per round to ask the other judge about.
-        peft_config: Configuration of the adapter; rank 16 on all linear layers by default.
-        eval_dataset: Labelled pairs to test each round on; `accuracy` is how often the policy, as a judge, agrees.
-        evaluate: Function of the policy and its tokenizer that returns more metrics, such as a win rate.
-        seed: Seed of all random draws.
-
-    Raises:
-        TrlRealError: If a setting is out of range.
-    """
+    """Run of SPA in rounds, with round 0 on the seed labels. `self_annotation_rounds` describes the settings."""
 
     seed_labels: Dataset
     prompts: Dataset
@@ -281,10 +246,41 @@ def self_annotation_rounds(
     seed_labels: Dataset, prompts: Dataset, model: str, args: REALDPOConfig, *, rounds: int = 3, **settings: Any
 ) -> RoundsResult:
     """
-    Run SPA with the settings of [`SelfAnnotationRounds`]: train on the seed labels, then self-annotate in rounds.
+    Run SPA in rounds. Round 0 is DPO on the seed labels. In each later round the policy writes responses to new
+    prompts, labels them by its implicit reward against the model before alignment, and trains on them; the policy at
+    the start of the round is the reference.
+
+    All rounds share one base model: without an adapter it is the model before alignment; the policy and its reference
+    are adapters on it.
 
     Args:
+        seed_labels: Preferences from people or a judge, for example those of an active run (`labels_of_run`).
+        prompts: Dataset with a column `prompt`. Each round takes new prompts in a random order; duplicates and the
+            prompts of the seed labels are left out.
+        n_prompts: Number of prompts per round, or a list with the number of each round.
+        model: Hub id or path of the model before alignment, the paper's initial model.
+        args: Arguments of the trainer, with `beta` and `noise_share`; a `noise_smoothing` of 0 means 0.1.
+        output_dir: Folder of the run; a killed run continues from there.
+        ablation: Name in `ABLATIONS`: `"expansion"` only, with self-`"refinement"`, or with de-coupled noise
+            `"detection"` as well, which is the full method.
+        noise_extrapolation: SPA's lambda of each round.
+        seed_epochs, epochs: Number of epochs over the seed labels, and over the labels of a round. `args.max_steps`
+            overrides both.
+        generation: Settings of `generate`; by default the paper's 2 responses of up to 300 tokens at temperature 0.7.
+        pick: Name in `PICKS`: the rule that picks two of more than two responses.
+        length_normalize: Whether to judge by the mean log-ratio per token instead of the sum.
+        drop_unfinished: Whether to leave out truncated responses; else they are trained on without an end.
+        soft_labels: Whether to train on the judge's probabilities; the paper trains on its verdicts.
+        relabel_judge: Other judge, such as people, for the least confident labels of each round.
+        relabel_budget: Share in (0, 1], or number, of the labels per round to ask the other judge about.
+        peft_config: Configuration of the adapter; rank 16 on all linear layers by default.
+        eval_dataset: Labelled pairs to test each round on; `accuracy` is how often the policy, as a judge, agrees.
+        evaluate: Function of the policy and its tokenizer that returns more metrics, such as a win rate.
+        seed: Seed of all random draws.
         rounds: Number of rounds after the seed round; finished rounds are not repeated.
+
+    Raises:
+        TrlRealError: If a setting is out of range.
     """
     settings |= {"seed_labels": seed_labels, "prompts": prompts, "model": model, "args": args}
     return SelfAnnotationRounds(**settings).run(rounds)

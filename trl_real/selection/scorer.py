@@ -10,7 +10,7 @@ from torch import Tensor
 from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, PREFERENCE_COLUMNS, is_pool
 from trl_real.data.pairs import Candidates
 from trl_real.errors import TrlRealError
-from trl_real.functional.geometry import GEOMETRIES, Geometry
+from trl_real.functional.geometry import Geometry
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
@@ -43,7 +43,6 @@ class PairScorer:
         batch_tokens: int | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | None = None,
-        center: bool = False,
         geometry: str = "raw",
         responses: str = "responses",
         seed: int = 42,
@@ -51,9 +50,8 @@ class PairScorer:
         include_eos: bool = False,
         on_nonfinite: Literal["error", "skip"] = "error",
     ):
-        self.strategy, named = split_geometry(strategy)
-        self.geometry, self.on_nonfinite = checked_geometry(geometry, center, named), on_nonfinite
-        self.responses, self.seed = responses, seed
+        self.strategy, self.geometry = split_geometry(strategy, geometry)
+        self.responses, self.seed, self.on_nonfinite = responses, seed, on_nonfinite
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
         check_seed(seed)
         if on_nonfinite not in ("error", "skip"):
@@ -133,25 +131,3 @@ class PairScorer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({name: value for name, value in state.items() if name != "version"})
-
-
-def checked_geometry(geometry: str, center: bool, named: str | None) -> str:
-    """
-    Return the name of the geometry from the three ways to set it.
-
-    Args:
-        geometry: Name in `GEOMETRIES`.
-        center: Whether to use `"centered"`.
-        named: Geometry in the name of the strategy, such as `"easy@centered"`.
-
-    Raises:
-        TrlRealError: If the geometry is unknown, or two settings differ.
-    """
-    if geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
-    asked = "centered" if center else geometry
-    if center and geometry not in ("raw", "centered"):
-        raise TrlRealError(f"center=True is geometry='centered', but geometry={geometry!r}. Leave center out.")
-    if named is not None and asked not in ("raw", named):
-        raise TrlRealError(f"The strategy names geometry {named!r}, but geometry={asked!r}. Leave one of the two out.")
-    return named or asked

@@ -63,7 +63,6 @@ class EmbeddingPairSelector(PairScorer):
             Precision, by default `"float32"` or that of the loaded model. With `"bfloat16"` or `"float16"`, `select`
             embeds the rows near a decision again in float32, so that it keeps the same rows as float32.
         device (`str`, *optional*): Device, by default the accelerator of this rank, else the CPU.
-        center (`bool`, *optional*, defaults to `False`): Whether to use `geometry="centered"`.
         geometry (`str`, *optional*, defaults to `"raw"`):
             Geometry of the similarity: a name in `trl_real.functional.geometry.GEOMETRIES`, fitted to a sample that
             `select` or `fit` draws. `"raw"` is the paper's; docs/results.md compares the others.

@@ -249,18 +249,24 @@ def strategy_name(strategy: Any) -> str:
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
-def split_geometry(strategy: Any) -> tuple[Any, str | None]:
+def split_geometry(strategy: Any, geometry: str = "raw") -> tuple[Any, str]:
     """
-    Split a name such as `"easy@centered"` into the strategy and the geometry; functions have no geometry (None).
+    Return the strategy and the geometry, which may stand in the name, as in `"easy@centered"`, or be given apart.
 
     Raises:
-        TrlRealError: If the strategy or the geometry is unknown.
+        TrlRealError: If one of them is unknown, or the two geometries differ.
     """
-    name, at, geometry = strategy.partition("@") if isinstance(strategy, str) else (strategy, "", "")
+    name, at, named = strategy.partition("@") if isinstance(strategy, str) else (strategy, "", "")
     as_strategy(name)
-    if at and geometry not in GEOMETRIES:
-        raise TrlRealError(f"No geometry {geometry!r} in {strategy!r}; there are {', '.join(GEOMETRIES)}.")
-    return name, geometry or None
+    if at and named not in GEOMETRIES:
+        raise TrlRealError(f"No geometry {named!r} in {strategy!r}; there are {', '.join(GEOMETRIES)}.")
+    if geometry not in GEOMETRIES:
+        raise TrlRealError(f"No geometry {geometry!r}; there are {', '.join(GEOMETRIES)}.")
+    if at and geometry not in ("raw", named):
+        raise TrlRealError(
+            f"The strategy names geometry {named!r}, but geometry={geometry!r}. Leave one of the two out."
+        )
+    return name, named or geometry
 
 
 def lowest(scores: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def parse_arm(name: str) -> Arm:
         TrlRealError: If the strategy or the geometry is unknown.
     """
     strategy, geometry = split_geometry(name)
-    return Arm(as_strategy(strategy), geometry or "raw")
+    return Arm(as_strategy(strategy), geometry)
 
 
 class ArmSelector:

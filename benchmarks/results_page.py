@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trl_real.reports import figures
+from trl_real.reports.arm_styles import arm_styles
 from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
 from trl_real.study.report import in_words
@@ -75,7 +76,7 @@ def pictures(study: Study, folder: Path, name: str) -> list[str]:
     for metric in ("loss", "margin"):
         curves = {arm: curve for arm, curve in study.curves[metric].items() if arm in SHOWN}
         title = study.title.split(",")[0]
-        figure = plots.curve_figure(curves, METRICS[metric], figures.arm_styles(list(curves), COLORS), title=title)
+        figure = plots.curve_figure(curves, METRICS[metric], arm_styles(list(curves), COLORS), title=title)
         figures.save_png(figure, folder / f"{name}_{metric}.png")
         lines.append(f"![{title}, {METRICS[metric].title} against labels](images/{name}_{metric}.png)")
     return [*lines, ""]

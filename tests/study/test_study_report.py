@@ -14,7 +14,7 @@ from trl_real.evaluation.report import write_comparison_report
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
 from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.functional.statistics.win_rate import win_rate
-from trl_real.reports import figures
+from trl_real.reports.arm_styles import arm_styles
 from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
 from trl_real.study.report import in_words, study_verdict, write_study_report
@@ -275,7 +275,7 @@ def test_a_saving_in_words(saving, words):
 
 def test_every_arm_has_its_own_fixed_style():
     arms = ["random", "easy", "easy@centered", "easy@whitened", "hard", "hard@centered", "mine", "yours", "yours@x"]
-    styles = figures.arm_styles(arms, COLORS)
+    styles = arm_styles(arms, COLORS)
     assert list(styles) == arms and len(set(styles.values())) == len({s.color for s in styles.values()}) == len(arms)
     assert styles["random"].color == "#000000"
     picture = plots.curve_figure({arm: curve() for arm in arms}, METRICS["loss"], styles, title="")
@@ -287,7 +287,7 @@ def test_every_arm_has_its_own_fixed_style():
 
 
 def test_wide_budget_ranges_use_a_logarithmic_axis():
-    styles = figures.arm_styles(ARMS, COLORS)
+    styles = arm_styles(ARMS, COLORS)
     near = plots.curve_figure({"easy": Curve([200.0, 400.0], curve().points[:2])}, METRICS["loss"], styles, title="")
     far = plots.curve_figure({"easy": curve()}, METRICS["loss"], styles, title="")
     assert near.axes[0].get_xscale() == "linear" and far.axes[0].get_xscale() == "log"
@@ -296,7 +296,7 @@ def test_wide_budget_ranges_use_a_logarithmic_axis():
 
 def test_unbounded_interval_is_drawn_as_an_arrow_to_the_edge():
     savings = {"easy": [REACHED, HALF_OPEN], "easy@centered": [SELDOM_REACHED, NOT_REACHED]}
-    axes = plots.savings_figure(savings, figures.arm_styles(ARMS, COLORS), title="").axes[0]
+    axes = plots.savings_figure(savings, arm_styles(ARMS, COLORS), title="").axes[0]
     arrows = [text for text in axes.texts if getattr(text, "arrow_patch", None) is not None]
     words = [text.get_text() for text in axes.texts]
     assert len(arrows) == 2 and all(arrow.xy[0] == axes.get_xlim()[0] for arrow in arrows)

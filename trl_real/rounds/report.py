@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from trl_real.reports.figures import FONT, arm_styles, legend, new_axes, tidy
+from trl_real.reports.arm_styles import arm_styles
+from trl_real.reports.figures import FONT, legend, new_axes, tidy
 from trl_real.reports.render import check_extras, render, saved
 from trl_real.rounds.selectors import COLORS
 

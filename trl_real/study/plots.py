@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from trl_real.functional.statistics.agreement_by_similarity import AgreementBin
 from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.reports import figures
-from trl_real.reports.figures import BASELINE, FONT, LINE_COLOR, POOL_COLOR, ArmStyle
-from trl_real.study.results import Curve, Metric
+from trl_real.reports.arm_styles import ArmStyle
+from trl_real.reports.figures import FONT, LINE_COLOR, POOL_COLOR
+from trl_real.study.results import RANDOM, Curve, Metric
 
 
 if TYPE_CHECKING:
@@ -150,9 +151,9 @@ def percent(share: float, sign: bool = True) -> str:
 def _draw_curve(axes: "Axes", arm: str, curve: Curve, style: ArmStyle, dodge: float) -> None:
     """Draw one arm. A single point has a bar instead of a band, moved sideways by `dodge`."""
     value, low, high = (list(ends) for ends in zip(*curve.points, strict=True)) if curve.points else ([], [], [])
-    order = 3 if arm == BASELINE else 2
+    order = 3 if arm == RANDOM else 2
     drawn: dict[str, Any] = dict(color=style.color, linestyle=style.line, linewidth=2.4, zorder=order)
-    face = "white" if arm == BASELINE else style.color
+    face = "white" if arm == RANDOM else style.color
     label = figures.short_label(arm)
     marks: dict[str, Any] = dict(marker=style.marker, markersize=6, mfc=face, markeredgewidth=1.6, label=label)
     n_labels = curve.n_labels

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval
 from trl_real.reports import figures
+from trl_real.reports.arm_styles import arm_styles
 from trl_real.reports.render import (
     REPORT_FILE,
     budget_words,
@@ -125,7 +126,7 @@ def write_study_report(folder: str | Path, study: Study) -> Path:
 
 def _pictures(folder: Path, study: Study) -> dict[str, Any]:
     """Draw and save all figures: URIs by metric, or pairs of a name (arm or second opinion) and a URI."""
-    styles = figures.arm_styles(study.arms, COLORS)
+    styles = arm_styles(study.arms, COLORS)
     limits = figures.reward_limits(list(study.rewards.values()))
     labels = {arm: _labels_of_run(study, arm) for arm in study.rewards}
     drawn: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.runtime.shards import ShardedMap
 
 
@@ -44,11 +44,9 @@ def connect(address: str | None) -> Any:
         TrlRealError: If Ray is not installed, or no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with needs_extra("Ray", "ray"):
         import ray
         import ray.data
-    except ImportError as error:
-        raise TrlRealError("Ray is not installed. Type: pip install 'trl-real[ray]'") from error
     if not ray.is_initialized():
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if not address:

@@ -123,7 +123,7 @@ class Decoder:
         self.slots.spread(first, which, columns)
         for response in group:
             response.start = self.next - len(response.prompt)
-            response.state = random_state(response.seed)
+            response.state = np.random.default_rng(response.seed)
         self.rows += group
         return logits, which
 
@@ -220,11 +220,6 @@ def decodes_well(model: nn.Module) -> bool:
         return gives_the_same(together, alone, next(model.parameters()).dtype == torch.float32)
     except (AttributeError, IndexError):  # layers that look for their own kind of state in the cache
         return False
-
-
-def random_state(seed: int) -> np.random.Generator:
-    """Return the random state of a row."""
-    return np.random.Generator(np.random.PCG64(seed))
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.errors import TrlRealError
-from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, random_state
+from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation_journal import Completion, GenerationCache, columns
 from trl_real.models.load import object_digest
 from trl_real.models.reader import evaluating
@@ -143,7 +144,7 @@ class _OwnSampling(LogitsProcessor):
     """Samples a token per row with its own seed, and masks all others for `model.generate`."""
 
     def __init__(self, sampler: Sampler, seeds: list[int]):
-        self.sampler, self.states = sampler, [random_state(seed) for seed in seeds]
+        self.sampler, self.states = sampler, [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = torch.tensor(self.sampler(scores, self.states), device=scores.device)

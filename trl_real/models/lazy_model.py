@@ -68,8 +68,10 @@ class LazyModel:
 
     @property
     def label(self) -> str:
-        """Short name, for records and messages."""
-        return shown_name(self._full_name) or type(self.model).__name__
+        """Name for records and messages, without the path of a local folder."""
+        name = self._full_name
+        is_local = os.path.isabs(name) or os.path.isdir(name)
+        return (os.path.basename(name.rstrip("/")) if is_local else name) or type(self.model).__name__
 
     @property
     def _full_name(self) -> str:
@@ -128,11 +130,6 @@ class LazyModel:
         if self.name is None:
             raise TrlRealError("A loaded model cannot be sent to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
-
-
-def shown_name(model: str) -> str:
-    """Return a model's name without machine-specific parts: the last part of a local folder's path."""
-    return os.path.basename(model.rstrip("/")) if os.path.isabs(model) or os.path.isdir(model) else model
 
 
 def _digest(tokenizer: Any) -> str:

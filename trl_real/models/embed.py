@@ -179,9 +179,6 @@ class Embedder(ModelReader):
         n_texts = 2 if self.options.context == "prompt+response" else 1
         self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
-    def _longest(self, work: list[Tree]) -> int:
-        return max(len(tree.prompt) + max(map(len, tree.responses)) for tree in work)
-
     def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         with packed(self.body):
             for pack in make_packs(work, self.batch_tokens):

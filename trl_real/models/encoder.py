@@ -8,7 +8,7 @@ import torch
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
-from trl_real.models.load import is_forked, pick_device, prepare_process
+from trl_real.models.load import pick_device, prepare_process
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -101,7 +101,7 @@ class Encoder(LazyModel):
             if len(vectors) != len(texts):
                 raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
-        return self._embedder(rank)(prompts, texts, progress=not is_forked())
+        return self._embedder(rank)(prompts, texts)
 
     def _adopt(self) -> None:
         """Take the model that this process inherited; the settings stay this encoder's own."""

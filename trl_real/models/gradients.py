@@ -191,9 +191,6 @@ class GradientFeatures(ModelReader):
         cut = torch.tensor(truncated, dtype=torch.bool)
         return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
 
-    def _longest(self, work: list[Row]) -> int:
-        return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
-
     @contextmanager
     def _mode(self) -> Iterator[None]:
         yield  # each method sets its own

@@ -106,9 +106,6 @@ class ResponseLogProbs(ModelReader):
             time.perf_counter() - started,
         )
 
-    def _longest(self, work: list[Row]) -> int:
-        return max(row.n_tokens for row in work)
-
     def _run_packed(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
         with packed(self.body):
             for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trl_real.errors import TrlRealError
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import length_batches, pad
+from trl_real.models.sequences import length_batches, pad, prompt_text
 
 
 Context = Literal["response", "prompt+response"]
@@ -137,7 +137,9 @@ class Embedder(ModelReader):
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":
-            texts = [self._prompt_text(prompt) for prompt in prompts]
+            if None in prompts:
+                raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
+            texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])
                 for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -145,15 +147,6 @@ class Embedder(ModelReader):
         cut = [len(tokens) + len(self.before) + len(self.after) > self.options.max_length for tokens in ids]
         bodies = [tuple((self.before + tokens + self.after)[: self.options.max_length]) for tokens in ids]
         return list(zip(prefixes, bodies, strict=True)), cut
-
-    def _prompt_text(self, prompt: Any) -> str:
-        if prompt is None:
-            raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
-        if isinstance(prompt, str):
-            return prompt
-        if not isinstance(prompt, list):
-            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
-        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
         """Fill in the missing vectors; return the number of tokens read."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from trl_real.data.conversation import as_messages
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import Generations, check_settings, seed_of
 from trl_real.models.generation_journal import Completion, GenerationCache, columns
@@ -128,4 +129,4 @@ def _completion(choice: dict[str, Any]) -> Completion:
 def _messages(prompt: Any, row: int) -> list[dict[str, Any]]:
     if not prompt:
         raise TrlRealError(f"Prompt {row} is empty. Remove it, or give it a text.")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return as_messages(prompt, "user")

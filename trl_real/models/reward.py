@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.models.reader import ModelReader
-from trl_real.models.sequences import Ids, common_prefix, length_batches, pad
+from trl_real.models.sequences import Ids, check_prompt, common_prefix, length_batches, pad
 
 
 class Rewards(NamedTuple):
@@ -81,14 +81,16 @@ class RewardReader(ModelReader):
         """Return the ids of each prompt alone, and of prompt and response."""
         if not prompts:
             return [], []
+        for prompt in prompts:
+            check_prompt(prompt)
         if self.tokenizer.chat_template:
             apply = self.tokenizer.apply_chat_template
-            chats = [_as_prompt(prompt) for prompt in prompts]
+            chats = [as_messages(prompt, "user") for prompt in prompts]
             alone = apply(chats, tokenize=False, add_generation_prompt=True)
             whole = apply([chat + as_messages(r) for chat, r in zip(chats, responses, strict=True)], tokenize=False)
         else:
             end = self.tokenizer.eos_token or ""
-            alone = [text_of(_as_prompt(prompt)) for prompt in prompts]
+            alone = [text_of(prompt) for prompt in prompts]
             whole = [before + text_of(response) + end for before, response in zip(alone, responses, strict=True)]
         special = not self.tokenizer.chat_template
         return tuple(self.tokenizer(texts, add_special_tokens=special)["input_ids"] for texts in (alone, whole))
@@ -119,14 +121,6 @@ class RewardReader(ModelReader):
             return self.model(**inputs).logits[:, 0]
         finally:
             self.config.pad_token_id = configured
-
-
-def _as_prompt(prompt: Any) -> list[dict[str, Any]]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
-    return prompt
 
 
 def _unused(texts: list[Ids], vocab_size: int) -> int:

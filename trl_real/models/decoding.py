@@ -78,13 +78,8 @@ class Response:
 
 class Decoder:
     """
-    Generates responses, at most `batch_size` at a time.
-
-    Args:
-        model: Causal LM, or a PEFT model of one.
-        sampler: Sampler of the tokens.
-        ends: EOS ids.
-        batch_size: Number of responses at a time.
+    Generates responses with a causal LM, or a PEFT model of one, at most `batch_size` at a time. A response ends with
+    one of the EOS ids `ends`.
     """
 
     def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):

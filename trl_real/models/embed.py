@@ -106,12 +106,7 @@ class Embedder(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
         """
-        Embed responses; equal ones (with equal prompts, if these are read) run once.
-
-        Args:
-            prompts: One per response: text, messages or None.
-            responses: Texts.
-            progress: Whether to show a progress bar, from the third second on.
+        Embed responses, which are texts; equal ones (with equal prompts, if these are read) run once.
 
         Raises:
             TrlRealError: If the model does not have the layer.

@@ -82,12 +82,7 @@ class Encoder(LazyModel):
 
     def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
         """
-        Embed texts.
-
-        Args:
-            prompts: One per text; read with `context="prompt+response"` only.
-            texts: Responses.
-            rank: Rank of this worker, which picks the device.
+        Embed responses. Prompts are read with `context="prompt+response"` only; the worker's rank picks the device.
 
         Raises:
             TrlRealError: If the model was loaded in another process and is not available in this one.

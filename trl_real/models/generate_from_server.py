@@ -48,12 +48,7 @@ def generate_from_server(
         base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
         model_name: Name of the policy on the server, or of an adapter.
         prompts: `N` message lists; a text is sent as a user message. The server applies its chat template.
-        n: Number of responses per prompt, `K`.
-        max_new_tokens: Maximum number of tokens of a response.
-        temperature: Sampling temperature; 0 for greedy decoding.
-        top_p: Probability of the nucleus: the smallest set of tokens with at least this probability is sampled from.
-        seed: Seed of the samples, combined with the prompt and the number of the response.
-        desc: Text before the progress bar.
+        n, max_new_tokens, temperature, top_p, seed, desc: As in `generate`.
         journal: Path of a file to which the responses to a prompt are appended when all are received. A second run
             with the same settings requests only the missing prompts.
         api_key: API key; by default from the environment, as for a judge.

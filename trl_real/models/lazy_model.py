@@ -112,12 +112,8 @@ class LazyModel:
         self, auto_class: str = "AutoModelForCausalLM", adapters: bool = False, rank: int | None = None
     ) -> tuple[Any, Any]:
         """
-        Return the model and its tokenizer.
-
-        Args:
-            auto_class: Name of the transformers class that loads it.
-            adapters: Whether to load a PEFT model where the name is that of an adapter.
-            rank: Rank of this worker, which picks the device.
+        Return the model and its tokenizer; arguments as in `load_model`, and the rank of this worker, which picks the
+        device.
         """
         prepare_process()
         if self.name is None:

@@ -23,6 +23,7 @@ class ModelReader:
 
     A subclass implements `_run_packed(work)` and `_run_padded(work)`, which yield what `_run` yields, and `_trial()`,
     two functions that read made-up sequences, packed and one at a time: packing is used if their results are equal.
+    Its call has an argument `progress`: whether to show a progress bar, from the third second on.
 
     Args:
         model: Model in evaluation or training mode; its mode is restored after each call.

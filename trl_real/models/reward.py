@@ -36,9 +36,7 @@ class RewardReader(ModelReader):
 
     Args:
         model: Sequence classifier with one output.
-        tokenizer: Tokenizer of the model.
-        batch_tokens: Number of tokens in a forward pass, padding included; by default 1024 on a CPU and 16384
-            elsewhere.
+        tokenizer, batch_tokens: As in `ModelReader`; padding counts.
         max_length: Maximum number of tokens: the full response if it fits, and the end of the prompt. By default the
             model's limit.
 
@@ -59,14 +57,7 @@ class RewardReader(ModelReader):
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
-        """
-        Score responses; equal ones to equal prompts run once.
-
-        Args:
-            prompts: `N` texts or message lists.
-            responses: `N` texts or message lists.
-            progress: Whether to show a progress bar, from the third second on.
-        """
+        """Score `N` responses, as texts or message lists; equal ones to equal prompts run once."""
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)

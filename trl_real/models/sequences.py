@@ -14,12 +14,7 @@ Ids = tuple[int, ...]
 
 
 class Sequence(NamedTuple):
-    """
-    Args:
-        prompt: Ids of the context.
-        response: Ids to score; empty for a blank response.
-        truncated: Whether the response was cut.
-    """
+    """Ids of a prompt and of a response to score (none for a blank one), and whether the response was cut."""
 
     prompt: Ids
     response: Ids

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trl_real.errors import TrlRealError
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import length_batches, pad, prompt_text
+from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text
 
 
 Context = Literal["response", "prompt+response"]
@@ -132,8 +132,12 @@ class Embedder(ModelReader):
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":
-            if None in prompts:
-                raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
+            for prompt in prompts:
+                if prompt is None:
+                    raise TrlRealError(
+                        "context='prompt+response' needs a prompt in every row. Type context='response'."
+                    )
+                check_prompt(prompt)
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])

@@ -62,7 +62,6 @@ def check_prompt(prompt: Any) -> None:
 
 def prompt_text(tokenizer: Any, prompt: Any) -> str:
     """Return the text of a prompt: messages go through the chat template, with the generation prompt."""
-    check_prompt(prompt)
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)

@@ -16,7 +16,7 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
 from trl_real.models import decoding
-from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, nucleus, random_state
+from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, nucleus
 from trl_real.models.generate import generate, generate_responses, seed_of
 
 
@@ -42,7 +42,7 @@ def with_adapter(seed: int = 0) -> PeftModel:
 @torch.inference_mode()
 def one_by_one(model, ids: list[int], seed: int, limit: int, temperature: float = 1.0) -> tuple[list[int], str]:
     """A response written without a cache and without a batch."""
-    state, written = random_state(seed), []
+    state, written = np.random.default_rng(seed), []
     while len(written) < limit:
         logits = model(input_ids=torch.tensor([[*ids, *written]]), use_cache=False).logits[0, -1]
         if temperature:
@@ -115,14 +115,14 @@ def test_prompt_is_encoded_once_for_all_responses(policy):
 
 def test_gumbel_noise_draws_from_the_softmax():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(8000, 1)
-    drawn = torch.tensor(Sampler(0.5)(scores, [random_state(seed) for seed in range(8000)]))
+    drawn = torch.tensor(Sampler(0.5)(scores, [np.random.default_rng(seed) for seed in range(8000)]))
     expected = (scores[0] / 0.5).softmax(-1)
     assert torch.allclose(torch.bincount(drawn, minlength=4) / 8000, expected, atol=0.02)
 
 
 def test_top_p_leaves_the_smallest_set_with_that_probability():
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
-    drawn = Sampler(top_p=0.7)(scores, [random_state(seed) for seed in range(2000)])
+    drawn = Sampler(top_p=0.7)(scores, [np.random.default_rng(seed) for seed in range(2000)])
     assert set(drawn) == {0, 1}
 
 

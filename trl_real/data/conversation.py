@@ -70,9 +70,9 @@ def without_prompt(dialogue: Text, prompt: Text) -> Text | None:
     return dialogue[len(prompt) :] if begins else None
 
 
-def as_messages(response: str | Messages) -> Messages:
-    """Convert a text to one assistant message; return messages unchanged."""
-    return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+def as_messages(value: str | Messages, role: str = "assistant") -> Messages:
+    """Convert a text to one message with this role; return messages unchanged."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 def after_prompt(response: Any, prompt: Any) -> Any:

@@ -136,9 +136,7 @@ class ImplicitRewardJudge(VerdictJudge):
 
     def rewards(self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None) -> Any:
         """Return `trl_real.models.implicit.ImplicitRewards` (the values are sums); arguments as in `score`."""
-        from trl_real.models.load import is_forked
-
-        return self.reader(prompts, responses, ended, progress=not is_forked())
+        return self.reader(prompts, responses, ended)
 
     def scores_of(self, rewards: Any) -> list[float]:
         """Return rewards as scores: sums, or means with `length_normalize`."""

@@ -78,7 +78,7 @@ class RewardModelJudge(VerdictJudge):
             TrlRealError: If the model does not have one output, or a prompt is neither a text nor messages.
         """
         n = len(batch["prompt"])
-        found = self._rewards(batch["prompt"] * 2, [*batch["response_a"], *batch["response_b"]])
+        found = self._reader(batch["prompt"] * 2, [*batch["response_a"], *batch["response_b"]])
         values = [values.tolist() for values in found]
         return [self._verdict(*((column[i], column[n + i]) for column in values)) for i in range(n)]
 
@@ -93,7 +93,7 @@ class RewardModelJudge(VerdictJudge):
         Returns:
             `N` rewards, in the model's unit.
         """
-        return self._rewards(prompts, responses).scores.tolist()
+        return self._reader(prompts, responses).scores.tolist()
 
     def _verdict(self, scores: tuple, truncated: tuple, n_tokens: tuple) -> Verdict:
         facts = {"truncated": any(truncated), "source": self.name, "n_asked": 2, "input_tokens": sum(n_tokens)}
@@ -102,11 +102,6 @@ class RewardModelJudge(VerdictJudge):
         gap = scores[0] - scores[1]
         half = math.tanh(gap / self.scale / 2) / 2  # sigmoid - 1/2: an odd function that never overflows
         return Verdict(TIE if abs(gap) < self.min_gap else TIE + half, **facts)
-
-    def _rewards(self, prompts: list[Any], responses: list[Any]) -> Any:
-        from trl_real.models.load import is_forked
-
-        return self._reader(prompts, responses, progress=not is_forked())
 
     @cached_property
     def _reader(self) -> Any:

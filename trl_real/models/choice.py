@@ -24,9 +24,7 @@ class ChoiceReader(ModelReader):
 
     Args:
         model: Causal LM, or a PEFT model of one.
-        tokenizer: Tokenizer of the model.
-        batch_tokens: Number of tokens in a forward pass; by default 2048 on a CPU and 16384 elsewhere.
-        dtype: Precision of the matrix products (autocast); by default the weights'.
+        tokenizer, batch_tokens, dtype: As in `ModelReader`, with `cpu_tokens` of 2048.
     """
 
     desc, item = "Judging", "chat"
@@ -44,7 +42,6 @@ class ChoiceReader(ModelReader):
         Args:
             chats: Token ids of `N` chats.
             labels: `L` words that are one token each; the probabilities of its variants (`"A"`, `" A"`) are summed.
-            progress: Whether to show a progress bar, from the third second on.
 
         Returns:
             Natural logarithms, float32 on the CPU. Shape `(N, L)`.

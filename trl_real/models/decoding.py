@@ -78,13 +78,8 @@ class Response:
 
 class Decoder:
     """
-    Generates responses, at most `batch_size` at a time.
-
-    Args:
-        model: Causal LM, or a PEFT model of one.
-        sampler: Sampler of the tokens.
-        ends: EOS ids.
-        batch_size: Number of responses at a time.
+    Generates responses with a causal LM, or a PEFT model of one, at most `batch_size` at a time. A response ends with
+    one of the EOS ids `ends`.
     """
 
     def __init__(self, model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int):
@@ -123,7 +118,7 @@ class Decoder:
         self.slots.spread(first, which, columns)
         for response in group:
             response.start = self.next - len(response.prompt)
-            response.state = random_state(response.seed)
+            response.state = np.random.default_rng(response.seed)
         self.rows += group
         return logits, which
 
@@ -220,11 +215,6 @@ def decodes_well(model: nn.Module) -> bool:
         return gives_the_same(together, alone, next(model.parameters()).dtype == torch.float32)
     except (AttributeError, IndexError):  # layers that look for their own kind of state in the cache
         return False
-
-
-def random_state(seed: int) -> np.random.Generator:
-    """Return the random state of a row."""
-    return np.random.Generator(np.random.PCG64(seed))
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trl_real.errors import TrlRealError
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import length_batches, pad
+from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text
 
 
 Context = Literal["response", "prompt+response"]
@@ -106,12 +106,7 @@ class Embedder(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[str], progress: bool = True) -> Embeddings:
         """
-        Embed responses; equal ones (with equal prompts, if these are read) run once.
-
-        Args:
-            prompts: One per response: text, messages or None.
-            responses: Texts.
-            progress: Whether to show a progress bar, from the third second on.
+        Embed responses, which are texts; equal ones (with equal prompts, if these are read) run once.
 
         Raises:
             TrlRealError: If the model does not have the layer.
@@ -137,7 +132,13 @@ class Embedder(ModelReader):
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":
-            texts = [self._prompt_text(prompt) for prompt in prompts]
+            for prompt in prompts:
+                if prompt is None:
+                    raise TrlRealError(
+                        "context='prompt+response' needs a prompt in every row. Type context='response'."
+                    )
+                check_prompt(prompt)
+            texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])
                 for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -145,15 +146,6 @@ class Embedder(ModelReader):
         cut = [len(tokens) + len(self.before) + len(self.after) > self.options.max_length for tokens in ids]
         bodies = [tuple((self.before + tokens + self.after)[: self.options.max_length]) for tokens in ids]
         return list(zip(prefixes, bodies, strict=True)), cut
-
-    def _prompt_text(self, prompt: Any) -> str:
-        if prompt is None:
-            raise TrlRealError("context='prompt+response' needs a prompt in every row. Type context='response'.")
-        if isinstance(prompt, str):
-            return prompt
-        if not isinstance(prompt, list):
-            raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
-        return self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
         """Fill in the missing vectors; return the number of tokens read."""
@@ -178,9 +170,6 @@ class Embedder(ModelReader):
         """Refuse trees with a sequence that is longer than the model reads; raises `TrlRealError`."""
         n_texts = 2 if self.options.context == "prompt+response" else 1
         self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
-
-    def _longest(self, work: list[Tree]) -> int:
-        return max(len(tree.prompt) + max(map(len, tree.responses)) for tree in work)
 
     def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         with packed(self.body):

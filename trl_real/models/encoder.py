@@ -8,7 +8,7 @@ import torch
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
-from trl_real.models.load import is_forked, pick_device, prepare_process
+from trl_real.models.load import pick_device, prepare_process
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -82,12 +82,7 @@ class Encoder(LazyModel):
 
     def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
         """
-        Embed texts.
-
-        Args:
-            prompts: One per text; read with `context="prompt+response"` only.
-            texts: Responses.
-            rank: Rank of this worker, which picks the device.
+        Embed responses. Prompts are read with `context="prompt+response"` only; the worker's rank picks the device.
 
         Raises:
             TrlRealError: If the model was loaded in another process and is not available in this one.
@@ -101,7 +96,7 @@ class Encoder(LazyModel):
             if len(vectors) != len(texts):
                 raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
-        return self._embedder(rank)(prompts, texts, progress=not is_forked())
+        return self._embedder(rank)(prompts, texts)
 
     def _adopt(self) -> None:
         """Take the model that this process inherited; the settings stay this encoder's own."""

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.errors import TrlRealError
-from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well, random_state
+from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation_journal import Completion, GenerationCache, columns
 from trl_real.models.load import object_digest
 from trl_real.models.reader import evaluating
-from trl_real.models.sequences import Ids, pad
+from trl_real.models.sequences import Ids, pad, prompt_text
 from trl_real.runtime.distributed import gather, rank, share
 
 
@@ -91,7 +92,7 @@ def generate(
     """
     started = time.perf_counter()
     check_settings(n, max_new_tokens, temperature, top_p, batch_size=batch_size)
-    texts = [_text(tokenizer, prompt) for prompt in prompts]
+    texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     found = GenerationCache(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
@@ -143,7 +144,7 @@ class _OwnSampling(LogitsProcessor):
     """Samples a token per row with its own seed, and masks all others for `model.generate`."""
 
     def __init__(self, sampler: Sampler, seeds: list[int]):
-        self.sampler, self.states = sampler, [random_state(seed) for seed in seeds]
+        self.sampler, self.states = sampler, [np.random.default_rng(seed) for seed in seeds]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = torch.tensor(self.sampler(scores, self.states), device=scores.device)
@@ -207,12 +208,6 @@ def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     ids = getattr(config, "eos_token_id", None)
     ids = ids if isinstance(ids, list | tuple) else [ids]
     return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)
-
-
-def _text(tokenizer: Any, prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
 
 def _ids(tokenizer: Any, prompts: list[Any], texts: list[str]) -> list[Ids]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from trl_real.data.conversation import as_messages
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import Generations, check_settings, seed_of
 from trl_real.models.generation_journal import Completion, GenerationCache, columns
@@ -47,12 +48,7 @@ def generate_from_server(
         base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
         model_name: Name of the policy on the server, or of an adapter.
         prompts: `N` message lists; a text is sent as a user message. The server applies its chat template.
-        n: Number of responses per prompt, `K`.
-        max_new_tokens: Maximum number of tokens of a response.
-        temperature: Sampling temperature; 0 for greedy decoding.
-        top_p: Probability of the nucleus: the smallest set of tokens with at least this probability is sampled from.
-        seed: Seed of the samples, combined with the prompt and the number of the response.
-        desc: Text before the progress bar.
+        n, max_new_tokens, temperature, top_p, seed, desc: As in `generate`.
         journal: Path of a file to which the responses to a prompt are appended when all are received. A second run
             with the same settings requests only the missing prompts.
         api_key: API key; by default from the environment, as for a judge.
@@ -128,4 +124,4 @@ def _completion(choice: dict[str, Any]) -> Completion:
 def _messages(prompt: Any, row: int) -> list[dict[str, Any]]:
     if not prompt:
         raise TrlRealError(f"Prompt {row} is empty. Remove it, or give it a text.")
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return as_messages(prompt, "user")

@@ -103,7 +103,7 @@ class GradientFeatures(ModelReader):
         model: PEFT model with one active LoRA adapter.
         tokenizer: Tokenizer of the model.
         options: Options for reading and projecting.
-        dtype: Precision of the matrix products; by default the weights'. Gradients are always summed in float32.
+        dtype: Precision of the matrix products, as in `ModelReader`. Gradients are always summed in float32.
 
     Raises:
         TrlRealError: If the model has no such adapter.
@@ -128,12 +128,8 @@ class GradientFeatures(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Gradients:
         """
-        Return the gradients of responses; equal ones to equal prompts run once.
-
-        Args:
-            prompts: One per response: text, messages or None.
-            responses: Texts or messages.
-            progress: Whether to show a progress bar, from the third second on.
+        Return the gradients of responses; equal ones to equal prompts run once. Prompts and responses are those of
+        `tokenize_pairs`.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -146,10 +142,7 @@ class GradientFeatures(ModelReader):
     def differences(self, prompts: list[Any], first: list[Any], second: list[Any], progress: bool = True) -> Gradients:
         """
         Return gradients of the difference of two responses' rewards, `g(x, y_1) - g(x, y_2)`, from one backward pass
-        that reads each prompt once: for features that are not normalised per response.
-
-        Args:
-            prompts, first, second, progress: As in `__call__`, one per pair.
+        that reads each prompt once: for features that are not normalised per response. One prompt per pair.
         """
         started = time.perf_counter()
         both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
@@ -190,9 +183,6 @@ class GradientFeatures(ModelReader):
         cost: dict[str, Any] = {"n_tokens": int(n_tokens), "seconds": time.perf_counter() - started}
         cut = torch.tensor(truncated, dtype=torch.bool)
         return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
-
-    def _longest(self, work: list[Row]) -> int:
-        return max(len(row.prompt) + max(map(len, row.responses)) for row in work)
 
     @contextmanager
     def _mode(self) -> Iterator[None]:

@@ -106,13 +106,7 @@ class ImplicitRewardReader:
         self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None, progress: bool = True
     ) -> ImplicitRewards:
         """
-        Return the rewards of responses; each one is read once by each model.
-
-        Args:
-            prompts: `N` texts or message lists.
-            responses: `N` texts or message lists.
-            ended: Whether each response is complete; see `tokenize_pairs`.
-            progress: Whether to show a progress bar, from the third second on.
+        Return the rewards of responses, given as in `tokenize_pairs`; each one is read once by each model.
 
         Raises:
             TrlRealError: If a prompt is neither text nor messages, or a sequence is longer than a model reads.

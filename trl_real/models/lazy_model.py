@@ -68,8 +68,10 @@ class LazyModel:
 
     @property
     def label(self) -> str:
-        """Short name, for records and messages."""
-        return shown_name(self._full_name) or type(self.model).__name__
+        """Name for records and messages, without the path of a local folder."""
+        name = self._full_name
+        is_local = os.path.isabs(name) or os.path.isdir(name)
+        return (os.path.basename(name.rstrip("/")) if is_local else name) or type(self.model).__name__
 
     @property
     def _full_name(self) -> str:
@@ -110,12 +112,8 @@ class LazyModel:
         self, auto_class: str = "AutoModelForCausalLM", adapters: bool = False, rank: int | None = None
     ) -> tuple[Any, Any]:
         """
-        Return the model and its tokenizer.
-
-        Args:
-            auto_class: Name of the transformers class that loads it.
-            adapters: Whether to load a PEFT model where the name is that of an adapter.
-            rank: Rank of this worker, which picks the device.
+        Return the model and its tokenizer; arguments as in `load_model`, and the rank of this worker, which picks the
+        device.
         """
         prepare_process()
         if self.name is None:
@@ -128,11 +126,6 @@ class LazyModel:
         if self.name is None:
             raise TrlRealError("A loaded model cannot be sent to a new process. Give the judge a path or a Hub id.")
         return self.__dict__
-
-
-def shown_name(model: str) -> str:
-    """Return a model's name without machine-specific parts: the last part of a local folder's path."""
-    return os.path.basename(model.rstrip("/")) if os.path.isabs(model) or os.path.isdir(model) else model
 
 
 def _digest(tokenizer: Any) -> str:

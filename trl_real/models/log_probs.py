@@ -51,10 +51,8 @@ class ResponseLogProbs(ModelReader):
 
     Args:
         model: Causal LM, or PEFT model with a LoRA adapter, which may be on or off.
-        tokenizer: Tokenizer of the model.
         max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
-        dtype: Precision of the matrix products; by default the weights'.
+        tokenizer, batch_tokens, dtype: As in `ModelReader`.
 
     Raises:
         TrlRealError: If a value is out of range, or the adapter adds virtual tokens.
@@ -78,12 +76,7 @@ class ResponseLogProbs(ModelReader):
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> LogProbs:
         """
-        Score responses; equal ones to equal prompts run once.
-
-        Args:
-            prompts: One per response: text, messages or None.
-            responses: Texts or messages.
-            progress: Whether to show a progress bar, from the third second on.
+        Score responses; equal ones to equal prompts run once. Prompts and responses are those of `tokenize_pairs`.
 
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
@@ -105,9 +98,6 @@ class ResponseLogProbs(ModelReader):
             n_tokens,
             time.perf_counter() - started,
         )
-
-    def _longest(self, work: list[Row]) -> int:
-        return max(row.n_tokens for row in work)
 
     def _run_packed(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
         with packed(self.body):

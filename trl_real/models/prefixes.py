@@ -14,13 +14,8 @@ DEPTH = 4
 @dataclass
 class Branch:
     """
-    Tokens that one or more sequences share.
-
-    Args:
-        start: Position of the first token in the sequences.
-        tokens: Token ids.
-        ids: Sequences that end here, one at most.
-        branches: Continuations of the other sequences.
+    Tokens that one or more sequences share, from position `start` on: `ids` are the sequences that end here, one at
+    most, and `branches` continue the others.
     """
 
     start: int
@@ -36,12 +31,8 @@ class Branch:
 
 def grow(sequences: Sequence[Ids], least: int = LEAST, depth: int = DEPTH) -> list[Branch]:
     """
-    Build trees of sequences by their common beginnings.
-
-    Args:
-        sequences: Distinct, non-empty sequences, in any order; the trees do not depend on it.
-        least: Minimum number of common tokens to share.
-        depth: Maximum number of branches between the first and the last token of a sequence.
+    Build trees of distinct, non-empty sequences by their common beginnings of at least `least` tokens, with at most
+    `depth` branches on the way to a sequence's last token. The trees do not depend on the order of the sequences.
     """
     order = sorted(range(len(sequences)), key=lambda i: sequences[i])
     shared = [common_prefix(sequences[a], sequences[b]) for a, b in zip(order, order[1:], strict=False)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
+from trl_real.models.load import is_forked
 from trl_real.models.packing import fits_window, gives_the_same
 
 
@@ -20,9 +21,9 @@ class ModelReader:
     Reads texts with a model: device, precision, length check, progress bar, and the choice between packed and padded
     forward passes.
 
-    A subclass implements `_longest(work)`, the number of tokens of the longest sequence; `_run_packed(work)` and
-    `_run_padded(work)`, which yield what `_run` yields; and `_trial()`, two functions that read made-up sequences,
-    packed and one at a time: packing is used if their results are equal.
+    A subclass implements `_run_packed(work)` and `_run_padded(work)`, which yield what `_run` yields, and `_trial()`,
+    two functions that read made-up sequences, packed and one at a time: packing is used if their results are equal.
+    Its call has an argument `progress`: whether to show a progress bar, from the third second on.
 
     Args:
         model: Model in evaluation or training mode; its mode is restored after each call.
@@ -35,7 +36,6 @@ class ModelReader:
 
     desc, item = "Scoring", "text"  # for the progress bar and for messages
     counts_tokens = False  # whether the progress bar counts tokens rather than items
-    _longest: Callable[[list], int]
     _trial: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
     _run_packed: Callable[[list], Iterator[tuple]]
     _run_padded: Callable[[list], Iterator[tuple]]
@@ -64,6 +64,10 @@ class ModelReader:
         """Number of tokens that the model reads, None if its config does not say."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    def _longest(self, work: list) -> int:
+        """Return the number of tokens of the longest sequence: a prompt and one of its responses."""
+        return max(len(item.prompt) + max(map(len, item.responses)) for item in work)
+
     def check_length(self, work: list, fix: str) -> None:
         """Raise an error that ends with `fix` if a sequence is longer than the model reads."""
         longest = self._longest(work) if work else 0
@@ -74,10 +78,11 @@ class ModelReader:
     def passes(self, work: list, total: int, progress: bool) -> Iterator[Iterator[tuple]]:
         """
         Enter evaluation mode and the precision, and yield an iterator over forward passes that moves a progress bar of
-        length `total`. On leaving, the model's own attention is restored, also after an error in the caller's loop.
+        length `total`; a forked worker shows none. On leaving, the model's own attention is restored, also after an
+        error in the caller's loop.
         """
         unit = "tok" if self.counts_tokens else self.item
-        bar = tqdm(total=total, unit=unit, desc=self.desc, leave=False, delay=2, disable=not progress)
+        bar = tqdm(total=total, unit=unit, desc=self.desc, leave=False, delay=2, disable=is_forked() or not progress)
         with self._mode(), bar, closing(self._run(work)) as steps:
             yield self._counted(steps, bar)
 

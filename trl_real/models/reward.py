@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.models.reader import ModelReader
-from trl_real.models.sequences import Ids, common_prefix, length_batches, pad
+from trl_real.models.sequences import Ids, check_prompt, common_prefix, length_batches, pad
 
 
 class Rewards(NamedTuple):
@@ -36,9 +36,7 @@ class RewardReader(ModelReader):
 
     Args:
         model: Sequence classifier with one output.
-        tokenizer: Tokenizer of the model.
-        batch_tokens: Number of tokens in a forward pass, padding included; by default 1024 on a CPU and 16384
-            elsewhere.
+        tokenizer, batch_tokens: As in `ModelReader`; padding counts.
         max_length: Maximum number of tokens: the full response if it fits, and the end of the prompt. By default the
             model's limit.
 
@@ -59,14 +57,7 @@ class RewardReader(ModelReader):
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
-        """
-        Score responses; equal ones to equal prompts run once.
-
-        Args:
-            prompts: `N` texts or message lists.
-            responses: `N` texts or message lists.
-            progress: Whether to show a progress bar, from the third second on.
-        """
+        """Score `N` responses, as texts or message lists; equal ones to equal prompts run once."""
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)
@@ -81,14 +72,16 @@ class RewardReader(ModelReader):
         """Return the ids of each prompt alone, and of prompt and response."""
         if not prompts:
             return [], []
+        for prompt in prompts:
+            check_prompt(prompt)
         if self.tokenizer.chat_template:
             apply = self.tokenizer.apply_chat_template
-            chats = [_as_prompt(prompt) for prompt in prompts]
+            chats = [as_messages(prompt, "user") for prompt in prompts]
             alone = apply(chats, tokenize=False, add_generation_prompt=True)
             whole = apply([chat + as_messages(r) for chat, r in zip(chats, responses, strict=True)], tokenize=False)
         else:
             end = self.tokenizer.eos_token or ""
-            alone = [text_of(_as_prompt(prompt)) for prompt in prompts]
+            alone = [text_of(prompt) for prompt in prompts]
             whole = [before + text_of(response) + end for before, response in zip(alone, responses, strict=True)]
         special = not self.tokenizer.chat_template
         return tuple(self.tokenizer(texts, add_special_tokens=special)["input_ids"] for texts in (alone, whole))
@@ -119,14 +112,6 @@ class RewardReader(ModelReader):
             return self.model(**inputs).logits[:, 0]
         finally:
             self.config.pad_token_id = configured
-
-
-def _as_prompt(prompt: Any) -> list[dict[str, Any]]:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
-    return prompt
 
 
 def _unused(texts: list[Ids], vocab_size: int) -> int:

@@ -14,12 +14,7 @@ Ids = tuple[int, ...]
 
 
 class Sequence(NamedTuple):
-    """
-    Args:
-        prompt: Ids of the context.
-        response: Ids to score; empty for a blank response.
-        truncated: Whether the response was cut.
-    """
+    """Ids of a prompt and of a response to score (none for a blank one), and whether the response was cut."""
 
     prompt: Ids
     response: Ids
@@ -57,6 +52,19 @@ def tokenize_pairs(
         Sequence((), (), False) if not text_of(response).strip() else _split(ids, before, max_length)
         for ids, before, response in zip(found, alone, responses, strict=True)
     ]
+
+
+def check_prompt(prompt: Any) -> None:
+    """Raise `TrlRealError` if a prompt is neither text nor messages."""
+    if not isinstance(prompt, str | list):
+        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
+
+
+def prompt_text(tokenizer: Any, prompt: Any) -> str:
+    """Return the text of a prompt: messages go through the chat template, with the generation prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
@@ -100,10 +108,10 @@ def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:
 
 
 def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | list[dict]:
+    if prompt is not None:
+        check_prompt(prompt)
     if isinstance(prompt, list):
         return prompt + as_messages(response)
-    if prompt is not None and not isinstance(prompt, str):
-        raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
     text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
     return (prompt or "") + (text if end and text.endswith(end) else text + end)
 

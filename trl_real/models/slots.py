@@ -14,13 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class Slots:
-    """
-    Cache with a window of rows and columns that the model sees.
-
-    Args:
-        config: Config of the (text) model.
-        n_rows: Maximum number of rows.
-    """
+    """Cache of at most `n_rows` rows, with a window of rows and columns that the (text) model sees."""
 
     def __init__(self, config: Any, n_rows: int):
         self.n_rows, self.n_columns = n_rows, 0

@@ -38,11 +38,8 @@ def rank() -> int:
 
 def share(items: Sequence[T], all_processes: bool = True) -> Sequence[T]:
     """
-    Return the items for this process: every `world_size`-th.
-
-    Args:
-        items: All items, in the same order in all processes.
-        all_processes: Whether all processes call this. If False, this process works alone and gets all items.
+    Return the items for this process: every `world_size`-th of the items, which are equal in all processes. If not
+    `all_processes` call this, return all items.
     """
     group = _group(all_processes)
     return items[group.get_rank() :: group.get_world_size()] if group else items
@@ -63,11 +60,8 @@ def wait() -> None:
 
 def once(function: Callable[[], T], all_processes: bool = True) -> T:
     """
-    Call a function in the first process and return its result in all processes.
-
-    Args:
-        function: Function to call in the first process only.
-        all_processes: Whether all processes call this. If False, this process calls the function itself.
+    Call a function in the first process and return its result in all processes. If not `all_processes` call this, this
+    process calls the function itself.
 
     Raises:
         TrlRealError: In all processes, if the function raises it in the first one.
@@ -89,13 +83,7 @@ def once(function: Callable[[], T], all_processes: bool = True) -> T:
 
 
 def gather(entries: dict[K, T], all_processes: bool = True) -> dict[K, T]:
-    """
-    Return the entries of all processes, in all processes.
-
-    Args:
-        entries: Entries of this process.
-        all_processes: Whether all processes call this. If False, the entries of this process are returned.
-    """
+    """Return the entries of all processes, in all processes. If not `all_processes` call this, return `entries`."""
     group = _group(all_processes)
     if group is None:
         return entries

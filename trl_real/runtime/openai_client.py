@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-from trl_real.errors import MissingExtraError, TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 
 
 LARGEST_BODY = 2**20
@@ -59,10 +59,8 @@ class Requests:
     def __init__(
         self, base_url: str, api_key: str | None, model: str, timeout: float, deadline: float, max_retries: int
     ):
-        try:
+        with needs_extra("openai", "judge"):
             from openai import OpenAI
-        except ImportError as error:
-            raise MissingExtraError("openai", "judge") from error
         self.shown_url, self.model = without_password(base_url), model
         self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
         self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout)

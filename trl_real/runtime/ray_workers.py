@@ -7,17 +7,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, needs_extra
 from trl_real.runtime.shards import ShardedMap
 
 
 class ShardWorker:
     """
-    Actor for `ray.data.Dataset.map_batches`. It gets shard numbers, not rows, and writes the shards.
-
-    Args:
-        work: Sharded map; its pickle refers to the files of its dataset and model.
-        n_threads: Number of CPU threads for a forward pass.
+    Actor for `ray.data.Dataset.map_batches`. It gets shard numbers, not rows, and writes the shards of `work`. The
+    pickle of `work` refers to the files of its dataset and model.
     """
 
     def __init__(self, work: ShardedMap, n_threads: int):
@@ -44,11 +41,9 @@ def connect(address: str | None) -> Any:
         TrlRealError: If Ray is not installed, or no cluster answers at `address`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
+    with needs_extra("Ray", "ray"):
         import ray
         import ray.data
-    except ImportError as error:
-        raise TrlRealError("Ray is not installed. Type: pip install 'trl-real[ray]'") from error
     if not ray.is_initialized():
         settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
         if not address:
@@ -63,12 +58,8 @@ def connect(address: str | None) -> Any:
 
 def check_resources(nodes: list[dict[str, float]], num_actors: int, asked: dict[str, float]) -> None:
     """
-    Check that the cluster has room for all actors; without room, Ray waits forever without a message.
-
-    Args:
-        nodes: Resources of each node that is alive.
-        num_actors: Number of actors that run at once.
-        asked: Amount of each resource that one actor takes.
+    Check that the nodes, given by their resources, have room for all actors, given what one of them takes (`asked`).
+    Without room, Ray waits forever without a message.
 
     Raises:
         TrlRealError: If the actors do not fit; names the number that does.
@@ -92,16 +83,10 @@ def run_on_ray(
     work: ShardedMap, desc: str, num_actors: int, num_cpus: float, num_gpus: float, address: str | None
 ) -> None:
     """
-    Do the missing shards on Ray.
+    Do the missing shards of `work` on Ray, with `num_actors` actors that take `num_cpus` and `num_gpus` each.
 
     If a node is lost, Ray runs its unfinished tasks on another node; shards already in the folder are not repeated.
-
-    Args:
-        work: Sharded map; all nodes must be able to read its dataset and model and to write its folder.
-        desc: Text of the progress bar.
-        num_actors: Number of actors that run at once.
-        num_cpus, num_gpus: CPUs and GPUs for each actor.
-        address: Address of the cluster, as in `connect`.
+    All nodes must be able to read the dataset and model of `work` and to write its folder.
 
     Raises:
         TrlRealError: If Ray is not installed, the actors do not fit, or a row is invalid.

@@ -61,13 +61,7 @@ class RoundFolder(RunFolder):
 
 
 class Round:
-    """
-    Files of one round, and the results of its steps.
-
-    Args:
-        folder: Path of the round's folder; created if missing.
-        number: Number of the round, for the log.
-    """
+    """Files of one round, in a folder that is created if missing, and the results of its steps."""
 
     def __init__(self, folder: Path, number: int):
         self.folder, self.number = folder, number
@@ -83,13 +77,7 @@ class Round:
         shutil.rmtree(self / name, ignore_errors=True)
 
     def take(self, run: Path, steps: Sequence[str]) -> None:
-        """
-        Copy finished steps from another run, if this round has not begun.
-
-        Args:
-            run: Path of the other run's folder.
-            steps: Names of the steps to copy if they are done, together with the round's files.
-        """
+        """Copy those of the `steps` that another run has finished, and its files, if this round has not begun."""
         other = Round(run / self.folder.name, self.number)
         if self.state or not other.state:
             return

@@ -63,8 +63,6 @@ class LocalChat:
         Raises:
             TrlRealError: If the model has no chat template, or a label is more than one token.
         """
-        from trl_real.models.load import is_forked
-
         if not questions:
             return []
         chats = self._tokenize([question.messages for question in questions])
@@ -72,7 +70,7 @@ class LocalChat:
         found = [Answer(failure=f"longer than the model reads ({len(chat)} tokens)") for chat in chats]
         for labels in dict.fromkeys(question.labels for question in questions):
             rows = [i for i, chat in enumerate(chats) if questions[i].labels == labels and len(chat) <= limit]
-            log_probs = self._reader([chats[i] for i in rows], labels, progress=not is_forked())
+            log_probs = self._reader([chats[i] for i in rows], labels)
             for i, values in zip(rows, log_probs.tolist(), strict=True):
                 found[i] = _answer(labels, values, len(chats[i]))
         return found

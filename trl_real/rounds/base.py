@@ -14,7 +14,7 @@ from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import identity_of
 from trl_real.labeling.verdicts import Judge, name_of
 from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
@@ -80,10 +80,9 @@ class Rounds(ABC):
     def __post_init__(self) -> None:
         self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT changes it in place
         self.check()
-        columns = None if self.eval_dataset is None else self.eval_dataset.column_names
-        for name in ("chosen", "rejected"):
-            if columns is not None and name not in columns:
-                raise MissingColumnError(name, columns, "eval_dataset needs labelled pairs.")
+        if self.eval_dataset is not None:
+            columns = self.eval_dataset.column_names
+            check_columns(columns, ("chosen", "rejected"), "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
     def run(self, rounds: int) -> RoundsResult:

@@ -12,7 +12,7 @@ from peft import load_peft_weights
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.relabel import relabel
@@ -98,11 +98,9 @@ class SelfAnnotationRounds(Rounds):
         for name, table in (("ablation", ABLATIONS), ("pick", PICKS)):
             if getattr(self, name) not in table:
                 raise TrlRealError(f"Unknown {name} {getattr(self, name)!r}. Choose one of {', '.join(table)}.")
-        for column in ("prompt", "chosen", "rejected"):
-            if column not in self.seed_labels.column_names:
-                raise MissingColumnError(column, self.seed_labels.column_names, "seed_labels needs labelled pairs.")
-        if "prompt" not in self.prompts.column_names:
-            raise MissingColumnError("prompt", self.prompts.column_names, "Rename the column with rename_column.")
+        preference, fix = ("prompt", "chosen", "rejected"), "seed_labels needs labelled pairs."
+        check_columns(self.seed_labels.column_names, preference, fix)
+        check_columns(self.prompts.column_names, ["prompt"], "Rename the column with rename_column.")
         if not len(self.seed_labels):
             raise TrlRealError("seed_labels has no rows. Give labelled pairs, for example 100.")
         sizes = [self.n_prompts] if isinstance(self.n_prompts, int) else list(self.n_prompts)

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.training.config import REALDPOConfig
@@ -92,9 +92,7 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
         )
     if not isinstance(dataset, Dataset):
         return
-    for name in ("chosen", "rejected"):
-        if name not in dataset.column_names:
-            raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
+    check_columns(dataset.column_names, ("chosen", "rejected"), "Label the pairs first, or rename the column.")
     images = sorted({"image", "images"} & set(dataset.column_names))
     if images:
         raise TrlRealError(

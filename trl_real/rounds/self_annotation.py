@@ -20,7 +20,7 @@ from trl_real.labeling.self_annotate import PICKS, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import Judge
 from trl_real.models.generate import generate
-from trl_real.rounds.ablations import ABLATIONS, noise_off, noise_settings
+from trl_real.rounds.ablations import ABLATIONS, NOISE_OFF, noise_settings
 from trl_real.rounds.base import Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter
 from trl_real.runtime.atomic_files import read_json
@@ -226,7 +226,7 @@ class SelfAnnotationRounds(Rounds):
 
     def _train_on_seed(self, zero: Round) -> dict[str, Any]:
         base, tokenizer = self.base()
-        config = round_config(self.args, zero / "trainer", self.seed, num_train_epochs=self.seed_epochs, **noise_off())
+        config = round_config(self.args, zero / "trainer", self.seed, num_train_epochs=self.seed_epochs, **NOISE_OFF)
         labels = self._preferences(self.seed_labels, "label_confidence" in self.seed_labels.column_names)
         trained = train_adapter(base, tokenizer, labels, zero / "start", config, self.peft_config)
         return self._saved(trained, zero, len(labels))

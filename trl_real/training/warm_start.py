@@ -39,8 +39,7 @@ def demonstrations(dataset: Dataset) -> Dataset:
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
-    rows = rows.remove_columns([name for name in ("rejected",) if name in rows.column_names])
-    rows = rows.rename_column("chosen", "completion")
+    rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
         first.setdefault(repr((row["prompt"], row["completion"])), i)

@@ -49,14 +49,8 @@ class NothingLeft(TrlRealError):
 @dataclass
 class RoundsResult:
     """
-    Results of a run.
-
-    Args:
-        folder: Folder of the run.
-        name: Name of the arm.
-        seed: Seed of the run.
-        rounds: One mapping per round, after those from before the first round: counts, metrics, and under `phases` the
-            seconds and tokens of each step.
+    Results of a run. `rounds` has one mapping per round, after those from before the first round: counts, metrics, and
+    under `phases` the seconds and tokens of each step.
     """
 
     folder: Path
@@ -138,13 +132,8 @@ class Rounds(ABC):
 
     def begin(self, adapter: str) -> dict[str, float]:
         """
-        Create an adapter without effect, and save the test pairs with the base model's log-probabilities.
-
-        Args:
-            adapter: Folder of the adapter in round 0.
-
-        Returns:
-            Metrics of the base model.
+        Create an adapter without effect in this folder of round 0, save the test pairs with the base model's
+        log-probabilities, and return the base model's metrics.
         """
         zero = self.runs.round(0)
 
@@ -183,13 +172,7 @@ def setting_of(judge: Judge) -> str:
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
-    """
-    Return the rows of each different prompt, in a random order that depends on texts and seeds, not on row order.
-
-    Args:
-        prompts: Texts, messages or None.
-        seeds: Seeds of the order.
-    """
+    """Return the rows of each different prompt, in a random order that depends on texts and seeds, not on the rows."""
     found: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
         found.setdefault(sha256(*seeds, dialogue(prompt)), []).append(i)

@@ -22,15 +22,9 @@ PROMPT_TOO_LONG = "prompt fills max_length"
 
 @dataclass
 class KeptRows:
-    """
-    Rows selected for training, by their numbers in the given training set, and the record of the selection.
+    """Rows selected for training, by their numbers in the given training set, and the record of the selection."""
 
-    Args:
-        rows: Row numbers, ascending. Shape `(k,)`, int64.
-        record: Strategy, model and counts of the selection.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # ascending; shape `(k,)`, int64
     record: SelectionRecord
 
     def save(self, folder: str | Path) -> None:
@@ -50,12 +44,7 @@ class KeptRows:
 
     def check(self, folder: str | Path, n_rows: int, prepared: np.ndarray) -> None:
         """
-        Check that these rows belong to a training set.
-
-        Args:
-            folder: Folder of the saved rows.
-            n_rows: Number of rows in the given training set.
-            prepared: Numbers of the rows that TRL did not drop, ascending.
+        Check that these rows, saved in `folder`, belong to a training set of `n_rows`, of which TRL kept `prepared`.
 
         Raises:
             TrlRealError: If the training set has another number of rows, or TRL dropped a row that was trained on.
@@ -74,11 +63,7 @@ class KeptRows:
 
 def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
     """
-    Check, before a model is loaded, that rows can be selected from a dataset.
-
-    Args:
-        dataset: Training set; TRL reports types that it does not accept.
-        args: Configuration with a strategy and a budget.
+    Check, before a model is loaded, that rows can be selected from a dataset; TRL reports types it does not accept.
 
     Raises:
         MissingColumnError: If `chosen` or `rejected` is missing.
@@ -124,11 +109,8 @@ def check_unsharded(model: nn.Module) -> None:
 
 def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
     """
-    Return the selector's record for the whole training set, without local paths, so that it can be published.
-
-    Args:
-        record: Record over the rows that TRL did not drop; the model may be a full path.
-        n_dropped: Number of rows that TRL dropped because their prompt fills `max_length`.
+    Return the selector's record for the whole training set, with the rows that TRL dropped because their prompt fills
+    `max_length`, and without local paths, so that it can be published.
     """
     skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
     model = Path(record.model).name if record.model and Path(record.model).exists() else record.model

@@ -1,6 +1,6 @@
 """Errors for mistakes of the user: each message is one line with what was found and what to type."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -17,6 +17,13 @@ class MissingColumnError(TrlRealError):
 
     def __init__(self, column: str, found: Iterable[str], fix: str):
         super().__init__(f"No column {column!r} in the dataset; it has {sorted(found)}. {fix}")
+
+
+def check_columns(found: Collection[str], names: Iterable[str], fix: str) -> None:
+    """Raise `MissingColumnError` for the first of `names` that is not found."""
+    for name in names:
+        if name not in found:
+            raise MissingColumnError(name, found, fix)
 
 
 class TooFewPairsError(TrlRealError):

@@ -8,7 +8,7 @@ from typing import Any
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 
 
 def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -119,8 +119,7 @@ def _win_rate(args: argparse.Namespace) -> Any:
     from trl_real.rounds.win_rate import WinRateAgainstStart
 
     rows = load(args.eval_prompts)
-    if "prompt" not in rows.column_names:
-        raise MissingColumnError("prompt", rows.column_names, "Give --eval_prompts a file with prompts.")
+    check_columns(rows.column_names, ["prompt"], "Give --eval_prompts a file with prompts.")
     settings = {"max_new_tokens": args.eval_tokens}
     judge = reading_judge(args, "--eval_prompts")
     return WinRateAgainstStart(rows["prompt"][:], judge, Path(args.output_dir) / "start", **settings)

@@ -123,13 +123,11 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 def labelled(path: str, split: str | None = None) -> Any:
     """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
     from trl_real.data.files import load
-    from trl_real.errors import MissingColumnError
+    from trl_real.errors import check_columns
 
     rows = load(path, split)
-    for name in ("chosen", "rejected"):
-        if name not in rows.column_names:
-            fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
-            raise MissingColumnError(name, rows.column_names, fix)
+    fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
+    check_columns(rows.column_names, ("chosen", "rejected"), fix)
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ def require_columns(dataset: Any, source: str, columns: Sequence[str], text: Seq
         fix = f"{source}(dataset['train'])" if isinstance(dataset, dict) else "load_dataset(…, split='train')"
         raise TrlRealError(f"{source} takes one split, a Dataset; found {type(dataset).__name__}. Type: {fix}")
     for name in columns:
-        if name not in dataset.column_names:
-            fix = f"{source} needs it; if yours has another name, type: dataset.rename_column('…', {name!r})"
-            raise MissingColumnError(name, dataset.column_names, fix)
+        fix = f"{source} needs it; if yours has another name, type: dataset.rename_column('…', {name!r})"
+        check_columns(dataset.column_names, [name], fix)
     for name in text:
         found = getattr(dataset.features[name], "dtype", dataset.features[name])
         if found not in ("string", "large_string", "null"):

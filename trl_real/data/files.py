@@ -108,11 +108,7 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
 
 def check_target(dataset: Dataset, folder: str | Path) -> Path:
     """
-    Check that `save` can write, for the start of a long run, and return the absolute path of the folder.
-
-    Args:
-        dataset: Dataset to save, or the input of the run.
-        folder: Path to save to.
+    Check that `save` can write, for the start of a long run with this dataset, and return the folder's absolute path.
 
     Raises:
         TrlRealError: As in `save`.

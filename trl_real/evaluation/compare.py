@@ -9,7 +9,7 @@ import numpy as np
 
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.evaluation.checks import Doubt, identity_doubts, judge_doubts, rate_doubts, text_doubts
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import add_completions, is_policy
@@ -234,8 +234,7 @@ def _check_request(dataset: Any, model: str, baseline: str) -> None:
 def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, first_row: int) -> dict[str, list]:
     """Build the batch for the judge."""
     for argument, name in (("model", model), ("baseline", baseline), ("prompt", prompt)):
-        if name not in columns:
-            raise MissingColumnError(name, columns, f"Name the column: compare(…, {argument}='…').")
+        check_columns(columns, [name], f"Name the column: compare(…, {argument}='…').")
     return {
         **columns,
         "prompt": columns[prompt],

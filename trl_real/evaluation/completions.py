@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.models.generate import generate_responses
 from trl_real.models.lazy_model import LazyModel
 
@@ -26,8 +26,7 @@ def add_completions(
         MissingColumnError: If the column of prompts is missing.
         TrlRealError: If the policy cannot be loaded, is not a causal LM, or has no tokenizer.
     """
-    if prompt not in dataset.column_names:
-        raise MissingColumnError(prompt, dataset.column_names, "Name the column: compare(…, prompt='…').")
+    check_columns(dataset.column_names, [prompt], "Name the column: compare(…, prompt='…').")
     if isinstance(policy, str):
         policy, tokenizer = LazyModel(policy).load()
     if not hasattr(policy, "generate"):

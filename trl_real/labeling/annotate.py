@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
-from trl_real.errors import MissingColumnError
+from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
@@ -245,6 +245,5 @@ def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
             fix = "These rows already have labels; train on them directly."
         raise MissingColumnError("pair", dataset.column_names, fix)
     for name in ("prompt", responses):
-        if name not in dataset.column_names:
-            fix = f"Preferences need it. Rename your column: dataset.rename_column('…', {name!r})"
-            raise MissingColumnError(name, dataset.column_names, fix)
+        fix = f"Preferences need it. Rename your column: dataset.rename_column('…', {name!r})"
+        check_columns(dataset.column_names, [name], fix)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import Judge, Verdict
 
@@ -52,10 +52,8 @@ class ScoreJudge(VerdictJudge):
             MissingColumnError: If the column of scores or of pairs is missing.
             TrlRealError: If a row has fewer scores than its pair needs.
         """
-        if self.column not in batch:
-            raise MissingColumnError(self.column, batch, "Name the scores: ScoreJudge('…') or --column …")
-        if "pair" not in batch:
-            raise MissingColumnError("pair", batch, "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
+        check_columns(batch, [self.column], "Name the scores: ScoreJudge('…') or --column …")
+        check_columns(batch, ["pair"], "Select pairs first: EmbeddingPairSelector(…).select(dataset)")
         rows = zip(batch[self.column], batch["pair"], strict=True)
         return [self._two(scores, pair) for scores, pair in rows]
 

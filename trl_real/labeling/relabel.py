@@ -8,7 +8,7 @@ from datasets import Dataset, List, Value
 
 from trl_real.data.conversation import text_of
 from trl_real.data.convert import from_rows, iterate
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.implicit_reward import UNFINISHED
 from trl_real.labeling.people.votes import pair_key
@@ -67,9 +67,7 @@ def relabel(
         MissingColumnError: If a column of labels is missing.
         TrlRealError: If a setting is out of range.
     """
-    for name in NEEDED:
-        if name not in labels.column_names:
-            raise MissingColumnError(name, labels.column_names, "Give the output of self_annotate.")
+    check_columns(labels.column_names, NEEDED, "Give the output of self_annotate.")
     if undecided not in ("keep", "drop"):
         raise TrlRealError(f"undecided={undecided!r} is not one of keep, drop.")
     plain = labels.with_format(None)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from trl_real.data.conversation import after_prompt, in_form, is_messages, label_features, text_of
 from trl_real.data.convert import from_rows, iterate
 from trl_real.data.pairs import pool_candidates
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.agreement import gold_agreement
 from trl_real.labeling.implicit_reward import UNFINISHED, UNUSABLE, ImplicitRewardJudge
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
@@ -230,9 +230,8 @@ def _columns(rows: list[Annotated], responses: str) -> dict[str, list[Any]]:
 def _features(dataset: Dataset, responses: str, finish_reasons: str) -> dict[str, Any]:
     """Return the features of the labels."""
     for name in ("prompt", responses):
-        if name not in dataset.column_names:
-            fix = f"Self-annotation needs it. Rename your column: dataset.rename_column('…', {name!r})"
-            raise MissingColumnError(name, dataset.column_names, fix)
+        fix = f"Self-annotation needs it. Rename your column: dataset.rename_column('…', {name!r})"
+        check_columns(dataset.column_names, [name], fix)
     response = getattr(dataset.features[responses], "feature", Value("string"))
     prompt, response = label_features(dataset.features["prompt"], response)
     label = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}

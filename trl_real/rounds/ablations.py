@@ -5,17 +5,10 @@ from typing import NamedTuple
 
 
 class Ablation(NamedTuple):
-    """
-    Active parts of SPA's noise-aware training.
+    """Active parts of SPA's noise-aware training."""
 
-    Args:
-        refines: Whether labels of doubtful pairs are smoothed (Eq. 9-10).
-        extrapolates: Whether doubtful pairs are found with the policy extrapolated away from its reference
-            (Eq. 11-12).
-    """
-
-    refines: bool
-    extrapolates: bool
+    refines: bool  # labels of doubtful pairs are smoothed (Eq. 9-10)
+    extrapolates: bool  # doubtful pairs are found with the policy extrapolated away from its reference (Eq. 11-12)
 
 
 ABLATIONS = {
@@ -25,23 +18,11 @@ ABLATIONS = {
 }
 
 ALPHA = 0.1  # of the paper
-
-
-def noise_off() -> dict[str, float]:
-    """Return the trainer's settings that trust every label, as for labels from people."""
-    return {"noise_smoothing": 0.0, "noise_extrapolation": 0.0}
+NOISE_OFF = {"noise_smoothing": 0.0, "noise_extrapolation": 0.0}  # every label is trusted, as if from people
 
 
 def noise_settings(ablation: str, smoothing: float, extrapolation: Sequence[float], number: int) -> dict[str, float]:
-    """
-    Return the trainer's noise settings in a round.
-
-    Args:
-        ablation: Name in `ABLATIONS`.
-        smoothing: alpha; 0 for the paper's 0.1.
-        extrapolation: lambda of each round.
-        number: Number of the round, starting at 1.
-    """
+    """Return the trainer's noise settings in a round (the first is 1); a smoothing of 0 means the paper's 0.1."""
     parts = ABLATIONS[ablation]
     return {
         "noise_smoothing": (smoothing or ALPHA) if parts.refines else 0.0,

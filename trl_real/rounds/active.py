@@ -55,14 +55,11 @@ class ActiveRounds(Rounds):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that every round depends on, as plain values."""
+        own = ("selector", "budget", "restart", "generation", "n_prompts")
         return {
-            "selector": self.selector,
+            **{name: getattr(self, name) for name in own},
             "selector_settings": {k: repr(v) for k, v in sorted(self.selector_settings.items())},
-            "budget": self.budget,
             "judge": setting_of(self.judge),
-            "restart": self.restart,
-            "generation": self.generation,
-            "n_prompts": self.n_prompts,
             "pool": dataset_digest(self.pool if self.generation is None else self.pool.select_columns(["prompt"])),
         }
 
@@ -98,15 +95,8 @@ class ActiveRounds(Rounds):
     def _select(self, this: Round, last: Round) -> dict[str, Any]:
         pool = load(str(this / "pool")) if self.generation is not None else self._prompts(this.number)
         policy, tokenizer = self.policy(last)
-        chooser = Chooser(
-            self.model,
-            policy,
-            tokenizer,
-            self.responses,
-            self.seed + this.number,
-            dict(self.selector_settings),
-            revision_of(self.args.model_init_kwargs),
-        )
+        settings, revision = self.selector_settings, revision_of(self.args.model_init_kwargs)
+        chooser = Chooser(self.model, policy, tokenizer, self.responses, self.seed + this.number, settings, revision)
         selector = ROUND_SELECTORS[self.selector](self.selector, chooser)
         history = self._history(this.number)
         try:

@@ -14,7 +14,7 @@ from peft import PeftConfig
 
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import identity_of
 from trl_real.labeling.verdicts import Judge, name_of
 from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
@@ -49,14 +49,8 @@ class NothingLeft(TrlRealError):
 @dataclass
 class RoundsResult:
     """
-    Results of a run.
-
-    Args:
-        folder: Folder of the run.
-        name: Name of the arm.
-        seed: Seed of the run.
-        rounds: One mapping per round, after those from before the first round: counts, metrics, and under `phases` the
-            seconds and tokens of each step.
+    Results of a run. `rounds` has one mapping per round, after those from before the first round: counts, metrics, and
+    under `phases` the seconds and tokens of each step.
     """
 
     folder: Path
@@ -80,10 +74,9 @@ class Rounds(ABC):
     def __post_init__(self) -> None:
         self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT changes it in place
         self.check()
-        columns = None if self.eval_dataset is None else self.eval_dataset.column_names
-        for name in ("chosen", "rejected"):
-            if columns is not None and name not in columns:
-                raise MissingColumnError(name, columns, "eval_dataset needs labelled pairs.")
+        if self.eval_dataset is not None:
+            columns = self.eval_dataset.column_names
+            check_columns(columns, ("chosen", "rejected"), "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
     def run(self, rounds: int) -> RoundsResult:
@@ -139,13 +132,8 @@ class Rounds(ABC):
 
     def begin(self, adapter: str) -> dict[str, float]:
         """
-        Create an adapter without effect, and save the test pairs with the base model's log-probabilities.
-
-        Args:
-            adapter: Folder of the adapter in round 0.
-
-        Returns:
-            Metrics of the base model.
+        Create an adapter without effect in this folder of round 0, save the test pairs with the base model's
+        log-probabilities, and return the base model's metrics.
         """
         zero = self.runs.round(0)
 
@@ -184,13 +172,7 @@ def setting_of(judge: Judge) -> str:
 
 
 def drawn(prompts: Iterable[Any], *seeds: int) -> list[list[int]]:
-    """
-    Return the rows of each different prompt, in a random order that depends on texts and seeds, not on row order.
-
-    Args:
-        prompts: Texts, messages or None.
-        seeds: Seeds of the order.
-    """
+    """Return the rows of each different prompt, in a random order that depends on texts and seeds, not on the rows."""
     found: dict[bytes, list[int]] = {}
     for i, prompt in enumerate(prompts):
         found.setdefault(sha256(*seeds, dialogue(prompt)), []).append(i)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,24 +24,14 @@ NOT_METRICS = ("stage", "round", "n_asked", "n_labels", "n_pairs", "annotation",
 
 
 class Kind(NamedTuple):
-    """
-    Texts of a report, and how it compares arms.
-
-    Args:
-        title: Title of the page.
-        intro: Explanation of an arm and its rounds.
-        x: Key of the count on the x-axis.
-        x_label: Label of the x-axis.
-        same_x: Whether arms are compared at the same count, such as paid labels; else in the same round.
-        baseline: Name of the arm to compare the others with.
-    """
+    """Texts of a report, and how it compares arms."""
 
     title: str
     intro: str
-    x: str
+    x: str  # key of the count on the x-axis
     x_label: str
-    same_x: bool
-    baseline: str
+    same_x: bool  # whether arms are compared at the same count, such as paid labels; else in the same round
+    baseline: str  # name of the arm to compare the others with
 
 
 ACTIVE = Kind(
@@ -64,17 +55,9 @@ SELF_ANNOTATION = Kind(
 
 
 class Point(NamedTuple):
-    """
-    Metric at a count of pairs, over seeds.
+    """Mean of a metric over seeds with its Student's t interval at 95 %, which is NaN for a single seed."""
 
-    Args:
-        x: Count on the x-axis: labels asked for, or pairs learned from.
-        mean: Mean over the seeds.
-        low, high: Student's t interval at 95 % over the seeds; NaN for a single seed.
-        n_seeds: Number of seeds.
-    """
-
-    x: float
+    x: float  # count on the x-axis: labels asked for, or pairs learned from
     mean: float
     low: float
     high: float
@@ -83,13 +66,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Arms:
-    """
-    Runs of all arms.
-
-    Args:
-        runs: Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed.
-        kind: Kind of the arms.
-    """
+    """Runs by arm: one list of rounds, `RoundsResult.rounds`, per seed."""
 
     runs: dict[str, list[list[dict[str, Any]]]]
     kind: Kind = ACTIVE
@@ -149,12 +126,11 @@ class Arms:
     def costs(self, arm: str) -> dict[str, tuple[float, float]]:
         """Return the seconds and tokens of each phase, summed over rounds, averaged over seeds."""
         found: dict[str, tuple[float, float]] = {}
-        for run in self.runs[arm]:
-            for row in run:
-                for phase, cost in row["phases"].items():
-                    seconds, tokens = found.get(phase, (0.0, 0.0))
-                    share = 1 / len(self.runs[arm])
-                    found[phase] = seconds + share * cost["seconds"], tokens + share * cost["n_tokens"]
+        share = 1 / len(self.runs[arm])
+        for row in chain.from_iterable(self.runs[arm]):
+            for phase, cost in row["phases"].items():
+                seconds, tokens = found.get(phase, (0.0, 0.0))
+                found[phase] = seconds + share * cost["seconds"], tokens + share * cost["n_tokens"]
         return found
 
 

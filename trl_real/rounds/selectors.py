@@ -1,7 +1,7 @@
 """Selectors of a round's pairs: a table of factories; every selector has `select(dataset, budget, history=…)`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -26,26 +26,15 @@ class RoundSelector(Protocol):
 
 @dataclass
 class Chooser:
-    """
-    Inputs of a selector's factory.
+    """Inputs of a selector's factory, in a round."""
 
-    Args:
-        base: Hub id or path of the model before alignment.
-        policy: Current policy: the base with its adapter.
-        tokenizer: Tokenizer of both models.
-        responses: Column with the responses.
-        seed: Seed of the round.
-        settings: More arguments of the selector.
-        revision: Revision of the base on the Hub.
-    """
-
-    base: str
-    policy: Any
+    base: str  # Hub id or path of the model before alignment
+    policy: Any  # the base with its adapter
     tokenizer: Any
     responses: str
     seed: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    revision: str | None = None
+    settings: dict[str, Any]  # more arguments of the selector
+    revision: str | None  # of the base on the Hub
 
 
 Factory = Callable[[str, Chooser], RoundSelector]
@@ -55,10 +44,6 @@ class WithoutLabeled:
     """
     Wrapper of a selector without a history that selects one pair per row: responses in labelled pairs are left out,
     and so are rows with fewer than two others.
-
-    Args:
-        selector: Selector with `select(dataset, budget)` and `record`.
-        responses: Column with the responses.
     """
 
     def __init__(self, selector: Any, responses: str):

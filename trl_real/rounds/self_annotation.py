@@ -12,7 +12,7 @@ from peft import load_peft_weights
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.relabel import relabel
@@ -20,7 +20,7 @@ from trl_real.labeling.self_annotate import PICKS, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import Judge
 from trl_real.models.generate import generate
-from trl_real.rounds.ablations import ABLATIONS, noise_off, noise_settings
+from trl_real.rounds.ablations import ABLATIONS, NOISE_OFF, noise_settings
 from trl_real.rounds.base import Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter
 from trl_real.runtime.atomic_files import read_json
@@ -63,11 +63,9 @@ class SelfAnnotationRounds(Rounds):
         for name, table in (("ablation", ABLATIONS), ("pick", PICKS)):
             if getattr(self, name) not in table:
                 raise TrlRealError(f"Unknown {name} {getattr(self, name)!r}. Choose one of {', '.join(table)}.")
-        for column in ("prompt", "chosen", "rejected"):
-            if column not in self.seed_labels.column_names:
-                raise MissingColumnError(column, self.seed_labels.column_names, "seed_labels needs labelled pairs.")
-        if "prompt" not in self.prompts.column_names:
-            raise MissingColumnError("prompt", self.prompts.column_names, "Rename the column with rename_column.")
+        preference, fix = ("prompt", "chosen", "rejected"), "seed_labels needs labelled pairs."
+        check_columns(self.seed_labels.column_names, preference, fix)
+        check_columns(self.prompts.column_names, ["prompt"], "Rename the column with rename_column.")
         if not len(self.seed_labels):
             raise TrlRealError("seed_labels has no rows. Give labelled pairs, for example 100.")
         sizes = [self.n_prompts] if isinstance(self.n_prompts, int) else list(self.n_prompts)
@@ -193,7 +191,7 @@ class SelfAnnotationRounds(Rounds):
 
     def _train_on_seed(self, zero: Round) -> dict[str, Any]:
         base, tokenizer = self.base()
-        config = round_config(self.args, zero / "trainer", self.seed, num_train_epochs=self.seed_epochs, **noise_off())
+        config = round_config(self.args, zero / "trainer", self.seed, num_train_epochs=self.seed_epochs, **NOISE_OFF)
         labels = self._preferences(self.seed_labels, "label_confidence" in self.seed_labels.column_names)
         trained = train_adapter(base, tokenizer, labels, zero / "start", config, self.peft_config)
         return self._saved(trained, zero, len(labels))

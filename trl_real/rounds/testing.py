@@ -20,14 +20,7 @@ REFERENCE = ("ref_chosen", "ref_rejected")
 
 def save_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REALDPOConfig, folder: Path) -> None:
     """
-    Save the pairs with their log-probabilities under the reference.
-
-    Args:
-        pairs: Preferences; rows without two different responses are left out.
-        reference: Model before alignment.
-        tokenizer: Tokenizer of the model.
-        config: Configuration of the trainer.
-        folder: Folder to write to.
+    Save the preferences with their log-probabilities under the reference, without rows that have no pair.
 
     Raises:
         TrlRealError: If no row has a pair.
@@ -39,24 +32,17 @@ def save_test_pairs(pairs: Dataset, reference: Any, tokenizer: Any, config: REAL
             rows.append({"prompt": pair.prompt, "chosen": pair.texts[0], "rejected": pair.texts[1]})
     if not rows:
         raise TrlRealError(f"None of the {len(pairs)} rows of eval_dataset has two different responses. Give others.")
-    sums = _log_probs(reference, tokenizer, rows, config)
-    found = [
-        {**row, **dict(zip(REFERENCE, pair, strict=True))} for row, pair in zip(rows, sums.T.tolist(), strict=True)
-    ]
-    save(Dataset.from_list(found), folder)
+    found = Dataset.from_list(rows)
+    for name, sums in zip(REFERENCE, _log_probs(reference, tokenizer, rows, config).tolist(), strict=True):
+        found = found.add_column(name, sums)
+    save(found, folder)
 
 
 def metrics_on_test_pairs(policy: Any, tokenizer: Any, config: REALDPOConfig, folder: Path) -> dict[str, float]:
     """
-    Return the metrics of a policy on saved pairs, as in `DPOTrainer.evaluate`.
+    Return the metrics of a policy on the pairs of `save_test_pairs`, as in `DPOTrainer.evaluate`.
 
     Responses share the forward pass of their prompt, and the reference is not run again.
-
-    Args:
-        policy: Base model with an adapter.
-        tokenizer: Tokenizer of the model.
-        config: Configuration of the trainer.
-        folder: Folder that `save_test_pairs` wrote.
 
     Returns:
         `loss` (DPO's own, also if another loss is trained with), `accuracy` (a tie counts 1/2) and `margin`.

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -27,20 +21,12 @@ REFERENCE = "ref"  # TRL's name of the frozen copy of an adapter
 
 
 class Trained(NamedTuple):
-    """
-    Result of the training of a round.
+    """Result of the training of a round."""
 
-    Args:
-        policy: Base model with the trained adapter.
-        n_steps: Number of optimizer steps.
-        log: Log history of the trainer.
-        reference: `adapter_digest` of the reference; "" for the base model.
-    """
-
-    policy: PeftModel
+    policy: PeftModel  # base model with the trained adapter
     n_steps: int
     log: list[dict[str, float]]
-    reference: str = ""
+    reference: str = ""  # `adapter_digest` of the reference; "" for the base model
 
     def logged(self, name: str) -> list[float]:
         """Return the logged values of a name, in the order of the steps."""
@@ -63,15 +49,7 @@ class Trained(NamedTuple):
 
 
 def round_config(args: REALDPOConfig, folder: Path, seed: int, **changes: Any) -> REALDPOConfig:
-    """
-    Return the trainer's configuration for a round: its folder and seed, and no evaluation during training.
-
-    Args:
-        args: Arguments of the trainer in the run.
-        folder: Folder of the checkpoints, from which a killed round resumes.
-        seed: Seed of the training and of the order of the data.
-        **changes: Other arguments to replace.
-    """
+    """Return the trainer's configuration for a round: its folder, seed and changes, and no evaluation in training."""
     config = copy.copy(args)
     config.output_dir, config.seed, config.data_seed = str(folder), seed, seed
     config.eval_strategy, config.load_best_model_at_end = IntervalStrategy.NO, False
@@ -95,11 +73,6 @@ def train_adapter(
     reference, the trainer gets the base model, creates a new adapter, and the weights are loaded into it.
 
     Args:
-        base: Model before alignment.
-        tokenizer: Tokenizer of the model.
-        labels: Preferences.
-        start: Folder of the adapter to start from.
-        config: Configuration of the trainer.
         peft_config: Configuration of the adapter in `start`, to use the base model as the reference (ActiveDPO). None
             to use the start as the reference (SPA).
     """
@@ -121,12 +94,7 @@ def train_adapter(
 
 
 def adapter_digest(weights: dict[str, Tensor]) -> str:
-    """
-    Return a digest of an adapter's weights, the same in memory and on disk (with `load_peft_weights`).
-
-    Args:
-        weights: Weights by name.
-    """
+    """Return a digest of an adapter's weights, the same in memory and on disk (with `load_peft_weights`)."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())

@@ -37,16 +37,7 @@ class WinRateAgainstStart:
         self.generation = {"seed": seed, **generation}
 
     def __call__(self, policy: Any, tokenizer: Any) -> dict[str, float]:
-        """
-        Compare the policy with its start.
-
-        Args:
-            policy: PEFT model on top of the start.
-            tokenizer: Tokenizer of the model.
-
-        Returns:
-            `win_rate` (0.5 for the start itself) and `completion_length`, in characters.
-        """
+        """Return the PEFT model's `win_rate` (0.5 for the start itself) and `completion_length`, in characters."""
         texts = self._generate(policy, tokenizer)
         found = compare(self.prompts, texts, self._of_start(policy, tokenizer), self.judge)
         return {"win_rate": found.rates["win_rate"], "completion_length": found.model_length}

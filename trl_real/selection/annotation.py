@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.design import by_response
 from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.strategies import Score, Strategy, as_strategy, lowest
@@ -110,10 +110,8 @@ def given_vectors(rows: list[Candidates], batch: dict[str, Any]) -> list[Tensor]
         MissingColumnError: If the column is missing.
         TrlRealError: If it does not have one vector per response, all of one length.
     """
-    if EMBEDDINGS not in batch:
-        raise MissingColumnError(
-            EMBEDDINGS, batch, "Give EmbeddingPairSelector a model, or one vector per response in 'embeddings'."
-        )
+    fix = "Give EmbeddingPairSelector a model, or one vector per response in 'embeddings'."
+    check_columns(batch, [EMBEDDINGS], fix)
     vectors = [_given_row(row, given) for row, given in zip(rows, batch[EMBEDDINGS], strict=True)]
     sizes = {v.shape[1] for v in vectors if len(v) and not v.isnan().all()}
     if len(sizes) > 1:

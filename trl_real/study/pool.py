@@ -14,7 +14,7 @@ from torch import Tensor
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.data.conversation import as_messages, is_messages, text_of
 from trl_real.data.pairs import Candidates
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.similarity import candidate_pairs
 from trl_real.labeling.judges import ScoreJudge
 from trl_real.selection.annotation import gather_candidates, given_vectors
@@ -86,10 +86,8 @@ def study_pool(
             f"{responses!r}. Leave it out, or give the columns 'chosen' and 'rejected'."
         )
     needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
-    for name in needed:
-        if name not in dataset.column_names:
-            fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
-            raise MissingColumnError(name, dataset.column_names, fix)
+    fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
+    check_columns(dataset.column_names, needed, fix)
     found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
         _add(found, to_columns(batch), pool, responses, scores, second_opinion)

@@ -40,14 +40,7 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
 
 
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
-    """
-    Load the base model and its tokenizer.
-
-    Args:
-        model: Hub id or path.
-        init: Arguments of `from_pretrained`; weights are float32 by default.
-        cpu: Whether to stay on the CPU.
-    """
+    """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
     loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))

@@ -22,9 +22,6 @@ def row_sums(
     Return the values of each pair of a batch, from which `EvalRows` computes the metrics.
 
     Args:
-        record: Recorded forward passes of the batch.
-        pair: Log-probabilities of the batch.
-        inputs: Batch of the collator.
         loss: Mean loss of the batch, used as the loss of each row.
         flip: Probability that a label is wrong. Shape `(B,)`; None for 0.
 
@@ -68,15 +65,11 @@ class EvalRows:
 
     def metrics(self, beta: float, loss_weight: float | None) -> dict[str, float]:
         """
-        Return TRL's and REAL's metrics, as means over rows and tokens instead of batches.
+        Return TRL's and REAL's metrics by name, as means over rows and tokens instead of batches; {} without rows.
 
         Args:
-            beta: Weight of the KL term.
             loss_weight: Weight of DPO's loss, which is then exact. None for another loss, which is the mean over
                 batches, weighted by their number of rows.
-
-        Returns:
-            Numbers by name without prefix; {} without rows.
         """
         rows = self.columns()
         if not rows:

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.training.config import REALDPOConfig
@@ -22,15 +22,9 @@ PROMPT_TOO_LONG = "prompt fills max_length"
 
 @dataclass
 class KeptRows:
-    """
-    Rows selected for training, by their numbers in the given training set, and the record of the selection.
+    """Rows selected for training, by their numbers in the given training set, and the record of the selection."""
 
-    Args:
-        rows: Row numbers, ascending. Shape `(k,)`, int64.
-        record: Strategy, model and counts of the selection.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # ascending; shape `(k,)`, int64
     record: SelectionRecord
 
     def save(self, folder: str | Path) -> None:
@@ -50,12 +44,7 @@ class KeptRows:
 
     def check(self, folder: str | Path, n_rows: int, prepared: np.ndarray) -> None:
         """
-        Check that these rows belong to a training set.
-
-        Args:
-            folder: Folder of the saved rows.
-            n_rows: Number of rows in the given training set.
-            prepared: Numbers of the rows that TRL did not drop, ascending.
+        Check that these rows, saved in `folder`, belong to a training set of `n_rows`, of which TRL kept `prepared`.
 
         Raises:
             TrlRealError: If the training set has another number of rows, or TRL dropped a row that was trained on.
@@ -74,11 +63,7 @@ class KeptRows:
 
 def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
     """
-    Check, before a model is loaded, that rows can be selected from a dataset.
-
-    Args:
-        dataset: Training set; TRL reports types that it does not accept.
-        args: Configuration with a strategy and a budget.
+    Check, before a model is loaded, that rows can be selected from a dataset; TRL reports types it does not accept.
 
     Raises:
         MissingColumnError: If `chosen` or `rejected` is missing.
@@ -92,9 +77,7 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
         )
     if not isinstance(dataset, Dataset):
         return
-    for name in ("chosen", "rejected"):
-        if name not in dataset.column_names:
-            raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
+    check_columns(dataset.column_names, ("chosen", "rejected"), "Label the pairs first, or rename the column.")
     images = sorted({"image", "images"} & set(dataset.column_names))
     if images:
         raise TrlRealError(
@@ -126,11 +109,8 @@ def check_unsharded(model: nn.Module) -> None:
 
 def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
     """
-    Return the selector's record for the whole training set, without local paths, so that it can be published.
-
-    Args:
-        record: Record over the rows that TRL did not drop; the model may be a full path.
-        n_dropped: Number of rows that TRL dropped because their prompt fills `max_length`.
+    Return the selector's record for the whole training set, with the rows that TRL dropped because their prompt fills
+    `max_length`, and without local paths, so that it can be published.
     """
     skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
     model = Path(record.model).name if record.model and Path(record.model).exists() else record.model

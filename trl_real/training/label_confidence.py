@@ -19,12 +19,7 @@ ROUNDING = 1e-6
 
 
 class ConfidenceCollator:
-    """
-    Collator that adds `label_confidence` to the batch, as float32 of shape `(B,)`, if the rows have it.
-
-    Args:
-        collator: Collator of the other columns, of TRL or of the user.
-    """
+    """Collator that adds `label_confidence` to another's batch, as float32 of shape `(B,)`, if the rows have it."""
 
     def __init__(self, collator: Callable[[list[dict]], dict[str, Any]]):
         self.collator = collator
@@ -71,12 +66,8 @@ def flip_probability(confidence: Tensor, args: DPOConfig) -> Tensor | None:
 
 def check_dataset(dataset: Any, name: str, args: DPOConfig | None) -> None:
     """
-    Check, before a model is loaded, that confidences are valid and that the loss does not ignore them.
-
-    Args:
-        dataset: Training or evaluation set; a stream is checked batch by batch instead.
-        name: Name of the dataset in messages.
-        args: Configuration of the training; None for TRL's defaults.
+    Check, before a model is loaded, that confidences are valid and that the loss does not ignore them. A stream is
+    checked batch by batch instead.
 
     Raises:
         TrlRealError: If a confidence is invalid, with its row number, or would be ignored.
@@ -90,12 +81,7 @@ def check_dataset(dataset: Any, name: str, args: DPOConfig | None) -> None:
 
 
 def check_values(values: Iterable[Any], where: str) -> None:
-    """
-    Check that all values are numbers in [0.5, 1].
-
-    Raises:
-        TrlRealError: If a value is not, with its row number.
-    """
+    """Raise `TrlRealError` with the row number for a value that is not a number in [0.5, 1]."""
     for row, value in enumerate(values):
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if not is_number or not 0.5 - ROUNDING <= value <= 1 + ROUNDING:

@@ -1,6 +1,5 @@
 """Rolling window of margins that tells which pairs are doubtful: those in its lowest share (SPA, Eq. 9-10)."""
 
-import json
 import math
 from collections import deque
 from collections.abc import Iterable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trl_real.runtime.atomic_files import write_atomic
+from trl_real.runtime.atomic_files import read_json, write_json
 
 
 WINDOW_FILE = "noise_window.json"
@@ -46,16 +45,15 @@ class NoiseWindow:
 
     def save(self, folder: str | Path) -> None:
         """Write the margins into `folder`; the file is complete or absent."""
-        path = Path(folder) / WINDOW_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"margins": list(self.margins)}).encode())
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / WINDOW_FILE, {"margins": list(self.margins)})
 
     def load(self, folder: str | Path | None) -> None:
         """Continue with the margins that `save` wrote; start empty without a folder or file."""
         path = Path(folder or "") / WINDOW_FILE
         self.margins.clear()
         if folder is not None and path.exists():
-            self.margins.extend(json.loads(path.read_text(encoding="utf-8"))["margins"])
+            self.margins.extend(read_json(path)["margins"])
 
 
 def shortest_window(share: float) -> int:

@@ -21,19 +21,15 @@ logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
 # Settings of every trainer that change what is learned, and settings of single methods that do not.
-LEARNING: tuple[str, ...] = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "max_steps",
-    "num_train_epochs",
-)
-LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
-LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
-NOT_LEARNING: tuple[str, ...] = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs")
-NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing")
-NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code")
+LEARNING = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
+    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
+    "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed",
+)  # fmt: skip
+NOT_LEARNING = (
+    "dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs", "use_liger_kernel",
+    "activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code",
+)  # fmt: skip
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
@@ -80,14 +76,10 @@ def _settings(args: TrainingArguments) -> dict[str, Any]:
 
 def train_from(trainer: Trainer, checkpoint: str | None) -> None:
     """
-    Train from a checkpoint, or from the start.
+    Train from the folder of a checkpoint, or from the start.
 
     A run that has reached its last step is not trained further: `Trainer.train` would add a step if the last one is
     not at the end of an epoch.
-
-    Args:
-        trainer: Trainer to run.
-        checkpoint: Folder of the checkpoint; None to train from the start.
     """
     if checkpoint is None:
         trainer.train()

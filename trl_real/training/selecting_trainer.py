@@ -1,7 +1,6 @@
 """TRL's `DPOTrainer` that selects its training pairs at init, and resumes on the same pairs."""
 
 import copy
-import os
 import textwrap
 import warnings
 from functools import wraps
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from trl_real.errors import TrlRealError
@@ -28,6 +26,7 @@ from trl_real.training.kept_rows import (
     named_strategy,
     selection_section,
 )
+from trl_real.training.resume import last_checkpoint
 from trl_real.training.truncated_responses import without_ends
 
 
@@ -85,10 +84,7 @@ class SelectingDPOTrainer(DPOTrainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write TRL's model card with a section about the selection, and the selection record."""
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
@@ -196,9 +192,7 @@ def selects(args: DPOConfig | None) -> bool:
 
 def checkpoint_folder(checkpoint: str | bool | None, args: DPOConfig) -> str | None:
     """Return the folder for a value of `resume_from_checkpoint` (True is the last checkpoint), or None."""
-    if checkpoint is True:
-        return get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    return checkpoint or None
+    return last_checkpoint(args.output_dir) if checkpoint is True else checkpoint or None
 
 
 def _numbers(dataset: Dataset) -> np.ndarray:

@@ -8,7 +8,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.training.resume import checkpoint_of_run, train_from
 
 
@@ -34,15 +34,12 @@ def demonstrations(dataset: Dataset) -> Dataset:
         TrlRealError: If the dataset has no rows.
     """
     needed = ("chosen",) if "prompt" in dataset.column_names else ("chosen", "rejected")
-    for name in needed:
-        if name not in dataset.column_names:
-            raise MissingColumnError(name, dataset.column_names, "Label the pairs first, or rename the column.")
+    check_columns(dataset.column_names, needed, "Label the pairs first, or rename the column.")
     if not len(dataset):
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
-    rows = rows.remove_columns([name for name in ("rejected",) if name in rows.column_names])
-    rows = rows.rename_column("chosen", "completion")
+    rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}
     for i, row in enumerate(rows):
         first.setdefault(repr((row["prompt"], row["completion"])), i)

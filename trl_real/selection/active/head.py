@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.bayesian_head import (
     ACQUISITIONS,
     Acquisition,
@@ -224,9 +224,8 @@ class HeadPairSelector(ActiveSelector):
 
 def _given(pool: ActivePool, plain: Dataset) -> dict[tuple[str, str], Tensor]:
     """Return the vectors in the pool's column `embeddings`, by prompt and response."""
-    if EMBEDDINGS not in plain.column_names:
-        fix = "Give HeadPairSelector a model, or one vector per response in 'embeddings'."
-        raise MissingColumnError(EMBEDDINGS, plain.column_names, fix)
+    fix = "Give HeadPairSelector a model, or one vector per response in 'embeddings'."
+    check_columns(plain.column_names, [EMBEDDINGS], fix)
     found: dict[tuple[str, str], Tensor] = {}
     column, start = plain.select_columns([EMBEDDINGS]).with_format("numpy"), 0
     for batch in column.iter(BLOCK) if len(plain) else ():

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from trl_real.data.conversation import is_messages, text_of
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
-from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 from trl_real.selection.annotation import content_key, gather_candidates
 
 
@@ -168,10 +168,8 @@ def read_history(history: Dataset | None) -> History:
         return History([], [], [], np.zeros(0))
     if not isinstance(history, Dataset):
         raise TrlRealError(f"history is a {type(history).__name__}. Give the Dataset that `annotate` returned.")
-    for name in HISTORY_COLUMNS:
-        if name not in history.column_names:
-            fix = "The history has labelled pairs, as `annotate` returns them: prompt, chosen, rejected."
-            raise MissingColumnError(name, history.column_names, fix)
+    fix = "The history has labelled pairs, as `annotate` returns them: prompt, chosen, rejected."
+    check_columns(history.column_names, HISTORY_COLUMNS, fix)
     columns = history.with_format(None)
     rows = [_labelled(*row) for row in zip(*(columns[name][:] for name in HISTORY_COLUMNS), strict=True)]
     given = columns["label_confidence"][:] if "label_confidence" in columns.column_names else [None] * len(rows)

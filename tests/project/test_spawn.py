@@ -6,14 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 
 from support.pools import pool_of
 from support.project import MODEL, page_blocks
 from support.tiny import save_tiny
 from trl_real import EmbeddingPairSelector
-from trl_real.models.load import pick_device
 
 
 SCRIPT = """
@@ -64,18 +62,3 @@ def test_script_of_the_scale_page_runs(tmp_path):
     pool_of(40, 2).to_parquet(tmp_path / "pool.parquet")
     done = run_script([script], cwd=tmp_path)
     assert done.stdout.startswith("8 40 rows in: 8 kept, 26 not chosen, 6 skipped"), done.stdout
-
-
-@pytest.mark.parametrize(
-    ("asked", "rank", "device"),
-    [(None, None, "cuda"), (None, 0, "cuda:0"), (None, 3, "cuda:3"), (None, 5, "cuda:1"), ("cpu", 2, "cpu")],
-)
-def test_each_rank_uses_its_own_device(asked, rank, device, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert pick_device(asked, rank) == device
-
-
-def test_without_an_accelerator_every_rank_is_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device(None, 3) == "cpu"

@@ -13,6 +13,7 @@ from trl_real.cli.options import add_config, result, say
 from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.runtime.devices import accelerator, bfloat16_is_fast, default_device
 
 
 STRATEGIES = ("easy", "random")
@@ -148,7 +149,7 @@ class Demo:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(self.name)
+        return model.to(default_device()), AutoTokenizer.from_pretrained(self.name)
 
     def _pool(self) -> Any:
         """Return prompts with responses sampled from the model, and their true rewards as scores."""
@@ -179,7 +180,7 @@ class Demo:
         from trl_real.models.generate import generate_responses
 
         size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 128, "seed": self.args.seed}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=_bfloat16_is_fast()):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16_is_fast()):
             found = generate_responses(model, tokenizer, questions, n=n, desc=desc, **size)
         return [[whole_sentences(text) for text in texts] for texts in found]
 
@@ -210,7 +211,6 @@ class Demo:
 
 def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace) -> list[dict]:
     """Train an adapter with REALDPOTrainer and save it; return the log."""
-    import torch
     from peft import LoraConfig
     from transformers import AutoTokenizer
 
@@ -219,8 +219,8 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
 
     config = REALDPOConfig(
         output_dir=str(run),
-        use_cpu=not torch.cuda.is_available(),
-        bf16=_bfloat16_is_fast(),
+        use_cpu=accelerator() is None,
+        bf16=bfloat16_is_fast(),
         per_device_train_batch_size=8,
         num_train_epochs=args.num_train_epochs,
         learning_rate=args.learning_rate,
@@ -247,15 +247,6 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
         trainer.train()
     trainer.save_model()
     return trainer.state.log_history
-
-
-def _bfloat16_is_fast() -> bool:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _table(arms: list, report: Path) -> str:

@@ -99,7 +99,7 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
 
 def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
-    Parse flags, and the settings in the file of `--config`, with TRL's parser; without CUDA, train on the CPU.
+    Parse flags, and the settings in the file of `--config`, with TRL's parser. Training is on the accelerator, if any.
 
     Returns:
         The given dataclasses, and `trl.ModelConfig`.
@@ -107,12 +107,12 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     Raises:
         TrlRealError: If the file cannot be read, a setting is unknown, or a value is out of range.
     """
-    import torch
     from trl import ModelConfig, TrlParser
 
     from trl_real.errors import TrlRealError
+    from trl_real.runtime.devices import accelerator
 
-    if not torch.cuda.is_available() and "--use_cpu" not in argv:
+    if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
     try:
         return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)

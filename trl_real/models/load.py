@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.devices import default_device
 from trl_real.runtime.digests import sha256
 
 
@@ -158,15 +159,18 @@ def pick_device(device: str | None, rank: int | None) -> str:
     Return the given device, else the accelerator of this rank, else the CPU.
 
     Raises:
-        TrlRealError: In a forked child of a process that has used CUDA: the child cannot use it.
+        TrlRealError: If torch does not know the device, or in a forked child of a process that has used it: the
+            child cannot use it.
     """
-    if device is None and not torch.cuda.is_available():
-        return "cpu"
-    device = device or (f"cuda:{rank % torch.cuda.device_count()}" if isinstance(rank, int) else "cuda")
-    if device.startswith("cuda") and is_forked() and torch.cuda._is_in_bad_fork():
+    try:
+        kind = torch.device(device := device or default_device(rank)).type
+    except RuntimeError as error:
+        raise TrlRealError(f"device={device!r} is no device of torch. Type cpu, cuda:0, mps or xpu.") from error
+    backend = getattr(torch, kind, None)  # torch.cuda, torch.xpu, torch.mps
+    if is_forked() and hasattr(backend, "_is_in_bad_fork") and backend._is_in_bad_fork():
         raise TrlRealError(
-            "CUDA is already in use in the parent process, so num_proc cannot fork. Call map without num_proc, or put "
-            "`multiprocess.set_start_method('spawn')` under `if __name__ == '__main__':`."
+            f"{device} is already in use in the parent process, so num_proc cannot fork. Call map without num_proc, "
+            "or put `multiprocess.set_start_method('spawn')` under `if __name__ == '__main__':`."
         )
     return device
 

@@ -130,7 +130,7 @@ def _summed(passes: Iterator[tuple], n: int) -> tuple[Tensor, int]:
     """Return the sums of the tokens' log-probabilities for each of `n` responses, and the number of tokens read."""
     sums, n_tokens = torch.zeros(n, dtype=torch.float64), 0
     for ids, values, n_read in passes:
-        sums.index_add_(0, torch.tensor(ids), values.double().cpu())
+        sums.index_add_(0, torch.tensor(ids), values.cpu().double())
         n_tokens += n_read
     return sums, n_tokens
 

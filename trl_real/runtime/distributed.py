@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.devices import accelerator
 
 
 if TYPE_CHECKING:
@@ -24,10 +25,9 @@ TIMEOUT = timedelta(days=7)
 def init_distributed() -> None:
     """Join the processes started by `accelerate launch` or `torchrun`; do nothing in a single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and _group() is None:
-        import torch
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
+        PartialState(cpu=accelerator() is None, timeout=TIMEOUT)
 
 
 def rank() -> int:

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.devices import default_device
 
 
 # Fields of a PEFT configuration that do not change what is learned.
@@ -42,11 +42,10 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
     """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
     loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
-    device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return loaded.to(device), tokenizer
+    return loaded.to("cpu" if cpu else default_device()), tokenizer
 
 
 def fresh_adapter(model: Any, config: PeftConfig, seed: int) -> PeftModel:

@@ -1,0 +1,30 @@
+"""Devices of this machine. Nothing else in the package asks for an accelerator by its name."""
+
+
+def accelerator() -> str | None:
+    """Return the type of this machine's accelerator, such as `"cuda"` (also ROCm), `"mps"` or `"xpu"`, or None."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found is not None else None
+
+
+def default_device(rank: int | None = None) -> str:
+    """Return the accelerator, of several the one of this rank, or else the CPU."""
+    import torch
+
+    kind = accelerator()
+    if kind is None:
+        return "cpu"
+    return kind if rank is None else f"{kind}:{rank % torch.accelerator.device_count()}"
+
+
+def bfloat16_is_fast() -> bool:
+    """Return whether the accelerator, or without one the CPU, has instructions for bfloat16."""
+    import torch
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    if accelerator() is not None:
+        return is_torch_bf16_gpu_available()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.memory import halves_batches
 from trl_real.models.packing import made_up, packed
 from trl_real.models.prefixes import LEAST, grow, tree_passes
 from trl_real.models.reader import ModelReader
@@ -35,6 +36,7 @@ class ChoiceReader(ModelReader):
         super().__init__(model, tokenizer, None, batch_tokens, dtype, cpu_tokens=2048)
         self._tokens: dict[str, list[int]] = {}
 
+    @halves_batches
     def __call__(self, chats: Sequence[Ids], labels: Sequence[str], progress: bool = True) -> Tensor:
         """
         Return the log-probabilities of the labels; equal chats run once.

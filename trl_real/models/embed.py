@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text
@@ -147,6 +148,7 @@ class Embedder(ModelReader):
         bodies = [tuple((self.before + tokens + self.after)[: self.options.max_length]) for tokens in ids]
         return list(zip(prefixes, bodies, strict=True)), cut
 
+    @halves_batches
     def _embed(self, distinct: list[tuple], vectors: list[Tensor | None], progress: bool) -> int:
         """Fill in the missing vectors; return the number of tokens read."""
         trees: dict[tuple, Tree] = {}

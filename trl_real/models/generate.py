@@ -2,9 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation_journal import Completion, GenerationCache, columns
 from trl_real.models.load import object_digest
+from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
 from trl_real.models.sequences import Ids, pad, prompt_text
 from trl_real.runtime.distributed import gather, rank, share
@@ -154,13 +156,26 @@ class _OwnSampling(LogitsProcessor):
 def _write(
     model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
 ) -> Generator[Response, None, None]:
-    if not responses:
-        return
+    """Yield responses as they are finished; after a lack of memory the others begin again, half as many at a time."""
+    left = {response.label: response for response in responses}
+    while left:
+        try:
+            for response in _batches(model, sampler, ends, batch_size, list(left.values())):
+                del left[response.label]
+                yield response
+        except RuntimeError as error:
+            batch_size = halved(min(batch_size, len(left)), "responses at a time", error)
+            for response in left.values():
+                response.tokens = []
+
+
+def _batches(
+    model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
+) -> Iterator[Response]:
     if decodes_well(model):
-        yield from Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
-        return
-    for start in range(0, len(responses), batch_size):
-        yield from _by_library(model, sampler, ends, responses[start : start + batch_size])
+        return Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
+    batches = (responses[start : start + batch_size] for start in range(0, len(responses), batch_size))
+    return chain.from_iterable(_by_library(model, sampler, ends, batch) for batch in batches)
 
 
 def _by_library(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
+from trl_real.models.memory import halves_batches
 from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.reader import ModelReader, check_lengths
@@ -161,6 +162,7 @@ class GradientFeatures(ModelReader):
                 logger.warning("The adapter's gradients are computed one response at a time, slowly: %s.", reason)
         return self._method
 
+    @halves_batches
     def _gradients(self, rows: list[Row], truncated: list[bool], started: float, progress: bool) -> Gradients:
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, made_up, make_packs, packed
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
@@ -83,6 +84,7 @@ class ResponseLogProbs(ModelReader):
         """
         return self.score(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
 
+    @halves_batches
     def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:
         """Score responses from `tokenize_pairs`, as `__call__` does."""
         started = time.perf_counter()

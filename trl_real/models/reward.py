@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
+from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader
 from trl_real.models.sequences import Ids, check_prompt, common_prefix, length_batches, pad
 
@@ -56,6 +57,7 @@ class RewardReader(ModelReader):
             )
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
+    @halves_batches
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
         """Score `N` responses, as texts or message lists; equal ones to equal prompts run once."""
         read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]

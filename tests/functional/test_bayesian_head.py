@@ -155,16 +155,30 @@ def test_certain_models_compare_the_two_best_or_the_best_and_the_worst():
     assert (pairs_of("drts", means, covariances, draws) == torch.tensor([0, 1])).all()
 
 
-def test_double_thompson_picks_a_response_as_often_as_it_is_likely_to_be_the_best():
+@pytest.mark.parametrize("covariance", [0.5 * torch.eye(3), [[1.0, 0.9, 0], [0.9, 1.0, 0], [0, 0, 0.2]]], ids=str)
+def test_double_thompson_picks_a_response_as_often_as_it_is_likely_to_be_the_best(covariance):
     means = torch.tensor([[0.0, 0.3, -0.2]]).double().repeat(20_000, 1)
-    covariances = (0.5 * torch.eye(3)).double().repeat(20_000, 1, 1)
+    covariance = torch.as_tensor(covariance).double()
+    covariances = covariance.repeat(20_000, 1, 1)
     draws = normal_draws(20_000, 3, torch.Generator().manual_seed(0), 40)
-    best = (means[:, None] + 0.5**0.5 * normal_draws(20_000, 3, torch.Generator().manual_seed(1), 1)).argmax(-1)
+    others = normal_draws(20_000, 3, torch.Generator().manual_seed(1), 1) @ torch.linalg.cholesky(covariance).mT
+    best = (means[:, None] + others).argmax(-1)
     p = best.flatten().bincount(minlength=3) / 20_000
     # The first is i with probability p_i, the second j with p_j / (1 - p_i).
     expected = [p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     found = lowest(ACQUISITIONS["dts"](means, covariances, draws)).bincount(minlength=3) / 20_000
     torch.testing.assert_close(found, torch.stack(expected), atol=0.02, rtol=0)
+
+
+def test_drts_compares_the_best_of_a_sample_with_the_worst_of_another():
+    means, _, draws = made_up(300, 4)
+    found = pairs_of("drts", means, torch.eye(4).double().repeat(300, 1, 1), draws)
+    samples = means[:, None] + draws  # the root of an identity is an identity
+    for pair, sample in zip(found.tolist(), samples, strict=True):
+        first = int(sample[0].argmax())
+        worst = [int(later.argmin()) for later in sample[1:]]
+        second = next(i for i in worst if i != first)
+        assert pair == sorted((first, second))
 
 
 def test_drts_budget_takes_large_certain_gaps_first():

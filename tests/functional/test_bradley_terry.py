@@ -39,6 +39,14 @@ def test_weights_are_those_of_a_general_optimizer(shape, ridge):
     np.testing.assert_allclose(fit.weights, expected, atol=2e-5)
 
 
+def test_weights_far_from_zero_are_the_minimum_too():
+    # Without damping, Newton's steps leave the minimum here by five orders of magnitude.
+    x = 10 * differences(40, 30, signal=2.0)
+    (fit,) = bradley_terry_path(x, [1e-3])
+    gradient = 1e-3 * fit.weights - torch.sigmoid(-(x @ fit.weights)) @ x
+    assert gradient.abs().max() < 1e-2
+
+
 def test_ridge_path_equals_separate_fits():
     x = differences(40, 10)
     for fit in bradley_terry_path(x, RIDGES):

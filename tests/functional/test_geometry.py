@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trl_real.functional.geometry import GEOMETRIES
+from trl_real.functional.geometry import GEOMETRIES, WHITENING_FLOOR
 
 
 def anisotropic(n: int = 300, d: int = 20) -> torch.Tensor:
@@ -45,6 +45,9 @@ def test_standardized_has_unit_variances_and_whitened_no_correlations():
     assert torch.allclose(GEOMETRIES["standardized"](x)(x).var(0), torch.ones(20, dtype=torch.float64))
     covariance = GEOMETRIES["whitened"](x)(x).T.cov()
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-8
+    variances = torch.linalg.eigvalsh(x.T.cov())
+    damped = variances / (variances + WHITENING_FLOOR * variances.mean())  # 1, but for small directions
+    torch.testing.assert_close(covariance.diagonal().sort().values, damped.sort().values)
 
 
 def test_debiased_removes_the_leading_direction():

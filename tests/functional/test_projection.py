@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from support.claims import uncertainty
 from trl_real.errors import TrlRealError
+from trl_real.functional import projection as functional_projection
 from trl_real.functional.design import pair_features
 from trl_real.functional.projection import PROJECTIONS, make_projection
 
@@ -66,6 +67,15 @@ def test_t6_lengths_and_products_are_right_on_average(kind):
         assert abs(estimate.mean() - true) < 3 * estimate.std() / 200**0.5
     spread = (found[:, 0].square().sum(1) / (exact[0] @ exact[0])).std()
     assert spread < (1.4 if kind != "kronecker" else 3) * (2 / 64) ** 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_t6_parts_of_a_gradient_that_are_equal_do_not_add_up(kind, monkeypatch):
+    # Random gradients would hide signs that are missing, or that repeat from block to block.
+    monkeypatch.setattr(functional_projection, "MAX_ELEMENTS", 16 * 10)
+    gradients = {name: torch.ones(1, *shape) for name, shape in SHAPES.items()}
+    lengths = torch.stack([project(kind, gradients, 16, seed).square().sum() for seed in range(400)]).double()
+    assert abs(lengths.mean() - whole(gradients).sum()) < 4 * lengths.std() / 400**0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)

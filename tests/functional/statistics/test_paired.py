@@ -89,6 +89,16 @@ def test_too_few_differences_give_no_significance(first, second):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_a_difference_of_rounding_is_none():
+    # 0.1 + 0.2 - 0.3 is 5.6e-17; equal sums of probabilities are a tie, whatever the order of the terms.
+    first, second = [0.1, 0.2, 0.0] * 12, [0.0, 0.0, 0.3] * 12
+    found = paired_comparison(first, second, clusters=np.repeat(np.arange(12), 3))
+    assert (found.n_equal, found.n_first_better, found.n_second_better) == (12, 0, 0)
+    assert found.sign_p == found.permutation_p == found.wilcoxon_p == 1
+    almost = paired_comparison([0.3] * 20, np.full(20, 0.1 + 0.2) - 1e-17)
+    assert almost.n_equal == 20
+
+
 def test_words_name_every_test():
     words = paired_comparison(*two_models(40)).words()
     for part in ("sign", "permutation", "Wilcoxon", "of 40 prompts"):

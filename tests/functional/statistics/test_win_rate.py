@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, norm, t
+from scipy.stats import binomtest, bootstrap, norm, t
 
 from support.shared_data import data_path
 from trl_real.errors import TrlRealError
@@ -177,7 +177,12 @@ def test_a_single_prompt_has_no_standard_error():
 def test_zero_variance_does_not_give_a_zero_width_interval(preferences, clusters):
     rates = win_rate(preferences, clusters=clusters)
     assert rates["standard_error"] == pytest.approx(0, abs=1e-12) and rates["ci_method"] == "wilson, no variance"
-    assert rates["ci_low"] < rates["win_rate"] <= rates["ci_high"] and rates["ci_high"] - rates["ci_low"] > 0.3
+    n_prompts = len(preferences) if clusters is None else len(set(clusters))
+    wins = rates["win_rate"] * n_prompts  # one trial a prompt: its copies add no certainty
+    low, high = (
+        binomtest(int(whole(wins)), n_prompts).proportion_ci(method="wilson") for whole in (math.floor, math.ceil)
+    )
+    assert (rates["ci_low"], rates["ci_high"]) == pytest.approx((low.low, high.high))
 
 
 @pytest.mark.parametrize(

@@ -135,10 +135,13 @@ class TestPaper:
         np.testing.assert_allclose(chosen(easy, embeddings).similarity, cosine.min(1), atol=1e-7)
 
     @pytest.mark.parametrize("k", [3, 4, 6])
-    def test_centroid_equals_a_naive_implementation(self, k):
+    @pytest.mark.parametrize("tie", ["first", "farthest", "random"])
+    def test_centroid_equals_a_naive_implementation(self, k, tie):
         embeddings = random_embeddings(50 + k, 40, k, 5)
-        got = chosen(partial(centroid, tie="farthest"), embeddings).pairs.tolist()
-        for row, pair in zip(embeddings.double().numpy(), got, strict=True):
+        pairs, generator = list(combinations(range(k), 2)), torch.Generator().manual_seed(k)
+        draws = torch.rand(40, len(pairs), generator=generator, dtype=torch.float64)
+        got = [pairs[i] for i in lowest(centroid(embeddings, draws, tie)).tolist()]
+        for row, pair, drawn in zip(embeddings.double().numpy(), got, draws.tolist(), strict=True):
             units = row / np.linalg.norm(row, axis=1, keepdims=True)
             splits = [
                 (list(part), [i for i in range(k) if i not in part])
@@ -151,8 +154,13 @@ class TestPaper:
             for cluster in splits[int(np.argmin(within))]:
                 distance = ((units[cluster] - units[cluster].mean(0)) ** 2).sum(1)
                 ends.append([i for i, d in zip(cluster, distance, strict=True) if d <= distance.min() + 1e-6])
-            options = [sorted((i, j)) for i in ends[0] for j in ends[1]]
-            assert pair == min(options, key=lambda p: units[p[0]] @ units[p[1]])
+            options = [tuple(sorted((i, j))) for i in ends[0] for j in ends[1]]
+            order = {
+                "first": lambda p: p,
+                "farthest": lambda p: units[p[0]] @ units[p[1]],  # noqa: B023
+                "random": lambda p: drawn[pairs.index(p)],  # noqa: B023
+            }[tie]
+            assert pair == min(options, key=order)
 
     def test_centroid_budget_takes_the_least_similar_centroid_pairs(self):
         result = chosen(centroid, random_embeddings(4, 50, 5))

@@ -72,9 +72,11 @@ def test_one_order_is_drawn_evenly_and_costs_half(judge):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_temporary_fault_changes_nothing(judge, fault):
     patience = 2.0 if fault == "drip" else 30.0  # less, and a busy machine asks twice
-    with JudgeServer([fault], share=0.5, seed=3) as server:
-        found = judge(server, timeout=patience, max_retries=30)(rows(3))
-        assert found == pytest.approx(expected(rows(3)))
+    with JudgeServer(seed=3) as server:
+        client = judge(server, timeout=patience, max_retries=30)
+        client({name: ["first"] for name in rows(1)} | {"response_b": ["other"]})  # so that the server is known
+        server.faults, server.share = [fault], 0.5
+        assert client(rows(3)) == pytest.approx(expected(rows(3)))
         assert server.met[fault] and set(server.answered.values()) == {1}
 
 

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
+from trl_real.labeling.chat.reading import MIN_LABEL_MASS
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
-from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap
+from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap, mean_known
 
 
 CUT = " […]"
+UNREAD = 300  # characters of an answer that could not be read
 MIN_BATCH_FOR_FAILURE_RATE = 20
 
 
@@ -47,6 +49,8 @@ class ChatJudge(VerdictJudge):
         calibration: Temperature that divides the log-odds, as estimated by `check`.
         max_chars: Maximum number of characters of the prompt (from its end) and of each response (from its start).
         max_failure_rate: Maximum share of failed pairs in a batch of 20 or more; above it, judging stops.
+        min_label_mass: Smallest probability that all labels together have where an answer names one; below it, the
+            answer is a failure.
         seed: Seed of the order; also sent to the server.
         **settings: Arguments of `trl_real.labeling.chat.server.Endpoint` (`api_key`, `cache`, `concurrency`, `price`,
             `max_cost`, …), or of `trl_real.labeling.chat.local.LocalChat` (`tokenizer`, `dtype`, `device`,
@@ -68,12 +72,15 @@ class ChatJudge(VerdictJudge):
         calibration: float = 1.0,
         max_chars: int = 8000,
         max_failure_rate: float = 0.2,
+        min_label_mass: float = MIN_LABEL_MASS,
         seed: int = 42,
         **settings: Any,
     ):
         for name, value, known in (("orders", orders, ("both", "one")), ("rule", rule, tuple(RULES))):
             if value not in known:
                 raise TrlRealError(f"{name}={value!r} is not one of {', '.join(known)}.")
+        if not 0 <= min_label_mass < 1:
+            raise TrlRealError(f"min_label_mass={min_label_mass} is out of range. Give a probability in [0, 1).")
         if not (0 <= tie_margin < 0.5 and calibration > 0 and max_chars > 0 and 0 <= max_failure_rate <= 1):
             raise TrlRealError(
                 f"tie_margin={tie_margin}, calibration={calibration}, max_chars={max_chars}, "
@@ -81,7 +88,7 @@ class ChatJudge(VerdictJudge):
             )
         self.template, self.orders, self.rule = as_template(template), orders, rule
         self.tie_margin, self.calibration, self.max_chars = tie_margin, calibration, max_chars
-        self.max_failure_rate, self.seed = max_failure_rate, seed
+        self.max_failure_rate, self.min_label_mass, self.seed = max_failure_rate, min_label_mass, seed
         self.model = _chat_model(model, base_url, seed, settings)
         self.name = f"chat:{self.model.name}"
 
@@ -90,6 +97,8 @@ class ChatJudge(VerdictJudge):
         """Everything that the verdicts depend on."""
         own = ("orders", "rule", "tie_margin", "calibration", "max_chars", "seed")
         settings = {name: getattr(self, name) for name in own}
+        if self.min_label_mass != MIN_LABEL_MASS:
+            settings["min_label_mass"] = self.min_label_mass
         model = getattr(self.model, "identity", self.model.name)
         return {"model": model, "template": self.template.digest, **settings}
 
@@ -144,31 +153,25 @@ class ChatJudge(VerdictJudge):
         return Question(self.template.messages(pair.prompt, first, second), self.template.labels)
 
     def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
-        read = {swapped: self._read(answer) for swapped, answer in answers.items()}
-        failures = [why for _, why in read.values() if why]
-        a_first = read[False][0] if False in read else math.nan
-        b_first = 1 - read[True][0] if True in read else math.nan
+        read = {swapped: answer.read(self.template.labels, self.min_label_mass) for swapped, answer in answers.items()}
+        failures = [swapped for swapped, reading in read.items() if reading.failure]
+        first = {swapped: self.template.probability(r.shares) for swapped, r in read.items() if not r.failure}
+        a_first, b_first = first.get(False, math.nan), 1 - first.get(True, math.nan)
         probability = math.nan if failures else self._combine(a_first, b_first)
         totals = ("input_tokens", "output_tokens", "cost")
         return Verdict(
             probability=probability,
             a_first=a_first,
             b_first=b_first,
-            failure=failures[0] if failures else "",
+            failure=read[failures[0]].failure if failures else "",
+            unread=answers[failures[0]].text[:UNREAD] if failures else "",
             truncated=pair.truncated,
             source=self.name,
             n_asked=sum(not answer.cached for answer in answers.values()),
             n_cached=sum(answer.cached for answer in answers.values()),
+            label_mass=mean_known(reading.mass for reading in read.values()),
             **{name: sum(getattr(answer, name) for answer in answers.values()) for name in totals},
         )
-
-    def _read(self, answer: Answer) -> tuple[float, str]:
-        """Return the probability that the first response is better and an empty text, or NaN and the failure."""
-        if answer.failure:
-            return math.nan, answer.failure
-        found = self.template.read_tokens(list(answer.top)) if answer.top else None
-        found = self.template.read_text(answer.text) if found is None else found
-        return (math.nan, "an answer that names no response") if found is None else (found, "")
 
     def _combine(self, a_first: float, b_first: float) -> float:
         both = not (math.isnan(a_first) or math.isnan(b_first))

@@ -185,11 +185,16 @@ def test_text_that_names_no_response_is_a_failure(judge, says):
     assert all(math.isnan(v.probability) for v in found)
 
 
-def test_too_many_failures_stop_the_run_and_lose_nothing(judge):
+def test_wrong_template_costs_twenty_questions_and_loses_nothing(judge):
     with JudgeServer(log_probs="ignored", says="well") as server:
-        with pytest.raises(TrlRealError, match="30 of 30 pairs got no verdict from chat:test-judge@.*raise max_fail"):
-            judge(server)(rows(30))
-        assert len(judge(server, max_failure_rate=1.0).verdicts(rows(30))) == 30
+        message = (
+            "10 of 10 pairs got no verdict from chat:test-judge@.* It answered 'well'; expected was one of A, B, C"
+        )
+        with pytest.raises(TrlRealError, match=f"{message}.*raise max_fail"):
+            judge(server)(rows(300))
+        assert len(server.bodies) == 20
+        found = judge(server, max_failure_rate=1.0).verdicts(rows(30))
+        assert len(found) == 30 and {v.unread for v in found} == {"well"} and summarize(found).unread == "well"
         assert len(server.bodies) == 60
 
 

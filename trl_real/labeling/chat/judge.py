@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trl_real.errors import TrlRealError
+from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.reading import MIN_LABEL_MASS
@@ -14,7 +15,7 @@ from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap, mean_known
 
 CUT = " […]"
 UNREAD = 300  # characters of an answer that could not be read
-MIN_BATCH_FOR_FAILURE_RATE = 20
+FIRST_PAIRS, MIN_BATCH_FOR_FAILURE_RATE = 10, 20
 
 
 def mean(a_first: float, b_first: float) -> float:
@@ -91,6 +92,7 @@ class ChatJudge(VerdictJudge):
         self.max_failure_rate, self.min_label_mass, self.seed = max_failure_rate, min_label_mass, seed
         self.model = _chat_model(model, base_url, seed, settings)
         self.name = f"chat:{self.model.name}"
+        self._is_trusted = False  # whether a batch had few failures
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -110,17 +112,35 @@ class ChatJudge(VerdictJudge):
             TrlRealError: If too many pairs failed; also the errors of the model.
         """
         pairs = self._pairs(batch)
-        questions = [self._question(pair, swapped) for pair in pairs for swapped in self._orders(pair)]
-        answers = iter(self.model.answers(questions))
-        found = [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
-        failures = [verdict.failure for verdict in found if verdict.failure]
-        if len(found) >= MIN_BATCH_FOR_FAILURE_RATE and len(failures) > self.max_failure_rate * len(found):
-            often = max(set(failures), key=failures.count)
-            raise TrlRealError(
-                f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}; most often: {often}. "
-                "Fix that, or raise max_failure_rate."
-            )
+        found: list[Verdict] = []
+        if not self._is_trusted and len(pairs) > FIRST_PAIRS:  # a wrong template or model is told early
+            found = self._ask(pairs[:FIRST_PAIRS])
+            failures = sum(bool(verdict.failure) for verdict in found)
+            if wilson_interval(failures, len(found), 0.95)[0] > self.max_failure_rate:
+                raise self._too_many_failures(found)
+        found += self._ask(pairs[len(found) :])
+        failures = sum(bool(verdict.failure) for verdict in found)
+        if len(found) >= MIN_BATCH_FOR_FAILURE_RATE and failures > self.max_failure_rate * len(found):
+            raise self._too_many_failures(found)
+        self._is_trusted = True
         return found
+
+    def _ask(self, pairs: list["_Pair"]) -> list[Verdict]:
+        answers = iter(
+            self.model.answers([self._question(pair, swap) for pair in pairs for swap in self._orders(pair)])
+        )
+        return [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
+
+    def _too_many_failures(self, found: list[Verdict]) -> TrlRealError:
+        failures = [verdict.failure for verdict in found if verdict.failure]
+        unread = next((verdict.unread for verdict in found if verdict.unread), "")
+        answer = (
+            f" It answered {unread[-100:]!r}; expected was one of {', '.join(self.template.labels)}." if unread else ""
+        )
+        return TrlRealError(
+            f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}; most often: "
+            f"{max(set(failures), key=failures.count)}.{answer} Fix that, or raise max_failure_rate."
+        )
 
     def questions(self, batch: dict[str, list[Any]]) -> list[Question]:
         """Return the questions that `verdicts` would ask."""

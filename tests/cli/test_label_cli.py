@@ -164,7 +164,8 @@ TEXTS = (
 NUMBERS = {
     int: "batch_tokens max_length max_chars seed concurrency max_retries max_tokens quorum".split(),
     float: (
-        "min_gap min_ratio scale tie_margin calibration max_failure_rate min_label_mass timeout deadline price max_cost beta"
+        "min_gap min_ratio scale tie_margin calibration max_failure_rate min_label_mass timeout deadline price "
+        "max_cost beta"
     ).split(),
 }
 # Arguments that no text on a command line can hold.

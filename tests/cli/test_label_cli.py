@@ -46,6 +46,45 @@ def run(capsys, *argv) -> tuple[dict, str]:
     return json.loads(out), err
 
 
+def test_nothing_labelled_is_no_success(chosen, tmp_path, capsys):
+    with JudgeServer(log_probs="ignored", says="well") as server:
+        judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", str(tmp_path / "c.sqlite")]
+        flags = [*judge, "--dataset", str(chosen), "--output_dir", str(tmp_path / "labels"), "--max_failure_rate", "1"]
+        assert main(["label", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert "No pair was labelled" in err and "such as 'well'" in err and "Next:" not in err and not out
+    assert not (tmp_path / "labels").exists()
+
+
+def test_options_reach_the_server_from_flags_settings_and_panels(chosen, tmp_path, capsys):
+    with JudgeServer() as server:
+        judge = {"model": MODEL, "base_url": server.url, "cache": str(tmp_path / "c.sqlite")}
+        flags = [part for name, value in judge.items() for part in (f"--{name}", value)]
+        given = [
+            "--option",
+            "reasoning_effort=low",
+            "seed=null",
+            "--option",
+            'chat_template_kwargs={"thinking": false}',
+        ]
+        run(capsys, "--judge", "chat", *flags, *given, "--dataset", chosen, "--output_dir", tmp_path / "one")
+        options = {"reasoning_effort": "low", "seed": None, "chat_template_kwargs": {"thinking": False}}
+        (tmp_path / "panel.yaml").write_text(json.dumps([{"judge": "chat", **judge, "options": options}] * 2))
+        panel = ["--judge", "panel", "--panel", tmp_path / "panel.yaml"]
+        run(capsys, *panel, "--dataset", chosen, "--output_dir", tmp_path / "two")
+        assert len(server.bodies) == 22  # the panel's questions are the same, and answered
+        (tmp_path / "settings.yaml").write_text(
+            json.dumps({"judge": "chat", **judge, "options": {**options, "top_p": 0.5}})
+        )
+        run(capsys, "--config", tmp_path / "settings.yaml", "--dataset", chosen, "--output_dir", tmp_path / "three")
+        for number, body in enumerate(server.bodies):
+            assert (body["reasoning_effort"], body["chat_template_kwargs"]) == ("low", {"thinking": False})
+            assert "seed" not in body and body.get("top_p") == (0.5 if number >= 22 else None)
+    with pytest.raises(SystemExit):
+        main(["label", "--judge", "chat", "--option", "low"])
+    assert "'low' is not key=value" in capsys.readouterr().err
+
+
 def test_chat_judge_reports_its_price_and_is_never_asked_twice(chosen, tmp_path, capsys):
     with JudgeServer(bias=0.1) as server:
         judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
@@ -125,11 +164,12 @@ TEXTS = (
 NUMBERS = {
     int: "batch_tokens max_length max_chars seed concurrency max_retries max_tokens quorum".split(),
     float: (
-        "min_gap min_ratio scale tie_margin calibration max_failure_rate timeout deadline price max_cost beta"
+        "min_gap min_ratio scale tie_margin calibration max_failure_rate min_label_mass timeout deadline price "
+        "max_cost beta"
     ).split(),
 }
 # Arguments that no text on a command line can hold.
-IN_PYTHON_ONLY = {"tokenizer", "options", "annotators", "settings"}
+IN_PYTHON_ONLY = {"tokenizer", "annotators", "settings"}
 
 
 def flags(model: str = "model") -> dict[str, argparse.Action]:
@@ -142,7 +182,7 @@ class TestFlagsOfJudges:
     def test_are_these(self):
         known = flags()
         kinds = {name: kind for kind, names in NUMBERS.items() for name in names} | dict.fromkeys(TEXTS, str)
-        assert set(known) == {*kinds, "length_normalize"}
+        assert set(known) == {*kinds, "length_normalize", "option"}
         assert {name: action.type or str for name, action in known.items() if name in kinds} == kinds
         assert {name for name, action in known.items() if action.default is not None} == {"judge"}
         assert known["price"].nargs == 2 and known["length_normalize"].const is True
@@ -160,6 +200,7 @@ class TestFlagsOfJudges:
         for home in (spec.home, *spec.backends):
             first, *others = inspect.signature(load_class(home)).parameters
             for name in {spec.first or first, *others} - IN_PYTHON_ONLY:
+                name = {"options": "option"}.get(name, name)
                 assert f"{judge}" in flags()[name].help.split(":")[0] or f"; {judge}" in flags()[name].help
                 assert not flags()[name].help.endswith(": ")
 

@@ -336,3 +336,23 @@ def test_many_models_are_ranked_and_compared():
     json.dumps(found.to_dict(), allow_nan=False)
     with pytest.raises(TrlRealError, match="Give two columns or more"):
         tournament(many(), LongerIsBetter(), ["good"])
+
+
+def test_thoughts_are_neither_judged_nor_measured():
+    seen = []
+
+    def judge(batch):
+        seen.extend(zip(batch["response_a"], batch["response_b"], strict=True))
+        return [1.0] * len(batch["response_a"])
+
+    thinking = [f"<think>{'long ' * 100}</think>\n\nshort {i}" for i in range(3)]
+    found = compare([f"p{i}" for i in range(3)], thinking, ["other"] * 3, judge)
+    assert seen == [(f"short {i}", "other") for i in range(3)] and found.model_length == 7
+
+
+def test_replies_that_were_cut_are_a_doubt():
+    from trl_real.evaluation.checks import cut_doubts
+
+    assert not cut_doubts("m", [False] * 20) and not cut_doubts("m", [])
+    (doubt,) = cut_doubts("m", [True] * 5 + [False] * 15)
+    assert doubt.words == "5 of 20 answers of m were cut off: raise max_new_tokens" and not doubt.grave

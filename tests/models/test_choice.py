@@ -58,8 +58,12 @@ def assert_near(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
+# An untrained model gives every token the same probability, and so the labels next to none.
+UNTRAINED = {"template": SHORT, "min_label_mass": 0.0}
+
+
 def judge(model=None, **settings):
-    settings = {"tokenizer": tiny_tokenizer(), "template": SHORT, **settings}
+    settings = {"tokenizer": tiny_tokenizer(), **UNTRAINED, **settings}
     return ChatJudge(tiny_model() if model is None else model, **settings)
 
 
@@ -279,9 +283,9 @@ class TestLocalChat:
         named = LocalChat(save_tiny(tmp_path / "model"))
         before = pickle.dumps(named)
         expected = judge()(ROWS)
-        assert ChatJudge(named, template=SHORT)(ROWS) == pytest.approx(expected, abs=1e-6)
+        assert ChatJudge(named, **UNTRAINED)(ROWS) == pytest.approx(expected, abs=1e-6)
         travelled = pickle.loads(pickle.dumps(named))
-        assert ChatJudge(travelled, template=SHORT)(ROWS) == pytest.approx(expected, abs=1e-6)
+        assert ChatJudge(travelled, **UNTRAINED)(ROWS) == pytest.approx(expected, abs=1e-6)
         assert travelled.identity == named.identity and len(before) < 5000
         with pytest.raises(TrlRealError, match="cannot be sent"):
             pickle.dumps(LocalChat(tiny_model(), tokenizer=TOKENIZER))

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -15,10 +16,24 @@ from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 # Settings with the flag `--judge_NAME` in verbs where `--NAME` belongs to the verb or the trainer.
 PREFIXED = ("model", "reference", "beta", "max_length", "revision", "dtype", "device", "batch_tokens")
 NO_DEFAULT = (None, 0, inspect.Parameter.empty)
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Parse `key=value`; the value is JSON, such as `null` or `0.5`, or else a text."""
+    key, mark, value = text.partition("=")
+    if not (mark and key):
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value, such as reasoning_effort=low")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
 # Type of an argument -> how `argparse` parses its flag. An argument without such a type has no flag.
 PARSING: dict[str, dict[str, Any]] = {
     "bool": {"action": "store_true", "default": None},
     "tuple[float, float]": {"type": float, "nargs": 2},
+    "dict[str, typing.Any]": {"type": key_value, "nargs": "+", "action": "extend", "metavar": "KEY=VALUE"},
     **{kind.__name__: {"type": kind} for kind in (str, int, float)},
 }
 
@@ -38,7 +53,7 @@ def add_judge_flags(parser: argparse.ArgumentParser, model: str = "model") -> No
         for name, (parsing, about) in settings_of(spec).items():
             flags.setdefault(name, (parsing, {}))[1].setdefault(about, []).append(judge)
     for name, (parsing, meanings) in flags.items():
-        flag = name if model == "model" else _dest(name)
+        flag = "option" if name == "options" else name if model == "model" else _dest(name)
         about = "; ".join(f"{', '.join(judges)}: {about}" for about, judges in meanings.items()).replace("%", "%%")
         group.add_argument(f"--{flag}", dest=_dest(name), help=about, **parsing)
 
@@ -90,6 +105,7 @@ def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of judges that were given, by argument name."""
     names = dict.fromkeys(name for spec in JUDGES.values() for name in settings_of(spec))
     found = {name: getattr(args, _dest(name)) for name in names}
+    found |= {"options": dict(found["options"])} if found.get("options") else {}
     return {name: value for name, value in found.items() if value is not None}
 
 

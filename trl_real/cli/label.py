@@ -78,6 +78,8 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     )
     if rank():
         return
+    if not len(preferences):
+        raise TrlRealError(f"No pair was labelled, so nothing is written. {' | '.join(report.words().splitlines())}")
     folder = save(preferences, args.output_dir)
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)

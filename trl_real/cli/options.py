@@ -75,6 +75,8 @@ def _as_flag(action: argparse.Action, name: str, value: Any) -> list[str]:
         return [flag] if value is (True if flag == f"--{name}" else action.const) else []
     if action.nargs is None:  # joined, so that a value may begin with a dash
         return [f"{flag}={value}"]
+    if isinstance(value, dict):
+        value = [f"{key}={json.dumps(part)}" for key, part in value.items()]
     return [flag, *map(str, value if isinstance(value, list) else [value])]
 
 

@@ -11,7 +11,7 @@ from trl_real.labeling.verdicts import VerdictSummary
 # The honest ones of 39 entries on the AlpacaEval boards repeat a text, or share a length, in at most 3 % of the rows.
 REPEATED, ENOUGH = 0.1, 20
 LENGTH_RATIO, LENGTH_GAP = 1.5, 0.1
-BIAS, FLIPS, FAILED = 0.1, 0.3, 0.05
+BIAS, FLIPS, FAILED, CUT_OFF = 0.1, 0.3, 0.05, 0.05
 FEW_PROMPTS = 50
 
 
@@ -48,6 +48,14 @@ def text_doubts(side: str, prompts: Sequence[str], texts: Sequence[str]) -> list
     if n_empty:
         doubts.append(Doubt("empty", f"{side} gives an empty answer in {n_empty} of {n} rows"))
     return doubts
+
+
+def cut_doubts(side: str, cut: Sequence[bool]) -> list[Doubt]:
+    """Check whether many completions of one side were cut off at their largest number of tokens (`cut`, by row)."""
+    if sum(cut) <= CUT_OFF * len(cut):
+        return []
+    words = f"{sum(cut)} of {len(cut)} answers of {side} were cut off: raise max_new_tokens"
+    return [Doubt("cut", words)]
 
 
 def identity_doubts(same: Sequence[bool]) -> list[Doubt]:

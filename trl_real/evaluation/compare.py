@@ -9,10 +9,11 @@ import numpy as np
 
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.thoughts import without_thoughts
 from trl_real.errors import TrlRealError, check_columns
-from trl_real.evaluation.checks import Doubt, identity_doubts, judge_doubts, rate_doubts, text_doubts
+from trl_real.evaluation.checks import Doubt, cut_doubts, identity_doubts, judge_doubts, rate_doubts, text_doubts
 from trl_real.evaluation.comparison import Comparison
-from trl_real.evaluation.completions import add_completions, is_policy
+from trl_real.evaluation.completions import CUT, add_completions, is_policy
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.runtime.digests import sha256
@@ -99,7 +100,8 @@ def compare_columns(
     """
     Compute the win rate of a column of completions, or of a policy, against another.
 
-    Two identical completions are a tie, without a request to the judge. Several rows of one prompt form one cluster,
+    Thoughts in a completion (`<think>`, channels, …) are neither judged nor measured. Two identical completions are a
+    tie, without a request to the judge. Several rows of one prompt form one cluster,
     so that they do not make the interval too narrow.
 
     Args:
@@ -130,6 +132,8 @@ def compare_columns(
     for rows in dataset.iter(batch_size=ROWS_A_CALL):
         batch = _pairs(to_columns(rows), model, baseline, prompt, first_row=len(found.verdicts))
         found.add(judge, batch)
+        for cut, side in zip(found.cut, (model, baseline), strict=True):
+            cut += batch.get(side + CUT, [])
     lengths, baseline_lengths = found.lengths()
     rates = win_rate(
         [verdict.probability for verdict in found.verdicts],
@@ -168,6 +172,7 @@ class _Rows:
         self.prompts: list[str] = []
         self.same: list[bool] = []
         self.texts: tuple[list[str], list[str]] = ([], [])
+        self.cut: tuple[list[bool], list[bool]] = ([], [])
 
     def add(self, judge: Judge, batch: dict[str, list]) -> None:
         """Judge a batch; identical completions are ties and not sent to the judge."""
@@ -195,8 +200,8 @@ class _Rows:
     ) -> list[Doubt]:
         """Return all reasons to doubt the rate, grave ones first."""
         found = []
-        for name, texts in zip((model, baseline), self.texts, strict=True):
-            found += text_doubts(name, self.prompts, texts)
+        for name, texts, cut in zip((model, baseline), self.texts, self.cut, strict=True):
+            found += text_doubts(name, self.prompts, texts) + cut_doubts(name, cut)
         found += identity_doubts(self.same)
         found += rate_doubts(rates, *lengths, len(set(self.prompts))) + judge_doubts(summary)
         return sorted(found, key=lambda doubt: not doubt.grave)
@@ -244,14 +249,15 @@ def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, fir
 
 
 def _completion(value: Any, column: str, row: int) -> str:
-    """Return a completion as text; for messages, the assistant's turns."""
+    """Return a completion as text without its thoughts; for messages, the assistant's turns."""
     if isinstance(value, str):
-        return value
+        said = without_thoughts(value).text
+        return value if said == value else said.strip()
     turns = [message for message in value if message.get("role") == "assistant"] if is_messages(value) else []
     if not turns:
         found = "messages without an assistant turn" if is_messages(value) else f"of type {type(value).__name__}"
         raise TrlRealError(f"Row {row} of {column!r} is {found}. Give a text, or messages with an assistant turn.")
-    return text_of(turns)
+    return _completion(text_of(turns), column, row)
 
 
 def _key(prompt: Any) -> str:

@@ -6,8 +6,11 @@ from typing import Any
 from datasets import Dataset
 
 from trl_real.errors import TrlRealError, check_columns
-from trl_real.models.generate import generate_responses
+from trl_real.models.generate import generate
 from trl_real.models.lazy_model import LazyModel
+
+
+CUT = " (cut)"  # end of the name of the column that says which completions were cut
 
 
 def is_policy(value: Any) -> bool:
@@ -19,8 +22,8 @@ def add_completions(
     dataset: Dataset, policy: Any, column: str, *, tokenizer: Any = None, prompt: str = "prompt", **generation: Any
 ) -> Dataset:
     """
-    Generate a completion for every row's prompt, as a new column of texts; the arguments are those of
-    `compare_columns`.
+    Generate a completion for every row's prompt, as a new column of texts, and a column that says which ones were cut;
+    the arguments are those of `compare_columns`.
 
     Raises:
         MissingColumnError: If the column of prompts is missing.
@@ -37,5 +40,6 @@ def add_completions(
     if tokenizer is None:
         raise TrlRealError("A loaded policy needs its tokenizer: compare(…, tokenizer=tokenizer).")
     prompts = dataset.with_format(None)[prompt][:]
-    texts = generate_responses(policy, tokenizer, prompts, desc=f"Generating ({column})", **generation)
-    return dataset.add_column(column, [answers[0] for answers in texts])
+    found = generate(policy, tokenizer, prompts, desc=f"Generating ({column})", **generation)
+    dataset = dataset.add_column(column, [answers[0] for answers in found.texts])
+    return dataset.add_column(column + CUT, [reasons[0] == "length" for reasons in found.finish_reasons])

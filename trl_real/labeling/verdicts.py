@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ class Verdict:
         output_tokens: Number of tokens generated for all answers, cached ones included.
         cost: Cost of all answers, cached ones included, in the currency of the judge's prices.
         members: Probability of each judge of a panel; NaN for no verdict.
+        label_mass: Mean probability of all labels together where the answers name one; NaN if it is unknown.
+        unread: Start of an answer that could not be read; empty if there is none.
     """
 
     probability: float
@@ -48,6 +50,8 @@ class Verdict:
     output_tokens: int = 0
     cost: float = 0.0
     members: tuple[float, ...] = ()
+    label_mass: float = math.nan
+    unread: str = ""
 
     @property
     def outcome(self) -> str:
@@ -158,6 +162,8 @@ class VerdictSummary(Report):
         n_asked, n_cached: Number of answers asked for now, and from the cache.
         input_tokens, output_tokens: Number of tokens of all answers.
         cost: Cost of all answers, in the currency of the judge's prices.
+        label_mass: Mean probability of all labels together where the answers name one; NaN if it is unknown.
+        unread: Start of one of the answers that could not be read; empty if there is none.
     """
 
     n: int = 0
@@ -175,16 +181,20 @@ class VerdictSummary(Report):
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
+    label_mass: float = math.nan
+    unread: str = ""
 
     def words(self) -> str:
         """Return a summary of a few lines: failures, position bias and price, if there are any."""
         lines = []
         if self.failures:
             reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.failures.items(), key=lambda x: -x[1]))
-            lines.append(f"failed: {reasons}")
+            lines.append(f"failed: {reasons}" + (f"; such as {self.unread[:80]!r}" if self.unread else ""))
         if not math.isnan(self.position_bias):
             flips = "" if math.isnan(self.flip_rate) else f", {self.flip_rate:.0%} of the pairs change with the order"
             lines.append(f"position bias {self.position_bias:+.3f} for the first shown{flips}")
+        if not math.isnan(self.label_mass):
+            lines.append(f"the labels have {self.label_mass:.2f} of the probability")
         if self.n_truncated:
             lines.append(f"{self.n_truncated} pairs were judged with a text that was cut")
         if self.n_asked or self.n_cached:
@@ -216,5 +226,13 @@ def summarize(verdicts: Sequence[Verdict]) -> VerdictSummary:
         n_both=len(both),
         position_bias=float(first_shown.mean() - TIE) if len(first_shown) else math.nan,
         flip_rate=float((sides[:, 0] * sides[:, 1] < 0).mean()) if len(both) else math.nan,
+        label_mass=mean_known(v.label_mass for v in verdicts),
+        unread=next((v.unread for v in verdicts if v.unread), ""),
         **{name: sum(getattr(v, name) for v in verdicts) for name in totals},
     )
+
+
+def mean_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

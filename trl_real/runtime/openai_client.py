@@ -3,18 +3,22 @@
 import json
 import os
 import random
+import re
 import threading
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from trl_real.errors import TrlRealError, needs_extra
+from trl_real.runtime.server_words import json_object, same_model, words_of
 
 
-LARGEST_BODY = 2**20
+LARGEST_BODY, LARGEST_TOKEN = 2**20, 4096  # bytes of an answer without and for each token with its alternatives
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 FIRST_CONTACT = 10.0  # seconds in which a server must accept the first connection
+ODD_BEFORE_SUCCESS, ODD_IN_A_ROW = 3, 20  # useless answers in a row that end a run
 
 # Statuses that no retry and no other row changes.
 HOPELESS = {
@@ -22,7 +26,13 @@ HOPELESS = {
     402: "wants to be paid first",
     403: "does not allow this",
     404: "does not know this model or path",
+    405: "takes no questions at this path: base_url often ends in /v1",
 }
+PASSING = re.compile(
+    r"rate.?limit|overload|time.?out|timed out|temporar|unavailable|try again|capacity", re.IGNORECASE
+)
+UNSUPPORTED = re.compile(r"unexpected keyword|not supported|unsupported|not implemented", re.IGNORECASE)
+UNTIL_TOMORROW = re.compile(r"insufficient_quota|per[ -]?day|daily", re.IGNORECASE)
 
 OPENAI, KEY_VARIABLE = "api.openai.com", "TRL_REAL_JUDGE_API_KEY"
 
@@ -31,12 +41,35 @@ class NotAnswered(Exception):
     """A request has no answer, for the given reason; other requests may still get one."""
 
 
+class Refused(NotAnswered):
+    """
+    The server refuses a request as it is.
+
+    Args:
+        reason: Why, in a few words.
+        answer: Whole answer of the server.
+        ends_all: Whether other requests will not do better, if none has been answered yet.
+    """
+
+    def __init__(self, reason: str, answer: str, ends_all: bool = False):
+        super().__init__(reason)
+        self.answer, self.ends_all = answer, ends_all
+
+
 class _TryAgain(Exception):
     """An attempt failed with a temporary error."""
 
     def __init__(self, reason: str, pause: float | None = None):
         super().__init__(reason)
         self.reason, self.pause = reason, pause
+
+
+class _Odd(_TryAgain):
+    """A useless answer with status 200, of which the server may send `allowed` before the first useful one."""
+
+    def __init__(self, reason: str, allowed: int = ODD_BEFORE_SUCCESS):
+        super().__init__(reason)
+        self.allowed = allowed
 
 
 class _NotReached(_TryAgain):
@@ -64,18 +97,26 @@ class Requests:
         self.shown_url, self.model = without_password(base_url), model
         self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
         self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout)
-        self.ever_answered = False
+        self.secrets = [text for text in (api_key, urlsplit(base_url).password) if text]
+        self.ever_answered = self.is_known = False
+        self.is_deployment = (urlsplit(base_url).hostname or "").endswith(".azure.com")  # of a name of its own
+        self.n_odd = 0  # useless answers in a row
         self.stopped = threading.Event()
         self._not_before = 0.0
         self._lock = threading.Lock()
 
-    def ask(self, body: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, body: dict[str, Any], paid: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """
         Send one request with this JSON body and return the completion.
 
+        Args:
+            body: Fields of the request.
+            paid: Called with each answer that the server charges for, useless ones included.
+
         Raises:
+            Refused: If the server refuses this request.
             NotAnswered: If this request gets no answer before the deadline.
-            TrlRealError: If no request can be answered: the server, key or model is wrong.
+            TrlRealError: If no request can be answered: the server, key, model or quota is wrong.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay
 
@@ -89,12 +130,12 @@ class Requests:
             reraise=True,
         )
         try:
-            completion = retrying(self._try, body, started)
+            completion = retrying(self._try, body, started, paid or (lambda _: None))
         except _TryAgain as error:
             if self._was_never_reached(error):
                 raise TrlRealError(f"No answer from {self.shown_url}: {error.reason}. Is the server up?") from error
             raise NotAnswered(error.reason) from error
-        self.ever_answered = True
+        self.ever_answered, self.n_odd = True, 0
         return completion
 
     def _is_unreachable(self, state: Any) -> bool:
@@ -104,29 +145,48 @@ class Requests:
     def _was_never_reached(self, error: _TryAgain) -> bool:
         return isinstance(error, _NotReached) and not self.ever_answered
 
-    def _try(self, body: dict[str, Any], started: float) -> dict[str, Any]:
+    def _try(self, body: dict[str, Any], started: float, paid: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         self.stopped.wait(max(0.0, self._not_before - time.monotonic()))
         if self.stopped.is_set():
             raise NotAnswered("stopped")
         left = self.deadline - (time.monotonic() - started)
         if left <= 0:
             raise NotAnswered(f"no answer within {self.deadline:g} s")
-        return self._checked(self._read(body, time.monotonic() + min(self.timeout, left)))
+        content = self._read(body, time.monotonic() + min(self.timeout, left))
+        try:
+            return self._checked(content, paid)
+        except _Odd as error:
+            self._give_up_on(error)
+            raise
+
+    def _give_up_on(self, error: _Odd) -> None:
+        """End the run after too many useless answers in a row; each may be charged for."""
+        with self._lock:
+            self.n_odd += 1
+        if self.n_odd >= (ODD_IN_A_ROW if self.ever_answered or self.is_known else error.allowed):
+            raise TrlRealError(f"{self.shown_url} gives no usable answer (model {self.model!r}): {error.reason}.")
 
     def _read(self, body: dict[str, Any], until: float) -> bytes:
         """Read the answer piece by piece, because the client's timeout applies to each piece."""
         import httpx2
         import openai
 
+        tokens = body.get("max_tokens") or body.get("max_completion_tokens") or LARGEST_TOKEN
+        limit = LARGEST_BODY + (LARGEST_TOKEN * tokens if "logprobs" in body else 0)
+        fields = {name: value for name, value in body.items() if name not in ("model", "messages", "extra_body")}
+        extra = {
+            **fields,
+            **body.get("extra_body", {}),
+        }  # the client's own arguments are but a part of what servers take
         try:
             patience = max(0.001, until - time.monotonic())
             create = self.client.with_options(timeout=patience).chat.completions.with_streaming_response.create
-            with create(**body) as response:
+            with create(model=body["model"], messages=body["messages"], extra_body=extra) as response:
                 content = b""
                 for piece in response.iter_bytes():
                     content += piece
-                    if len(content) > LARGEST_BODY:
-                        raise _TryAgain("an answer of more than 1 MB")
+                    if len(content) > limit:
+                        raise _TryAgain(f"an answer of more than {limit >> 20} MB")
                     if time.monotonic() > until:
                         raise _TryAgain("an answer that did not end in time")
             return content
@@ -140,31 +200,61 @@ class Requests:
 
     def _refused(self, error: Any) -> Exception:
         """Return the error for a status: retry, give up on this request, or give up on all requests."""
-        status = error.status_code
-        message = " ".join(str(error.message).split())[:200]
-        code = getattr(error, "code", None)
-        if status in HOPELESS or code == "insufficient_quota":
+        pause = _retry_after(error.response.headers.get("retry-after"))
+        return self._failed(error.status_code, self._without_secrets(error.response.text), pause)
+
+    def _failed(self, status: int, answer: str, pause: float | None = None) -> Exception:
+        words = words_of(answer)
+        said = f": {words}" if words else ""
+        if status in HOPELESS or status == 429 and UNTIL_TOMORROW.search(answer):
             meaning = HOPELESS.get(status, "has no quota left for this key")
-            return TrlRealError(f"{self.shown_url} {meaning} (model {self.model!r}, status {status}).")
-        if status in (408, 409, 429) or status >= 500:
-            pause = _retry_after(error.response.headers.get("retry-after"))
+            return TrlRealError(f"{self.shown_url} {meaning} (model {self.model!r}, status {status}){said}.")
+        if pause is not None and pause > self.deadline:
+            return TrlRealError(
+                f"{self.shown_url} asks to wait {pause / 3600:.1f} hours (status {status}){said}. Answers so far are "
+                f"kept: run again then, or give a longer deadline than {self.deadline:g} s."
+            )
+        if status in (408, 409, 429) or status >= 500 and not UNSUPPORTED.search(answer):
             if pause is not None:
                 with self._lock:  # other threads have to wait, too
-                    self._not_before = max(self._not_before, time.monotonic() + min(pause, self.deadline))
-            return _TryAgain(f"status {status}", pause)
-        return NotAnswered(f"status {status}: {message}")
+                    self._not_before = max(self._not_before, time.monotonic() + pause)
+            return _TryAgain(f"status {status}{said}", pause)
+        return Refused(f"status {status}{said}", answer)
 
-    def _checked(self, content: bytes) -> dict[str, Any]:
+    def _checked(self, content: bytes, paid: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Return the completion after checking its form and its model."""
+        text = self._without_secrets(content.decode("utf-8", "replace"))
         try:
             completion = json.loads(content)
-            completion["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise _TryAgain("an answer that is not a chat completion") from error
+            choice = completion["choices"][0]
+            is_completion = isinstance(choice["message"], dict)
+        except (ValueError, KeyError, IndexError, TypeError):
+            completion, choice, is_completion = json_object(text), {}, False
+        if isinstance(completion.get("usage"), dict) or is_completion:
+            paid(completion)
+        error = completion.get("error") or (choice.get("error") if is_completion else None)
+        if error:
+            raise self._failed_inside(error, text)
+        if not is_completion:
+            raise _Odd(f"an answer that is not a chat completion ({words_of(text)})")
         found = completion.get("model")
-        if isinstance(found, str) and not _same_model(found, self.model):
-            raise _TryAgain(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)")
+        if isinstance(found, str) and not self.is_deployment and not same_model(found, self.model):
+            raise _Odd(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)", allowed=1)
         return completion
+
+    def _failed_inside(self, error: Any, text: str) -> Exception:
+        """Return the error for a failure that the server tells inside an answer with status 200."""
+        code = str(error.get("code") or error.get("status") or "") if isinstance(error, dict) else ""
+        passing = PASSING.search(text) if not code.isdigit() else code in ("408", "409", "429") or int(code) >= 500
+        if passing and not UNTIL_TOMORROW.search(text):
+            return _Odd(f"an error inside an answer ({words_of(text)})")
+        found = self._failed(int(code) if code.isdigit() else 400, text)
+        return Refused(str(found), text, ends_all=True) if isinstance(found, Refused) else found
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, "…")
+        return text
 
 
 def without_password(url: str) -> str:
@@ -172,12 +262,6 @@ def without_password(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path.rstrip("/"), "", ""))
-
-
-def _same_model(found: str, asked: str) -> bool:
-    """Return whether the names match; one may be a path, or longer or dated, such as `gpt-4o-2024-08-06`."""
-    found, asked = (name.rstrip("/").rpartition("/")[2].lower() for name in (found, asked))
-    return found.startswith(asked) or asked.startswith(found) if found and asked else True
 
 
 def _retry_after(value: str | None) -> float | None:

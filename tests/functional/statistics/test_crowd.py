@@ -137,6 +137,16 @@ class TestAggregation:
         assert np.isnan(aggregate(np.full(shape, np.nan))).all()
 
 
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_pairs_that_most_raters_call_a_tie_are_exactly_ties(name):
+    pytest.importorskip("crowdkit")
+    votes = rate(truth(120), [0.8, 0.8, 0.8])
+    votes[:, :24] = 0.5
+    votes[0, 12:18] = 1.0
+    assert (AGGREGATIONS[name](votes)[:24] == 0.5).all()
+    assert (AGGREGATIONS[name](np.full((3, 10), 0.5)) == 0.5).all()
+
+
 def test_majority_is_the_mean():
     assert majority(np.array([[1, 1, 0.5], [1, 0, 0], [0, 0, np.nan]])) == pytest.approx([2 / 3, 1 / 3, 0.25])
 

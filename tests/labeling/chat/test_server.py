@@ -72,9 +72,11 @@ def test_one_order_is_drawn_evenly_and_costs_half(judge):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_temporary_fault_changes_nothing(judge, fault):
     patience = 2.0 if fault == "drip" else 30.0  # less, and a busy machine asks twice
-    with JudgeServer([fault], share=0.5, seed=3) as server:
-        found = judge(server, timeout=patience, max_retries=30)(rows(3))
-        assert found == pytest.approx(expected(rows(3)))
+    with JudgeServer(seed=3) as server:
+        client = judge(server, timeout=patience, max_retries=30)
+        client({name: ["first"] for name in rows(1)} | {"response_b": ["other"]})  # so that the server is known
+        server.faults, server.share = [fault], 0.5
+        assert client(rows(3)) == pytest.approx(expected(rows(3)))
         assert server.met[fault] and set(server.answered.values()) == {1}
 
 
@@ -183,11 +185,16 @@ def test_text_that_names_no_response_is_a_failure(judge, says):
     assert all(math.isnan(v.probability) for v in found)
 
 
-def test_too_many_failures_stop_the_run_and_lose_nothing(judge):
+def test_wrong_template_costs_twenty_questions_and_loses_nothing(judge):
     with JudgeServer(log_probs="ignored", says="well") as server:
-        with pytest.raises(TrlRealError, match="30 of 30 pairs got no verdict from chat:test-judge@.*raise max_fail"):
-            judge(server)(rows(30))
-        assert len(judge(server, max_failure_rate=1.0).verdicts(rows(30))) == 30
+        message = (
+            "10 of 10 pairs got no verdict from chat:test-judge@.* It answered 'well'; expected was one of A, B, C"
+        )
+        with pytest.raises(TrlRealError, match=f"{message}.*raise max_fail"):
+            judge(server)(rows(300))
+        assert len(server.bodies) == 20
+        found = judge(server, max_failure_rate=1.0).verdicts(rows(30))
+        assert len(found) == 30 and {v.unread for v in found} == {"well"} and summarize(found).unread == "well"
         assert len(server.bodies) == 60
 
 

@@ -1,7 +1,6 @@
 """Tests of the question that a judge gets and of the parsing of its answer."""
 
 import json
-import math
 import pickle
 
 import pytest
@@ -51,13 +50,9 @@ def test_prompt_of_the_paper_is_verbatim():
     assert user["content"].endswith("(no quotes, no spaces, no new lines, …): m or M.")
 
 
-def test_label_variants_are_summed_and_a_tie_counts_half():
-    template = TEMPLATES["pairwise"]
-    top = [("A", math.log(0.3)), (" A", math.log(0.1)), ("Ａ", math.log(0.1)), ("B", math.log(0.2)),
-           ("C", math.log(0.2)), ("the", math.log(0.1))]  # fmt: skip
-    assert template.read_tokens(top) == pytest.approx((0.5 + 0.1) / 0.9)
-    assert template.read_tokens([("the", -0.1)]) is None and template.read_tokens([]) is None
-    assert TEMPLATES["real"].read_tokens([("m", math.log(0.6)), ("M", math.log(0.2))]) == pytest.approx(0.75)
+def test_a_tie_counts_half():
+    assert TEMPLATES["pairwise"].probability((0.5, 0.3, 0.2)) == pytest.approx(0.6)
+    assert TEMPLATES["real"].probability((0.75, 0.25)) == 0.75
 
 
 @pytest.mark.parametrize(
@@ -65,7 +60,7 @@ def test_label_variants_are_summed_and_a_tie_counts_half():
     [
         ("A", 1), ("B", 0), ("C", 0.5), (" A.\n", 1), ("**B**", 0), ("`A`", 1), ('"B"', 0), ("```\nA\n```", 1),
         ("[[A]]", 1), ("I think that both are fine, but [[B]]", 0), ('{"answer": "A"}', 1), ("Answer: B", 0),
-        ("The better answer is: **A**", None), ("Verdict: **C**", 0.5), ("Ａ", 1),
+        ("The better answer is: **A**", 1), ("Verdict: **C**", 0.5), ("Ａ", 1),
         ("A good response would say more.", None), ("", None), ("neither", None), ("[[A]] or [[B]]", None),
         ("Answer: A. No, answer: B", None), ("a", None), ("Answer: Both", None), ("AB", None),
     ],

@@ -1,6 +1,7 @@
 """Tests of pushing pairs to Label Studio and pulling votes."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -95,6 +96,52 @@ def test_annotator_with_a_changed_address_stays_the_same(tmp_path):
     studio.pair = "other"
     assert pull_votes(studio, 3, votes) == 2 and pull_votes(studio, 3, votes) == 0
     assert VoteBook.read(votes).matrix()[:2] == (["bea@example.org"], ["other"])
+
+
+class Listing(LabelStudio):
+    """A server's answers, without the server: annotations that are listed in any order, on pages of one task."""
+
+    def __init__(self, draws):
+        self.draws, self.pairs = draws, {f"pair {i}": {} for i in range(3)}
+
+    def ask(self, method, path, **request):
+        if path.startswith("/api/users"):
+            return [{"id": who, "email": f"person {who}"} for who in (1, 2)]
+        key = list(self.pairs)[int(path.split("&page=")[1].split("&")[0]) - 1]
+        annotations = list(self.pairs[key].values())
+        self.draws.shuffle(annotations)
+        data = {"pair_key": key, "shown_first": "a"}
+        return {"tasks": [{"data": data, "annotations": annotations}], "total": len(self.pairs)}
+
+    def expected(self):
+        """The last vote of each person on each pair, by its time."""
+        last = {}
+        for key, annotations in self.pairs.items():
+            for each in sorted(annotations.values(), key=lambda each: each["updated_at"]):
+                last[f"person {each['completed_by']}", key] = CHOICES[each["result"][0]["value"]["choices"][0]]["a"]
+        return last
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_last_vote_of_each_person_counts_at_each_pull(seed, tmp_path):
+    draws = random.Random(seed)
+    studio, path = Listing(draws), tmp_path / "votes.jsonl"
+    for clock in range(60):
+        annotations = studio.pairs[draws.choice(list(studio.pairs))]
+        if annotations and draws.random() < 0.3:
+            del annotations[draws.choice(list(annotations))]
+        else:
+            number = draws.choice(list(annotations)) if annotations and draws.random() < 0.4 else 100 - clock
+            who = annotations[number]["completed_by"] if number in annotations else draws.choice((1, 2))
+            value = {"value": {"choices": [draws.choice(list(CHOICES))]}}
+            time = f"2026-11-28T10:{clock:02}:00.5Z"
+            annotations[number] = {"id": number, "completed_by": who, "result": [value], "updated_at": time}
+        if clock % 3 == 0:
+            pull_votes(studio, 7, path)
+            book = VoteBook.read(path) if path.exists() and path.stat().st_size else VoteBook()
+            found = {(who, vote.key): vote.verdict for who in book.annotators for vote in book.votes(who)}
+            assert found == studio.expected(), clock
+            assert pull_votes(studio, 7, path) == 0
 
 
 def test_every_choice_is_mirrored_when_the_sides_are_swapped():

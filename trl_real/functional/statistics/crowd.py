@@ -10,7 +10,8 @@ from trl_real.errors import needs_extra
 from trl_real.functional.statistics.rater_agreement import as_votes
 
 
-MAX_STEPS = 200
+MAX_STEPS, TOLERANCE = 1000, 1e-10  # crowd-kit stops at 1e-5 by default, long before the fit has converged
+ROUNDING = 1e-9
 
 Aggregation = Callable[[np.ndarray], np.ndarray]
 
@@ -24,15 +25,17 @@ def majority(votes: np.ndarray) -> np.ndarray:
             NaN for no vote. Shape `(R, P)`.
 
     Returns:
-        Probability that the first response is better; NaN for pairs without votes. Shape `(P,)`.
+        Probability that the first response is better, 0.5 where more raters call a tie than either winner; NaN for
+        pairs without votes. Shape `(P,)`.
 
     Raises:
         TrlRealError: If a vote is not 0, 0.5, 1 or NaN.
     """
     votes = as_votes(votes)
     n = (~np.isnan(votes)).sum(0)
+    counts = [(votes == value).sum(0) for value in (0, 0.5, 1)]
     with np.errstate(invalid="ignore"):
-        return np.nansum(votes, axis=0) / n
+        return np.where(counts[1] > np.maximum(counts[0], counts[2]), 0.5, np.nansum(votes, axis=0) / n)
 
 
 def dawid_skene(votes: np.ndarray) -> np.ndarray:
@@ -48,7 +51,8 @@ def dawid_skene(votes: np.ndarray) -> np.ndarray:
         votes: See `majority`. Shape `(R, P)`.
 
     Returns:
-        `P(first better) + P(tie) / 2`; NaN for pairs without votes. Shape `(P,)`.
+        0.5 where a tie is the likeliest class, else `P(first better) + P(tie) / 2`; NaN for pairs without votes. Shape
+        `(P,)`.
 
     Raises:
         TrlRealError: If a vote is not 0, 0.5, 1 or NaN.
@@ -66,9 +70,13 @@ def dawid_skene(votes: np.ndarray) -> np.ndarray:
     classes = (2 * votes[rater, pair]).astype(int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # crowd-kit 1.4 uses keywords that pandas 3 deprecates
-        fit = DawidSkene(n_iter=MAX_STEPS).fit(DataFrame({"task": pair, "worker": rater, "label": classes}))
+        fit = DawidSkene(n_iter=MAX_STEPS, tol=TOLERANCE).fit(
+            DataFrame({"task": pair, "worker": rater, "label": classes})
+        )
     found: Any = fit.probas_
-    probability[found.index] = sum(found[side] * side / 2 for side in found.columns)
+    values = sum(found[side] * side / 2 for side in found.columns)
+    is_tie = (found.idxmax(axis=1) == 1) | ((values - 0.5).abs() < ROUNDING)
+    probability[found.index] = values.mask(is_tie, 0.5)
     return probability.clip(0, 1)
 
 

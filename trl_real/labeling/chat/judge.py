@@ -5,14 +5,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trl_real.errors import TrlRealError
+from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
+from trl_real.labeling.chat.reading import MIN_LABEL_MASS
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
-from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap
+from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap, mean_known
 
 
 CUT = " […]"
-MIN_BATCH_FOR_FAILURE_RATE = 20
+UNREAD = 300  # characters of an answer that could not be read
+FIRST_PAIRS, MIN_BATCH_FOR_FAILURE_RATE = 10, 20
 
 
 def mean(a_first: float, b_first: float) -> float:
@@ -47,6 +50,8 @@ class ChatJudge(VerdictJudge):
         calibration: Temperature that divides the log-odds, as estimated by `check`.
         max_chars: Maximum number of characters of the prompt (from its end) and of each response (from its start).
         max_failure_rate: Maximum share of failed pairs in a batch of 20 or more; above it, judging stops.
+        min_label_mass: Smallest probability that all labels together have where an answer names one; below it, the
+            answer is a failure.
         seed: Seed of the order; also sent to the server.
         **settings: Arguments of `trl_real.labeling.chat.server.Endpoint` (`api_key`, `cache`, `concurrency`, `price`,
             `max_cost`, …), or of `trl_real.labeling.chat.local.LocalChat` (`tokenizer`, `dtype`, `device`,
@@ -68,12 +73,15 @@ class ChatJudge(VerdictJudge):
         calibration: float = 1.0,
         max_chars: int = 8000,
         max_failure_rate: float = 0.2,
+        min_label_mass: float = MIN_LABEL_MASS,
         seed: int = 42,
         **settings: Any,
     ):
         for name, value, known in (("orders", orders, ("both", "one")), ("rule", rule, tuple(RULES))):
             if value not in known:
                 raise TrlRealError(f"{name}={value!r} is not one of {', '.join(known)}.")
+        if not 0 <= min_label_mass < 1:
+            raise TrlRealError(f"min_label_mass={min_label_mass} is out of range. Give a probability in [0, 1).")
         if not (0 <= tie_margin < 0.5 and calibration > 0 and max_chars > 0 and 0 <= max_failure_rate <= 1):
             raise TrlRealError(
                 f"tie_margin={tie_margin}, calibration={calibration}, max_chars={max_chars}, "
@@ -81,15 +89,18 @@ class ChatJudge(VerdictJudge):
             )
         self.template, self.orders, self.rule = as_template(template), orders, rule
         self.tie_margin, self.calibration, self.max_chars = tie_margin, calibration, max_chars
-        self.max_failure_rate, self.seed = max_failure_rate, seed
+        self.max_failure_rate, self.min_label_mass, self.seed = max_failure_rate, min_label_mass, seed
         self.model = _chat_model(model, base_url, seed, settings)
         self.name = f"chat:{self.model.name}"
+        self._is_trusted = False  # whether a batch had few failures
 
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that the verdicts depend on."""
         own = ("orders", "rule", "tie_margin", "calibration", "max_chars", "seed")
         settings = {name: getattr(self, name) for name in own}
+        if self.min_label_mass != MIN_LABEL_MASS:
+            settings["min_label_mass"] = self.min_label_mass
         model = getattr(self.model, "identity", self.model.name)
         return {"model": model, "template": self.template.digest, **settings}
 
@@ -101,17 +112,35 @@ class ChatJudge(VerdictJudge):
             TrlRealError: If too many pairs failed; also the errors of the model.
         """
         pairs = self._pairs(batch)
-        questions = [self._question(pair, swapped) for pair in pairs for swapped in self._orders(pair)]
-        answers = iter(self.model.answers(questions))
-        found = [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
-        failures = [verdict.failure for verdict in found if verdict.failure]
-        if len(found) >= MIN_BATCH_FOR_FAILURE_RATE and len(failures) > self.max_failure_rate * len(found):
-            often = max(set(failures), key=failures.count)
-            raise TrlRealError(
-                f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}; most often: {often}. "
-                "Fix that, or raise max_failure_rate."
-            )
+        found: list[Verdict] = []
+        if not self._is_trusted and len(pairs) > FIRST_PAIRS:  # a wrong template or model is told early
+            found = self._ask(pairs[:FIRST_PAIRS])
+            failures = sum(bool(verdict.failure) for verdict in found)
+            if wilson_interval(failures, len(found), 0.95)[0] > self.max_failure_rate:
+                raise self._too_many_failures(found)
+        found += self._ask(pairs[len(found) :])
+        failures = sum(bool(verdict.failure) for verdict in found)
+        if len(found) >= MIN_BATCH_FOR_FAILURE_RATE and failures > self.max_failure_rate * len(found):
+            raise self._too_many_failures(found)
+        self._is_trusted = True
         return found
+
+    def _ask(self, pairs: list["_Pair"]) -> list[Verdict]:
+        answers = iter(
+            self.model.answers([self._question(pair, swap) for pair in pairs for swap in self._orders(pair)])
+        )
+        return [self._verdict(pair, {swapped: next(answers) for swapped in self._orders(pair)}) for pair in pairs]
+
+    def _too_many_failures(self, found: list[Verdict]) -> TrlRealError:
+        failures = [verdict.failure for verdict in found if verdict.failure]
+        unread = next((verdict.unread for verdict in found if verdict.unread), "")
+        answer = (
+            f" It answered {unread[-100:]!r}; expected was one of {', '.join(self.template.labels)}." if unread else ""
+        )
+        return TrlRealError(
+            f"{len(failures)} of {len(found)} pairs got no verdict from {self.name}; most often: "
+            f"{max(set(failures), key=failures.count)}.{answer} Fix that, or raise max_failure_rate."
+        )
 
     def questions(self, batch: dict[str, list[Any]]) -> list[Question]:
         """Return the questions that `verdicts` would ask."""
@@ -144,31 +173,25 @@ class ChatJudge(VerdictJudge):
         return Question(self.template.messages(pair.prompt, first, second), self.template.labels)
 
     def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
-        read = {swapped: self._read(answer) for swapped, answer in answers.items()}
-        failures = [why for _, why in read.values() if why]
-        a_first = read[False][0] if False in read else math.nan
-        b_first = 1 - read[True][0] if True in read else math.nan
+        read = {swapped: answer.read(self.template.labels, self.min_label_mass) for swapped, answer in answers.items()}
+        failures = [swapped for swapped, reading in read.items() if reading.failure]
+        first = {swapped: self.template.probability(r.shares) for swapped, r in read.items() if not r.failure}
+        a_first, b_first = first.get(False, math.nan), 1 - first.get(True, math.nan)
         probability = math.nan if failures else self._combine(a_first, b_first)
         totals = ("input_tokens", "output_tokens", "cost")
         return Verdict(
             probability=probability,
             a_first=a_first,
             b_first=b_first,
-            failure=failures[0] if failures else "",
+            failure=read[failures[0]].failure if failures else "",
+            unread=answers[failures[0]].text[:UNREAD] if failures else "",
             truncated=pair.truncated,
             source=self.name,
             n_asked=sum(not answer.cached for answer in answers.values()),
             n_cached=sum(answer.cached for answer in answers.values()),
+            label_mass=mean_known(reading.mass for reading in read.values()),
             **{name: sum(getattr(answer, name) for answer in answers.values()) for name in totals},
         )
-
-    def _read(self, answer: Answer) -> tuple[float, str]:
-        """Return the probability that the first response is better and an empty text, or NaN and the failure."""
-        if answer.failure:
-            return math.nan, answer.failure
-        found = self.template.read_tokens(list(answer.top)) if answer.top else None
-        found = self.template.read_text(answer.text) if found is None else found
-        return (math.nan, "an answer that names no response") if found is None else (found, "")
 
     def _combine(self, a_first: float, b_first: float) -> float:
         both = not (math.isnan(a_first) or math.isnan(b_first))

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from trl_real.labeling.chat.reading import MIN_LABEL_MASS, Place, Reading, read, read_top
+
 
 class Question(NamedTuple):
     """Chat that is answered by one of a few labels."""
@@ -18,8 +20,12 @@ class Answer:
     Answer of a chat model to a question.
 
     Args:
-        top: Likely tokens at the first position, with natural log-probabilities; None if they are unknown.
+        top: Likely tokens where the label stands, with natural log-probabilities; None if they are unknown, or in
+            `places`.
         text: Generated text; empty if the model did not generate.
+        places: Tokens of the text, with alternatives where they are known.
+        reasoning: Thoughts outside the text.
+        finish_reason: Why the generation ended: `"stop"`, or `"length"` if it was cut.
         failure: Reason for a missing answer; empty if there is an answer.
         cached: Whether the answer comes from the cache.
         input_tokens: Number of tokens read.
@@ -34,6 +40,18 @@ class Answer:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float = 0.0
+    places: tuple[Place, ...] = ()
+    reasoning: str = ""
+    finish_reason: str = "stop"
+
+    def read(self, labels: tuple[str, ...], min_mass: float = MIN_LABEL_MASS) -> Reading:
+        """Return the probabilities of the labels, or why there are none; see `trl_real.labeling.chat.reading.read`."""
+        if self.failure:
+            return Reading(failure=self.failure)
+        if self.top and not self.text:
+            return read_top(self.top, labels, min_mass)
+        likeliest = [Place(max(self.top, key=lambda each: each[1])[0], self.top)] if self.top else []
+        return read(self.text, self.places or likeliest, self.reasoning, self.finish_reason, labels, min_mass)
 
 
 class ChatModel(Protocol):

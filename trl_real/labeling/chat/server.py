@@ -2,36 +2,29 @@
 
 import json
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
+from trl_real.labeling.chat.completion import message_of
+from trl_real.labeling.chat.dialect import FIRST_BUDGET, RAISED_BUDGET, Dialect, refused_field
+from trl_real.labeling.chat.kept import answer_of, bill_of, number, read_answer
+from trl_real.labeling.chat.purse import Bill, Purse
 from trl_real.labeling.chat.question import Answer, Question
+from trl_real.labeling.chat.reading import CUT
 from trl_real.runtime.digests import sha256
-from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
+from trl_real.runtime.openai_client import NotAnswered, Refused, Requests, key_for, without_password
 
 
 CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
-TOP_TOKENS = 20  # maximum of OpenAI and vLLM
-
-
-class Price(NamedTuple):
-    """Price of a million tokens read and generated, in any currency."""
-
-    input: float
-    output: float
-
-    def of(self, input_tokens: int, output_tokens: int) -> float:
-        """Return the cost of tokens."""
-        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+SILENT = 3  # questions without an answer, before the first answer, that end a run
 
 
 class Endpoint:
@@ -50,13 +43,15 @@ class Endpoint:
         timeout: Seconds per attempt.
         deadline: Seconds per question, all attempts included.
         max_retries: Number of attempts after the first one.
-        max_tokens: Maximum number of tokens of an answer.
+        max_tokens: Maximum number of tokens of an answer. By default 16, and 4096 once an answer was cut off, as those
+            of models that think are.
         price: Price of a million tokens read, and of a million tokens generated.
         max_cost: Maximum total cost of the answers, cached ones included. It needs a price.
         options: Further fields of the request; None removes a field
-            (`{"max_tokens": None, "max_completion_tokens": 2000}`).
+            (`{"max_tokens": None, "max_completion_tokens": 2000}`). Fields of our own that the server refuses are
+            replaced or left out without it.
         seed: Seed sent to the server.
-        served_as: Model name in the answers, if it is neither `model` nor a longer form of it.
+        served_as: Model name in the answers, if it is neither `model` nor another form of it.
 
     Raises:
         MissingExtraError: If the `openai` client is not installed.
@@ -71,10 +66,10 @@ class Endpoint:
         api_key: str | None = None,
         cache: str | Path | AnswerCache | None = None,
         concurrency: int = 8,
-        timeout: float = 60.0,
-        deadline: float = 600.0,
+        timeout: float = 300.0,
+        deadline: float = 1200.0,
         max_retries: int = 8,
-        max_tokens: int = 16,
+        max_tokens: int | None = None,
         price: tuple[float, float] | None = None,
         max_cost: float | None = None,
         options: dict[str, Any] | None = None,
@@ -86,20 +81,23 @@ class Endpoint:
         _check(concurrency, timeout, deadline, max_retries, max_tokens, price, max_cost)
         url = without_password(base_url)
         self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
-        self.model, self.concurrency, self.max_tokens = model, concurrency, max_tokens
-        self.price, self.max_cost = Price(*price) if price else None, max_cost
+        self.model, self.concurrency, options = model, concurrency, options or {}
+        self.purse = Purse(price, max_cost)
         self.requests = Requests(
             base_url, key_for(api_key, base_url), served_as or model, timeout, deadline, max_retries
         )
-        self.fields = {"temperature": 0, "max_tokens": max_tokens, "seed": seed, **(options or {})}
+        own: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens or FIRST_BUDGET, "seed": seed}
+        self.fields = {**own, **options}
         self.identity = {"model": model, "base_url": url, **self.fields}
+        may_raise = max_tokens is None and not {"max_tokens", "max_completion_tokens"} & options.keys()
+        self.dialect = Dialect(self.name, own.keys() - options.keys(), may_raise)
         default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
-        self.gives_probabilities = True
-        self.spent = 0.0
-        self._reserved: list[float] = []  # for questions in flight
-        self._counted: set[str] = set()
-        self._money = threading.Condition()
+
+    @property
+    def spent(self) -> float:
+        """Cost of all answers so far, useless ones and those from the cache included."""
+        return self.purse.spent
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
         """
@@ -110,11 +108,15 @@ class Endpoint:
                 `max_cost`. Earlier answers are in the cache.
         """
         keys = [self.key(question) for question in questions]
-        found = {key: read_answer(kept, cached=True) for key, kept in self.cache.get(keys).items()}
-        for key, answer in found.items():
-            self._count(key, answer.cost)
-        missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
-        found |= self._ask_all(missing)
+        asked = dict(zip(keys, questions, strict=True))
+        kept = self.cache.get(keys)
+        for key, entry in kept.items():
+            self.purse.count(key, number(entry.get("cost")))
+        found = {key: read_answer(entry, cached=True) for key, entry in kept.items()}
+        found = {key: answer for key, answer in found.items() if not self._would_go_on(answer, asked[key])}
+        self.requests.is_known |= any(not answer.failure for answer in found.values())
+        bills = {key: bill_of(kept[key]) for key in kept.keys() - found.keys()}
+        found |= self._ask_all({key: question for key, question in asked.items() if key not in found}, bills)
         answers = []
         for key in keys:
             answers.append(found[key])  # a repeated question is free
@@ -126,11 +128,8 @@ class Endpoint:
         return sha256(json.dumps([self.identity, question.messages], sort_keys=True)).hex()
 
     def body(self, question: Question) -> dict[str, Any]:
-        """Return the body of the request."""
-        body = {"model": self.model, "messages": question.messages, **self.fields}
-        if self.gives_probabilities:
-            body |= {"logprobs": True, "top_logprobs": TOP_TOKENS}
-        return {name: value for name, value in body.items() if value is not None}
+        """Return the body of the request, in the form that the server accepts."""
+        return self.dialect.of({"model": self.model, "messages": question.messages, **self.fields})
 
     def estimate(self, questions: Iterable[Question]) -> dict[str, float]:
         """Estimate, rather too high: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and `cost`."""
@@ -138,19 +137,36 @@ class Endpoint:
         cached = self.cache.get(by_key)
         asked = [question for key, question in by_key.items() if key not in cached]
         read = sum(_input_tokens(question) for question in asked)
-        written = self.max_tokens * len(asked)
-        cost = self.price.of(read, written) if self.price else 0.0
+        written = sum(_budget(self.body(question)) for question in asked)
+        cost = self.purse.price.of(read, written)
         counts = {"n_asked": len(asked), "n_cached": len(cached)}
         return {**counts, "input_tokens": read, "output_tokens": written, "cost": cost}
 
-    def _ask_all(self, questions: dict[str, Question]) -> Iterator[tuple[str, Answer]]:
-        """Ask the questions; the first error that concerns all of them stops it."""
-        if not questions:
-            return
+    def _ask_all(self, questions: dict[str, Question], bills: dict[str, Bill]) -> Iterator[tuple[str, Answer]]:
+        """Ask one question after another until one is answered, then the others at once."""
         self.requests.stopped.clear()
+        waiting, n_silent = dict(questions), 0
+        while waiting and not (self.requests.ever_answered or self.requests.is_known):
+            key, question = next(iter(waiting.items()))
+            answer = self._ask(key, waiting.pop(key), bills.get(key, Bill()))
+            yield key, answer
+            is_silent = bool(answer.failure or not answer.text and answer.finish_reason.lower() in CUT)
+            n_silent += is_silent
+            if n_silent == SILENT:
+                why = answer.read(question.labels).failure
+                raise TrlRealError(
+                    f"{self.name} answered none of the first {SILENT} questions; the last time: {why}. Fix that, and "
+                    "run again."
+                )
+            self.requests.ever_answered = not is_silent
+        if waiting:
+            yield from self._ask_at_once(waiting, bills)
+
+    def _ask_at_once(self, questions: dict[str, Question], bills: dict[str, Bill]) -> Iterator[tuple[str, Answer]]:
+        """Ask the questions; the first error that concerns all of them stops it."""
         with ThreadPoolExecutor(min(self.concurrency, len(questions))) as pool:
             try:
-                futures = {pool.submit(self._ask, key, question): key for key, question in questions.items()}
+                futures = {pool.submit(self._ask, k, q, bills.get(k, Bill())): k for k, q in questions.items()}
                 with tqdm(total=len(futures), desc="Judging", unit="answer", delay=2, leave=False) as bar:
                     for future in futures:
                         future.add_done_callback(lambda _: bar.update())
@@ -164,90 +180,82 @@ class Endpoint:
                 raise
         yield from ((key, future.result()) for future, key in futures.items())
 
-    def _ask(self, key: str, question: Question) -> Answer:
-        reserve = self._reserve(question)
+    def _ask(self, key: str, question: Question, bill: Bill) -> Answer:
         try:
-            return read_answer(self.keep(key, question, self._complete(question)), cached=False)
+            return read_answer(self.keep(key, question, self._complete(question, bill), bill), cached=False)
         except NotAnswered as error:
-            return Answer(failure=str(error))
-        finally:
-            with self._money:
-                if reserve in self._reserved:
-                    self._reserved.remove(reserve)
-                self._money.notify_all()
+            if not (self.requests.ever_answered or self.requests.is_known) and not isinstance(error, Refused):
+                raise TrlRealError(f"No answer from {self.requests.shown_url}: {error}.") from error
+            return Answer(failure=str(error), **asdict(bill))
 
-    def _complete(self, question: Question) -> dict[str, Any]:
-        """Return the completion; a server that refuses log-probabilities is not asked for them again."""
-        body = self.body(question)
-        try:
-            return self.requests.ask(body)
-        except NotAnswered as error:
-            if not ("logprobs" in body and "logprob" in str(error)):
+    def _complete(self, question: Question, bill: Bill) -> dict[str, Any]:
+        """Return the completion, asked again without fields that the server refuses, and with more tokens if cut."""
+        while True:
+            body = self.body(question)
+            try:
+                with self.purse.reserving(_input_tokens(question), _budget(body)):
+                    completion = self.requests.ask(body, lambda found: self._pay(bill, question, found))
+            except Refused as error:
+                if self.dialect.learn(body, error.answer):
+                    continue
+                self._give_up(body, error)
                 raise
-            self.gives_probabilities = False
-            return self.requests.ask(self.body(question))
+            message = message_of(completion, question.labels)
+            if not (self._would_go_on(answer_of(message), question) and self.dialect.raise_budget(_budget(body))):
+                return completion
 
-    def keep(self, key: str, question: Question | None, completion: dict[str, Any]) -> dict[str, Any]:
-        """Store the relevant parts of a completion in the cache, and return them."""
-        choice, usage = completion["choices"][0], completion.get("usage") or {}
-        text = choice["message"]["content"] or ""
-        read = usage.get("prompt_tokens") or (_input_tokens(question) if question else 0)
-        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
-        kept = {
-            "text": text,
-            "top": _top(choice.get("logprobs")),
-            "finish_reason": choice.get("finish_reason"),
-            "model": completion.get("model"),
-            "input_tokens": read,
-            "output_tokens": written,
-            "cost": self.price.of(read, written) if self.price else 0.0,
-        }
+    def _give_up(self, body: dict[str, Any], error: Refused) -> None:
+        """Raise the refusal as an error of the whole run, if nothing was answered and no question can be."""
+        field = refused_field(error.answer, body)
+        if self.requests.ever_answered or self.requests.is_known or not (field or error.ends_all):
+            return
+        fix = (
+            f" To leave a field out, or to change it: --option {field}=null, options={{{field!r}: None}}."
+            if field
+            else ""
+        )
+        raise TrlRealError(f"{self.requests.shown_url} refuses the question ({error}).{fix}") from error
+
+    def _would_go_on(self, answer: Answer, question: Question) -> bool:
+        """Return whether an answer was cut off before its verdict, and asking with more tokens is possible."""
+        if not self.dialect.may_raise or answer.failure or answer.finish_reason.lower() not in CUT:
+            return False
+        is_short = answer.output_tokens <= FIRST_BUDGET and bool(answer.read(question.labels, 0.0).failure)
+        return is_short and self.purse.affords(_input_tokens(question), RAISED_BUDGET)
+
+    def _pay(self, bill: Bill, question: Question | None, completion: dict[str, Any]) -> None:
+        usage = completion.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        read = int(number(usage.get("prompt_tokens"))) or (_input_tokens(question) if question else 0)
+        message = message_of(completion)
+        written = round(len(message.text + message.reasoning) / CHARACTERS_PER_TOKEN)
+        self.purse.pay(bill, read, int(number(usage.get("completion_tokens"))) or written)
+
+    def keep(
+        self, key: str, question: Question | None, completion: dict[str, Any], bill: Bill | None = None
+    ) -> dict[str, Any]:
+        """
+        Store the relevant parts of a completion in the cache, and return them.
+
+        Args:
+            key: Key of the question.
+            question: Question, if it is known.
+            completion: Answer of the server.
+            bill: What the question has cost, if it is paid already.
+        """
+        if bill is None:
+            bill = Bill()
+            self._pay(bill, question, completion)
+        message = message_of(completion, question.labels if question else ())
+        kept = {**message._asdict(), "model": completion.get("model"), **asdict(bill)}
         self.cache.put(key, kept)
-        self._count(key, kept["cost"])
+        self.purse.count(key)
         return kept
 
-    def _reserve(self, question: Question) -> float:
-        """Reserve the cost of a question; wait while questions in flight might exceed `max_cost` with it."""
-        if self.max_cost is None or self.price is None:
-            return 0.0
-        needed = self.price.of(_input_tokens(question), self.max_tokens)
-        with self._money:
-            while self._reserved and self.spent + sum(self._reserved) + needed > self.max_cost:
-                self._money.wait()
-            if self.spent + needed > self.max_cost:
-                raise TrlRealError(
-                    f"The next question would exceed max_cost={self.max_cost:g}: {self.spent:.4g} are spent. "
-                    "The answers so far are cached; raise max_cost and run again."
-                )
-            self._reserved.append(needed)
-        return needed
 
-    def _count(self, key: str, cost: float) -> None:
-        with self._money:
-            if key not in self._counted:
-                self._counted.add(key)
-                self.spent += cost
-
-
-def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
-    """Return the answer of a cache entry."""
-    return Answer(
-        top=tuple((token, value) for token, value in kept["top"]) if kept["top"] else None,
-        text=kept["text"],
-        failure="the answer was cut off" if kept["finish_reason"] == "length" and not kept["top"] else "",
-        cached=cached,
-        input_tokens=kept["input_tokens"],
-        output_tokens=kept["output_tokens"],
-        cost=kept["cost"],
-    )
-
-
-def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
-    """Return tokens and log-probabilities at the first position that is not white space."""
-    for place in (log_probabilities or {}).get("content") or []:
-        if place.get("top_logprobs") and place.get("token", "").strip():
-            return [[top["token"], top["logprob"]] for top in place["top_logprobs"]]
-    return None
+def _budget(body: dict[str, Any]) -> int:
+    """Return the largest number of tokens of an answer."""
+    return body.get("max_tokens") or body.get("max_completion_tokens") or RAISED_BUDGET
 
 
 def _input_tokens(question: Question) -> int:
@@ -259,11 +267,15 @@ def _check(
     timeout: float,
     deadline: float,
     max_retries: int,
-    max_tokens: int,
+    max_tokens: int | None,
     price: tuple[float, float] | None,
     max_cost: float | None,
 ) -> None:
-    least = {"concurrency": (concurrency, 1), "max_retries": (max_retries, 0), "max_tokens": (max_tokens, 1)}
+    least = {
+        "concurrency": (concurrency, 1),
+        "max_retries": (max_retries, 0),
+        "max_tokens": (1 if max_tokens is None else max_tokens, 1),
+    }
     for name, (value, smallest) in least.items():
         if value < smallest:
             raise TrlRealError(f"{name}={value} is too small. Give {smallest} or more.")

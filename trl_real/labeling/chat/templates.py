@@ -1,15 +1,14 @@
 """Templates of the judge prompts, and the reading of the answers."""
 
 import json
-import math
-import re
-import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from trl_real.errors import TrlRealError
+from trl_real.labeling.chat.reading import read
 from trl_real.runtime.digests import sha256
 
 
@@ -95,51 +94,19 @@ class JudgeTemplate:
         messages = [{"role": "system", "content": system}] if system else []
         return [*messages, {"role": "user", "content": user}]
 
-    def read_tokens(self, top: list[tuple[str, float]]) -> float | None:
-        """
-        Return the probability that the first response is better, from the likely tokens; a tie counts half.
-
-        Args:
-            top: Tokens with natural log-probabilities. Variants of a label (`"A"`, `" A"`, `"Ａ"`) add up.
-
-        Returns:
-            Probability, or None if no label is among the tokens.
-        """
-        mass = dict.fromkeys(self.labels, 0.0)
-        for token, log_probability in top:
-            label = normalized(token)
-            if label in mass:
-                mass[label] += math.exp(log_probability)
-        total = sum(mass.values())
-        if not total > 0:
-            return None
-        return (mass[self.first] + (mass[self.tie] / 2 if self.tie is not None else 0.0)) / total
+    def probability(self, shares: Sequence[float]) -> float:
+        """Return the probability that the first response is better, from those of `labels`; a tie counts half."""
+        return shares[0] + sum(shares[2:]) / 2
 
     def read_text(self, text: str) -> float | None:
         """
-        Read a generated answer: a bare label, a label in brackets, quotes or JSON, or one after "answer:".
+        Read an answer from its words alone.
 
         Returns:
-            1, 0 or 0.5; None if there is no label, or labels contradict each other. The word "A" in a sentence does
-            not count as a label.
+            1, 0 or 0.5; None if it names no label, or labels contradict each other.
         """
-        values = {self.first: 1.0, self.second: 0.0}
-        if self.tie is not None:
-            values[self.tie] = 0.5
-        bare = normalized(re.sub(r"^```\w*|```$", "", text.strip()).strip())
-        bare = bare.strip("\"'`*_[](){}<>. \t\n:")
-        if bare in values:
-            return values[bare]
-        label = "|".join(re.escape(label) for label in self.labels)
-        found = re.findall(rf"\[\[({label})\]\]", text)
-        found = found or re.findall(rf"\"[\w ]+\"\s*:\s*\"({label})\"", text)
-        found = found or re.findall(rf"(?:[Aa]nswer|[Vv]erdict|[Ww]inner|[Bb]est)\W{{1,6}}({label})(?!\w)", text)
-        return values[found[0]] if len(set(found)) == 1 else None
-
-
-def normalized(token: str) -> str:
-    """Return a token without spaces, with full-width letters as plain ones."""
-    return unicodedata.normalize("NFKC", token).strip().lstrip("Ġ▁")
+        reading = read(text, labels=self.labels)
+        return None if reading.failure else self.probability(reading.shares)
 
 
 def _fence(*texts: str) -> str:

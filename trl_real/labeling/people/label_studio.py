@@ -1,7 +1,9 @@
 """Send pairs to a Label Studio server and fetch the votes, over its REST API."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -154,7 +156,8 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
     """
     Write the votes of a project to a votes file for `VotesJudge`; votes in the file are not written again.
 
-    Votes that changed on the server are written again. Votes that were deleted, or that moved to another pair or
+    Of several votes by one person on one pair, the last one by its time counts, in whatever order the server lists
+    them. Votes that changed on the server are written again. Votes that were deleted, or that moved to another pair or
     another name (such as a new e-mail address of the annotator), are undone.
 
     Args:
@@ -169,21 +172,35 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
         TrlRealError: If `push_pairs` did not create the project, or the server rejects a request.
     """
     names = server.names()
-    found = {vote["source"]: vote for task in server.tasks(project) for vote in _votes(task, names, project)}
+    votes = [vote for task in server.tasks(project) for vote in _votes(task, names, project)]
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for vote in sorted(votes, key=_when):
+        last[vote["annotator"], vote["key"]] = vote
+    found = {vote["source"]: vote for vote in last.values()}
     with Journal(path) as journal:
-        written = {line["source"]: line for line in journal.read() if "source" in line}
+        ours = f"label-studio/{project}/"
+        written = {line["source"]: line for line in journal.read() if line.get("source", "").startswith(ours)}
         gone = [
             line
             for source, line in written.items()
-            if "verdict" in line
-            and source.startswith(f"label-studio/{project}/")
-            and _differs(found.get(source), line, ("annotator", "key"))
+            if "verdict" in line and _differs(found.get(source), line, ("annotator", "key"))
         ]
         undone = [{"undo": line["key"], "annotator": line["annotator"], "source": line["source"]} for line in gone]
         new = [vote for source, vote in found.items() if _differs(written.get(source), vote)]
         for line in (*undone, *new):
             journal.append(line)
     return len(undone) + len(new)
+
+
+def _when(vote: dict[str, Any]) -> tuple[float, int]:
+    """Return the time of a vote, and the number of its annotation for votes of one time."""
+    number = vote["source"].rpartition("/")[2]
+    try:
+        time = datetime.fromisoformat(vote["time"])
+    except ValueError:
+        return -math.inf, int(number) if number.isdigit() else 0
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time.timestamp(), int(number) if number.isdigit() else 0
 
 
 def _task(deck: Deck, name: str, seed: int) -> dict[str, Any]:

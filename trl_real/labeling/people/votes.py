@@ -71,7 +71,8 @@ class Vote:
 
 class VoteBook:
     """
-    Valid votes: undone ones are left out, and of two votes by one annotator on one pair the later one counts.
+    Valid votes: undone ones are left out, and of two votes by one annotator on one pair the later one counts. An undo
+    with a `source` (an annotation on a server) undoes the vote of that source only.
 
     Args:
         lines: Lines of a votes file, in order. Lines other than votes and undos are ignored.
@@ -84,6 +85,7 @@ class VoteBook:
         self.n_undone: dict[str, int] = {}
         self._keys: dict[str, tuple[str, bool]] = {}  # key -> first key of the pair, and whether it is swapped
         self._votes: dict[str, dict[str, Vote]] = {}
+        self._sources: dict[tuple[str, str], str | None] = {}  # (annotator, key) -> annotation on a server
         for number, line in enumerate(lines, 1):
             self.add(line, number)
 
@@ -107,7 +109,10 @@ class VoteBook:
         if "undo" in line:
             key = self._keys.get(line["undo"], (line["undo"], False))[0]
             who = line.get("annotator", "")
-            if self._votes.get(who, {}).pop(key, None):
+            source = line.get("source")
+            votes = self._votes.get(who, {})
+            if key in votes and source in (None, self._sources.get((who, key))):
+                del votes[key]
                 self.n_undone[who] = self.n_undone.get(who, 0) + 1
         elif "verdict" in line:
             vote = _vote(line, number)
@@ -117,6 +122,7 @@ class VoteBook:
             votes = self._votes.setdefault(vote.annotator, {})
             votes.pop(key, None)  # a repeated vote becomes the last one, the first to undo
             votes[key] = vote
+            self._sources[vote.annotator, key] = line.get("source")
 
     @property
     def annotators(self) -> list[str]:

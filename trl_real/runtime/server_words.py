@@ -1,0 +1,51 @@
+"""What servers write into their answers: messages in many forms, and names of models."""
+
+import json
+import re
+from typing import Any
+
+
+WORDS = 300  # characters of a server's words in a message
+
+
+def words_of(answer: str) -> str:
+    """Return the words of a server's answer in one line: its message, or the start of what it sent."""
+    found: Any = json_object(answer)
+    for name in ("error", "message", "detail"):
+        inner = found.get(name) if isinstance(found, dict) else None
+        raw = (inner.get("metadata") or {}) if isinstance(inner, dict) else {}
+        found = (raw.get("raw") if isinstance(raw, dict) else None) or inner or found
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False) if found else answer
+    return " ".join(text.split())[:WORDS]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the JSON object that a text holds; an empty one if it holds none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# What may follow the name of the same model: dates, versions, sizes, formats and precisions.
+_SAME = re.compile(
+    r"(?:[-.:@](?:\d{4}-\d\d-\d\d|\d\d-\d\d|\d{3,8}|v\d+(?:[.:]\d+)*|latest|preview|exp|experimental|free|instruct|chat|it|hf"
+    r"|gguf|mlx|awq|gptq|exl2|bnb|(?:fp|bf|f|int|mxfp|nvfp)\d+|w\d+a\d+|i?q\d[\w-]*|\d+bits?|\d+(?:\.\d+)?[bmk]|a\d+b"
+    r"|[0-9a-f]{7,40}))*"
+)
+
+
+def same_model(found: str, asked: str) -> bool:
+    """Return whether two names mean one model, as servers write them: paths, snapshots, dates, versions, files."""
+    one, other = sorted((_model_name(found), _model_name(asked)), key=len)
+    return not one or other.startswith(one) and bool(_SAME.fullmatch(other[len(one) :]))
+
+
+def _model_name(name: str) -> str:
+    """Return the last part of a path or id, of `models--x--y` in a cache, in lower case."""
+    parts = [part for part in name.replace("\\", "/").split("#")[0].split("/") if part]
+    if "snapshots" in parts[1:]:
+        parts = parts[: parts.index("snapshots")]
+    name = parts[-1].rpartition("--")[2].lower().replace("_", "-").removesuffix(".gguf") if parts else ""
+    return re.sub(r"^(?:[a-z]+\.)+(?=[a-z])", "", name)  # a vendor in front

@@ -54,6 +54,8 @@ class SharedPrompts:
         """Return whether log-probabilities and gradients of made-up pairs are those of padded rows."""
         vocabulary = min(997, model.get_input_embeddings().weight.shape[0])
         a, b, c, d, e = made_up(vocabulary, (LEAST + 4, 5, 3, 9, 7))
+        if not fits(model.config.get_text_config(), len(a + b)):
+            return False
         inputs, own = _padded([a + b, d, a + c, e], model.device), model.forward
         packed = partial(self._forward, model, own)
 
@@ -105,21 +107,17 @@ def shared_prompts_of(trainer: DPOTrainer) -> SharedPrompts | None:
     Raises:
         TrlRealError: If the setting `shared_prompts` is True and they cannot.
     """
-    asked = getattr(trainer.args, "shared_prompts", None)
-    if not asked:
+    asked, reason = getattr(trainer.args, "shared_prompts", None), reason_against(trainer)
+    if asked is False:
         return None
-    shared, reason = None, reason_against(trainer)
     if reason is None:
         models = [trainer.model] if trainer.ref_model is None else [trainer.model, trainer.ref_model]
         shared = SharedPrompts([_causal_lm(trainer.accelerator.unwrap_model(model)) for model in models], bool(asked))
-        if not all(map(shared.is_exact, shared.models)):
-            reason = "on made-up pairs it would differ from padding, as with attention code of the model's own"
-    if reason is None:
-        in_training = (
-            " in evaluation; in training there is dropout" if any(shared.random.values()) and not asked else ""
-        )
-        logger.info("Prompts are read once%s.", in_training)
-        return shared
+        if all(map(shared.is_exact, shared.models)):
+            only = any(shared.random.values()) and not asked
+            logger.info("Prompts are read once%s.", " in evaluation; in training there is dropout" if only else "")
+            return shared
+        reason = "on made-up pairs it differs from padding, as with a short window or attention of the model's own"
     if asked:
         raise TrlRealError(f"shared_prompts=True: {reason}. Type shared_prompts=None.")
     logger.warning("Prompts are not read once: %s.", reason)

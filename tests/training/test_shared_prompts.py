@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -281,3 +282,37 @@ def test_prompt_learning_adapters_are_trls(kind, saved, tmp_path, caplog):
 def test_models_that_do_not_pack_are_trls(name, tmp_path, caplog):
     given = {"model": random_model(name), "ref_model": random_model(name, seed=2)}
     assert_steps_aside(tmp_path, caplog, "it differs from padding", **given)
+
+
+def test_compiled_models_are_trls(saved, tmp_path, caplog):
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    assert_steps_aside(tmp_path, caplog, "compiled", model=saved, peft_config=lora(), **compiled)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("_is_vlm", "images"), ("is_fsdp_enabled", "sharded"), ("is_deepspeed_enabled", "sharded")]
+)
+def test_models_of_images_and_sharded_ones_are_trls(name, reason, saved, tmp_path, caplog):
+    ours, theirs = (made(tmp_path, saved, peft_config=lora(), kind=kind) for kind in (REALDPOTrainer, DPOTrainer))
+    setattr(ours, name, True)
+    first, second = Step(ours), Step(theirs)
+    assert first.loss.item() == second.loss.item() and first.n_read == second.n_read
+    assert reason in caplog.text
+
+
+def test_batches_with_other_inputs_or_padded_on_the_left_are_trls(saved, tmp_path):
+    ours, theirs = (made(tmp_path, saved, peft_config=lora(), kind=kind) for kind in (REALDPOTrainer, DPOTrainer))
+    inputs = ours.data_collator(list(ours.train_dataset))
+    position_ids = torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"])
+    for batch in ({**inputs, "position_ids": position_ids}, {name: x.flip(1) for name, x in inputs.items()}):
+        losses = [trainer.compute_loss(trainer.model, batch).item() for trainer in (ours, theirs)]
+        assert losses[0] == losses[1]
+    assert ours.shared_prompts is not None
+
+
+def test_batch_whose_responses_were_cut_away_is_trls(saved, tmp_path):
+    """Without a label there is nothing to share, and the loss is that of equal rewards."""
+    ours = made(tmp_path, saved, peft_config=lora())
+    inputs = ours.data_collator(list(ours.train_dataset))
+    inputs["completion_mask"] = torch.zeros_like(inputs["completion_mask"])
+    assert ours.compute_loss(ours.model, inputs).item() == pytest.approx(math.log(2), abs=1e-6)

@@ -33,7 +33,7 @@ LEARNING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", 
 LEARNING += ("label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed")
 NOT_LEARNING: tuple[str, ...] = ("dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs")
 NOT_LEARNING += ("use_liger_kernel", "activation_offloading", "eval_packing")
-NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code")
+NOT_LEARNING += ("pad_to_multiple_of", "trust_remote_code", "shared_prompts")
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

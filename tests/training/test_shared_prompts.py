@@ -10,6 +10,7 @@ from datasets import Dataset
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3MoeConfig
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import utils as head
 
 from support.families import CONFIGS, WIDE
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -214,6 +215,16 @@ def test_attention_is_the_models_own_again_after_a_step_and_after_an_error(coupl
         model(input_ids=torch.ones(1, 4, dtype=torch.long), segments=1)
     assert model.config._attn_implementation == before
     assert torch.isfinite(model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits).all()
+
+
+def test_head_works_within_the_cache_and_is_trls_again_afterwards(couple):
+    """If TRL renames its number of words, a step takes longer and nothing else changes: then this test fails."""
+    before, seen = head._CHUNKED_LOGPROB_CHUNK_SIZE, []
+    handle = couple[0].model.base_model.register_forward_hook(lambda *_: seen.append(head._CHUNKED_LOGPROB_CHUNK_SIZE))
+    step = Step(couple[0])
+    handle.remove()
+    assert head._CHUNKED_LOGPROB_CHUNK_SIZE == before
+    assert seen and all(512 <= n_words < before / 4 for n_words in seen) and step.loss.isfinite()
 
 
 def test_a_plain_dpoconfig_reads_prompts_once_too(saved, tmp_path):

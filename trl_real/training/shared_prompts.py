@@ -11,10 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 from trl import DPOTrainer
+from trl.trainer import utils as head
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import measured
 from trl_real.models.packing import attend_within_given_segments, gives_the_same, made_up
+from trl_real.models.passes import CHUNK
 from trl_real.models.prefixes import LEAST
 from trl_real.models.read_once import fits, is_random, lay_out
 
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # What TRL gives to a model of texts; with any other input, such as images or a prompt adapter's, all is TRL's.
 INPUTS = {"input_ids", "attention_mask", "use_cache", "return_dict", "labels", "fused_lm_head"}
+WORDS = "_CHUNKED_LOGPROB_CHUNK_SIZE"  # of `trl.trainer.utils`: number of words whose logits are computed together
 WINDOW = "a row is longer than the model's attention window, or than the length at which its positions change"
 
 
@@ -95,7 +98,7 @@ class SharedPrompts:
             if self.required:
                 raise TrlRealError(f"shared_prompts=True: {WINDOW}. Type shared_prompts=None, or a lower max_length.")
             return own(**inputs)
-        with _kept(_backbone(model), before):
+        with _kept(_backbone(model), before), _cached_tiles(len(before), tokens.device):
             rest = {"fused_lm_head": True, "shift_labels": labels[labelled][None], "use_cache": False}
             return _put_back(own(**layout.inputs(tokens.device), **rest), labelled)
 
@@ -161,6 +164,22 @@ def _kept(backbone: nn.Module, places: list[int]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _cached_tiles(n_labels: int, device: torch.device) -> Iterator[None]:
+    """
+    Let TRL's head take as many words at a time as fit into a CPU's cache with these labels. TRL's 32,768 take twice as
+    long there, mostly to get memory from the system and give it back.
+    """
+    before = getattr(head, WORDS, None)
+    if before is not None and device.type == "cpu":
+        setattr(head, WORDS, min(before, max(512, CHUNK // n_labels)))
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(head, WORDS, before)
 
 
 def _put_back(outputs: ModelOutput, labelled: Tensor) -> ModelOutput:

@@ -7,8 +7,8 @@ Seconds a training step of TRL's DPOTrainer beside ours, interleaved (A B C … 
 
 Without `--model` a random Llama is made whose step takes tens of milliseconds. Beside the last rows stands what the
 extrapolation may cost: one pass of the language model's head over the completions. `--dataset` takes real pairs, in
-the order of the file; `--prompt 1000 --length 1` is a long prompt with short responses, and `--prompt 0` leaves nothing
-in common. `--only shared` leaves TRL's step and ours. The plan of the same steps stands above the table.
+the order of the file; `--prompt 1000 --length 1` is a long prompt with short responses, and `--prompt 0` leaves
+nothing in common. `--only shared` leaves TRL's step and ours. The plan of the same steps stands above the table.
 """
 
 import argparse
@@ -194,9 +194,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[list[float]]], head
         more = statistics.median(step - plain for step, plain in zip(steps, base, strict=True))
         ratio = total(rounds) / total(seconds[PLAIN])
         share = 100 * more / statistics.median(base)
-        print(
-            f"{name:28}{1000 * statistics.median(steps):12.1f}{share:11.1f}%{more / head:18.2f}{total(rounds) / total(seconds[PLAIN]):16.3f}"
-        )
+        print(f"{name:28}{1000 * statistics.median(steps):12.1f}{share:11.1f}%{more / head:18.2f}{ratio:16.3f}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
@@ -132,9 +133,10 @@ def reason_against(trainer: DPOTrainer) -> str | None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     configs = model.peft_config.values() if isinstance(model, PeftModel) else ()
     router_loss = trainer.aux_loss_enabled or getattr(model.config.get_text_config(), "output_router_logits", False)
+    compiled = trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     reasons = {
-        "the model is compiled": trainer.args.torch_compile,
+        "the model is compiled": compiled,
         "the model reads images": trainer._is_vlm or trainer._is_vision_dataset,
         "the adapter puts tokens of its own before each row": any(config.is_prompt_learning for config in configs),
         "the router's loss counts padded tokens": router_loss,

@@ -137,7 +137,7 @@ def test_loss_with_label_confidence_equals_a_hand_computation(mode, kind, model,
 def test_certain_labels_equal_dpotrainer_for_every_loss(mode, model, tmp_path):
     def run(trainer, rows, loss_type):
         given = {"peft_config": LORA} if mode == "lora" else {}
-        args = config(tmp_path, loss_type=loss_type)
+        args = config(tmp_path, loss_type=loss_type, shared_prompts=False)
         logs = history(trainer(model, args=args, train_dataset=Dataset.from_list(rows), **given))
         return [{k: v for k, v in log.items() if k != "label_confidence"} for log in logs]
 
@@ -361,7 +361,7 @@ def test_flagging_every_pair_equals_conservative_dpo(model, tmp_path):
 def test_training_during_warm_up_equals_dpotrainer_exactly(mode, strength, model, tmp_path):
     given = {"peft_config": LORA} if mode == "lora" else {}
     rows, noise = Dataset.from_list(pairs(24)), {"noise_share": 60.0, "noise_window": 4, "noise_smoothing": 0.4}
-    args = config(tmp_path, max_steps=20, noise_extrapolation=strength, **noise)
+    args = config(tmp_path, max_steps=20, noise_extrapolation=strength, shared_prompts=False, **noise)
     ours = history(REALDPOTrainer(model, args=args, train_dataset=rows, **given))
     args = config(tmp_path, DPOConfig, max_steps=20)
     theirs = history(DPOTrainer(model, args=args, train_dataset=rows, **given))

@@ -67,7 +67,8 @@ def test_without_selection_every_logged_number_equals_dpotrainer(mode, model, tm
             given = {"ref_model": AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "reference", seed=2))}
         if mode == "streaming":
             dataset = dataset.to_iterable_dataset()
-        args = config(tmp_path / kind.__name__, kind, precompute_ref_log_probs=mode == "precompute")
+        own = {"shared_prompts": False} if kind is REALDPOConfig else {}
+        args = config(tmp_path / kind.__name__, kind, precompute_ref_log_probs=mode == "precompute", **own)
         return history(trainer(model, args=args, train_dataset=dataset, **given))
 
     ours, theirs = run(REALDPOTrainer, REALDPOConfig), run(DPOTrainer, DPOConfig)
@@ -169,7 +170,7 @@ def test_adapter_of_the_given_model_is_used_for_selection(model, tmp_path):
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_training_equals_dpotrainer_on_the_selected_rows(mode, model, tmp_path):
     dataset = Dataset.from_list(pairs())
-    ours = history(selecting(tmp_path, model, dataset, **mode))
+    ours = history(selecting(tmp_path, model, dataset, shared_prompts=False, **mode))
     given = {name: mode[name] for name in ("peft_config",) if name in mode}
     args = config(tmp_path, DPOConfig, precompute_ref_log_probs="precompute_ref_log_probs" in mode)
     rows = stand_alone(model, dataset).select_columns(["prompt", "chosen", "rejected"])

@@ -36,6 +36,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     parser.add_argument("--eval_dataset", help="preferences to evaluate on")
     parser.add_argument("--model", help="Hub id or local path of the model to align")
+    parser.add_argument("--plan", action="store_true", help="print the cost of this training and stop")
+    parser.add_argument("--hardware", default="cpu", help="for --plan: cpu (this machine, measured; default), h100, …")
+    parser.add_argument("--n_devices", type=int, default=1, help="for --plan: number of devices (default: 1)")
     parser.epilog = (
         "Other flags are those of trl_real.REALDPOConfig and trl.ModelConfig: --selection_strategy easy "
         "--selection_budget 0.25 --learning_rate 1e-5 --num_train_epochs 1 --use_peft --lora_r 16 …"
@@ -43,7 +46,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, save the model with its card, and print the last metrics."""
+    """Train, save the model with its card, and print the last metrics; with `--plan` only print the cost."""
     from transformers import AutoTokenizer
     from trl import get_peft_config
 
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
     peft_config = get_peft_config(model)
+    if args.plan:
+        return _print_plan(args, preferences, config, peft_config)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
     trainer = REALDPOTrainer(
@@ -81,6 +86,15 @@ def run(args: argparse.Namespace) -> None:
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
 
 
+def _print_plan(args: argparse.Namespace, preferences: Any, config: Any, peft_config: Any) -> None:
+    """Print the plan; write nothing and load no weights."""
+    from trl_real.training.plan import plan_training
+
+    device = {"hardware": args.hardware, "n_devices": args.n_devices}
+    plan = plan_training(args.model, preferences, config, peft_config, **device)
+    result(args, plan.to_dict(), plan.summary())
+
+
 def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ...]:
     """
     Parse all flags of a training verb, and check the required ones, which may also be in the file of `--config`.
@@ -92,7 +106,7 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
     given = [(f"--{name}", getattr(args, name)) for name in own if getattr(args, name, None) is not None]
     data, *others, config, model = parsed((PreferenceArguments, *classes), [*args.rest, *chain(*given)])
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
-    require(args, "dataset", "model", "output_dir")
+    require(args, "dataset", "model", *(() if getattr(args, "plan", False) else ("output_dir",)))
     set_model_init_kwargs(config, model)
     return data, *others, config, model
 

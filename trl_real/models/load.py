@@ -166,7 +166,7 @@ def pick_device(device: str | None, rank: int | None) -> str:
         kind = torch.device(device := device or default_device(rank)).type
     except RuntimeError as error:
         raise TrlRealError(f"device={device!r} is no device of torch. Type cpu, cuda:0, mps or xpu.") from error
-    backend = getattr(torch, kind, None)  # torch.cuda, torch.xpu, torch.mps
+    backend: Any = getattr(torch, kind, None)  # torch.cuda, torch.xpu, torch.mps
     if is_forked() and hasattr(backend, "_is_in_bad_fork") and backend._is_in_bad_fork():
         raise TrlRealError(
             f"{device} is already in use in the parent process, so num_proc cannot fork. Call map without num_proc, "

@@ -148,6 +148,7 @@ def packed_attention(
     scaling: float | None = None,
     segments: Sequence[Segment] = (),
     kept: dict[nn.Module, tuple] | None = None,
+    dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, None]:
     """
@@ -163,6 +164,7 @@ def packed_attention(
         segments: Segments of the row of tokens.
         kept: Keys and values by layer, with their graph. A pass that gets an empty dict fills it; a pass that gets a
             filled one takes its prefixes from there, not from its own tokens.
+        dropout: Probability in [0, 1) of dropping a weight.
 
     Returns:
         Output, shape `(1, T, heads, d_head)`, and None for the weights.
@@ -188,7 +190,7 @@ def packed_attention(
                 for states, own in zip(before[:2], (k, v), strict=True)
             )
         mask = segment.mask = segment.mask if segment.mask is None else segment.mask.to(q.device)  # once per pass
-        attended = _attend(q, k, v, mask, scaling, grouped)
+        attended = _attend(q, k, v, mask, scaling, grouped, dropout)
         outputs.append(attended.transpose(1, 2).flatten(0, 1))  # (count length, heads, d_head)
     return torch.cat(outputs)[None].to(value.dtype), None
 
@@ -199,7 +201,9 @@ def _precision(query: Tensor, value: Tensor) -> torch.dtype:
     return torch.float32 if slow else value.dtype
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, grouped: bool) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, grouped: bool, dropout: float
+) -> Tensor:
     """Attend. Shape `(heads, count, length, d_head)` to `(count, heads, length, d_head)`."""
     with torch.autocast(q.device.type, enabled=False):  # autocast would choose another precision
         return nn.functional.scaled_dot_product_attention(
@@ -207,6 +211,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
             k.transpose(0, 1),
             v.transpose(0, 1),
             attn_mask=mask,
+            dropout_p=dropout,
             is_causal=mask is None,
             scale=scaling,
             enable_gqa=grouped,
@@ -228,6 +233,29 @@ def packed(backbone: nn.Module):
     finally:
         for config, implementation in before:
             config._attn_implementation = implementation
+
+
+def attend_within_given_segments(backbone: nn.Module) -> None:
+    """
+    Let the backbone attend within segments whenever it is called with some, and by its own attention otherwise. It
+    stays so: with gradient checkpointing, layers run again in the backward pass, after a `packed` block has ended.
+    """
+    for module in backbone.modules():
+        switchable = hasattr(getattr(module, "config", None), "_attn_implementation")
+        if switchable and _switch not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_switch, with_kwargs=True)
+            module.register_forward_hook(_switch_back, with_kwargs=True, always_call=True)
+
+
+def _switch(module: Any, _args: tuple, inputs: dict[str, Any]) -> None:
+    if "segments" in inputs and module.config._attn_implementation != ATTENTION:
+        vars(module)["_own_attention"] = module.config._attn_implementation
+        module.config._attn_implementation = ATTENTION
+
+
+def _switch_back(module: Any, *_: Any) -> None:
+    if own := vars(module).pop("_own_attention", None):
+        module.config._attn_implementation = own
 
 
 def fits_window(config: Any, longest: int) -> bool:

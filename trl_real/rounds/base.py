@@ -39,7 +39,8 @@ COST = ("seconds", "n_tokens")
 # Metrics of a policy that equals its reference: all margins are 0.
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
 # Arguments of the trainer that may change when a run continues, or that each round sets itself.
-NOT_SETTINGS = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "report_to", "run_name", "seed")
+NOT_SETTINGS: tuple[str, ...] = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "report_to", "run_name")
+NOT_SETTINGS += ("seed", "shared_prompts")
 
 
 class NothingLeft(TrlRealError):

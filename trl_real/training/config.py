@@ -105,6 +105,11 @@ class REALDPOConfig(DPOConfig):
             Share of the training steps, in [0, 1), before labels are smoothed.
         noise_window (`int`, *optional*, defaults to `512`):
             Number of the last pairs among which the doubtful ones are found.
+        shared_prompts (`bool`, *optional*):
+            Whether the prompt that two responses share is read once, without padding; losses and gradients stay the
+            same, up to rounding. By default it is, wherever a check on the model finds that it may. True makes it an
+            error where it may not; with dropout, rows then share the mask of their common tokens. False runs TRL's
+            step, bit for bit.
 
     Raises:
         TrlRealError: If the strategy is unknown, if the budget is neither a share nor a number of rows, or if only one
@@ -146,6 +151,13 @@ class REALDPOConfig(DPOConfig):
     )
     noise_window: int = field(
         default=512, metadata={"help": "Number of the last pairs among which the doubtful ones are found."}
+    )
+    shared_prompts: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the prompt of two responses is read once, without padding; losses are the same up to "
+            "rounding. By default wherever a check on the model allows it; true: or an error; false: TRL's own step."
+        },
     )
 
     def __post_init__(self):

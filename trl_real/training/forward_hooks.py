@@ -207,7 +207,8 @@ def _at_completions(record: Recorder, inputs: dict[str, Any], mask: Tensor, with
                 "noise_extrapolation applies the language model's head itself, but its weights are sharded over "
                 "processes. Type noise_extrapolation=0, or train without sharding."
             )
-        states = aligned(call.states[:, :-1], mask)[mask.bool()].to(weight.device)
-        found.append((states, call.head))
+        read_once = len(call.states) != len(mask)  # then there are only the states before labels. Shape (1, N, d)
+        states = call.states[0] if read_once else aligned(call.states[:, :-1], mask)[mask.bool()]
+        found.append((states.to(weight.device), call.head))
     labels = inputs["input_ids"][:, 1:][mask.bool()].to(found[0][1].weight.device)
     return labels, found[0], found[-1]

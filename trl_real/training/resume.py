@@ -28,7 +28,7 @@ LEARNING = (
 )  # fmt: skip
 NOT_LEARNING = (
     "dataset_num_proc", "precompute_ref_batch_size", "precompute_ref_log_probs", "use_liger_kernel",
-    "activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code",
+    "activation_offloading", "eval_packing", "pad_to_multiple_of", "trust_remote_code", "shared_prompts",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ KINDS = {
 
 
 def test_uncertainty_is_largest_for_ties_and_failures_and_flattened_by_temperature():
-    assert uncertainty([0.5, None, 0.1, 0.9, 1.0]) == pytest.approx([0.5, 0.5, 0.3, 0.3, 0.0])
+    assert uncertainty([0.5, None, 0.1, 0.9, 1.0]) == pytest.approx([0.5, 0.5, 0.3, 0.3, np.sqrt(0.95 * 0.05)])
     assert uncertainty([0.1], 2.0) == pytest.approx([np.sqrt(0.25 * 0.75)])  # odds of 1 to 9 become 1 to 3
 
 

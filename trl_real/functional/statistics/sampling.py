@@ -11,6 +11,8 @@ from trl_real.functional.statistics.inputs import Numbers, as_groups, as_prefere
 
 # With half of the draw uniform, no row's probability is below half of the uniform one, so no weight above twice it.
 UNIFORM_SHARE = 0.5
+# A verdict of 0 or 1 is no certainty: with hard verdicts, half of the draw would go to the ties.
+SUREST = 0.95
 
 
 class Drawn(NamedTuple):
@@ -29,8 +31,8 @@ class Drawn(NamedTuple):
 def uncertainty(preferences: Numbers, temperature: float = 1.0) -> np.ndarray:
     r"""
     Return the standard deviation `sqrt(p (1 - p))` of a verdict with the calibrated probability
-    `p = sigmoid(logit(preference) / temperature)`: the best size of an inclusion probability if `p` is right (Zrnic
-    and Candès 2024, arXiv 2403.03208).
+    `p = sigmoid(logit(preference) / temperature)`, cut off at 0.05 and 0.95: the best size of an inclusion probability
+    if `p` is right (Zrnic and Candès 2024, arXiv 2403.03208).
 
     Args:
         preferences: Judge's probabilities in [0, 1]; NaN or None, a row without a verdict, is as uncertain as a tie.
@@ -38,11 +40,11 @@ def uncertainty(preferences: Numbers, temperature: float = 1.0) -> np.ndarray:
         temperature: Temperature from `trl_real.functional.statistics.calibration.calibration_temperature`.
 
     Returns:
-        Values in [0, 0.5]. Shape `(N,)`.
+        Values in [0.218, 0.5]. Shape `(N,)`.
     """
     from scipy.special import expit, logit
 
-    p = expit(logit(as_preferences(preferences)) / temperature)
+    p = expit(logit(as_preferences(preferences)) / temperature).clip(1 - SUREST, SUREST)
     return np.where(np.isnan(p), 0.5, np.sqrt(p * (1 - p)))
 
 

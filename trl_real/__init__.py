@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trl_real.labeling.people.votes import VotesJudge as VotesJudge
     from trl_real.labeling.relabel import relabel as relabel
     from trl_real.labeling.reward_model import RewardModelJudge as RewardModelJudge
+    from trl_real.labeling.routed import RoutedJudge as RoutedJudge
     from trl_real.labeling.self_annotate import self_annotate as self_annotate
     from trl_real.models.generate import Generations as Generations
     from trl_real.models.generate import generate as generate
@@ -86,6 +87,7 @@ _HOME = {
     "REALDPOTrainer": "trl_real.training.trainer",
     "ROUND_SELECTORS": "trl_real.rounds.selectors",
     "RewardModelJudge": "trl_real.labeling.reward_model",
+    "RoutedJudge": "trl_real.labeling.routed",
     "STRATEGIES": "trl_real.selection.strategies",
     "ScoreJudge": "trl_real.labeling.judges",
     "SelectionRecord": "trl_real.selection.record",

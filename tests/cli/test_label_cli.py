@@ -102,6 +102,32 @@ def test_a_check_with_votes_says_whether_the_judge_may_replace_the_annotators(tm
     assert found["annotators"]["epsilon"] == 0.15 and found["annotators"]["n_annotators"] == 3
 
 
+def test_the_least_certain_pairs_go_to_people_or_to_another_judge(chosen, tmp_path, capsys):
+    with JudgeServer() as server, JudgeServer(bias=0.3) as larger:
+        judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
+        lines = f"- judge: chat\n  model: {MODEL}\n  base_url: {larger.url}\n  cache: {tmp_path}/d.sqlite\n"
+        (tmp_path / "dear.yaml").write_text(lines)
+        argv = ["--dataset", chosen, *judge, "--output_dir", tmp_path / "labels", "--budget", 4]
+        found, _ = run(capsys, *argv, "--then", tmp_path / "dear.yaml")
+        assert found["routing"]["n_asked"] == 4 and len(server.bodies) == 22 and len(larger.bodies) == 8
+        with Journal(tmp_path / "votes.jsonl") as journal:
+            queue = VoteQueue(selected(), journal, "ann")
+            while queue.next():
+                queue.vote("a", 1.0)
+        votes = ["--votes", tmp_path / "votes.jsonl"]
+        found, _ = run(capsys, *argv, "--then", "votes", *votes)
+        assert len(server.bodies) == 22 and found["routing"]["n_answered"] == 4
+        sources = load_from_disk(str(tmp_path / "labels"))["label_source"]
+        assert sources.count("votes:majority") == 4 and len(sources) == found["labeled"]
+        again, _ = run(capsys, *argv, "--then", "people", *votes)  # all have votes: no page opens
+        assert again["routing"]["n_answered"] == 4
+        for flags, message in ((["--then", "votes"], "--then votes needs"), (["--then", "no.yaml"], "not a list of")):
+            assert main(["label", *map(str, [*argv, *flags])]) == 2
+            assert message in capsys.readouterr().err
+        assert main(["label", *map(str, [*argv[:-2], "--then", "people"])]) == 2
+        assert "--budget is missing" in capsys.readouterr().err
+
+
 def test_killed_run_resumes(chosen, tmp_path, capsys):
     selected(60).to_parquet(str(chosen))
     with JudgeServer(delay=0.05) as server:

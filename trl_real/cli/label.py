@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
 from trl_real.cli.options import add_common, require, result, say
-from trl_real.cli.people import take_votes
+from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
 from trl_real.errors import TrlRealError
 
 
@@ -26,6 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", metavar="DATASET", help="measure the judge on labelled pairs, and stop")
     about = "--check with --votes of several people: advantage granted to the judge (0.1 crowd to 0.2 experts)"
     parser.add_argument("--epsilon", type=float, default=0.1, help=about)
+    add_routing_flags(parser)
     people = parser.add_argument_group("people", "serve a page on 127.0.0.1 and collect votes in --votes")
     people.add_argument("--human", action="store_true", help="serve the page instead of asking a judge")
     people.add_argument("--annotator", help="name of the annotator (default: the page asks)")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         return _serve(args)
     if args.label_studio or args.push or args.pull:
         return _label_studio(args)
-    votes = take_votes(args) if args.check else {}
+    votes = take_votes(args) if args.check or args.then else {}
     judge = judge_from(args)
     if args.check:
         return _check(args, judge, votes)
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
     paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])
     if not tell_price(args, judge, lambda: paired[:]):
-        _label(args, dataset, judge)
+        _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
 
 
 def _check(args: argparse.Namespace, judge: Any, votes: dict[str, Any]) -> None:

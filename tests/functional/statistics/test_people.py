@@ -7,14 +7,8 @@ import pytest
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.intervals import t_half_width
-from trl_real.functional.statistics.people import (
-    METHODS,
-    effective_people,
-    paired_people,
-    people_win_rate,
-    rectified_mean,
-    sample_of,
-)
+from trl_real.functional.statistics.people import METHODS, paired_people, people_win_rate
+from trl_real.functional.statistics.rectified import effective_people, rectified_mean, sample_of
 from trl_real.functional.statistics.sampling import draw_rows, uncertainty
 
 

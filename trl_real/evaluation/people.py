@@ -133,6 +133,8 @@ def ask_people(
     values[rows] = [verdict.probability for verdict in verdicts]
     n_open = sum(verdict.failure == NOT_LABELLED for verdict in verdicts)
     n_decided = int((~np.isnan(values[rows])).sum())
+    if len(rows) and not n_decided:
+        values[:] = np.nan  # identical completions alone say nothing about the others
     n_skipped = len(rows) - n_decided - n_open
     if people.n is None:  # nothing was drawn: a pair without a vote was not asked
         rows, n_open = rows[: len(rows) - n_open], 0

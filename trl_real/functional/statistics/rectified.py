@@ -142,10 +142,10 @@ def estimate_interval(found: Estimate, sample: Sample, confidence: float = 0.95,
     """
     if np.isnan(found.error):
         return UNDEFINED
-    spread, trials = _variance(sample), _kish(sample)
+    spread, trials = _variance(sample), max(int(_kish(sample)), 1)
     mean = min(max(found.mean, 0.0), 1.0)
     if spread < NO_VARIANCE or found.error < NO_VARIANCE or not 0 < mean < 1:
-        low, high = wilson_interval(mean * trials, max(int(trials), 1), confidence)
+        low, high = wilson_interval(mean * trials, trials, confidence)
         return Interval(low, high, "wilson, no variance")
     quantile = t_quantile(found, confidence)
     if method == "t":

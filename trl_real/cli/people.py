@@ -52,7 +52,7 @@ def routed_judge(args: argparse.Namespace, cheap: Any, votes: dict[str, Any]) ->
     require(args, "budget")
     if args.then == "people":
         path = votes.get("path", f"{str(args.output_dir).rstrip('/')}.votes.jsonl")
-        dear: Any = PageJudge(path, **page_settings(args, path))
+        dear: Any = PageJudge(path, **page_settings(args, {**votes, "path": path}))
     elif args.then == "votes":
         if not votes:
             raise TrlRealError("--then votes needs the file of the votes: --votes votes.jsonl.")
@@ -97,7 +97,7 @@ def people_from(args: argparse.Namespace, votes: dict[str, Any]) -> Any:
     require(args, "output_dir")
     folder = Path(args.output_dir)
     path = Path(votes.get("path", folder / "votes.jsonl"))
-    judge: Any = PageJudge(path, **page_settings(args, path))
+    judge: Any = PageJudge(path, **page_settings(args, {**votes, "path": path}))
     if args.no_page:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # no vote yet
@@ -125,13 +125,14 @@ def say_what_is_open(args: argparse.Namespace, votes: dict[str, Any], n_open: in
     say(f"  trl-real label --label_studio URL --pull --project NUMBER --votes {path}")
 
 
-def page_settings(args: argparse.Namespace, votes: Any) -> dict[str, Any]:
-    """Return the settings of the page for people, from the flags."""
-    ready = f"(every vote is saved in {votes} at once; after Ctrl+C, the same command continues)"
+def page_settings(args: argparse.Namespace, votes: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of `PageJudge` from the flags and the arguments of `VotesJudge`."""
+    ready = f"(every vote is saved in {votes['path']} at once; after Ctrl+C, the same command continues)"
     return {
         "annotator": args.annotator,
         "guidelines": args.guidelines or "",
         "seed": seed_of(args),
         "port": args.port,
+        "aggregation": votes.get("aggregation", "majority"),
         "on_ready": lambda url: say(f"Label at {url} {ready}"),
     }

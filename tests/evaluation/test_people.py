@@ -29,13 +29,14 @@ class Crowd:
 
     name = "crowd"
 
-    def __init__(self):
+    def __init__(self, shift: float = 0.0):
         self.asked: list[str] = []
+        self.shift = shift
 
     def __call__(self, batch):
         self.asked += batch["response_a"]
         numbers = [number(a) for a in batch["response_a"]]
-        return [None if i % 10 == 9 else float(np.sin(i) + np.cos(5 * i) / 2 > 0) for i in numbers]
+        return [None if i % 10 == 9 else float(np.sin(i + self.shift) + np.cos(5 * i) / 2 > 0) for i in numbers]
 
 
 def rows(model: str = "ours", n: int = N, rows_a_prompt: int = 2) -> dict:
@@ -118,7 +119,7 @@ def test_two_models_are_judged_by_people_on_the_same_prompts():
     assert sorted(map(number, crowds["ours"].asked)) == sorted(map(number, crowds["rival"].asked))
     found = ours.against_by_people(other)
     assert found["difference"] == 0 and found["n_total"] == ours.rates["n_total"]
-    rival = compared(People(Crowd(), n=30), model="rival", rows_a_prompt=1)
+    rival = compared(People(Crowd(2.0), n=30), model="rival", rows_a_prompt=1)
     found = ours.against_by_people(rival)
     chances = np.minimum(ours.rows["inclusion_probability"], rival.rows["inclusion_probability"])
     sides = [(c.rows["preference"], c.rows["people"]) for c in (ours, rival)]

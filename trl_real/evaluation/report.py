@@ -77,7 +77,8 @@ def _interval(comparison: Comparison) -> tuple[float, float, float]:
 def three_rates(rates: Mapping[str, Any]) -> list[figures.Rate]:
     """Return the rows of the picture of people and the judge together, people alone, and the judge alone."""
     names = {"people and judge": "", "people alone": "people_only_", "judge alone": "judge_"}
-    ends = ("win_rate", "ci_low", "ci_high")
-    return [
-        figures.Rate(name, *(figures.to_float(rates[f"{who}{end}"]) for end in ends)) for name, who in names.items()
-    ]
+    rows = []
+    for name, who in names.items():
+        rate, low, high = (figures.to_float(rates[f"{who}{end}"]) for end in ("win_rate", "ci_low", "ci_high"))
+        rows.append(figures.Rate(name, rate, low, high))
+    return rows

@@ -132,7 +132,8 @@ class PairwiseWinRate(evaluate.Metric):
         columns["clusters"] = None if clusters is None else _encode(clusters)
         for name, column in columns.items():
             if column is None:
-                columns[name] = [{"clusters": NOT_GIVEN, "people": NO_PEOPLE}.get(name)] * len(values)
+                empty: Any = {"clusters": NOT_GIVEN, "people": NO_PEOPLE}.get(name)
+                columns[name] = [empty] * len(values)
             elif len(column) != len(values):
                 raise TrlRealError(f"{len(column)} {name} came with {len(values)} preferences. Give one a row.")
         super().add_batch(preferences=values, **columns)
@@ -150,12 +151,12 @@ class PairwiseWinRate(evaluate.Metric):
         """Add the preference of one row, with or without the optional inputs."""
         optional = {"lengths": [lengths], "baseline_lengths": [baseline_lengths], "clusters": [clusters]}
         optional["inclusion_probabilities"] = [inclusion_probabilities]
-        optional["people"] = None if people == NO_PEOPLE else [people]
+        optional |= {} if people == NO_PEOPLE else {"people": [people]}
         self.add_batch(preferences=[preferences], **optional)
 
     def _compute(self, *, preferences, people, **columns: Any) -> dict[str, Any]:
-        given = {name: _given(columns.pop(name), name) for name in (*NUMBERS, "clusters") if name in columns}
-        given = {name: column for name, column in given.items() if column is not None}
+        found = {name: _given(columns.pop(name), name) for name in (*NUMBERS, "clusters") if name in columns}
+        given: dict[str, Any] = {name: column for name, column in found.items() if column is not None}
         left_out = [value == NO_PEOPLE for value in people]
         if all(left_out):
             if "inclusion_probabilities" in given:

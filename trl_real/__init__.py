@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trl_real.evaluation.compare import compare as compare
     from trl_real.evaluation.compare import compare_columns as compare_columns
     from trl_real.evaluation.comparison import Comparison as Comparison
+    from trl_real.evaluation.people import People as People
     from trl_real.functional.bayesian_head import ACQUISITIONS as ACQUISITIONS
     from trl_real.hub.push import push_subset as push_subset
     from trl_real.labeling.annotate import LabelReport as LabelReport
@@ -83,6 +84,7 @@ _HOME = {
     "MarginPairSelector": "trl_real.selection.active.margin",
     "MissingColumnError": "trl_real.errors",
     "PageJudge": "trl_real.labeling.people.page_judge",
+    "People": "trl_real.evaluation.people",
     "REALDPOConfig": "trl_real.training.config",
     "REALDPOTrainer": "trl_real.training.trainer",
     "ROUND_SELECTORS": "trl_real.rounds.selectors",

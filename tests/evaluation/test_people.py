@@ -104,6 +104,15 @@ def test_a_kept_draw_survives_another_verdict_of_the_judge_and_refuses_other_row
         compared(People(one, n=20, draw=draw), {"theirs": ["new 0", *rows()["theirs"][1:]]})
 
 
+def test_a_repeated_pair_is_asked_once_and_counts_in_each_of_its_rows():
+    data, crowd = rows(n=20), Crowd()
+    swapped = {"ours": data["ours"] + data["theirs"][:9], "theirs": data["theirs"] + data["ours"][:9]}
+    repeated = Dataset.from_dict({"prompt": data["prompt"] + data["prompt"][:9], **swapped})
+    found = compare_columns(repeated, judge, model="ours", baseline="theirs", people=People(crowd, n=20))
+    assert len(crowd.asked) == found.rates["n_asked"] == 20
+    assert found.rows["people"][20:] == [1 - vote for vote in found.rows["people"][:9]]
+
+
 def test_strata_get_their_share_and_must_be_a_column():
     crowd = Crowd()
     compared(People(crowd, n=16, by="uniform", strata="source"), {"source": ["x"] * 20 + ["y"] * 60})

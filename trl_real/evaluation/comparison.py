@@ -127,6 +127,11 @@ class Comparison:
 def people_words(rates: dict[str, Any], flip_rate: float) -> str:
     """Return what people and the judge say, in a few lines."""
     r, lines = rates, []
+    if math.isnan(r["win_rate"]):
+        return (
+            f"no vote of people yet ({r['n_asked']} pairs for them); judge alone {r['judge_win_rate']:.2f} "
+            f"[{r['judge_ci_low']:.2f}, {r['judge_ci_high']:.2f}]"
+        )
     lines.append(
         f"people alone {r['people_only_win_rate']:.2f} [{r['people_only_ci_low']:.2f}, "
         f"{r['people_only_ci_high']:.2f}] ({r['n_asked']} pairs: {r['n_skipped']} skipped, {r['n_open']} open); "

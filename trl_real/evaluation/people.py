@@ -74,7 +74,7 @@ class PeopleVerdicts(NamedTuple):
         values: Verdict of each row; a tie for identical completions, NaN where nobody decided. Shape `(N,)`.
         probabilities: Inclusion probability of each row, times the share of the drawn pairs that people decided.
             Shape `(N,)`.
-        n_asked: Number of rows for people.
+        n_asked: Number of distinct pairs for people.
         n_skipped: Number of these that people skipped.
         n_open: Number of these without a vote yet.
     """
@@ -95,7 +95,7 @@ class PeopleVerdicts(NamedTuple):
         n_decided, found = self.n_asked - self.n_skipped - self.n_open, []
         if self.n_open:
             words = (
-                f"{self.n_open} of {self.n_asked} pairs for people have no vote yet: what is missing counts as random"
+                f"{self.n_open} of {self.n_asked} pairs for people have no vote yet: they count as missing at random"
             )
             found.append(Doubt("open votes", words))
         if n_decided < FEW_VOTES:
@@ -122,25 +122,30 @@ def ask_people(
     """
     people = people if isinstance(people, People) else People(people)
     judge = VotesJudge(people.votes) if isinstance(people.votes, str | Path) else people.votes
-    chances, wanted = _drawn(people, batches, preferences, same)
-    rows = np.flatnonzero(wanted)
+    chances, rows_of = _drawn(people, batches, preferences, same)
     columns: dict[str, list] = {name: [value for batch in batches() for value in batch[name]] for name in SHOWN}
-    shown = {name: [column[row] for row in rows] for name, column in columns.items()}
+    firsts = [rows[0] for rows in rows_of.values()]
+    shown = {name: [column[row] for row in firsts] for name, column in columns.items()}
     if people.on_draw is not None:
-        people.on_draw(Dataset.from_dict({**shown, "pair": [[0, 1]] * len(rows), INCLUSION: chances[rows].tolist()}))
-    verdicts = ask(judge, shown, rows.tolist()) if len(rows) else []
+        drawn = {**shown, "pair": [[0, 1]] * len(firsts), INCLUSION: chances[firsts].tolist()}
+        people.on_draw(Dataset.from_dict(drawn))
+    verdicts = ask(judge, shown, firsts) if firsts else []
     values = np.where(same, TIE, np.nan)
-    values[rows] = [verdict.probability for verdict in verdicts]
+    for rows, verdict in zip(rows_of.values(), verdicts, strict=True):
+        for row in rows:
+            swapped = columns["response_a"][row] != columns["response_a"][rows[0]]
+            values[row] = 1 - verdict.probability if swapped else verdict.probability
     n_open = sum(verdict.failure == NOT_LABELLED for verdict in verdicts)
-    n_decided = int((~np.isnan(values[rows])).sum())
-    if len(rows) and not n_decided:
+    n_skipped = sum(verdict.outcome == "failed" for verdict in verdicts) - n_open
+    n_drawn = len(verdicts) - (n_open if people.n is None else 0)  # without a draw, only pairs with a vote were asked
+    n_decided = len(verdicts) - n_open - n_skipped
+    if verdicts and not n_decided:
         values[:] = np.nan  # identical completions alone say nothing about the others
-    n_skipped = len(rows) - n_decided - n_open
-    if people.n is None:  # nothing was drawn: a pair without a vote was not asked
-        rows, n_open = rows[: len(rows) - n_open], 0
     # Where people gave no verdict on a drawn pair, the other pairs stand for it.
-    chances[~same] *= max(n_decided, 1) / max(len(rows), 1)
-    return PeopleVerdicts(name_of(judge), values, chances, len(rows), n_skipped, n_open)
+    chances[~same] *= max(n_decided, 1) / max(n_drawn, 1)
+    if people.n is None:
+        n_open = 0
+    return PeopleVerdicts(name_of(judge), values, chances, n_drawn, n_skipped, n_open)
 
 
 def people_rates(
@@ -163,33 +168,30 @@ def people_rates(
 
 def _drawn(
     people: People, batches: Batches, preferences: np.ndarray, same: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the inclusion probability of each row, and which rows people are asked about. Shapes `(N,)`."""
+) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Return the inclusion probability of each row, shape `(N,)`, and the rows of each pair for people, by name."""
     names, turns, strata, given = _names(people, batches)
     chances = np.ones(len(names))
-    if people.n is None:
+    rows_of: dict[str, list[int]] = {}
+    for row in np.flatnonzero(~same).tolist():
+        rows_of.setdefault(names[row], []).append(row)
+    if people.n is None or not rows_of:
         if given is not None:
             chances[~same] = given[~same]
-        return chances, ~same
-    firsts: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if not same[row]:
-            firsts.setdefault(name, row)
-    if not firsts:
-        return chances, ~same
-    rows = list(firsts.values())
-    scores = _kept_scores(people, dict(zip(firsts, DRAWS[people.by](preferences[rows]).tolist(), strict=True)))
+        return chances, rows_of
+    firsts = [rows[0] for rows in rows_of.values()]
+    scores = _kept_scores(people, dict(zip(rows_of, DRAWS[people.by](preferences[firsts]).tolist(), strict=True)))
     drawn = draw_rows(
         scores,
-        _uniform(people.seed, [turns[row] for row in rows]),
+        _uniform(people.seed, [turns[row] for row in firsts]),
         people.n,
         uniform_share=people.uniform_share,
-        strata=[strata[row] for row in rows] if strata else None,
+        strata=[strata[row] for row in firsts] if strata else None,
     )
-    chance_of = dict(zip(firsts, drawn.inclusion_probabilities, strict=True))
-    taken = {names[rows[i]] for i in drawn.rows}
-    chances[~same] = [chance_of[name] for name, identical in zip(names, same, strict=True) if not identical]
-    return chances, np.array([name in taken for name in names]) & ~same
+    for rows, chance in zip(rows_of.values(), drawn.inclusion_probabilities, strict=True):
+        chances[rows] = chance
+    by_number = list(rows_of.items())
+    return chances, dict(by_number[i] for i in sorted(drawn.rows.tolist()))
 
 
 def _names(people: People, batches: Batches) -> tuple[list[str], list[str], list[Any], np.ndarray | None]:

@@ -150,7 +150,7 @@ def voted(path, n: int = 60, accuracies=(0.95, 0.95, 0.95)) -> Dataset:
 
 def test_votes_of_several_annotators_add_the_alternative_annotator_test(tmp_path):
     pairs = voted(tmp_path / "votes.jsonl")
-    found = check_judge(pairs, longer, people=tmp_path / "votes.jsonl", epsilon=0.15)
+    found = check_judge(pairs, longer, people=VotesJudge(tmp_path / "votes.jsonl"), epsilon=0.15)
     assert found.annotators.verdict == "may" and found.annotators.epsilon == 0.15 and found.accuracy > 0.9
     assert "this judge may replace them" in found.words().splitlines()[-1]
     assert found.to_dict()["annotators"]["n_annotators"] == 3
@@ -161,11 +161,11 @@ def test_votes_of_several_annotators_add_the_alternative_annotator_test(tmp_path
     def shorter(batch):
         return [1 - p for p in longer(batch)]
 
-    assert check_judge(pairs, shorter, people=tmp_path / "votes.jsonl").annotators.verdict == "may not"
+    assert check_judge(pairs, shorter, people=VotesJudge(tmp_path / "votes.jsonl")).annotators.verdict == "may not"
     assert check_judge(preferences(), longer).annotators is None
 
 
 def test_pairs_without_texts_cannot_be_checked_by_votes(tmp_path):
     voted(tmp_path / "votes.jsonl")
     with pytest.raises(MissingColumnError, match="response_a"):
-        check_judge(Dataset.from_dict({"prompt": ["x"]}), longer, people=tmp_path / "votes.jsonl")
+        check_judge(Dataset.from_dict({"prompt": ["x"]}), longer, people=VotesJudge(tmp_path / "votes.jsonl"))

@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.evaluation.checks import Doubt
 from trl_real.functional.statistics.people import people_win_rate
-from trl_real.functional.statistics.rectified import Sample, estimate_interval, rectified_mean
+from trl_real.functional.statistics.rectified import PeopleSample, estimate_interval, rectified_mean
 from trl_real.functional.statistics.sampling import UNIFORM_SHARE, draw_rows, uncertainty
 from trl_real.labeling.people.votes import VotesJudge, pair_key
 from trl_real.labeling.verdicts import TIE, Judge, ask, name_of
@@ -159,7 +159,7 @@ def people_rates(
     decided = ~same & (preferences != TIE) & (people.values != TIE)
     agree = np.where(decided, 1.0 - np.abs(np.sign(preferences - TIE) - np.sign(people.values - TIE)) / 2, np.nan)
     _, groups = np.unique(np.asarray(prompts, dtype=str), return_inverse=True)
-    sample = Sample(np.zeros(len(agree)), agree, people.probabilities, groups)
+    sample = PeopleSample(np.zeros(len(agree)), agree, people.probabilities, groups)
     found = rectified_mean(sample, weight=0.0)
     low, high, _ = estimate_interval(found, sample, options.get("confidence", 0.95))
     accuracy = {"judge_accuracy": found.mean, "judge_accuracy_low": low, "judge_accuracy_high": high}

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.alternative_annotator import AnnotatorTest, alternative_annotator_test
 from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
 from trl_real.functional.statistics.intervals import wilson_interval
-from trl_real.labeling.people.votes import VotesJudge
 from trl_real.labeling.verdicts import TIE, Judge, Report, Verdict, VerdictSummary, ask, drawn_swap, name_of, summarize
 
 
@@ -82,7 +80,7 @@ def check_judge(
     dataset: Dataset,
     judge: Judge,
     *,
-    people: VotesJudge | str | Path | None = None,
+    people: Any = None,
     epsilon: float = 0.1,
     confidence: float = 0.95,
     batch_size: int = 256,
@@ -96,8 +94,8 @@ def check_judge(
             `prompt`, `response_a`, `response_b` and `preference`: 1 if `response_a` is better, 0 if `response_b` is,
             0.5 for a tie. With `people`, `preference` may be missing: it is then the majority of the votes.
         judge: Any judge that reads texts. The seed and the texts decide which response is `response_a`.
-        people: Votes of several annotators on these pairs, as judge or as path of a votes file: adds the alternative
-            annotator test, which says whether the judge may replace them.
+        people: Votes of several annotators on these pairs, a `VotesJudge`: adds the alternative annotator test, which
+            says whether the judge may replace them.
         epsilon: Advantage that the test grants the judge, see
             `trl_real.functional.statistics.alternative_annotator.alternative_annotator_test`.
         confidence: Level of the interval.
@@ -108,7 +106,6 @@ def check_judge(
         MissingColumnError: If the dataset has neither format.
         TrlRealError: If a preference is not 0, 0.5 or 1, or there is nothing to compare.
     """
-    people = VotesJudge(people) if isinstance(people, str | Path) else people
     if people is not None and {"chosen", PREFERENCE}.isdisjoint(dataset.column_names):
         dataset = _with_majority(dataset, people)
     rows, n_skipped = _labeled_rows(dataset, seed)
@@ -128,7 +125,7 @@ def check_judge(
     return found
 
 
-def _with_majority(dataset: Dataset, people: VotesJudge) -> Dataset:
+def _with_majority(dataset: Dataset, people: Any) -> Dataset:
     """Add the majority of the votes as `preference`, None for a pair without a vote."""
     missing = [name for name in ("prompt", "response_a", "response_b") if name not in dataset.column_names]
     if missing:

@@ -9,7 +9,7 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.inputs import Numbers, as_preferences, check_confidence, check_count
 from trl_real.functional.statistics.intervals import NO_VARIANCE, mean_interval
 from trl_real.functional.statistics.rectified import (
-    Sample,
+    PeopleSample,
     effective_people,
     estimate_interval,
     rectified_mean,
@@ -140,7 +140,7 @@ def paired_people(
     }
 
 
-def _weighted(values: np.ndarray, sample: Sample, asked: np.ndarray | None = None) -> float:
+def _weighted(values: np.ndarray, sample: PeopleSample, asked: np.ndarray | None = None) -> float:
     """Return the mean of the known values, weighted by the inverse of the inclusion probabilities."""
     known = ~np.isnan(values) if asked is None else asked & ~np.isnan(values)
     return float(np.average(values[known], weights=1 / sample.probabilities[known])) if known.any() else float("nan")

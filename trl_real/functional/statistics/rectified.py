@@ -21,7 +21,7 @@ from trl_real.functional.statistics.intervals import (
 FEWEST = 3
 
 
-class Sample(NamedTuple):
+class PeopleSample(NamedTuple):
     """
     Judge's and people's values of all rows, and how the rows for people were drawn.
 
@@ -38,7 +38,7 @@ class Sample(NamedTuple):
     groups: np.ndarray
 
 
-class Estimate(NamedTuple):
+class RectifiedMean(NamedTuple):
     """
     Estimate of the mean that people would have given on all rows.
 
@@ -57,9 +57,9 @@ class Estimate(NamedTuple):
 
 def sample_of(
     judged: np.ndarray, votes: np.ndarray, probabilities: Numbers | None, clusters: Sequence[Any] | None
-) -> Sample:
+) -> PeopleSample:
     """
-    Check and complete the four columns of a `Sample`; rows that the judge did not judge get the mean of the others.
+    Check and complete the columns of a `PeopleSample`; rows without a verdict of the judge get the mean of the others.
 
     Raises:
         TrlRealError: If inputs differ in length, or an inclusion probability is not in (0, 1].
@@ -78,10 +78,10 @@ def sample_of(
                 f"inclusion_probabilities row {wrong[0]} is {shares[wrong[0]]:g}. Give every row the probability in "
                 "(0, 1] with which it was drawn for people, also those that were not drawn."
             )
-    return Sample(filled, votes, shares.clip(max=1.0), as_groups(clusters, len(judged)))
+    return PeopleSample(filled, votes, shares.clip(max=1.0), as_groups(clusters, len(judged)))
 
 
-def rectified_mean(sample: Sample, weight: float | None = None) -> Estimate:
+def rectified_mean(sample: PeopleSample, weight: float | None = None) -> RectifiedMean:
     r"""
     Estimate people's mean by `mean_w(y) + lambda * (mean(f) - mean_w(f))`, with `mean_w` over the labelled rows,
     weighted by `1 / pi` and normalised.
@@ -105,7 +105,7 @@ def rectified_mean(sample: Sample, weight: float | None = None) -> Estimate:
     asked = ~np.isnan(sample.people)
     n_rows = len(asked)
     if not asked.any():
-        return Estimate(*[float("nan")] * 4)
+        return RectifiedMean(*[float("nan")] * 4)
     f, y = sample.judge, np.where(asked, sample.people, 0.0)
     share = np.where(asked, 1 / sample.probabilities, 0.0)
     share /= share.sum()  # (N,)
@@ -124,16 +124,18 @@ def rectified_mean(sample: Sample, weight: float | None = None) -> Estimate:
     labelled = shares[shares > 0]
     n_fitted = int(weight is None and fitted > 0)
     if len(labelled) < FEWEST - (weight is not None):
-        return Estimate(float(y_mean + fitted * (f_all - f_labelled)), float("nan"), float("nan"), fitted)
+        return RectifiedMean(float(y_mean + fitted * (f_all - f_labelled)), float("nan"), float("nan"), fitted)
     correction = (len(labelled) - 1) / (len(labelled) - 1 - n_fitted) / (1 - shares)
     labels = np.sqrt(correction) * people
     one_more = n_fitted * max((labelled**2).sum() ** 2 - (labels**2).sum(), 0.0)
     error = np.sqrt(((labels + judge) ** 2).sum() + one_more)
     degrees = max(degrees_of_freedom(labelled) - n_fitted, 1.0)
-    return Estimate(float(y_mean + fitted * (f_all - f_labelled)), float(error), degrees, fitted)
+    return RectifiedMean(float(y_mean + fitted * (f_all - f_labelled)), float(error), degrees, fitted)
 
 
-def estimate_interval(found: Estimate, sample: Sample, confidence: float = 0.95, method: str = "auto") -> Interval:
+def estimate_interval(
+    found: RectifiedMean, sample: PeopleSample, confidence: float = 0.95, method: str = "auto"
+) -> Interval:
     """
     Return the interval of an estimate of a rate in [0, 1]; see `people_win_rate` for the methods.
 
@@ -154,12 +156,12 @@ def estimate_interval(found: Estimate, sample: Sample, confidence: float = 0.95,
     return Interval(*score_ends(mean, quantile * found.error), "people, score")
 
 
-def effective_people(found: Estimate, sample: Sample) -> float:
+def effective_people(found: RectifiedMean, sample: PeopleSample) -> float:
     """Return the number of independent, uniformly drawn votes of people that alone would have this standard error."""
     return _variance(sample) / found.error**2 if found.error > NO_VARIANCE else float("nan")
 
 
-def t_quantile(found: Estimate, confidence: float) -> float:
+def t_quantile(found: RectifiedMean, confidence: float) -> float:
     """Return Student's quantile for both ends of an interval at this level."""
     from scipy.special import stdtrit
 
@@ -172,7 +174,7 @@ def _unlabelled_mean(f: np.ndarray, probabilities: np.ndarray, left: np.ndarray)
     return float(weights @ f[left] / weights.sum()) if left.any() else 0.0
 
 
-def _variance(sample: Sample) -> float:
+def _variance(sample: PeopleSample) -> float:
     """Return the variance of people's values in the population, from the weighted labels."""
     asked = ~np.isnan(sample.people)
     y, weights = sample.people[asked], 1 / sample.probabilities[asked]
@@ -181,7 +183,7 @@ def _variance(sample: Sample) -> float:
     return spread * n / (n - 1) if n > 1 else float("nan")
 
 
-def _kish(sample: Sample) -> float:
+def _kish(sample: PeopleSample) -> float:
     """Return the effective number of labels by their weights, `sum(w)^2 / sum(w^2)`, at most one per prompt."""
     asked = ~np.isnan(sample.people)
     _, place = np.unique(sample.groups[asked], return_inverse=True)

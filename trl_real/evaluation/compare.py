@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,13 +133,7 @@ def compare_columns(
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)
     found = _Rows()
-
-    def batches() -> Iterator[dict[str, list]]:
-        first_row = 0
-        for rows in dataset.iter(batch_size=ROWS_A_CALL):
-            yield _pairs(to_columns(rows), model, baseline, prompt, first_row)
-            first_row += len(rows[prompt])
-
+    batches = partial(_batches, dataset, model, baseline, prompt)
     for batch in batches():
         found.add(judge, batch)
     if people is not None:
@@ -257,6 +252,14 @@ def _check_request(dataset: Any, model: str, baseline: str) -> None:
         raise TrlRealError(f"model and baseline are both {model!r}. Give the names of two columns.")
     if isinstance(dataset, dict):
         raise TrlRealError(f"The dataset has splits {sorted(dataset)}. Give one of them: dataset[{min(dataset)!r}].")
+
+
+def _batches(dataset: Any, model: str, baseline: str, prompt: str) -> Iterator[dict[str, list]]:
+    """Yield the batches for the judge."""
+    first_row = 0
+    for rows in dataset.iter(batch_size=ROWS_A_CALL):
+        yield _pairs(to_columns(rows), model, baseline, prompt, first_row)
+        first_row += len(rows[prompt])
 
 
 def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, first_row: int) -> dict[str, list]:

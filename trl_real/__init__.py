@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trl_real.evaluation.compare import compare as compare
     from trl_real.evaluation.compare import compare_columns as compare_columns
     from trl_real.evaluation.comparison import Comparison as Comparison
+    from trl_real.evaluation.people import People as People
     from trl_real.functional.bayesian_head import ACQUISITIONS as ACQUISITIONS
     from trl_real.hub.push import push_subset as push_subset
     from trl_real.labeling.annotate import LabelReport as LabelReport
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from trl_real.labeling.people.votes import VotesJudge as VotesJudge
     from trl_real.labeling.relabel import relabel as relabel
     from trl_real.labeling.reward_model import RewardModelJudge as RewardModelJudge
+    from trl_real.labeling.routed import RoutedJudge as RoutedJudge
     from trl_real.labeling.self_annotate import self_annotate as self_annotate
     from trl_real.models.generate import Generations as Generations
     from trl_real.models.generate import generate as generate
@@ -79,10 +81,12 @@ _HOME = {
     "MarginPairSelector": "trl_real.selection.active.margin",
     "MissingColumnError": "trl_real.errors",
     "PageJudge": "trl_real.labeling.people.page_judge",
+    "People": "trl_real.evaluation.people",
     "REALDPOConfig": "trl_real.training.config",
     "REALDPOTrainer": "trl_real.training.trainer",
     "ROUND_SELECTORS": "trl_real.rounds.selectors",
     "RewardModelJudge": "trl_real.labeling.reward_model",
+    "RoutedJudge": "trl_real.labeling.routed",
     "STRATEGIES": "trl_real.selection.strategies",
     "ScoreJudge": "trl_real.labeling.judges",
     "SelectionRecord": "trl_real.selection.record",

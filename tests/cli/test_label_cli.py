@@ -11,11 +11,13 @@ import time
 import pytest
 from datasets import Dataset, load_from_disk
 
-from support.judge_server import MODEL, JudgeServer
+from support.judge_server import MODEL, JudgeServer, probability
 from trl_real.cli.judges import add_judge_flags
 from trl_real.cli.main import main
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
+from trl_real.labeling.people.queue import VoteQueue
+from trl_real.runtime.journal import Journal
 
 
 def selected(n: int = 12) -> Dataset:
@@ -121,6 +123,48 @@ def test_a_judge_is_checked_on_labelled_pairs_first(chosen, tmp_path, capsys):
         judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
         found, _ = run(capsys, *judge, "--check", tmp_path / "gold.parquet")
     assert found["n"] + found["n_undecided"] == 30 and 0 <= found["accuracy"] <= 1 and found["calibration"] > 0
+
+
+def test_a_check_with_votes_says_whether_the_judge_may_replace_the_annotators(tmp_path, capsys):
+    rows = [{"prompt": f"p{i}", "response_a": f"a{i}", "response_b": f"b{i}"} for i in range(40)]
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "pairs.parquet"))
+    for who in ("ann", "ben", "cleo"):
+        with Journal(tmp_path / "votes.jsonl") as journal:
+            queue = VoteQueue(Dataset.from_list(rows), journal, who)
+            while pair := queue.next():
+                queue.vote("a" if probability(f"a{pair.row}", f"b{pair.row}") > 0.5 else "b", 1.0)
+    with JudgeServer() as server:
+        judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
+        flags = ["--check", tmp_path / "pairs.parquet", "--votes", tmp_path / "votes.jsonl", "--epsilon", 0.15]
+        found, _ = run(capsys, *judge, *flags)
+    assert found["accuracy"] == 1.0 and found["annotators"]["verdict"] == "may"
+    assert found["annotators"]["epsilon"] == 0.15 and found["annotators"]["n_annotators"] == 3
+
+
+def test_the_least_certain_pairs_go_to_people_or_to_another_judge(chosen, tmp_path, capsys):
+    with JudgeServer() as server, JudgeServer(bias=0.3) as larger:
+        judge = ["--judge", "chat", "--model", MODEL, "--base_url", server.url, "--cache", tmp_path / "c.sqlite"]
+        lines = f"- judge: chat\n  model: {MODEL}\n  base_url: {larger.url}\n  cache: {tmp_path}/d.sqlite\n"
+        (tmp_path / "dear.yaml").write_text(lines)
+        argv = ["--dataset", chosen, *judge, "--output_dir", tmp_path / "labels", "--budget", 4]
+        found, _ = run(capsys, *argv, "--then", tmp_path / "dear.yaml")
+        assert found["routing"]["n_asked"] == 4 and len(server.bodies) == 22 and len(larger.bodies) == 8
+        with Journal(tmp_path / "votes.jsonl") as journal:
+            queue = VoteQueue(selected(), journal, "ann")
+            while queue.next():
+                queue.vote("a", 1.0)
+        votes = ["--votes", tmp_path / "votes.jsonl"]
+        found, _ = run(capsys, *argv, "--then", "votes", *votes)
+        assert len(server.bodies) == 22 and found["routing"]["n_answered"] == 4
+        sources = load_from_disk(str(tmp_path / "labels"))["label_source"]
+        assert sources.count("votes:majority") == 4 and len(sources) == found["labeled"]
+        again, _ = run(capsys, *argv, "--then", "people", *votes)  # all have votes: no page opens
+        assert again["routing"]["n_answered"] == 4
+        for flags, message in ((["--then", "votes"], "--then votes needs"), (["--then", "no.yaml"], "not a list of")):
+            assert main(["label", *map(str, [*argv, *flags])]) == 2
+            assert message in capsys.readouterr().err
+        assert main(["label", *map(str, [*argv[:-2], "--then", "people"])]) == 2
+        assert "--budget is missing" in capsys.readouterr().err
 
 
 def test_killed_run_resumes(chosen, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Tests of checking a judge on labelled pairs before it labels."""
 
+import json
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from trl_real import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
 from trl_real.labeling.chat.judge import ChatJudge, calibrated
 from trl_real.labeling.check import check_judge
+from trl_real.labeling.people.votes import VotesJudge, pair_key
 
 
 def longer(batch):
@@ -129,3 +131,41 @@ def test_results_on_real_labelled_pairs_equal_a_naive_computation():
         naive = (lengths == (rows.label == 1))[decided]
         assert (found.n, found.accuracy) == (len(naive), pytest.approx(naive.mean())), source
         assert found.n_label_ties == int((rows.label == 0)[rows.response_1 != rows.response_2].sum())
+
+
+def voted(path, n: int = 60, accuracies=(0.95, 0.95, 0.95)) -> Dataset:
+    """Pairs in which the longer response is the better one for people, and a file of their votes."""
+    rng, lines = np.random.default_rng(3), []
+    rows = [{"prompt": f"p{i}", "response_a": "long text" * (1 + i % 2), "response_b": "text" * 3} for i in range(n)]
+    for i, row in enumerate(rows):
+        longer_side, other = ("a", "b") if len(row["response_a"]) > len(row["response_b"]) else ("b", "a")
+        for who, accuracy in enumerate(accuracies):
+            verdict = longer_side if rng.random() < accuracy else other
+            key, mirror = pair_key(*row.values()), pair_key(row["prompt"], row["response_b"], row["response_a"])
+            vote = {"key": key, "mirror": mirror, "annotator": f"ann{who}", "verdict": verdict, "shown_first": "a"}
+            lines.append({**vote, "row": i, "seconds": 1.0})
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return Dataset.from_list(rows)
+
+
+def test_votes_of_several_annotators_add_the_alternative_annotator_test(tmp_path):
+    pairs = voted(tmp_path / "votes.jsonl")
+    found = check_judge(pairs, longer, people=VotesJudge(tmp_path / "votes.jsonl"), epsilon=0.15)
+    assert found.annotators.verdict == "may" and found.annotators.epsilon == 0.15 and found.accuracy > 0.9
+    assert "this judge may replace them" in found.words().splitlines()[-1]
+    assert found.to_dict()["annotators"]["n_annotators"] == 3
+    swapped = pairs.rename_columns({"response_a": "response_b", "response_b": "response_a"})
+    again = check_judge(swapped, longer, people=VotesJudge(tmp_path / "votes.jsonl"), epsilon=0.15)
+    assert again.annotators == found.annotators and again.accuracy == found.accuracy
+
+    def shorter(batch):
+        return [1 - p for p in longer(batch)]
+
+    assert check_judge(pairs, shorter, people=VotesJudge(tmp_path / "votes.jsonl")).annotators.verdict == "may not"
+    assert check_judge(preferences(), longer).annotators is None
+
+
+def test_pairs_without_texts_cannot_be_checked_by_votes(tmp_path):
+    voted(tmp_path / "votes.jsonl")
+    with pytest.raises(MissingColumnError, match="response_a"):
+        check_judge(Dataset.from_dict({"prompt": ["x"]}), longer, people=VotesJudge(tmp_path / "votes.jsonl"))

@@ -85,7 +85,7 @@ def test_the_example_runs(in_root, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "example" / "adapter_model.safetensors").exists()
 
 
-@pytest.mark.parametrize("page", ["labels.md", "win_rates.md"])
+@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "people_and_judges.md"])
 def test_code_of_the_pages_prints_the_shown_output(page, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with JudgeServer(bias=0.05) as server:
@@ -107,7 +107,9 @@ def test_streaming_code_of_the_scale_page_runs(tmp_path, monkeypatch, capsys):
     assert len(list(found["kept"])) == 8
 
 
-@pytest.mark.parametrize("page", ["labels.md", "win_rates.md", "active.md", "self_annotation.md", "scale.md"])
+@pytest.mark.parametrize(
+    "page", ["labels.md", "win_rates.md", "people_and_judges.md", "active.md", "self_annotation.md", "scale.md"]
+)
 def test_every_flag_on_the_pages_exists(page, capsys):
     from trl_real.cli.main import main
 

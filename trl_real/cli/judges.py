@@ -148,7 +148,7 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
     if spec.first not in settings:
         raise TrlRealError(f"The judge {kind!r} needs --{model_flag if spec.first == 'model' else spec.first}.")
     value = settings.pop(spec.first)
-    return spec(_members(value) if kind == "panel" else value, **settings)
+    return spec(judges_in(value) if kind == "panel" else value, **settings)
 
 
 def tell_price(args: argparse.Namespace, judge: Any, batch: Callable[[], Any]) -> bool:
@@ -171,8 +171,8 @@ def seed_of(args: argparse.Namespace) -> int:
     return 42 if args.seed is None else args.seed
 
 
-def _members(path: str) -> list[Any]:
-    """Make the judges of a panel from its YAML file."""
+def judges_in(path: str) -> list[Any]:
+    """Make the judges that a YAML file lists, such as those of a panel."""
     import yaml
 
     try:

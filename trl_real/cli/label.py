@@ -9,6 +9,7 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
 from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
 from trl_real.errors import TrlRealError
 
 
@@ -23,6 +24,9 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gold", metavar="COLUMN", help="column with the true scores, to report the agreement")
     parser.add_argument("--plan", action="store_true", help="print the estimated cost, and stop")
     parser.add_argument("--check", metavar="DATASET", help="measure the judge on labelled pairs, and stop")
+    about = "--check with --votes of several people: advantage granted to the judge (0.1 crowd to 0.2 experts)"
+    parser.add_argument("--epsilon", type=float, default=0.1, help=about)
+    add_routing_flags(parser)
     people = parser.add_argument_group("people", "serve a page on 127.0.0.1 and collect votes in --votes")
     people.add_argument("--human", action="store_true", help="serve the page instead of asking a judge")
     people.add_argument("--annotator", help="name of the annotator (default: the page asks)")
@@ -44,17 +48,27 @@ def run(args: argparse.Namespace) -> None:
         return _serve(args)
     if args.label_studio or args.push or args.pull:
         return _label_studio(args)
+    votes = take_votes(args) if args.check or args.then else {}
     judge = judge_from(args)
     if args.check:
-        check = judge.check(load(args.check, args.split))
-        return result(args, check.to_dict(), check.words())
+        return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = load(args.dataset, args.split)
     check_pairs(dataset, args.responses)
     plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
     paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])
     if not tell_price(args, judge, lambda: paired[:]):
-        _label(args, dataset, judge)
+        _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
+
+
+def _check(args: argparse.Namespace, judge: Any, votes: dict[str, Any]) -> None:
+    from trl_real.data.files import load
+    from trl_real.labeling.check import check_judge
+    from trl_real.labeling.people.votes import VotesJudge
+
+    options = {"people": VotesJudge(**votes), "epsilon": args.epsilon} if votes else {}
+    found = check_judge(load(args.check, args.split), judge, **options)
+    result(args, found.to_dict(), found.words())
 
 
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
 from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.people import add_people_flags, people_from, say_what_is_open, take_votes
+from trl_real.errors import TrlRealError
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
     add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")
+    add_people_flags(parser)
     add_judge_flags(parser, model="judge_model")
 
 
@@ -39,6 +42,10 @@ def run(args: argparse.Namespace) -> None:
 
     require(args, "dataset")
     dataset = load(args.dataset, args.split)
+    if args.people is not None and (args.preferences or args.models):
+        raise TrlRealError("--people draws pairs of --model and --baseline. Leave out --preferences and --models.")
+    if args.people_verdicts:
+        return _from_people(args, dataset)
     if args.preferences:
         return _from_verdicts(args, dataset)
     if args.models:
@@ -71,6 +78,19 @@ def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
     result(args, {**rates, "doubts": [doubt.words for doubt in doubts]}, _lines(rates))
 
 
+def _from_people(args: argparse.Namespace, dataset: Any) -> None:
+    from trl_real.functional.statistics.people import people_win_rate
+
+    require(args, "preferences")
+    columns = {name: getattr(args, name) for name in ("clusters", "inclusion_probabilities")}
+    values = {name: _column(dataset, column) for name, column in columns.items() if column}
+    sides = _column(dataset, args.preferences), _column(dataset, args.people_verdicts)
+    rates = people_win_rate(*sides, **values, confidence=args.confidence, method=args.method)
+    if args.output_dir:
+        _write(args, {"rates": rates}, None)
+    result(args, rates, _lines(rates))
+
+
 LENGTHS = ("lengths", "baseline_lengths")
 
 
@@ -87,15 +107,18 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
             dataset = add_completions(dataset, side, sides[name], prompt=args.prompt, **sampling)
         else:
             sides[name] = side
+    votes = take_votes(args) if args.people is not None else {}
+    people = people_from(args, votes)
     judge, dataset = _judge(args, dataset)
     if _planned(args, judge, dataset, [(sides["model"], sides["baseline"])]):
         return
     options: dict[str, Any] = {"confidence": args.confidence, "method": args.method, "seed": seed_of(args)}
-    options["prompt"] = args.prompt
+    options |= {"prompt": args.prompt, "people": people}
     comparison = compare_columns(dataset, judge, **sides, difficulty=_difficulty(args), **options)
     say(comparison.summary())
     if args.output_dir:
         _write(args, comparison.to_dict(), [comparison], dataset)
+    say_what_is_open(args, votes, comparison.rates.get("n_open", 0))
     values = comparison.to_dict()
     result(args, {**values.pop("rates"), **values}, _lines(comparison.rates))
 
@@ -123,8 +146,6 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
 
 def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
     """Return the judge and the dataset, for the judge `score` with columns of scores and pairs."""
-    from trl_real.errors import TrlRealError
-
     if args.judge != "score":
         if args.judge == "votes":
             raise TrlRealError("--judge votes: votes belong to selected pairs. Type: trl-real label --judge votes …")

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from trl_real.errors import TrlRealError, check_columns
 from trl_real.evaluation.checks import Doubt, cut_doubts, identity_doubts, judge_doubts, rate_doubts, text_doubts
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.completions import CUT, add_completions, is_policy
+from trl_real.evaluation.people import People, PeopleVerdicts, ask_people, people_rates
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.verdicts import TIE, Judge, Verdict, VerdictSummary, ask, name_of, summarize
 from trl_real.runtime.digests import sha256
@@ -52,7 +55,7 @@ def compare(
         names: Names of the model and the baseline in the results.
         tokenizer: Tokenizer of a loaded policy.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, `seed`, ….
-        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`.
+        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`, `people`.
 
     Returns:
         Rates, verdicts, lengths and doubts.
@@ -94,6 +97,7 @@ def compare_columns(
     method: str = "auto",
     difficulty: Sequence[float] | None = None,
     seed: int = 42,
+    people: People | Judge | str | Path | None = None,
     tokenizer: Any = None,
     **generation: Any,
 ) -> Comparison:
@@ -115,6 +119,8 @@ def compare_columns(
         prompt: Column of the prompts.
         confidence: Confidence level of the interval, in (0, 1).
         method, difficulty, seed: Arguments of `trl_real.functional.statistics.win_rate.win_rate`.
+        people: People's votes on some of the pairs, or `People`, which draws the pairs for them. The rates are then
+            those by people, estimated with the help of the judge, see `people_win_rate`.
         tokenizer: Tokenizer of a loaded policy.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, ….
 
@@ -129,11 +135,13 @@ def compare_columns(
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)
     found = _Rows()
-    for rows in dataset.iter(batch_size=ROWS_A_CALL):
-        batch = _pairs(to_columns(rows), model, baseline, prompt, first_row=len(found.verdicts))
+    batches = partial(_batches, dataset, model, baseline, prompt)
+    for batch in batches():
         found.add(judge, batch)
         for cut, side in zip(found.cut, (model, baseline), strict=True):
             cut += batch.get(side + CUT, [])
+    if people is not None:
+        found.people = ask_people(people, batches, found.preferences, np.array(found.same, dtype=bool))
     lengths, baseline_lengths = found.lengths()
     rates = win_rate(
         [verdict.probability for verdict in found.verdicts],
@@ -142,7 +150,7 @@ def compare_columns(
         lengths=lengths,
         baseline_lengths=baseline_lengths,
         difficulty=difficulty,
-        method=method,
+        method=method if found.people is None else "auto",
         seed=seed,
     )
     summary = summarize([verdict for verdict, same in zip(found.verdicts, found.same, strict=True) if not same])
@@ -151,7 +159,8 @@ def compare_columns(
         model=model,
         baseline=baseline,
         judge=name_of(judge),
-        rates=rates,
+        rates=found.rates_by_people(confidence, method) or rates,
+        people=found.people.name if found.people else "",
         model_length=means[0],
         baseline_length=means[1],
         n_identical=sum(found.same),
@@ -173,6 +182,7 @@ class _Rows:
         self.same: list[bool] = []
         self.texts: tuple[list[str], list[str]] = ([], [])
         self.cut: tuple[list[bool], list[bool]] = ([], [])
+        self.people: PeopleVerdicts | None = None
 
     def add(self, judge: Judge, batch: dict[str, list]) -> None:
         """Judge a batch; identical completions are ties and not sent to the judge."""
@@ -190,6 +200,18 @@ class _Rows:
         for texts, name in zip(self.texts, ("response_a", "response_b"), strict=True):
             texts += batch[name]
 
+    @property
+    def preferences(self) -> np.ndarray:
+        """Probabilities of the judge, NaN for none. Shape `(N,)`."""
+        return np.array([verdict.probability for verdict in self.verdicts], dtype=float)
+
+    def rates_by_people(self, confidence: float, method: str) -> dict[str, Any] | None:
+        """Return the rates by people; None if nobody was asked."""
+        if self.people is None:
+            return None
+        same = np.array(self.same, dtype=bool)
+        return people_rates(self.people, self.preferences, self.prompts, same, confidence=confidence, method=method)
+
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the lengths in characters of the model's and the baseline's completions. Shape `(N,)` each."""
         model, baseline = (np.array([len(text) for text in texts], dtype=float) for texts in self.texts)
@@ -204,6 +226,7 @@ class _Rows:
             found += text_doubts(name, self.prompts, texts) + cut_doubts(name, cut)
         found += identity_doubts(self.same)
         found += rate_doubts(rates, *lengths, len(set(self.prompts))) + judge_doubts(summary)
+        found += self.people.doubts() if self.people else []
         return sorted(found, key=lambda doubt: not doubt.grave)
 
     def columns(self) -> dict[str, list]:
@@ -217,7 +240,7 @@ class _Rows:
             "failure": [verdict.failure for verdict in self.verdicts],
             "length": lengths.astype(int).tolist(),
             "baseline_length": baseline_lengths.astype(int).tolist(),
-        }
+        } | (self.people.columns() if self.people else {})
 
 
 def _with_completions(dataset: Any, side: Any, argument: str, prompt: str, tokenizer: Any, generation: dict) -> tuple:
@@ -234,6 +257,14 @@ def _check_request(dataset: Any, model: str, baseline: str) -> None:
         raise TrlRealError(f"model and baseline are both {model!r}. Give the names of two columns.")
     if isinstance(dataset, dict):
         raise TrlRealError(f"The dataset has splits {sorted(dataset)}. Give one of them: dataset[{min(dataset)!r}].")
+
+
+def _batches(dataset: Any, model: str, baseline: str, prompt: str) -> Iterator[dict[str, list]]:
+    """Yield the batches for the judge."""
+    first_row = 0
+    for rows in dataset.iter(batch_size=ROWS_A_CALL):
+        yield _pairs(to_columns(rows), model, baseline, prompt, first_row)
+        first_row += len(rows[prompt])
 
 
 def _pairs(columns: dict[str, list], model: str, baseline: str, prompt: str, first_row: int) -> dict[str, list]:

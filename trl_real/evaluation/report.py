@@ -44,6 +44,11 @@ def write_comparison_report(
     folder = Path(folder)
     rates = [figures.Rate(f"{c.model} : {c.baseline}", *_interval(c)) for c in comparisons]
     overview = saved(folder / "win_rates.png", figures.win_rate_figure(rates))
+    people = [
+        (c, saved(folder / f"people_{i}.png", figures.win_rate_figure(three_rates(c.rates), confidence=c.confidence)))
+        for i, c in enumerate(comparisons, 1)
+        if c.people
+    ]
     lengths: list[tuple[Comparison, Any]] = []
     for i, comparison in enumerate(comparisons, 1):
         figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None
@@ -57,7 +62,7 @@ def write_comparison_report(
         ranking=ranking,
         paired=paired or {},
         facts=facts or {},
-        pictures={"rates": overview, "lengths": lengths},
+        pictures={"rates": overview, "people": people, "lengths": lengths},
     )
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
@@ -67,3 +72,13 @@ def write_comparison_report(
 def _interval(comparison: Comparison) -> tuple[float, float, float]:
     value, low, high = (figures.to_float(comparison.rates[name]) for name in ("win_rate", "ci_low", "ci_high"))
     return value, low, high
+
+
+def three_rates(rates: Mapping[str, Any]) -> list[figures.Rate]:
+    """Return the rows of the picture of people and the judge together, people alone, and the judge alone."""
+    names = {"people and judge": "", "people alone": "people_only_", "judge alone": "judge_"}
+    rows = []
+    for name, who in names.items():
+        rate, low, high = (figures.to_float(rates[f"{who}{end}"]) for end in ("win_rate", "ci_low", "ci_high"))
+        rows.append(figures.Rate(name, rate, low, high))
+    return rows

@@ -16,6 +16,7 @@ from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
+from trl_real.labeling.routed import RoutedJudge, RoutingReport
 from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
@@ -38,6 +39,7 @@ class LabelReport(Report):
         verdicts: Wins, ties, failures, position bias, tokens and cost.
         gold: Agreement with the gold labels, if there are any.
         panel: Agreement among the judges of a panel.
+        routing: What the dear judge of a `RoutedJudge` changed.
         seconds: Duration of this run in seconds.
     """
 
@@ -48,6 +50,7 @@ class LabelReport(Report):
     verdicts: VerdictSummary = field(default_factory=VerdictSummary)
     gold: GoldAgreement | None = None
     panel: PanelAgreement | None = None
+    routing: RoutingReport | None = None
     seconds: float = 0.0
 
     @property
@@ -70,8 +73,8 @@ class LabelReport(Report):
         first = f"{self.judge}: {self.n_labeled} labeled, {v.n_ties} ties, {v.n_failed} without a verdict"
         if self.n_without_pair:
             first += f"; {self.n_without_pair} rows had no pair"
-        parts = [first, v.words(), self.gold.words() if self.gold else "", self.panel.words() if self.panel else ""]
-        return "\n".join(filter(None, parts))
+        others = [part.words() for part in (self.gold, self.panel, self.routing) if part]
+        return "\n".join(filter(None, [first, v.words(), *others]))
 
 
 def annotate(
@@ -122,6 +125,7 @@ def annotate(
     report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
     verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal, all_processes)
     report.verdicts, report.panel = summarize(verdicts), panel_agreement(verdicts)
+    report.routing = judge.report if isinstance(judge, RoutedJudge) else None
     if gold is not None:
         report.gold = gold_agreement(verdicts, _verdicts(plain, gold, batch_size, None, False)[0])
     report.seconds = time.perf_counter() - started
@@ -134,6 +138,8 @@ def _verdicts(
     pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, together: bool
 ) -> tuple[list[Verdict], int]:
     """Return one verdict per row, and how many of them come from the journal."""
+    if isinstance(judge, RoutedJudge):
+        return _routed(pairs, judge, batch_size, journal, together)
     if journal is None:
         starts = range(0, len(pairs), batch_size)
         batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
@@ -161,6 +167,17 @@ def _verdicts(
                 asked[keys[row]] = verdict
         known |= gather(asked, together)
     return [known[key] for key in keys], n_resumed
+
+
+def _routed(
+    pairs: Dataset, judge: RoutedJudge, batch_size: int, journal: str | Path | None, together: bool
+) -> tuple[list[Verdict], int]:
+    """Ask the cheap judge about all pairs and the dear one about some of them, as `_verdicts`, with one journal."""
+    found, n_resumed = _verdicts(pairs, judge.cheap, batch_size, journal, together)
+    texts = {name: pairs[name][:] for name in ("prompt", "response_a", "response_b")}
+    rows = judge.rows_for_dear(texts, found)
+    dear, n_more = _verdicts(pairs.select(rows), judge.dear, batch_size, journal, together)
+    return judge.merged(found, rows, dear), n_resumed + n_more
 
 
 def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:

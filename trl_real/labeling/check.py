@@ -11,6 +11,7 @@ from datasets import Dataset
 from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
+from trl_real.functional.statistics.alternative_annotator import AnnotatorTest, alternative_annotator_test
 from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Report, Verdict, VerdictSummary, ask, drawn_swap, name_of, summarize
@@ -38,6 +39,7 @@ class JudgeCheck(Report):
         verdicts: Ties, failures, position bias, tokens and cost.
         confidence: Level of the interval.
         n_skipped: Number of rows without two different responses, or without a label.
+        annotators: Alternative annotator test, if votes of people were given.
     """
 
     judge: str
@@ -55,6 +57,7 @@ class JudgeCheck(Report):
     verdicts: VerdictSummary
     confidence: float = 0.95
     n_skipped: int = 0
+    annotators: AnnotatorTest | None = None
 
     def words(self) -> str:
         """Return a summary of a few lines."""
@@ -69,11 +72,19 @@ class JudgeCheck(Report):
         ]
         if self.ci_low <= TIE:
             lines.insert(1, "here it is not better than a coin: do not label with it")
+        lines.append(self.annotators.words() if self.annotators else "")
         return "\n".join(filter(None, lines))
 
 
 def check_judge(
-    dataset: Dataset, judge: Judge, *, confidence: float = 0.95, batch_size: int = 256, seed: int = 42
+    dataset: Dataset,
+    judge: Judge,
+    *,
+    people: Any = None,
+    epsilon: float = 0.1,
+    confidence: float = 0.95,
+    batch_size: int = 256,
+    seed: int = 42,
 ) -> JudgeCheck:
     """
     Compare a judge with known labels.
@@ -81,8 +92,12 @@ def check_judge(
     Args:
         dataset: TRL's preference format (`prompt`, `chosen`, `rejected`, the prompt explicit or implied), or
             `prompt`, `response_a`, `response_b` and `preference`: 1 if `response_a` is better, 0 if `response_b` is,
-            0.5 for a tie.
+            0.5 for a tie. With `people`, `preference` may be missing: it is then the majority of the votes.
         judge: Any judge that reads texts. The seed and the texts decide which response is `response_a`.
+        people: Votes of several annotators on these pairs, a `VotesJudge`: adds the alternative annotator test, which
+            says whether the judge may replace them.
+        epsilon: Advantage that the test grants the judge, see
+            `trl_real.functional.statistics.alternative_annotator.alternative_annotator_test`.
         confidence: Level of the interval.
         batch_size: Number of rows per call of the judge.
         seed: Seed of the sides.
@@ -91,6 +106,8 @@ def check_judge(
         MissingColumnError: If the dataset has neither format.
         TrlRealError: If a preference is not 0, 0.5 or 1, or there is nothing to compare.
     """
+    if people is not None and {"chosen", PREFERENCE}.isdisjoint(dataset.column_names):
+        dataset = _with_majority(dataset, people)
     rows, n_skipped = _labeled_rows(dataset, seed)
     if not rows:
         raise TrlRealError("No row has a prompt, two different responses and a label. Give labelled pairs.")
@@ -99,7 +116,22 @@ def check_judge(
         some = rows[start : start + batch_size]
         batch = {name: [row[name] for row in some] for name in ("prompt", "response_a", "response_b")}
         verdicts += ask(judge, batch, range(start, start + len(some)))
-    return _compared(name_of(judge), rows, verdicts, confidence, n_skipped)
+    found = _compared(name_of(judge), rows, verdicts, confidence, n_skipped)
+    if people is not None:
+        columns = {name: [row[name] for row in rows] for name in ("prompt", "response_a", "response_b")}
+        votes = np.array([verdict.members for verdict in people.verdicts(columns)], dtype=float).T  # (R, P)
+        probabilities = np.array([verdict.probability for verdict in verdicts])
+        found.annotators = alternative_annotator_test(probabilities, votes, epsilon)
+    return found
+
+
+def _with_majority(dataset: Dataset, people: Any) -> Dataset:
+    """Add the majority of the votes as `preference`, None for a pair without a vote."""
+    missing = [name for name in ("prompt", "response_a", "response_b") if name not in dataset.column_names]
+    if missing:
+        raise MissingColumnError(missing[0], dataset.column_names, "Give the pairs that people voted on.")
+    sides: dict[str, float | None] = {"a": 1.0, "b": 0.0, "tie": TIE, "failed": None}
+    return dataset.add_column(PREFERENCE, [sides[verdict.outcome] for verdict in people.verdicts(dataset[:])])
 
 
 def _compared(

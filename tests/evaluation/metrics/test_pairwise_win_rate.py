@@ -11,6 +11,7 @@ import torch
 import trl_real
 from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.intervals import INTERVALS
+from trl_real.functional.statistics.people import people_win_rate
 from trl_real.functional.statistics.win_rate import win_rate
 
 
@@ -200,3 +201,38 @@ def test_imports_are_one_module_a_line_as_evaluate_reads_them():
     lines = (FOLDER / "pairwise_win_rate.py").read_text(encoding="utf-8").splitlines()
     imports = [line for line in lines if line.startswith("import ")]
     assert imports and all("," not in line for line in imports)
+
+
+PEOPLE = [1.0, None, 0.0, float("nan"), 1.0, 0.5]
+CHANCES = [0.5, 0.9, 0.5, 0.4, 0.6, 0.5]
+
+
+def test_people_make_the_rates_theirs(metric):
+    found = metric.compute(preferences=PREFERENCES, people=PEOPLE)
+    assert same(found, people_win_rate(PREFERENCES, PEOPLE))
+    options = {"clusters": OPTIONAL["clusters"], "inclusion_probabilities": CHANCES}
+    found = metric.compute(preferences=PREFERENCES, people=PEOPLE, **options, confidence=0.8, method="t")
+    expected = people_win_rate(PREFERENCES, PEOPLE, CHANCES, clusters=options["clusters"], confidence=0.8, method="t")
+    assert same(found, expected)
+    for judged, vote, chance in zip(PREFERENCES, PEOPLE, CHANCES, strict=True):
+        metric.add(preferences=judged, people=vote, inclusion_probabilities=chance)
+    assert same(metric.compute(), people_win_rate(PREFERENCES, PEOPLE, CHANCES))
+
+
+def test_people_who_were_never_asked_are_not_replaced_by_the_judge(metric):
+    found = metric.compute(preferences=PREFERENCES, people=[None] * 6)
+    assert np.isnan(found["win_rate"]) and found["n_total"] == 0 and found["judge_win_rate"] == np.mean(PREFERENCES)
+
+
+def test_people_in_some_batches_only_or_with_what_is_not_theirs_are_refused(metric):
+    metric.add_batch(preferences=PREFERENCES, people=PEOPLE)
+    metric.add_batch(preferences=PREFERENCES)
+    with pytest.raises(TrlRealError, match="people row 6 is missing"):
+        metric.compute()
+    with pytest.raises(TrlRealError, match="baseline_lengths is for rates of the judge alone"):
+        lengths = {name: OPTIONAL[name] for name in ("lengths", "baseline_lengths")}
+        metric.compute(preferences=PREFERENCES, people=PEOPLE, **lengths)
+    with pytest.raises(TrlRealError, match="inclusion_probabilities came without people"):
+        metric.compute(preferences=PREFERENCES, inclusion_probabilities=CHANCES)
+    with pytest.raises(TrlRealError, match="people row 0 is 2"):
+        metric.compute(preferences=PREFERENCES, people=[2.0] * 6)

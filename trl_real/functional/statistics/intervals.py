@@ -157,10 +157,14 @@ def score_interval(scores: np.ndarray, groups: np.ndarray, confidence: float) ->
         confidence: Confidence level, in (0, 1).
     """
     quantile, error = _quantile_and_error(scores, groups, confidence)
-    mean = scores.mean()
-    weight = (quantile * error) ** 2 / (mean * (1 - mean))  # q^2 / n'
+    return score_ends(float(scores.mean()), quantile * error)
+
+
+def score_ends(mean: float, half_width: float) -> tuple[float, float]:
+    """Return Wilson's interval around a mean in (0, 1), from half the width of its t interval; within [0, 1]."""
+    weight = half_width**2 / (mean * (1 - mean))  # q^2 / n'
     centre = (mean + weight / 2) / (1 + weight)
-    half = quantile * error / (1 + weight) * np.sqrt(1 + weight / (4 * mean * (1 - mean)))
+    half = half_width / (1 + weight) * np.sqrt(1 + weight / (4 * mean * (1 - mean)))
     return float(max(centre - half, 0)), float(min(centre + half, 1))
 
 

@@ -67,7 +67,7 @@ def win_rate(
         "ci_low": low,
         "ci_high": high,
         "ci_method": made_by,
-        **_counts(preferences),
+        **counts_of(preferences),
     }
     if (lengths is None) != (baseline_lengths is None):
         raise TrlRealError("Only one of lengths and baseline_lengths is given. Give both, or neither.")
@@ -92,12 +92,12 @@ def sign_test(preferences: Numbers) -> float:
     """
     from scipy.stats import binomtest
 
-    counts = _counts(as_preferences(preferences))
+    counts = counts_of(as_preferences(preferences))
     n = counts["n_wins"] + counts["n_losses"]
     return float(binomtest(counts["n_wins"], n).pvalue) if n else 1.0
 
 
-def _counts(preferences: np.ndarray) -> dict[str, float | int]:
+def counts_of(preferences: np.ndarray) -> dict[str, float | int]:
     """Count wins, losses, ties, failures and judged rows, and compute the win rates of these counts."""
     n_wins, n_losses, n_ties = (int(x.sum()) for x in (preferences > 0.5, preferences < 0.5, preferences == 0.5))
     n_decided, n_total = n_wins + n_losses, n_wins + n_losses + n_ties

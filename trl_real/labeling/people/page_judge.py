@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_real.labeling.base import VerdictJudge
-from trl_real.labeling.people.votes import VotesJudge
+from trl_real.labeling.people.votes import Aggregation, VotesJudge
 from trl_real.labeling.verdicts import Verdict
 
 
@@ -23,6 +23,7 @@ class PageJudge(VerdictJudge):
         annotator: Name stored with the votes; None asks for it on the page.
         port: Port of the page; a free one by default.
         seed: Seed of the order and the sides.
+        aggregation: Rule that combines several annotators, see `VotesJudge`.
         on_ready: Function that receives the URL when the page is ready.
     """
 
@@ -34,9 +35,10 @@ class PageJudge(VerdictJudge):
         annotator: str | None = None,
         port: int | None = None,
         seed: int = 42,
+        aggregation: str | Aggregation = "majority",
         on_ready: Callable[[str], None] | None = None,
     ):
-        self.votes, self.name = Path(votes), "people"
+        self.votes, self.aggregation, self.name = Path(votes), aggregation, "people"
         self.page: dict[str, Any] = {
             "guidelines": guidelines,
             "annotator": annotator,
@@ -52,7 +54,7 @@ class PageJudge(VerdictJudge):
         if not self._all_voted(batch):
             pairs = Dataset.from_dict({name: batch[name] for name in ("prompt", "response_a", "response_b")})
             serve_page(pairs, self.votes, until_done=True, **self.page)
-        return VotesJudge(self.votes).verdicts(batch)
+        return VotesJudge(self.votes, self.aggregation).verdicts(batch)
 
     def _all_voted(self, batch: dict[str, list[Any]]) -> bool:
         """Return whether every pair has a vote or was skipped."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from trl_real.labeling.chat.reading import MIN_LABEL_MASS, Place, Reading, read, read_top
+from trl_real.labeling.chat.reading import MIN_LABEL_MASS, AnswerReading, Place, read, read_top
 
 
 class Question(NamedTuple):
@@ -44,10 +44,10 @@ class Answer:
     reasoning: str = ""
     finish_reason: str = "stop"
 
-    def read(self, labels: tuple[str, ...], min_mass: float = MIN_LABEL_MASS) -> Reading:
+    def read(self, labels: tuple[str, ...], min_mass: float = MIN_LABEL_MASS) -> AnswerReading:
         """Return the probabilities of the labels, or why there are none; see `trl_real.labeling.chat.reading.read`."""
         if self.failure:
-            return Reading(failure=self.failure)
+            return AnswerReading(failure=self.failure)
         if self.top and not self.text:
             return read_top(self.top, labels, min_mass)
         likeliest = [Place(max(self.top, key=lambda each: each[1])[0], self.top)] if self.top else []

@@ -28,7 +28,7 @@ class Place(NamedTuple):
     top: tuple[tuple[str, float], ...] = ()
 
 
-class Reading(NamedTuple):
+class AnswerReading(NamedTuple):
     """
     What an answer says.
 
@@ -50,7 +50,7 @@ def read(
     finish_reason: str = "stop",
     labels: tuple[str, ...] = ("A", "B"),
     min_mass: float = MIN_LABEL_MASS,
-) -> Reading:
+) -> AnswerReading:
     """
     Read an answer.
 
@@ -70,7 +70,7 @@ def read(
         return _certain(plain(reasoning).strip(), labels)
     found = named(said, labels, cut)
     if found is None:
-        return Reading(failure=_failure(said, answered.thinking or bool(reasoning), cut, finish_reason))
+        return AnswerReading(failure=_failure(said, answered.thinking or bool(reasoning), cut, finish_reason))
     place, is_exact = _place(said, found, places)
     if place is None:
         return _certain(found.label, labels)
@@ -78,7 +78,9 @@ def read(
     return reading if is_exact or not reading.failure else _certain(found.label, labels)
 
 
-def read_top(top: Sequence[tuple[str, float]], labels: tuple[str, ...], min_mass: float = MIN_LABEL_MASS) -> Reading:
+def read_top(
+    top: Sequence[tuple[str, float]], labels: tuple[str, ...], min_mass: float = MIN_LABEL_MASS
+) -> AnswerReading:
     """
     Read the likely tokens of one place: variants of a label (`"A"`, `" A"`, `"Ａ"`, `"(A"`) add up.
 
@@ -94,8 +96,8 @@ def read_top(top: Sequence[tuple[str, float]], labels: tuple[str, ...], min_mass
             mass[label] += math.exp(log_probability)
     total = sum(mass.values())
     if not total > 0 or total < min_mass:
-        return Reading(mass=total, failure="an answer without probability on its labels")
-    return Reading(tuple(value / total for value in mass.values()), min(total, 1.0))
+        return AnswerReading(mass=total, failure="an answer without probability on its labels")
+    return AnswerReading(tuple(value / total for value in mass.values()), min(total, 1.0))
 
 
 def bare(token: str, labels: Sequence[str] = ()) -> str:
@@ -104,8 +106,8 @@ def bare(token: str, labels: Sequence[str] = ()) -> str:
     return token if token in labels else token.strip(_AROUND)
 
 
-def _certain(label: str, labels: tuple[str, ...]) -> Reading:
-    return Reading(tuple(float(label == each) for each in labels))
+def _certain(label: str, labels: tuple[str, ...]) -> AnswerReading:
+    return AnswerReading(tuple(float(label == each) for each in labels))
 
 
 def _failure(said: str, thinks: bool, cut: bool, finish_reason: str) -> str:

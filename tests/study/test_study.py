@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from trl_real import MissingColumnError, TrlRealError
 from trl_real.runtime import atomic_files
 from trl_real.study import grid
-from trl_real.study.arms import ArmSelector, parse_arm
+from trl_real.study.arms import ArmSelector
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell, StudyFolder
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
@@ -313,7 +313,3 @@ def test_folder_with_other_files_is_not_changed(tmp_path):
         study(tmp_path / "mine")
     with pytest.raises(TrlRealError, match="No study in"):
         load_study(tmp_path)
-
-
-def test_arms_are_strategies_and_geometries():
-    assert parse_arm("easy").geometry == "raw" and parse_arm("hard@centered").geometry == "centered"

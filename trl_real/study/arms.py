@@ -12,16 +12,11 @@ from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.annotation import choose
 from trl_real.selection.budget import budget_rows, budget_size
-from trl_real.selection.strategies import Strategy, as_strategy, split_geometry
+from trl_real.selection.mixture.parts import Part, is_mixture, parts_of
+from trl_real.selection.mixture.shares import Scored, Taken, take_shares
+from trl_real.selection.strategies import Strategy
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, decided, decided_pairs, pair_vectors
-
-
-class Arm(NamedTuple):
-    """Arm of a study: a strategy and the geometry in which it measures similarity."""
-
-    strategy: Strategy
-    geometry: str
 
 
 class ScoredPairs(NamedTuple):
@@ -32,7 +27,7 @@ class ScoredPairs(NamedTuple):
         places: Indices of the rows in the study's pool. Shape `(n,)`.
         pairs: Two candidates of each row, in the row's order. Shape `(n, 2)`.
         similarity: Similarity of the two candidates in the raw geometry. Shape `(n,)`.
-        strategy: Strategy of the arm.
+        strategy: Strategy of the arm, or of this part of it.
         scores: Scores of the pairs, lowest first. Shape `(n,)`.
         differences: Differences of the pairs' unit vectors in the arm's geometry, if the strategy's budget needs them;
             `n` arrays.
@@ -49,6 +44,44 @@ class ScoredPairs(NamedTuple):
         """Return the pairs in the budget, as ascending indices into the arrays."""
         return budget_rows(self.strategy, self.scores, self.differences, budget_size(budget, len(self.scores)))[0]
 
+    def bought(self, budget: float | int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows in the budget, as places in the pool, and the pair of each. Shapes `(k,)`, `(k, 2)`."""
+        rows = self.selected(budget)
+        return self.places[rows], self.pairs[rows]
+
+
+class MixedPairs(NamedTuple):
+    """
+    Pairs that each part of a mixture picks.
+
+    Args:
+        mixture: Parts.
+        scored: Pairs of each part, of the same rows.
+    """
+
+    mixture: tuple[Part, ...]
+    scored: list[ScoredPairs]
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Similarity of the pairs of the first part."""
+        return self.scored[0].similarity
+
+    def taken(self, budget: float | int) -> Taken:
+        """Return the rows that each part takes, as ascending indices into the arrays."""
+        parts = [Scored(own.scores, own.differences) for own in self.scored]
+        return take_shares(self.mixture, parts, budget_size(budget, len(self.scored[0].scores)))
+
+    def selected(self, budget: float | int) -> np.ndarray:
+        """Return the rows in the budget, as ascending indices into the arrays."""
+        return self.taken(budget).rows
+
+    def bought(self, budget: float | int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows in the budget, as places in the pool, and the pair of the part that took each."""
+        taken = self.taken(budget)
+        pairs = np.stack([own.pairs for own in self.scored])
+        return self.scored[0].places[taken.rows], pairs[taken.parts, taken.rows]
+
 
 class Labeled(NamedTuple):
     """
@@ -63,17 +96,6 @@ class Labeled(NamedTuple):
     places: np.ndarray
     pairs: np.ndarray
     n_labels: int
-
-
-def parse_arm(name: str) -> Arm:
-    """
-    Parse the name of an arm: `"easy"` or `"easy@centered"`.
-
-    Raises:
-        TrlRealError: If the strategy or the geometry is unknown.
-    """
-    strategy, geometry = split_geometry(name)
-    return Arm(as_strategy(strategy), geometry)
 
 
 class ArmSelector:
@@ -97,8 +119,8 @@ class ArmSelector:
     def labeled(self, cell: Cell) -> Labeled:
         """Return the labelled pairs of the cell's budget; ties and missing scores count as labels but are left out."""
         scored = self.scored_pairs(cell.arm, cell.seed)
-        bought = scored.selected(cell.budget)
-        return Labeled(*decided(self.pool, scored.places[bought], scored.pairs[bought], self.min_gap), len(bought))
+        places, pairs = scored.bought(cell.budget)
+        return Labeled(*decided(self.pool, places, pairs, self.min_gap), len(places))
 
     def validation_pairs(self, seed: int, n: int) -> Labeled:
         """Return up to `n` labelled pairs, one per row, from the rows that the seed may not select from."""
@@ -117,13 +139,17 @@ class ArmSelector:
         n = len(self.pool)
         return np.sort(np.random.default_rng([seed, n]).permutation(n)[: self.n_pool()])
 
-    def _score_pairs(self, arm: str, seed: int) -> ScoredPairs:
-        strategy, geometry = parse_arm(arm)
+    def _score_pairs(self, arm: str, seed: int) -> ScoredPairs | MixedPairs:
+        parts = parts_of(arm)
+        scored = [self._of_part(part, seed) for part in parts]
+        return MixedPairs(parts, scored) if is_mixture(arm) else scored[0]
+
+    def _of_part(self, part: Part, seed: int) -> ScoredPairs:
         places = self._places(seed)
         rows, vectors = [self.pool.rows[i] for i in places], [self.vectors[i] for i in places]
-        change = GEOMETRIES[geometry](torch.cat(vectors).double())
-        choice = choose(rows, [change(v.double()) for v in vectors], strategy, seed)
+        change = GEOMETRIES[part.geometry](torch.cat(vectors).double())
+        choice = choose(rows, [change(v.double()) for v in vectors], part.rule, seed)
         both = zip(rows, choice.pairs.tolist(), strict=True)
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         similarity = pair_similarity(*pair_vectors(self.vectors, places, pairs)).numpy()
-        return ScoredPairs(places, pairs, similarity, strategy, choice.scores, choice.differences)
+        return ScoredPairs(places, pairs, similarity, part.rule, choice.scores, choice.differences)

@@ -22,7 +22,7 @@ from scipy.stats import norm
 
 from trl_real.functional.statistics.paired import holm
 from trl_real.study.results import METRICS, RANDOM
-from trl_real.study.run import load_study, run_study
+from trl_real.study.run import grid_cells, load_study, run_study
 
 
 ARMS = (
@@ -69,11 +69,8 @@ def run_cells(args: argparse.Namespace) -> bool:
 
 def _done(folder: Path, wanted: dict[str, list]) -> bool:
     """Return whether all cells of a study are done."""
-    if not (folder / "facts.json").exists():
-        return False
-    study = load_study(folder)
-    grown = [set(wanted[side]) <= set(getattr(study, side)) for side in wanted]
-    return all(grown) and study.n_done == study.n_cells
+    cells = grid_cells(wanted["arms"], wanted["budgets"], wanted["seeds"])
+    return (folder / "facts.json").exists() and all((folder / "cells" / f"{cell.key}.json").exists() for cell in cells)
 
 
 def places(studies: dict[str, Any], metric: str, arm: str) -> list[Place]:

@@ -1,6 +1,6 @@
 """Arms of a study: the pairs that each arm selects, and their labels."""
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from trl_real.errors import TrlRealError
+from trl_real.functional.bayesian_head import ACQUISITIONS, Acquisition, Posterior, fit_head, normal_draws
 from trl_real.functional.geometry import GEOMETRIES
-from trl_real.functional.similarity import pair_similarity
+from trl_real.functional.similarity import candidate_pairs, pair_similarity
 from trl_real.selection.annotation import choose
-from trl_real.selection.budget import budget_rows, budget_size
+from trl_real.selection.budget import budget_rows, budget_size, lowest_rows
 from trl_real.selection.mixture.parts import Part, is_mixture, parts_of
 from trl_real.selection.mixture.shares import Scored, Taken, take_shares
-from trl_real.selection.strategies import Strategy
+from trl_real.selection.strategies import Strategy, lowest
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, decided, decided_pairs, pair_vectors
+
+
+PILOT = 0.25  # share of the budget that is random if a head chooses the rest
 
 
 class ScoredPairs(NamedTuple):
@@ -118,8 +122,8 @@ class ArmSelector:
 
     def labeled(self, cell: Cell) -> Labeled:
         """Return the labelled pairs of the cell's budget; ties and missing scores count as labels but are left out."""
-        scored = self.scored_pairs(cell.arm, cell.seed)
-        places, pairs = scored.bought(cell.budget)
+        bought = self._bought_by_head if cell.arm in ACQUISITIONS else self._bought
+        places, pairs = bought(cell.arm, cell.budget, cell.seed)
         return Labeled(*decided(self.pool, places, pairs, self.min_gap), len(places))
 
     def validation_pairs(self, seed: int, n: int) -> Labeled:
@@ -138,6 +142,45 @@ class ArmSelector:
     def _places(self, seed: int) -> np.ndarray:
         n = len(self.pool)
         return np.sort(np.random.default_rng([seed, n]).permutation(n)[: self.n_pool()])
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """Spread of each feature within a row of the pool. Shape `(d,)`, float64."""
+        within = torch.cat([v.double() - v.double().mean(0) for v in self.vectors])
+        return within.square().mean(0).sqrt().clamp_min(1e-12)
+
+    def _bought(self, arm: str, budget: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.scored_pairs(arm, seed).bought(budget)
+
+    def _bought_by_head(self, arm: str, budget: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a random quarter of the budget, and the pairs that a head, fitted to its labels, would label next."""
+        random = self._of_part(Part("random"), seed)
+        size = budget_size(budget, len(random.places))
+        pilot = random.selected(max(1, round(PILOT * size)))
+        known = decided(self.pool, random.places[pilot], random.pairs[pilot], self.min_gap)
+        head = fit_head(*(v.double() / self.scale for v in pair_vectors(self.vectors, *known)), ridge=None)
+        scores, pairs = self._acquired(ACQUISITIONS[arm], head, random.places, seed)
+        scores[pilot], pairs[pilot] = np.nan, random.pairs[pilot]
+        rows = np.sort(np.concatenate([pilot, lowest_rows(scores, size - len(pilot))]))
+        return random.places[rows], pairs[rows]
+
+    def _acquired(
+        self, acquire: Acquisition, head: Posterior, places: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the score and the candidates of each row's best pair. Shapes `(n,)` and `(n, 2)`."""
+        scores, pairs = np.zeros(len(places)), np.zeros((len(places), 2), int)
+        sizes = np.array([len(self.vectors[place]) for place in places])
+        for k in np.unique(sizes).tolist():
+            rows = np.flatnonzero(sizes == k)
+            features = torch.stack([self.vectors[place] for place in places[rows]]).double() / self.scale
+            draws = normal_draws(len(rows), k, torch.Generator().manual_seed(seed))
+            found = acquire(*head.utilities(features), draws)
+            best = lowest(found)
+            scores[rows], pairs[rows] = (
+                found.gather(1, best[:, None])[:, 0].numpy(),
+                candidate_pairs(k).T[best].numpy(),
+            )
+        return scores, pairs
 
     def _score_pairs(self, arm: str, seed: int) -> ScoredPairs | MixedPairs:
         parts = parts_of(arm)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from trl_real.data.conversation import text_of
+from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
 from trl_real.functional.similarity import pair_similarity
 from trl_real.functional.statistics.agreement_by_similarity import agreement_by_similarity
@@ -32,7 +33,7 @@ def describe(
     """
     selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]
-    chosen = [arm for arm in arms if arm != RANDOM]
+    chosen = [arm for arm in arms if arm != RANDOM and arm not in ACQUISITIONS]
     scored = {arm: selector.scored_pairs(arm, seed) for arm in chosen}
     return {
         "n_pool": selector.n_pool(),

@@ -809,7 +809,7 @@ class TestErrors:
         [
             ({"model": 5}, "model is a int. Give a Hub id"),
             ({"model": tiny_model()}, "A loaded LlamaForCausalLM needs its tokenizer"),
-            ({"strategy": "eazy"}, "No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"),
+            ({"strategy": "eazy"}, "No strategy 'eazy'; there are easy, hard, centroid, d_optimal, i_optimal, random"),
             ({"strategy": ["easy"]}, "No strategy"),
             ({"model": "x", "context": "both"}, "context='both' is not one of response, prompt"),
             ({"model": "x", "max_length": 0}, "max_length=0 reads nothing"),

@@ -330,6 +330,13 @@ def test_a_head_buys_a_random_quarter_first_and_then_its_best(arm):
     np.testing.assert_array_equal(pairs, again[1])
 
 
+def test_a_head_without_a_decided_label_chooses_by_its_prior():
+    data = rows(30, k=3) | {"scores": [[1.0, 1.0, 1.0]] * 30}
+    everything = study_pool(Dataset.from_dict(data), embeddings=True)
+    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    assert len(arms._bought_by_head("fisher", 8, 0)[0]) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
+
+
 def test_large_and_small_gaps_are_those_of_the_head():
     """After a pilot of half the rows, the gaps that the best possible reward sees are larger for `large_gap`."""
     data = rows(200, d=3)

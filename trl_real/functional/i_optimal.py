@@ -130,7 +130,9 @@ def greedy_i_optimal(features: Tensor, k: int, *, ridge: float | None = None) ->
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0, or None for the mean of |x|^2.")
     # Without any difference the ridge has no effect.
     forms = Forms(features, ridge or float(features.double().square().sum(1).mean().nan_to_num()) or 1.0)
-    picks, lengths, gains = [], [], []
+    picks: list[int] = []
+    lengths: list[float] = []
+    gains: list[float] = []
     while len(picks) < k:
         ahead, u, w, length, gain = forms.look_ahead(min(AHEAD, BEST, k - len(picks)))
         n = forms.take(ahead, u, w, gain)

@@ -1,6 +1,6 @@
 """Columns that the scoring pass reads and adds."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -43,10 +43,10 @@ class ScoringPass:
         """Score a batch; `row_ids` are the rows' numbers in the dataset."""
         rows_, choices, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
         once = [1] + [0] * (len(rows_) - 1)
-        found = {}
+        found: dict[str, Any] = {}
         for j, choice in enumerate(choices):
-            own = to_own_columns(rows_, choice.pairs, choice.similarity)
-            own |= {"_score": choice.scores, "_gap": choice.gaps, "_difference": choice.differences}
+            own: dict[str, Any] = {"_score": choice.scores, "_gap": choice.gaps, "_difference": choice.differences}
+            own |= to_own_columns(rows_, choice.pairs, choice.similarity)
             found |= {part_column(name, j): own[name] for name in part_columns(self.pool)}
         return {
             **found,
@@ -60,7 +60,7 @@ class ScoringPass:
 def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
     """Return the rows as Python values without the columns of an earlier selection, and whether they are a pool."""
     pool = is_pool(dataset.column_names, selector.responses)
-    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    own: tuple[str, ...] = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
     check_own_columns(dataset.column_names, own)
     if selector.mixed:
         check_own_columns(dataset.column_names, MIXTURE_COLUMNS)

@@ -158,7 +158,9 @@ class ArmSelector:
         size = budget_size(budget, len(random.places))
         pilot = random.selected(max(1, round(PILOT * size)))
         known = decided(self.pool, random.places[pilot], random.pairs[pilot], self.min_gap)
-        head = fit_head(*(v.double() / self.scale for v in pair_vectors(self.vectors, *known)), ridge=None)
+        none = torch.zeros(2, 0, len(self.scale))
+        better, worse = pair_vectors(self.vectors, *known) if len(known[0]) else none
+        head = fit_head(better.double() / self.scale, worse.double() / self.scale, ridge=None)
         scores, pairs = self._acquired(ACQUISITIONS[arm], head, random.places, seed)
         scores[pilot], pairs[pilot] = np.nan, random.pairs[pilot]
         rows = np.sort(np.concatenate([pilot, lowest_rows(scores, size - len(pilot))]))

@@ -154,6 +154,13 @@ def picture(studies: dict[str, Any], arms: list[str], file: Path) -> None:
     figure.savefig(file, bbox_inches="tight", metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
+def processor() -> str:
+    """Return the name of the processor, as Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+
+
 def _last_shaped(names: list[str]) -> list[str]:
     return [name for name in names if SETS[name].shaped][-1:]
 
@@ -178,7 +185,7 @@ def main() -> None:
     arms = [arm for arm in args.arms if arm != RANDOM]
     print("\n".join([*tables(studies, arms), *by_set(studies, arms)]))
     sizes = ", ".join(f"{name} {study.n_test} pairs, {len(study.seeds)} seeds" for name, study in studies.items())
-    print(f"{sizes}. One thread of {platform.processor() or platform.machine()}.")
+    print(f"{sizes}. One thread of {processor()}.")
     if args.image:
         picture(studies, arms, args.image)
 

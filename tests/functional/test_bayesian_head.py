@@ -194,6 +194,8 @@ def test_gaps_and_fisher_information_by_hand():
     covariances = torch.diag(torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64))[None]
     found = {name: ACQUISITIONS[name](means, covariances, None)[0] for name in ("small_gap", "large_gap", "fisher")}
     assert found["small_gap"].tolist() == [1, 4, 3] and found["large_gap"].tolist() == [-1, -4, -3]
+    for name in ("small_gap", "large_gap"):  # without labels every gap is 0, and the first rows would always win
+        assert ACQUISITIONS[name](0 * means, covariances, None)[0].tolist() == [-2, -4, -4]
     p = torch.sigmoid(torch.tensor([-1.0, -4.0, -3.0], dtype=torch.float64))
     torch.testing.assert_close(found["fisher"], -torch.log(1 + p * (1 - p) * torch.tensor([2.0, 4.0, 4.0]).double()))
     assert candidate_pairs(3).T[lowest(found["fisher"][None])].tolist() == [[0, 1]]

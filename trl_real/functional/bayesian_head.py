@@ -135,17 +135,17 @@ def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 
 def small_gap(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
     Prefer the smallest predicted gap, the pairs that the model finds hardest (arXiv 2508.04149; APL, arXiv
-    2402.08114). Shapes as in `infomax`.
+    2402.08114); before the first label, when all gaps are 0, the largest variance. Shapes as in `infomax`.
     """
-    return _gap(means).abs()
+    return _gap(means).abs() if means.any() else infomax(means, covariances, draws)
 
 
 def large_gap(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
     Prefer the largest predicted gap, whose pair is the response with the highest and the one with the lowest utility
-    (MaxMin, arXiv 2603.09692). Shapes as in `infomax`.
+    (MaxMin, arXiv 2603.09692); before the first label the largest variance. Shapes as in `infomax`.
     """
-    return -_gap(means).abs()
+    return -_gap(means).abs() if means.any() else infomax(means, covariances, draws)
 
 
 def fisher(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:

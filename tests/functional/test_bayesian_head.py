@@ -122,6 +122,8 @@ def test_utilities_of_any_scale_create_no_ties(name, scale):
     draws = made_up(40, 2)[2]
     variances = scale * torch.linspace(1, 2, 40).double()  # of u_1 - u_2
     means = torch.zeros(40, 2).double() if name != "drts" else scale * torch.eye(2)[[0] * 40].double()
+    if name in ("small_gap", "large_gap"):  # which do not look at variances
+        means[:, 0] = variances if name == "large_gap" else -variances.flip(0)
     covariances = torch.eye(2).double() * variances[:, None, None] / 2
     scores = ACQUISITIONS[name](means, covariances, draws)[:, 0].numpy()
     expected = range(35, 40) if name != "drts" else range(5)  # which takes what is certain
@@ -198,3 +200,16 @@ def test_invalid_arguments_are_refused():
         fit_head(chosen * torch.nan, rejected)
     with pytest.raises(TrlRealError, match="draws"):
         ACQUISITIONS["dts"](*made_up()[:2], torch.zeros(200, 1, 4))
+
+
+def test_gaps_and_fisher_information_by_hand():
+    """Three responses at utilities 0, 1 and 4; the least certain pair is the one whose label says most."""
+    means = torch.tensor([[0.0, 1.0, 4.0]], dtype=torch.float64)
+    covariances = torch.diag(torch.tensor([1.0, 1.0, 3.0], dtype=torch.float64))[None]
+    found = {name: ACQUISITIONS[name](means, covariances, None)[0] for name in ("small_gap", "large_gap", "fisher")}
+    assert found["small_gap"].tolist() == [1, 4, 3] and found["large_gap"].tolist() == [-1, -4, -3]
+    for name in ("small_gap", "large_gap"):  # without labels every gap is 0, and the first rows would always win
+        assert ACQUISITIONS[name](0 * means, covariances, None)[0].tolist() == [-2, -4, -4]
+    p = torch.sigmoid(torch.tensor([-1.0, -4.0, -3.0], dtype=torch.float64))
+    torch.testing.assert_close(found["fisher"], -torch.log(1 + p * (1 - p) * torch.tensor([2.0, 4.0, 4.0]).double()))
+    assert candidate_pairs(3).T[lowest(found["fisher"][None])].tolist() == [[0, 1]]

@@ -85,6 +85,16 @@ def test_two_nodes_select_the_same_as_one_process(name, cluster, model, tmp_path
 
 
 @pytest.mark.slow
+def test_a_mixture_takes_the_same_rows_by_the_same_parts(cluster, model, pool, tmp_path):
+    alone, spread = (EmbeddingPairSelector(model, strategy="auto") for _ in range(2))
+    expected = alone.select(read(pool), 0.25)
+    kept = select_on_ray(spread, pool, 0.25, shards=tmp_path, shard_rows=8, num_actors=2)
+    for name in ("prompt", "pair", "response_a", "selected_by"):
+        assert kept[name][:] == expected[name][:]
+    assert told(spread.record)["settings"] == told(alone.record)["settings"]
+
+
+@pytest.mark.slow
 def test_mistakes_get_a_one_line_error(cluster, model, pool, tmp_path):
     selector = EmbeddingPairSelector(model)
     with pytest.raises(TrlRealError, match="5 actors of 1 CPU do not fit"):

@@ -25,6 +25,7 @@ from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import NOT_FINITE
 from trl_real.selection.record import SelectionRecord, describe_similarity
+from trl_real.selection.strategies import as_strategy
 
 
 HERE = Path(__file__).parent
@@ -808,7 +809,7 @@ class TestErrors:
         [
             ({"model": 5}, "model is a int. Give a Hub id"),
             ({"model": tiny_model()}, "A loaded LlamaForCausalLM needs its tokenizer"),
-            ({"strategy": "eazy"}, "No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"),
+            ({"strategy": "eazy"}, "No strategy 'eazy'; there are easy, hard, centroid, d_optimal, i_optimal, random"),
             ({"strategy": ["easy"]}, "No strategy"),
             ({"model": "x", "context": "both"}, "context='both' is not one of response, prompt"),
             ({"model": "x", "max_length": 0}, "max_length=0 reads nothing"),
@@ -1006,7 +1007,7 @@ class TestHalfPrecision:
         exact, half = (selector(model, strategy=strategy, dtype=d) for d in ("float32", "bfloat16"))
         expected, found = exact.select(pool, 0.3), half.select(pool, 0.3)
         assert found["id"][:] == expected["id"][:] and found["pair"][:] == expected["pair"][:]
-        assert half.record.settings["dtype"] == "bfloat16"
+        assert half.record.settings["dtype"] == ("float32" if as_strategy(strategy).exact else "bfloat16")
 
     @pytest.mark.parametrize("strategy", ["easy", "hard", "centroid", most_orthogonal])
     def test_few_rows_of_two_responses_are_embedded_again(self, strategy):

@@ -265,7 +265,7 @@ class TestOwnFunction:
 
     def test_unknown_strategy_name(self):
         with pytest.raises(
-            TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, d_optimal, random"
+            TrlRealError, match="No strategy 'eazy'; there are easy, hard, centroid, d_optimal, i_optimal, random"
         ):
             EmbeddingPairSelector(strategy="eazy")
 

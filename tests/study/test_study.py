@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
-from trl_real import MissingColumnError, TrlRealError
+from trl_real import ACQUISITIONS, MissingColumnError, TrlRealError
 from trl_real.runtime import atomic_files
 from trl_real.study import grid
-from trl_real.study.arms import ArmSelector, parse_arm
+from trl_real.study.arms import ArmSelector
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell, StudyFolder
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
@@ -315,5 +315,42 @@ def test_folder_with_other_files_is_not_changed(tmp_path):
         load_study(tmp_path)
 
 
-def test_arms_are_strategies_and_geometries():
-    assert parse_arm("easy").geometry == "raw" and parse_arm("hard@centered").geometry == "centered"
+@pytest.mark.parametrize("arm", ACQUISITIONS)
+def test_a_head_buys_a_random_quarter_first_and_then_its_best(arm):
+    """Every row once, the pilot with the pairs of random, and more labels that end with the same model as random's."""
+    everything = study_pool(Dataset.from_dict(rows(60, k=3)), embeddings=True)
+    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    places, pairs = arms._bought_by_head(arm, 20, 3)
+    random = arms.scored_pairs("random", 3)
+    pilot = random.selected(5)
+    assert len(set(places.tolist())) == 20 and set(pilot.tolist()) <= set(places.tolist())
+    by_place = dict(zip(places.tolist(), pairs.tolist(), strict=True))
+    assert all(by_place[row] == random.pairs[row].tolist() for row in pilot.tolist())
+    again = arms._bought_by_head(arm, 20, 3)
+    np.testing.assert_array_equal(pairs, again[1])
+
+
+def test_a_head_without_a_decided_label_chooses_by_its_prior():
+    data = rows(30, k=3) | {"scores": [[1.0, 1.0, 1.0]] * 30}
+    everything = study_pool(Dataset.from_dict(data), embeddings=True)
+    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    assert len(arms._bought_by_head("fisher", 8, 0)[0]) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
+
+
+def test_large_and_small_gaps_are_those_of_the_head():
+    """After a pilot of half the rows, the gaps that the best possible reward sees are larger for `large_gap`."""
+    data = rows(200, d=3)
+    everything = study_pool(Dataset.from_dict(data), embeddings=True)
+    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    weights = FrozenCells(arms, everything, everything.vectors).fit(
+        *(part.tobytes() for part in decided_pairs(everything))
+    )[0].weights  # fmt: skip
+    gaps = {}
+    for arm in ("large_gap", "small_gap"):
+        places, pairs = arms._bought_by_head(arm, 80, 0)
+        utilities = [
+            (everything.vectors[i].double() / arms.scale @ weights)[pair]
+            for i, pair in zip(places, pairs, strict=True)
+        ]
+        gaps[arm] = np.mean([float((u[0] - u[1]).abs()) for u in utilities])
+    assert gaps["large_gap"] > 1.5 * gaps["small_gap"]

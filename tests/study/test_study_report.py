@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from support.pages import HOSTILE, Loads, text_of_page
+from trl_real.cli.study import worse_than_random
 from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
@@ -319,3 +320,11 @@ def test_missing_extra_is_reported_before_anything_is_written(tmp_path, monkeypa
     with pytest.raises(MissingExtraError, match=rf"{package} is not installed.*trl-real\[plots\]"):
         write_study_report(tmp_path / "out", study())
     assert not (tmp_path / "out").exists()
+
+
+def test_arms_whose_whole_interval_lies_above_the_loss_of_random_are_listed():
+    found = worse_than_random(
+        study(differences={"loss": {"easy": [GAIN, LOSS, UNKNOWN], "hard": [NOTHING, EQUAL, LOSS]}})
+    )
+    assert [(row["arm"], row["budget"]) for row in found] == [("easy", BUDGETS[1]), ("hard", BUDGETS[2])]
+    assert found[0]["value"] == LOSS.value and worse_than_random(study()) == []

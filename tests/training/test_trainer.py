@@ -127,9 +127,11 @@ def by_length(embeddings, draws):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["easy@centered", by_length, lambda e, d: -by_length(e, d)], ids=["geometry", "function", "lambda"]
+    "strategy",
+    ["easy@centered", by_length, lambda e, d: -by_length(e, d), "auto", {"easy": 0.6, "random": 0.4}],
+    ids=["geometry", "function", "lambda", "mixture", "shares"],
 )
-def test_strategy_with_a_geometry_or_a_function_selects_as_the_selector_does(strategy, model, tmp_path):
+def test_strategy_with_a_geometry_a_function_or_a_mixture_selects_as_the_selector_does(strategy, model, tmp_path):
     dataset = Dataset.from_list(pairs())
     args = {"selection_strategy": strategy, "selection_budget": 5, "max_steps": 2, "save_strategy": "steps"}
     trainer = selecting(tmp_path, model, dataset, save_steps=1, **args)

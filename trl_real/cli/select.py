@@ -17,7 +17,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_source(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
-    parser.add_argument("--strategy", default="easy", help="easy (default), hard, centroid, d_optimal or random")
+    parser.add_argument(
+        "--strategy",
+        default="easy",
+        help="easy (default), hard, centroid, d_optimal, i_optimal, random, auto, or several as in easy+random",
+    )
     parser.add_argument("--budget", type=number, help="share (0.25) or number (500) of the rows; default: all")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument("--context", default="response", help="response (default) or prompt+response")

@@ -1,6 +1,7 @@
 """Measure label savings: several strategies, budgets and seeds on one pool, one fixed test set, one report."""
 
 import argparse
+from typing import Any
 
 from trl_real.cli.options import add_common, add_source, number, require, result, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
@@ -22,7 +23,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         choices=("frozen", "dpo"),
         help="frozen (default): a Bradley-Terry model on embeddings, seconds per cell; dpo: train the model",
     )
-    parser.add_argument("--arms", nargs="+", help="strategies, such as random easy easy@centered hard centroid")
+    parser.add_argument("--arms", nargs="+", help="strategies, such as random easy@centered auto easy+random infomax")
     parser.add_argument("--budgets", nargs="+", type=number, help="shares (0.1 0.35 1.0) or numbers of labels")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the cells (default: 0 to 9; dpo: 0 to 2)")
     parser.add_argument("--n_test", type=int, default=500, help="number of test rows (default: 500)")
@@ -95,7 +96,18 @@ def write_and_tell(args: argparse.Namespace, study, folder: str) -> None:
     report = write_study_report(folder, study)
     say(f"Report: {report}")
     savings = {arm: [s._asdict() for s in found] for arm, found in study.savings.get("loss", {}).items()}
-    result(args, {"report": str(report), "savings": savings}, savings_table(study) + f"\nreport: {report}")
+    found = {"report": str(report), "savings": savings, "worse_than_random": worse_than_random(study)}
+    result(args, found, savings_table(study) + f"\nreport: {report}")
+
+
+def worse_than_random(study) -> list[dict[str, Any]]:
+    """Return every arm and budget with a test loss above random's by the whole paired interval."""
+    return [
+        {"arm": arm, "budget": budget, **difference._asdict()}
+        for arm, found in study.differences.get("loss", {}).items()
+        for budget, difference in zip(study.budgets, found, strict=True)
+        if difference.low > 0
+    ]
 
 
 def savings_table(study) -> str:

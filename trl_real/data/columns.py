@@ -15,6 +15,8 @@ EMBEDDINGS = "embeddings"
 # Columns that the selector adds to a pool, and to labelled pairs.
 POOL_COLUMNS = ("pair", "response_a", "response_b", "similarity", "skipped")
 PREFERENCE_COLUMNS = ("similarity", "skipped")
+# Columns that a mixture adds to the rows it keeps: the part that took a row, and with what probability.
+MIXTURE_COLUMNS = ("selected_by", "selection_probability")
 
 OWN_FEATURES = {
     "pair": List(Value("int32")),
@@ -22,6 +24,8 @@ OWN_FEATURES = {
     "response_b": Value("string"),
     "similarity": Value("float32"),
     "skipped": Value("string"),
+    "selected_by": Value("string"),
+    "selection_probability": Value("float32"),
 }
 
 

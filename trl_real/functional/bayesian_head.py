@@ -132,6 +132,32 @@ def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 
     return -_gap(means).abs() - width * _gap_variance(covariances).sqrt()
 
 
+def small_gap(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    Prefer the smallest predicted gap, the pairs that the model finds hardest (arXiv 2508.04149; APL, arXiv
+    2402.08114); before the first label, when all gaps are 0, the largest variance. Shapes as in `infomax`.
+    """
+    return _gap(means).abs() if means.any() else infomax(means, covariances, draws)
+
+
+def large_gap(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    Prefer the largest predicted gap, whose pair is the response with the highest and the one with the lowest utility
+    (MaxMin, arXiv 2603.09692); before the first label the largest variance. Shapes as in `infomax`.
+    """
+    return -_gap(means).abs() if means.any() else infomax(means, covariances, draws)
+
+
+def fisher(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
+    """
+    Prefer the label that adds most information to those so far, `log(1 + p (1 - p) var(u_i - u_j))` in nats, with `p`
+    the predicted probability (ARM-FI's past-aware D-optimal design, arXiv 2502.04354, without the picks of the same
+    round). Shapes as in `infomax`.
+    """
+    p = torch.sigmoid(_gap(means))
+    return -(p * (1 - p) * _gap_variance(covariances)).log1p()
+
+
 def double_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
     Pick two responses that may each be the best: the best of one sample of utilities, and the best of the first later
@@ -163,6 +189,9 @@ ACQUISITIONS: dict[str, Acquisition] = {
     "dts": double_thompson,
     "delta_ucb": delta_ucb,
     "drts": double_reverse_thompson,
+    "small_gap": small_gap,
+    "large_gap": large_gap,
+    "fisher": fisher,
 }
 
 

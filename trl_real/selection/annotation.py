@@ -56,7 +56,12 @@ def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> lis
 
 
 def choose(
-    rows: list[Candidates], vectors: list[Tensor], strategy: Strategy | Score, seed: int, gaps: bool = False
+    rows: list[Candidates],
+    vectors: list[Tensor],
+    strategy: Strategy | Score,
+    seed: int,
+    gaps: bool = False,
+    shown: list[Tensor] | None = None,
 ) -> Choice:
     """
     Apply a strategy to rows with any number of responses.
@@ -67,6 +72,7 @@ def choose(
         strategy: Record or function.
         seed: Seed of the draws.
         gaps: Whether to compute the gaps, which only half precision reads.
+        shown: Vectors in which to measure the similarity; by default those of the strategy.
     """
     strategy = as_strategy(strategy)
     n = len(rows)
@@ -95,7 +101,8 @@ def choose(
             choice.gaps[members] = strategy.gap(embeddings, scores).numpy()
         if embeddings.shape[-1]:
             ends = embeddings[each, first], embeddings[each, second]
-            choice.similarity[members] = pair_similarity(*ends).numpy()
+            seen = embeddings if shown is None else torch.stack([shown[i] for i in members])
+            choice.similarity[members] = pair_similarity(seen[each, first], seen[each, second]).numpy()
             if strategy.budget:
                 for i, difference in zip(members, by_response(*map(Tensor.double, ends)).float(), strict=True):
                     choice.differences[i] = difference.numpy()

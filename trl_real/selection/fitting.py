@@ -24,14 +24,14 @@ GEOMETRY_SAMPLE = 1000
 Keys = list[tuple[bytes, int]]
 
 
-def fitted_geometry(selector: PairScorer, dataset: Dataset, folder: Path | None = None) -> Geometry:
+def fitted_geometry(selector: PairScorer, dataset: Dataset, name: str, folder: Path | None = None) -> Geometry:
     """
-    Fit the selector's geometry to the responses of up to 1,000 rows: those with the lowest digests of seed and
-    content.
+    Fit a geometry to the responses of up to 1,000 rows: those with the lowest digests of seed and content.
 
     Args:
-        selector: Selector with a geometry other than raw.
+        selector: Selector that reads the rows.
         dataset: Pool or labelled pairs.
+        name: Name in `GEOMETRIES`.
         folder: Folder to save the geometry in, so that a restarted run uses the same bits.
 
     Raises:
@@ -43,15 +43,15 @@ def fitted_geometry(selector: PairScorer, dataset: Dataset, folder: Path | None 
     keys: Keys = []
     for number, batch in enumerate(plain.select_columns(wanted).iter(1000)):
         keys = _lowest_keys(selector, pool, keys, batch, 1000 * number)
-    return _geometry(selector, pool, keys, plain.select([row for _, row in keys]), folder)
+    return _geometry(selector, name, pool, keys, plain.select([row for _, row in keys]), folder)
 
 
-def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, folder: Path) -> Geometry:
+def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, name: str, folder: Path) -> Geometry:
     """
     Fit the same geometry as `fitted_geometry` in one pass that holds a chunk and 1,000 rows in memory.
 
     Args:
-        selector, folder: As in `fitted_geometry`.
+        selector, name, folder: As in `fitted_geometry`.
         chunks: Chunks of a pool or labelled pairs, with the columns that the selector reads.
         pool: Whether the rows are a pool.
 
@@ -65,7 +65,7 @@ def geometry_of_stream(selector: PairScorer, chunks: Chunks, pool: bool, folder:
         held = {row: held[row] if row in held else rows[row - start] for _, row in keys}
     columns = {name: [held[row][name] for _, row in keys] for name in chunks.features}
     sample = Dataset.from_dict(columns, features=chunks.features)
-    return _geometry(selector, pool, keys, sample, folder)
+    return _geometry(selector, name, pool, keys, sample, folder)
 
 
 def _lowest_keys(selector, pool: bool, keys: Keys, batch: dict[str, list], start: int) -> Keys:
@@ -78,26 +78,26 @@ def _lowest_keys(selector, pool: bool, keys: Keys, batch: dict[str, list], start
     return heapq.nsmallest(GEOMETRY_SAMPLE, keys + found)
 
 
-def _geometry(selector, pool: bool, keys: Keys, sample: Dataset, folder: Path | None) -> Geometry:
+def _geometry(selector, name: str, pool: bool, keys: Keys, sample: Dataset, folder: Path | None) -> Geometry:
     if not keys:
-        raise TrlRealError(f"geometry={selector.geometry!r}, but no row has two responses to fit it to.")
+        raise TrlRealError(f"geometry={name!r}, but no row has two responses to fit it to.")
     plain_selector = copy.copy(selector)
     plain_selector.geometry, plain_selector.fitted = "raw", None
     if folder is None:
-        return _fit(selector, plain_selector, sample, pool)
-    digest = hashlib.blake2b(repr([selector.geometry, Hasher.hash(plain_selector), keys]).encode(), digest_size=8)
+        return _fit(selector, name, sample, pool)
+    digest = hashlib.blake2b(repr([name, Hasher.hash(plain_selector), keys]).encode(), digest_size=8)
     file = folder / f"geometry-{digest.hexdigest()}.safetensors"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, safetensors.torch.save(_fit(selector, plain_selector, sample, pool)._asdict()))
+        write_atomic(file, safetensors.torch.save(_fit(selector, name, sample, pool)._asdict()))
     return Geometry(**safetensors.torch.load(file.read_bytes()))
 
 
-def _fit(selector, plain_selector, sample: Dataset, pool: bool) -> Geometry:
+def _fit(selector, name: str, sample: Dataset, pool: bool) -> Geometry:
     batch = to_columns(sample[:])
-    vectors, _ = plain_selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
+    vectors, _ = selector._vectors(gather_candidates(batch, pool, selector.responses), batch, None)
     vectors = [v for v in vectors if torch.isfinite(v).all()]
     if not vectors:
-        raise TrlRealError(f"geometry={selector.geometry!r}, but no embedding of the sample is finite.")
-    fitted = GEOMETRIES[selector.geometry](torch.cat(vectors).double())
+        raise TrlRealError(f"geometry={name!r}, but no embedding of the sample is finite.")
+    fitted = GEOMETRIES[name](torch.cat(vectors).double())
     return Geometry(fitted.shift.float(), fitted.matrix.float())

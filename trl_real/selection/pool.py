@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +12,8 @@ from datasets import Dataset, Features, concatenate_datasets
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.fitting import fitted_geometry
 from trl_real.selection.half_precision import decide, settle_doubts
+from trl_real.selection.mixture.rows import decide_mixture, kept_by_part, rows_of_parts
+from trl_real.selection.mixture.shares import Taken
 from trl_real.selection.record import SelectionRecord, describe_similarity
 from trl_real.selection.scorer import PairScorer
 from trl_real.selection.scoring_columns import (
@@ -33,8 +36,8 @@ class Pool(Protocol):
     def once(self, function: Callable[[], T]) -> T:
         """Return `function()`, that of the first process if processes share the work."""
 
-    def fit(self) -> Any:
-        """Return the geometry, fitted to the rows with the lowest digests."""
+    def fit(self, name: str) -> Any:
+        """Return the geometry of this name, fitted to the rows with the lowest digests."""
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         """Score the rows with these numbers, ascending (None for all), and save the scores under `name`."""
@@ -55,9 +58,12 @@ def select_rows(selector: PairScorer, pool: Pool, budget: float | int | None) ->
     Returns:
         The kept rows in the order of the pool, and the record.
     """
-    if selector.geometry != "raw" and selector.embeds:
-        selector.fitted = pool.once(pool.fit)
+    if selector.geometries:
+        selector.set_fitted({name: pool.once(partial(pool.fit, name)) for name in selector.geometries})
     scored = pool.score(selector, None, "scores")
+    if selector.mixed:
+        taken, record = pool.once(lambda: cut_mixture(selector, scored, budget))
+        return pool.join(rows_of_parts(selector, scored, taken), taken.rows), record
     scored, n_rescored = settle_doubts(selector, scored, budget, pool.score, pool.once)
     kept, record = pool.once(lambda: cut(selector, scored, budget, n_rescored))
     return pool.join(scored.remove_columns(list(SCORING_FEATURES)), kept), record
@@ -78,15 +84,15 @@ class DatasetPool:
         self.plain, self.is_pool = plain_rows(selector, dataset)
         self.once = engine.once
 
-    def fit(self) -> Any:
-        return fitted_geometry(self.selector, self.dataset, self.engine.folder)
+    def fit(self, name: str) -> Any:
+        return fitted_geometry(self.selector, self.dataset, name, self.engine.folder)
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         read, arrays = columns_read(scorer, self.plain.column_names, self.is_pool)
         plain = (self.plain if rows is None else self.plain.select(rows)).select_columns(read)
         if arrays:
             plain = plain.with_format("numpy", columns=arrays, output_all_columns=True)
-        features = scoring_features(self.is_pool)
+        features = scoring_features(self.is_pool, len(scorer.parts))
         if not len(plain):
             return Dataset.from_dict({name: [] for name in features}, features=features)
         scorer = without_cache(scorer) if isinstance(self.engine, Sharded) else scorer
@@ -111,6 +117,14 @@ def cut(
     return kept, _record(selector, budget, scored, kept, n_rescored)
 
 
+def cut_mixture(selector: PairScorer, scored: Dataset, budget: float | int | None) -> tuple[Taken, SelectionRecord]:
+    """Return the rows that each part of a mixture takes, and the record."""
+    taken = decide_mixture(selector, scored, budget)
+    record = _record(selector, budget, scored, taken.rows, 0)
+    record.settings["parts"] = kept_by_part(selector, taken)
+    return taken, record
+
+
 def without_cache(selector: PairScorer) -> PairScorer:
     """Return a copy without the embedding cache, so that scores do not depend on earlier batches."""
     selector = copy.copy(selector)
@@ -131,7 +145,9 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
         seed=selector.seed,
         model=encoder.label if encoder else ("column 'embeddings'" if selector.embeds else None),
         revision=encoder.fingerprint() if encoder else None,
-        settings={**settings, "geometry": selector.geometry} if selector.embeds else {},
+        settings={**settings, **({} if selector.mixed else {"geometry": selector.geometry})}
+        if selector.embeds
+        else {},
         n_rows=len(scored),
         n_kept=len(kept),
         n_not_chosen=len(scored) - len(kept) - sum(skipped.values()),

@@ -1,5 +1,6 @@
 """Scores of the candidate pairs of a batch, from embeddings of its responses."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,8 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.models.load import prepare_process
 from trl_real.selection.annotation import Choice, check_seed, choose, gather_candidates, given_vectors, skip_nonfinite
-from trl_real.selection.strategies import Score, Strategy, as_strategy, split_geometry
+from trl_real.selection.mixture.parts import Part, is_mixture, mixture_name, parts_of
+from trl_real.selection.strategies import Score, Strategy
 
 
 # Part of the fingerprint: `datasets` hashes a selector's attributes, not its code.
@@ -27,14 +29,14 @@ class PairScorer:
     Embedder and scorer of the pairs of a batch: base of `EmbeddingPairSelector`, which describes the arguments.
 
     Attributes:
-        fitted (`Geometry`, *optional*): Fitted geometry; None before the fit.
+        fitted (`Geometry`, *optional*): Fitted geometry; None before the fit. Of a mixture, a dict by name.
     """
 
     def __init__(
         self,
         model: Any = None,
         *,
-        strategy: str | Strategy | Score = "easy",
+        strategy: str | Strategy | Score | Mapping[Any, float] = "easy",
         tokenizer: Any = None,
         revision: str | None = None,
         context: Context = "response",
@@ -50,7 +52,11 @@ class PairScorer:
         include_eos: bool = False,
         on_nonfinite: Literal["error", "skip"] = "error",
     ):
-        self.strategy, self.geometry = split_geometry(strategy, geometry)
+        self.parts = parts_of(strategy, geometry)
+        self.strategy, self.geometry = self.parts[0].strategy, self.parts[0].geometry
+        self.mixed = is_mixture(strategy)
+        if self.mixed:
+            self.strategy, self.geometry = mixture_name(strategy), "raw"
         self.responses, self.seed, self.on_nonfinite = responses, seed, on_nonfinite
         options = EmbedderOptions(context, layer, max_length, batch_tokens, include_bos, include_eos)
         check_seed(seed)
@@ -58,24 +64,38 @@ class PairScorer:
             raise TrlRealError(f"on_nonfinite={on_nonfinite!r} is not one of error, skip.")
         self.encoder: Encoder | None = None
         if model is not None and self.embeds:
-            self.encoder = Encoder(model, tokenizer, revision, dtype, device, options)
-        self.fitted: Geometry | None = None
+            self.encoder = Encoder(model, tokenizer, revision, "float32" if self.exact else dtype, device, options)
+        self.fitted: Geometry | dict[str, Geometry] | None = None
 
     @property
     def rule(self) -> Strategy:
-        """Record of the strategy."""
-        return as_strategy(self.strategy)
+        """Record of the strategy, of a mixture that of its first part."""
+        return self.parts[0].rule
 
     @property
     def embeds(self) -> bool:
         """Whether the strategy reads embeddings."""
-        return self.rule.reads_embeddings
+        return any(part.rule.reads_embeddings for part in self.parts)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every row is embedded in float32, whatever the dtype."""
+        return self.mixed or self.rule.exact
+
+    @property
+    def geometries(self) -> list[str]:
+        """Geometries to fit before the selection."""
+        return sorted({part.geometry for part in self.parts if part.rule.reads_embeddings} - {"raw"})
+
+    def set_fitted(self, found: dict[str, Geometry]) -> None:
+        """Keep the fitted geometries, by name."""
+        self.fitted = found if self.mixed else found.get(self.geometry)
 
     def annotate(
         self, batch: dict[str, list], pool: bool, rank: int | None = None, row_ids: list[int] | None = None
-    ) -> tuple[list[Candidates], Choice, dict[str, Any]]:
+    ) -> tuple[list[Candidates], list[Choice], dict[str, Any]]:
         """
-        Return the candidates and the choice of each row of a batch, and the cost of the embeddings.
+        Return the candidates and each part's choice in every row of a batch, and the cost of the embeddings.
 
         Args:
             batch: Columns, as Python values.
@@ -94,7 +114,9 @@ class PairScorer:
                 "Leave such rows out with on_nonfinite='skip', or embed in dtype='float32'."
             )
         gaps = self.encoder is not None and self.encoder.in_half_precision
-        return rows, choose(rows, vectors, self.rule, self.seed, gaps), cost
+        shown = vectors if self.mixed else None  # one scale of similarity for all parts
+        placed = ((part, [self._placed(v, part) for v in vectors]) for part in self.parts)
+        return rows, [choose(rows, own, part.rule, self.seed, gaps, shown) for part, own in placed], cost
 
     def features(self, features: Features) -> Features:
         """Return the features of a dataset after `map`, for `IterableDataset.map(features=…)`."""
@@ -108,23 +130,24 @@ class PairScorer:
         if not self.embeds:
             return [torch.zeros(size, 0) for size in sizes], cost
         if self.encoder is None:
-            return [self._placed(v) for v in given_vectors(rows, batch)], cost
+            return given_vectors(rows, batch), cost
         texts = [text for row in rows for text in row.texts]
         prompts = [row.prompt for row in rows for _ in row.texts]
         found = self.encoder(prompts, texts, rank)
         cost.update(n_tokens=found.n_tokens, seconds=found.seconds)
         cost["truncated"] = np.array([int(part.sum()) for part in found.truncated.split(sizes)], np.int32)
-        return [self._placed(part) for part in found.vectors.split(sizes)], cost
+        return list(found.vectors.split(sizes)), cost
 
-    def _placed(self, vectors: Tensor) -> Tensor:
-        """Return the embeddings in the selector's geometry."""
-        if self.geometry == "raw":
+    def _placed(self, vectors: Tensor, part: Part) -> Tensor:
+        """Return the embeddings in the geometry of a part."""
+        if part.geometry == "raw" or not vectors.numel() or not part.rule.reads_embeddings:
             return vectors
-        if self.fitted is None:
+        fitted = self.fitted.get(part.geometry) if isinstance(self.fitted, dict) else self.fitted
+        if fitted is None:
             raise TrlRealError(
-                f"geometry={self.geometry!r} is not fitted yet. Type selector.fit(dataset), or use select."
+                f"geometry={part.geometry!r} is not fitted yet. Type selector.fit(dataset), or use select."
             )
-        return self.fitted(vectors) if vectors.numel() else vectors
+        return fitted(vectors)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "version": ALGORITHM_VERSION}

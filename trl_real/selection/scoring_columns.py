@@ -1,12 +1,13 @@
 """Columns that the scoring pass reads and adds."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from trl_real.data.columns import (
     EMBEDDINGS,
+    MIXTURE_COLUMNS,
     OWN_FEATURES,
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -40,14 +41,15 @@ class ScoringPass:
 
     def __call__(self, rows, row_ids: list[int], rank: int | None = None) -> dict[str, list]:
         """Score a batch; `row_ids` are the rows' numbers in the dataset."""
-        rows_, choice, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
-        own = to_own_columns(rows_, choice.pairs, choice.similarity)
+        rows_, choices, cost = self.selector.annotate(to_columns(rows), self.pool, rank, row_ids)
         once = [1] + [0] * (len(rows_) - 1)
+        found: dict[str, Any] = {}
+        for j, choice in enumerate(choices):
+            own: dict[str, Any] = {"_score": choice.scores, "_gap": choice.gaps, "_difference": choice.differences}
+            own |= to_own_columns(rows_, choice.pairs, choice.similarity)
+            found |= {part_column(name, j): own[name] for name in part_columns(self.pool)}
         return {
-            **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)},
-            "_score": choice.scores,
-            "_gap": choice.gaps,
-            "_difference": choice.differences,
+            **found,
             "_n_responses": [len(row.texts) for row in rows_],
             "_n_truncated": cost["truncated"],
             "_n_tokens": [cost["n_tokens"] * first for first in once],
@@ -58,8 +60,12 @@ class ScoringPass:
 def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
     """Return the rows as Python values without the columns of an earlier selection, and whether they are a pool."""
     pool = is_pool(dataset.column_names, selector.responses)
-    own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
+    own: tuple[str, ...] = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
     check_own_columns(dataset.column_names, own)
+    if selector.mixed:
+        check_own_columns(dataset.column_names, MIXTURE_COLUMNS)
+    if set(MIXTURE_COLUMNS) <= set(dataset.column_names):
+        own += MIXTURE_COLUMNS
     return dataset.with_format(None).remove_columns([name for name in own if name in dataset.column_names]), pool
 
 
@@ -71,10 +77,27 @@ def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[
     return read, [EMBEDDINGS] if given else []
 
 
-def scoring_features(pool: bool) -> Features:
+def part_columns(pool: bool) -> list[str]:
+    """Return the columns that every part of a mixture has."""
+    return [*(POOL_COLUMNS if pool else PREFERENCE_COLUMNS), "_score", "_gap", "_difference"]
+
+
+def part_column(name: str, part: int) -> str:
+    """Return the name of a column of a part; that of the first part, or of a plain strategy, has no addition."""
+    return f"_part_{part}_{name.lstrip('_')}" if part else name
+
+
+def scoring_features(pool: bool, n_parts: int = 1) -> Features:
     """Return the features of the output of a `ScoringPass`."""
-    names = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
-    return Features({**{name: OWN_FEATURES[name] for name in names}, **SCORING_FEATURES})
+    types = {**OWN_FEATURES, **SCORING_FEATURES}
+    parts = {part_column(name, j): types[name] for j in range(n_parts) for name in part_columns(pool)}
+    return Features({**parts, **SCORING_FEATURES})
+
+
+def of_part(scored: Dataset, part: int, names: list[str]) -> Dataset:
+    """Return the columns of a part under their own names."""
+    mine = {part_column(name, part): name for name in names}
+    return scored.select_columns(list(mine)).rename_columns({old: new for old, new in mine.items() if old != new})
 
 
 def numbers(dataset: Dataset, column: str) -> np.ndarray:

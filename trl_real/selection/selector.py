@@ -49,9 +49,12 @@ class EmbeddingPairSelector(PairScorer):
         model (`str`, `PreTrainedModel` or encoder, *optional*):
             Hub id or local path, loaded on first use; a loaded model; an object with `encode(list[str]) -> array`; or
             None if the dataset has a column `embeddings` (one vector per response).
-        strategy (`str` or function, *optional*, defaults to `"easy"`):
+        strategy (`str`, function or `dict`, *optional*, defaults to `"easy"`):
             Name in `STRATEGIES` or function `(embeddings (N, K, d), draws (N, P)) -> scores (N, P)`. `"random"`
-            loads no model.
+            loads no model. For `select` also a mixture of strategies that share the budget: `"easy@centered+random"`,
+            a dict of shares such as `{"random": 0.25, "easy@centered": 0.75}`, or `"auto"`
+            (`trl_real.selection.mixture`). It always embeds in float32, and the kept rows have two columns more:
+            `selected_by`, and `selection_probability`, known for the rows of `"random"` and NaN for others.
         tokenizer (*optional*): Tokenizer of a loaded model; a model given by name has its own.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         context (`str`, *optional*, defaults to `"response"`):
@@ -98,10 +101,15 @@ class EmbeddingPairSelector(PairScorer):
         pool = is_pool(columns, self.responses)
         own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
         check_own_columns(columns, own)
+        if self.mixed:
+            raise TrlRealError(
+                f"strategy={self.strategy!r} shares out a budget over a whole pool, and map sees one batch at a time. "
+                "Type selector.select(dataset, budget=…)."
+            )
         depths = {self.responses: 1, "prompt": 0} if pool else {"chosen": 0, "rejected": 0, "prompt": 0}
         batched = is_batch(rows, columns, depths)
         batch = columns if batched else {name: [value] for name, value in columns.items()}
-        candidates, choice, _ = self.annotate(batch, pool, rank)
+        candidates, (choice,), _ = self.annotate(batch, pool, rank)
         own_columns = to_own_columns(candidates, choice.pairs, choice.similarity)
         added = {name: values for name, values in own_columns.items() if name in own}
         if not isinstance(rows, Mapping):
@@ -162,8 +170,8 @@ class EmbeddingPairSelector(PairScorer):
         return kept
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":
-        """Fit the geometry to up to 1,000 rows, drawn by seed and content."""
-        self.fitted = fitted_geometry(self, dataset)
+        """Fit the geometry, or those of a mixture, to up to 1,000 rows, drawn by seed and content."""
+        self.set_fitted({name: fitted_geometry(self, dataset, name) for name in self.geometries})
         return self
 
     def map_kwargs(self) -> dict[str, Any]:

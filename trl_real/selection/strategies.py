@@ -23,6 +23,7 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.clustering import two_means, two_means_gap
 from trl_real.functional.design import Design, greedy_design, uncertainty
 from trl_real.functional.geometry import GEOMETRIES
+from trl_real.functional.i_optimal import i_optimal_set
 from trl_real.functional.similarity import candidate_pairs, candidate_similarity, normalize
 
 
@@ -174,6 +175,7 @@ class Strategy:
         margins: Function `(differences (N, d), Design) -> (N,)` of a set budget: how near each row is to the cut.
         budget: Function `(differences (N, d), size) -> Design` that takes rows as a set, with `N d` numbers in
             memory; None takes the rows with the lowest scores.
+        exact: Whether every row affects the choice of all others, so that all are embedded in float32.
     """
 
     score: Score
@@ -186,6 +188,7 @@ class Strategy:
     jumps: bool = False
     margins: Callable[[Tensor, Design], Tensor] | None = None
     budget: SetBudget | None = None
+    exact: bool = False
 
     def __call__(self, embeddings: Tensor, draws: Tensor) -> Tensor:
         """Score every candidate pair. Shapes `(N, K, d)` and `(N, P)` to `(N, P)`."""
@@ -209,6 +212,14 @@ STRATEGIES: dict[str, Strategy] = {
         rounding=2.0,
         margins=design_margins,
         budget=greedy_design,
+    ),
+    "i_optimal": Strategy(
+        d_optimal,
+        "the rows whose labels lower the uncertainty over the whole pool, as a set",
+        "#56B4E9",
+        rounding=2.0,
+        budget=i_optimal_set,
+        exact=True,
     ),
     "random": Strategy(
         uniform, "any pair: the baseline, which loads no model", "#000000", reads_embeddings=False, needs_draws=True
@@ -236,7 +247,9 @@ def as_strategy(strategy: Any) -> Strategy:
         named = (record for record in STRATEGIES.values() if record.score is strategy)
         return next(named, Strategy(strategy, needs_draws=True, rounding=None))
     if not isinstance(strategy, str) or strategy not in STRATEGIES:
-        raise TrlRealError(f"No strategy {strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function.")
+        raise TrlRealError(
+            f"No strategy {strategy!r}; there are {', '.join(STRATEGIES)}. Or give a function or a mixture."
+        )
     return STRATEGIES[strategy]
 
 

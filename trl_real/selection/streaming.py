@@ -86,13 +86,14 @@ class StreamPool:
         read, arrays = columns_read(selector, self.plain.column_names, self.is_pool)
         self.chunks = Chunks(self.plain, read, shard_rows, tuple(arrays))
 
-    def fit(self) -> Geometry:
-        return geometry_of_stream(self.selector, self.chunks, self.is_pool, self.folder)
+    def fit(self, name: str) -> Geometry:
+        return geometry_of_stream(self.selector, self.chunks, self.is_pool, name, self.folder)
 
     def score(self, scorer: PairScorer, rows: np.ndarray | None, name: str) -> Dataset:
         scoring = ScoringPass(without_cache(scorer), self.is_pool)
         settings: dict[str, Any] = {"batch_size": self.batch_size, "desc": DESCRIPTION, "only": rows}
-        return map_chunks(scoring, self.chunks, scoring_features(self.is_pool), self.folder / name, **settings)
+        features = scoring_features(self.is_pool, len(scorer.parts))
+        return map_chunks(scoring, self.chunks, features, self.folder / name, **settings)
 
     def join(self, added: Dataset, kept: np.ndarray) -> IterableDataset:
         """Return the kept rows as a stream that reads the input stream again."""
@@ -156,8 +157,7 @@ def select_by_sample(
     drawn = list(plain.shuffle(seed=selector.seed % 2**63, buffer_size=BUFFER * sample).take(sample))
     columns = {name: [row[name] for row in drawn] for name in plain.features}
     rows = Dataset.from_dict(columns, features=plain.features)
-    if selector.geometry != "raw" and selector.embeds:
-        selector.fitted = fitted_geometry(selector, rows)
+    selector.set_fitted({name: fitted_geometry(selector, rows, name) for name in selector.geometries})
     scored = DatasetPool(selector, rows, Mapped(None, batch_size)).score(selector, None, "sample")
     scores = numbers(scored, "_score")
     n_pairs = int(np.isfinite(scores).sum())
@@ -200,7 +200,7 @@ class BelowThreshold:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """Return the kept rows with all columns."""
-        rows, choice, _ = self.selector.annotate(to_columns(batch), self.pool)
+        rows, (choice,), _ = self.selector.annotate(to_columns(batch), self.pool)
         own = to_own_columns(rows, choice.pairs, choice.similarity)
         columns = {**batch, **{name: own[name] for name in (POOL_COLUMNS if self.pool else PREFERENCE_COLUMNS)}}
         stay = np.flatnonzero(choice.scores <= self.threshold)
@@ -215,7 +215,7 @@ def _check_sample(selector: PairScorer, budget: Any, sample: int) -> None:
             f"budget={budget} is a number of rows, and a sample gives a share only. Give a share such as 0.25, or "
             "type shards='a_folder' instead of sample for the exact cut in two passes."
         )
-    if selector.rule.budget:
+    if selector.mixed or selector.rule.budget:
         raise TrlRealError(
             f"strategy={selector.strategy!r} compares rows with each other, and a threshold does not. "
             "Type shards='a_folder' instead of sample for the exact cut in two passes."

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from trl_real.data.conversation import text_of
+from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
 from trl_real.functional.similarity import pair_similarity
 from trl_real.functional.statistics.agreement_by_similarity import agreement_by_similarity
 from trl_real.selection.record import describe_similarity, library_versions
-from trl_real.study.arms import ScoredPairs
+from trl_real.study.arms import MixedPairs, ScoredPairs
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, pair_vectors
@@ -32,7 +33,7 @@ def describe(
     """
     selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]
-    chosen = [arm for arm in arms if arm != RANDOM]
+    chosen = [arm for arm in arms if arm != RANDOM and arm not in ACQUISITIONS]
     scored = {arm: selector.scored_pairs(arm, seed) for arm in chosen}
     return {
         "n_pool": selector.n_pool(),
@@ -51,12 +52,14 @@ def describe(
     }
 
 
-def _histogram(pairs: ScoredPairs, budget: float | int) -> dict[str, list]:
+def _histogram(pairs: ScoredPairs | MixedPairs, budget: float | int) -> dict[str, list]:
     return describe_similarity(pairs.similarity, pairs.similarity[pairs.selected(budget)])["histogram"]
 
 
-def _examples(pool: StudyPool, pairs: ScoredPairs, budget: float | int) -> list[dict[str, Any]]:
-    """Return the pairs on both sides of the cut: the last ones in the budget and the first ones outside it."""
+def _examples(pool: StudyPool, pairs: ScoredPairs | MixedPairs, budget: float | int) -> list[dict[str, Any]]:
+    """Return the pairs on both sides of the cut: the last ones kept, the first ones not; none of a mixture."""
+    if isinstance(pairs, MixedPairs):
+        return []
     order = np.argsort(pairs.scores, kind="stable")
     bought = np.isin(order, pairs.selected(budget))
     ends = {"just kept": order[bought][-N_EXAMPLES:], "just left out": order[~bought][:N_EXAMPLES]}

@@ -29,8 +29,7 @@ class FrozenCells:
 
     def __init__(self, selector: ArmSelector, test: StudyPool, test_vectors: list[Tensor]):
         self.selector, self.test = selector, test
-        within = torch.cat([v.double() - v.double().mean(0) for v in selector.vectors])
-        self.scale = within.square().mean(0).sqrt().clamp_min(1e-12)  # (d,)
+        self.scale = selector.scale
         places, pairs, self.test_prompts = pairs_to_test(test, selector.min_gap)
         self.test_differences, self.n_test = self.differences(test_vectors, places, pairs), len(pairs)
         # With two responses per row, the whole pool is the same set for every arm.

@@ -12,11 +12,13 @@ from datasets import Dataset
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError
+from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.selection.budget import check_budget
-from trl_real.study.arms import ArmSelector, parse_arm
+from trl_real.selection.mixture.parts import parts_of
+from trl_real.study.arms import ArmSelector
 from trl_real.study.facts import describe
 from trl_real.study.features import embed_rows
 from trl_real.study.frozen import FrozenCells
@@ -73,7 +75,9 @@ def run_study(
         output_dir: Path of the run folder, new or of this study.
         tokenizer: Tokenizer of a loaded model.
         revision: Branch, tag or commit of the model on the Hub.
-        arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry; random is added if missing.
+        arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry, or mixtures, such as `"auto"` or
+            `"easy+random"`; or a name in `ACQUISITIONS`, which a head chooses by that learned from a random quarter of
+            the budget. Random is added if missing.
         budgets: Shares of the rows that a seed may select from, or numbers of labels.
         seeds: Seeds of the cells.
         n_test: Number of test rows of a single split.
@@ -174,7 +178,8 @@ def checked_grid(
         if isinstance(side, str) or not len(side):
             raise TrlRealError(f"{name}={side!r} is not a list of {name}. Give at least one.")
     for arm in arms:
-        parse_arm(arm)
+        if arm not in ACQUISITIONS:
+            parts_of(arm)
     for budget in budgets:
         check_budget(budget)
     if len({isinstance(budget, int) for budget in budgets}) > 1:

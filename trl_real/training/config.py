@@ -1,7 +1,7 @@
 """Configuration of `REALDPOTrainer`: TRL's `DPOConfig` with pair selection and label noise."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 from trl import DPOConfig
 
 from trl_real.errors import TrlRealError
-from trl_real.selection.strategies import STRATEGIES, split_geometry
+from trl_real.selection.mixture.parts import MIXTURES, mixture_name, parts_of
+from trl_real.selection.strategies import STRATEGIES
 from trl_real.training.label_confidence import reads_soft_labels
 from trl_real.training.noise_window import shortest_window
 
@@ -87,8 +88,9 @@ class REALDPOConfig(DPOConfig):
     Args:
         selection_strategy (`str` or function, *optional*):
             Strategy that ranks the pairs by embeddings of their responses in the model to train (REAL, arXiv
-            2409.17169): a name in `STRATEGIES`, a name with a geometry such as `"easy@centered"`, or a function as
-            [`EmbeddingPairSelector`] takes it. By default all pairs are kept, as in [`~trl.DPOTrainer`].
+            2409.17169): a name in `STRATEGIES`, a name with a geometry such as `"easy@centered"`, a function, or a
+            mixture (`"auto"`, `"easy@centered+random"`, a dict of shares), as [`EmbeddingPairSelector`] takes them.
+            By default all pairs are kept, as in [`~trl.DPOTrainer`].
         selection_budget (`float`, *optional*):
             Part of the training set to keep: a share in (0, 1] of the rows with a pair, or a whole number of rows
             above 1.
@@ -117,12 +119,13 @@ class REALDPOConfig(DPOConfig):
     """
 
     # `None` is second: the argument parser of transformers takes the first type then.
-    selection_strategy: str | None | Callable = field(
+    selection_strategy: str | None | Callable | dict = field(
         default=None,
         metadata={
             "help": "Strategy that ranks the training pairs by embeddings of their responses in the model to train: "
             + "; ".join(f"{name} ({strategy.help})" for name, strategy in STRATEGIES.items())
-            + ". A geometry may follow, as in easy@centered. By default all pairs are kept. Needs selection_budget."
+            + ". A geometry may follow, as in easy@centered. Several may share the budget: easy@centered+random, or "
+            f"{', '.join(MIXTURES)}. By default all pairs are kept. Needs selection_budget."
         },
     )
     selection_budget: float | None = field(
@@ -164,9 +167,11 @@ class REALDPOConfig(DPOConfig):
         strategy, budget = self.selection_strategy, self.selection_budget
         if strategy is not None:
             try:
-                split_geometry(strategy)
+                parts_of(strategy)
             except TrlRealError as error:
                 raise TrlRealError(str(error).replace("No strategy", "No selection_strategy", 1)) from None
+            if isinstance(strategy, Mapping) and all(isinstance(name, str) for name in strategy):
+                self.selection_strategy = strategy = mixture_name(strategy)  # can be saved with a checkpoint
         if strategy is not None and budget is None:
             raise TrlRealError(
                 f"selection_strategy={strategy!r} without selection_budget would keep every pair. "

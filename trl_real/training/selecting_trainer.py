@@ -14,6 +14,7 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from trl_real.errors import TrlRealError
+from trl_real.selection.mixture.parts import is_mixture, mixture_name
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.selection.strategies import strategy_name
@@ -64,9 +65,12 @@ class SelectingDPOTrainer(DPOTrainer):
                 check_selectable(given.get("train_dataset"), given["args"])
             super().__init__(*args, **kwargs)
             self.train_dataset = self._select(self.train_dataset)
-            if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
+            strategy = self.args.selection_strategy if selects(self.args) else ""
+            if not isinstance(strategy, str):  # cannot be saved with a checkpoint
                 self.args = copy.copy(self.args)
-                self.args.selection_strategy = strategy_name(self.args.selection_strategy)
+                self.args.selection_strategy = (
+                    mixture_name(strategy) if is_mixture(strategy) else strategy_name(strategy)
+                )
 
     @property
     def selection_record(self) -> SelectionRecord | None:

@@ -17,9 +17,12 @@ from trl_real.functional.bayesian_head import (
     Acquisition,
     Posterior,
     delta_ucb,
+    fisher,
     fit_head,
     infomax,
+    large_gap,
     normal_draws,
+    small_gap,
 )
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import candidate_pairs
@@ -207,7 +210,7 @@ class HeadPairSelector(ActiveSelector):
 
     def _draws(self, pool: ActivePool, rows: list[int], n_responses: int) -> Tensor:
         """Return standard normal numbers, which change with the number of labels. Shape `(N, S, K)`."""
-        if self.acquire in (infomax, delta_ucb):
+        if self.acquire in (infomax, delta_ucb, small_gap, large_gap, fisher):
             return torch.zeros(len(rows), 2, n_responses, dtype=torch.float64)
         draws = []
         for row in rows:

@@ -104,7 +104,7 @@ def plan_selection(
         hardware=device,
         n_devices=n_devices,
         tokenizing=sample.seconds * len(dataset) / len(rows),
-        kept_width=(shape.width if shape else _given_width(batch)) if selector.rule.budget else 0,
+        kept_width=(shape.width if shape else _given_width(batch)) * sum(bool(p.rule.budget) for p in selector.parts),
         price=device.price if price is None else price,
         labels=_labels(budget, totals["pairs"].value, exact=len(rows) == len(dataset)),
         price_per_label=price_per_label,
@@ -201,6 +201,8 @@ def _given_width(batch: dict[str, list]) -> int:
 
 def _again(selector: EmbeddingPairSelector, responses: np.ndarray) -> str:
     """Return, in words, the rows that half precision embeds again (`trl_real.selection.half_precision`)."""
+    if selector.exact:
+        return ""
     rows = "the rows of the budget and those that compete with them" if selector.rule.budget else "rows near the cut"
     return rows + (", and rows with two close pairs," if responses.max() > 2 else "") + " are"
 

@@ -60,7 +60,7 @@ class SelectionPlan:
         price (`float`): USD per device and hour.
         labels (`int`): Number of labels in the budget.
         price_per_label (`float`, *optional*): USD per label.
-        again (`str`): Rows that half precision embeds again in float32, in words.
+        again (`str`): Rows that half precision embeds again in float32, in words; empty if half precision is not used.
     """
 
     n_rows: int
@@ -165,7 +165,7 @@ class SelectionPlan:
         if self.dtype != "float32":
             lines.insert(-1, f"  not counted: {self.again} embedded again in float32")
         faster = self._compute_seconds("bfloat16").value
-        if self.dtype == "float32" and device.memory and faster < compute.value / 2:
+        if self.again and self.dtype == "float32" and device.memory and faster < compute.value / 2:
             lines.insert(-1, f"  --dtype bfloat16: forward passes {shown_seconds(faster)}, and the same rows chosen")
         return lines
 

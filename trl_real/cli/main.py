@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from importlib import import_module
 
@@ -23,6 +24,8 @@ VERBS = {
     "push": "push a subset to the Hub, with its recipe",
     "demo": "run all steps with a real model, in minutes on a CPU",
 }
+# Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
+COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 after a user error (printed in one line), or 130 after an interruption.
     """
+    for name, value in COUNTERS_OFF.items():
+        os.environ.setdefault(name, value)
     argv = sys.argv[1:] if argv is None else argv
     verb = argv[0] if argv and argv[0] in VERBS else None
     try:

@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import one_of
+from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import without_nan
 
 
 PART = "split, or a part of it, such as 'train[:1000]'"
+SOURCES = ("hh_rlhf", "shp", "ultrafeedback", "ultrafeedback_binarized", "alpaca_eval")
 
 
 def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str = PART) -> None:
-    """Add `--dataset`, `--split`, `--output_dir`, `--config` and `--json`, the same for every verb."""
+    """Add `--dataset`, `--split`, `--output_dir` and those of `add_config`, the same for every verb."""
     parser.add_argument("--dataset", help="Hub id, saved folder, or a Parquet, JSONL or CSV file")
     parser.add_argument("--split", help=split)
     if output:
@@ -23,16 +27,19 @@ def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add `--source`."""
-    names = "hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized or alpaca_eval"
-    parser.add_argument("--source", help=f"format to convert the dataset from: {names}")
+    about = f"format to convert the dataset from: {', '.join(SOURCES)}"
+    parser.add_argument("--source", type=one_of("source", SOURCES), help=about)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and `--json`."""
+    """Add `--config`, `--json` and `--verbose`."""
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="settings by the names of these flags; flags have priority"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the progress bars and warnings of other libraries"
+    )
 
 
 def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
@@ -56,9 +63,11 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     actions |= {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     known = {name: action for name, action in actions.items() if action.dest not in ("help", "config")}
     flags: list[str] = []
-    for name, value in settings.items():
+    for written, value in settings.items():
+        name = str(written).replace("-", "_") if written not in known else written
         if name not in known:
-            raise TrlRealError(f"{path!r} sets {name!r}; there are {', '.join(sorted(known))}.")
+            meant = did_you_mean(name, known)
+            raise TrlRealError(f"{path!r} sets {written!r}; there are {', '.join(sorted(known))}.{meant}")
         flags += _as_flag(known[name], name, value)
     return flags
 
@@ -85,14 +94,6 @@ def require(args: argparse.Namespace, *names: str) -> None:
             raise TrlRealError(f"--{name} is missing. Type: trl-real {args.verb} --{name} …, or see --help.")
 
 
-def number(text: str) -> float | int:
-    """Parse a budget: an integer is a number of rows, any other number is a share."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
 def say(message: str) -> None:
     """Print a message on standard error."""
     sys.stderr.write(message.rstrip() + "\n")
@@ -100,5 +101,14 @@ def say(message: str) -> None:
 
 def result(args: argparse.Namespace, values: dict[str, Any], plain: str) -> None:
     """Print the result on standard output: as one JSON object with `--json`, else as text."""
-    text = json.dumps(values, ensure_ascii=False, default=str) if args.json else plain
-    sys.stdout.write(text.rstrip() + "\n")
+    text = strict_json(values, ensure_ascii=False) if args.json else plain
+    args.stdout.write(text.rstrip() + "\n")
+
+
+def strict_json(values: dict[str, Any], **settings: Any) -> str:
+    """Return JSON as every reader takes it: null for NaN and infinity; what is no plain value as text."""
+
+    def plain(value: Any) -> Any:
+        return without_nan(value.item()) if hasattr(value, "item") else str(value)
+
+    return json.dumps(without_nan(values), default=plain, allow_nan=False, **settings)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
 from trl_real.cli.options import result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
@@ -17,10 +18,12 @@ def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     add("--model", help="Hub id or local path of the model before alignment")
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
     about = f"number of rounds (default {rounds}); a larger one continues a run"
-    add("--rounds", type=int, default=rounds, help=about)
+    add("--rounds", type=whole(1), default=rounds, help=about)
     add("--eval_dataset", help="labelled pairs to test every round on: Hub id, folder or file")
     add("--eval_prompts", help="prompts on which the judge compares each round's policy with the start model")
-    add("--eval_tokens", type=int, default=128, help="with --eval_prompts: maximum length in tokens (default 128)")
+    add(
+        "--eval_tokens", type=whole(1), default=128, help="with --eval_prompts: maximum length in tokens (default 128)"
+    )
     add("--human", action="store_true", help="let people label: each round serves a page until all pairs have votes")
     add("--guidelines", metavar="FILE.md", help="with --human: file of the guidelines to show on the page")
     add("--port", type=int, help="with --human: port of the page")

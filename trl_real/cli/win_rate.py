@@ -1,12 +1,12 @@
 """Win rate of a model against a baseline, or ranking of several models: generate, judge and report."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import real, whole
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.options import add_common, require, result, say, strict_json
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
     add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
     add("--prompt", default="prompt", help="column of the prompts")
-    add("--confidence", type=float, default=0.95, help="level of the interval")
+    add("--confidence", type=real(0, 1, open_ends=True), default=0.95, help="level of the interval")
     add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
     add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
-    add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
-    add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
+    add("--max_new_tokens", type=whole(1), default=256, help="policies: maximum number of tokens of an answer")
+    add("--temperature", type=real(0), default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")
     add_judge_flags(parser, model="judge_model")
 
@@ -180,7 +180,7 @@ def _write(
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(values, indent=1, default=str), encoding="utf-8")
+    (folder / "comparison.json").write_text(strict_json(values, indent=1), encoding="utf-8")
     if comparisons is None:
         return
     from datasets import Dataset, concatenate_datasets

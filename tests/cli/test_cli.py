@@ -255,6 +255,58 @@ def test_json_is_strict(tmp_path, capsys):
         json.loads(text, parse_constant=refuse)
 
 
+def test_output_of_other_settings_is_not_overwritten(tmp_path, pool, capsys):
+    rows = {"prompt": ["a"], "response": ["b"], "baseline_response": ["c"], "score": [1.0], "baseline_score": [0.0]}
+    Dataset.from_dict(rows | {"v": [1.0]}).to_parquet(str(tmp_path / "rows.parquet"))
+    select = ["select", "--dataset", pool, "--strategy", "random", "--output_dir", tmp_path / "chosen"]
+    label = ["label", "--dataset", tmp_path / "chosen", "--output_dir", tmp_path / "labels"]
+    rate = ["win-rate", "--dataset", tmp_path / "rows.parquet", "--output_dir", tmp_path / "rates"]
+    for argv, flags, told in (
+        (select, ["--budget", "4"], "holds a selection with --budget None, not 4"),
+        (select, ["--seed", "7"], "holds a selection with --seed 42, not 7"),
+        (label, ["--min_gap", "0.1"], "holds a labelling with --min_gap None, not 0.1"),
+        (rate, ["--confidence", "0.9"], "holds a win rate with --confidence 0.95, not 0.9"),
+        (rate, ["--preferences", "v"], "holds a win rate with --preferences None, not v"),
+    ):
+        assert main([*map(str, argv)]) == main([*map(str, argv)]) == 0  # the same settings may run again
+        capsys.readouterr()
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert told in fails(capsys, *argv, *flags).replace("'", "")
+        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_no_key_is_written_into_the_output():
+    import argparse
+
+    from trl_real.cli.judges import add_judge_flags, recorded_judge
+
+    parser = argparse.ArgumentParser()
+    add_judge_flags(parser)
+    args = parser.parse_args(
+        ["--judge", "chat", "--model", "m", "--api_key", "secret", "--base_url", "http://u:p@h/v1"]
+    )
+    assert recorded_judge(args) == {"judge": "chat", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["label", "--dataset", "{pool}", "--plan", "--human", "--votes", "v.jsonl"],
+            "--plan tells what a judge would cost",
+        ),
+        (["label", "--dataset", "{pool}", "--plan", "--check", "{pool}"], "without --check"),
+        (["win-rate", "--dataset", "{pool}", "--plan", "--preferences", "v"], "--preferences needs none"),
+        (
+            ["win-rate", "--dataset", "{pool}", "--plan", "--model", "{model}", "--baseline", "prompt"],
+            "Generate them first.",
+        ),
+    ],
+)
+def test_plan_works_or_is_refused(argv, message, pool, model, capsys):
+    assert message in fails(capsys, *[arg.format(pool=pool, model=model) for arg in argv])
+
+
 def test_what_libraries_print_does_not_mix_with_the_result(tmp_path, pool, capsys, monkeypatch):
     from trl_real.data import files
 

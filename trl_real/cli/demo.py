@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_config, result, say
+from trl_real.cli.options import Progress, add_config, result, say
 from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, write_json
@@ -50,7 +50,11 @@ def run(args: argparse.Namespace) -> None:
     """Run every step that is not in `output_dir` yet, then print the table and the path of the report."""
     started = time.perf_counter()
     demo = Demo(args)
-    arms = [demo.arm(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
+    wanted = [(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
+    arms, progress = [], Progress(len(wanted))
+    for number, (strategy, budget) in enumerate(wanted):
+        progress.tell(f"{strategy}, {budget} labels (arm {number + 1} of {len(wanted)})", number)
+        arms.append(demo.arm(strategy, budget))
     report = demo.report(arms)
     say(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
     values = [{**arm, "record": arm["record"].to_dict(), "comparison": arm["comparison"].to_dict()} for arm in arms]
@@ -86,7 +90,6 @@ class Demo:
         from trl_real.labeling.judges import ScoreJudge
         from trl_real.selection.selector import EmbeddingPairSelector
 
-        say(f"\n{strategy}, {budget} labels")
         selector = EmbeddingPairSelector(self.name, strategy=strategy, seed=self.args.seed)
         subset = selector.select(self.pool, budget)
         say(selector.record.summary())

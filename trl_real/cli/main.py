@@ -70,9 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("trl-real: interrupted")
         return 130
-    except BrokenPipeError:  # the reader of the result, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-        return 0
     except Exception as error:
         return _tell_unforeseen(error, args)
     return 0

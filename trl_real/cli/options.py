@@ -2,17 +2,22 @@
 
 import argparse
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import one_of
 from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError
-from trl_real.runtime.atomic_files import without_nan
+from trl_real.runtime.atomic_files import read_json, without_nan, write_json
+from trl_real.runtime.run_folder import check_settings
 
 
 PART = "split, or a part of it, such as 'train[:1000]'"
+QUICK = 1.0  # seconds; a step that took less was finished by an earlier start
+COMMAND_FILE = "command.json"  # in the output folder of a verb
 SOURCES = ("hh_rlhf", "shp", "ultrafeedback", "ultrafeedback_binarized", "alpaca_eval")
 
 
@@ -94,15 +99,79 @@ def require(args: argparse.Namespace, *names: str) -> None:
             raise TrlRealError(f"--{name} is missing. Type: trl-real {args.verb} --{name} …, or see --help.")
 
 
+def check_output(args: argparse.Namespace, kind: str, *names: str, **more: Any) -> dict[str, Any]:
+    """
+    Refuse an output folder that the verb wrote with other settings.
+
+    Args:
+        args: Parsed flags, with `output_dir`.
+        kind: Kind of the output, for the message.
+        *names: Flags that the output depends on.
+        **more: Further settings.
+
+    Returns:
+        The settings, for `keep_settings`.
+
+    Raises:
+        TrlRealError: If a setting differs; names the first one.
+    """
+    values = {name: getattr(args, name) for name in names} | more
+    settings = {name: value for name, value in values.items() if value is not None}
+    file = Path(args.output_dir).expanduser() / COMMAND_FILE
+    if file.exists():
+        check_settings(read_json(file), json.loads(json.dumps(settings)), args.output_dir, kind)
+    elif file.parent.is_dir() and any(file.parent.iterdir()):
+        say(f"Replacing the earlier output in {args.output_dir}, whose settings are not known.")
+    return settings
+
+
+def keep_settings(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Write the settings that `check_output` returned into the output folder."""
+    write_json(Path(args.output_dir).expanduser() / COMMAND_FILE, settings)
+
+
 def say(message: str) -> None:
     """Print a message on standard error."""
     sys.stderr.write(message.rstrip() + "\n")
 
 
+class Progress:
+    """
+    One line before each step of a long run, with the time left.
+
+    Args:
+        total: Number of steps.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done, self.worked, self.seconds = total, 0, 0, 0.0
+        self.since = time.monotonic()
+
+    def tell(self, title: str, done: int) -> None:
+        """Print the title of the next step; `done` steps are finished, of which quick ones were there before."""
+        now = time.monotonic()
+        if done > self.done and now - self.since > QUICK:
+            self.worked, self.seconds = self.worked + done - self.done, self.seconds + now - self.since
+        self.done, self.since = done, now
+        left = self.seconds / self.worked * (self.total - done) if self.worked else None
+        say(title if left is None else f"{title}, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    if minutes >= 120:
+        return f"{round(minutes / 60)} hours"
+    return "1 minute" if minutes == 1 else f"{minutes} minutes"
+
+
 def result(args: argparse.Namespace, values: dict[str, Any], plain: str) -> None:
     """Print the result on standard output: as one JSON object with `--json`, else as text."""
     text = strict_json(values, ensure_ascii=False) if args.json else plain
-    args.stdout.write(text.rstrip() + "\n")
+    try:
+        args.stdout.write(text.rstrip() + "\n")
+        args.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), args.stdout.fileno())
 
 
 def strict_json(values: dict[str, Any], **settings: Any) -> str:

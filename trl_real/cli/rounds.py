@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import result, say
+from trl_real.cli.options import Progress, result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -107,11 +107,16 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
 
     check_extras()
     found: dict[str, list[list[dict[str, Any]]]] = {}
-    for seed in args.seeds or (0,):
-        for arm in arms:
-            say(f"{arm}, seed {seed}")
-            run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds)
-            found.setdefault(arm, []).append(run.rounds)
+    runs = [(arm, seed) for seed in args.seeds or (0,) for arm in arms]
+    progress = Progress(len(runs) * args.rounds)
+    for number, (arm, seed) in enumerate(runs):
+        title = f"{arm}, seed {seed} (run {number + 1} of {len(runs)})"
+
+        def on_round(this: int, title: str = title, before: int = number * args.rounds) -> None:
+            progress.tell(f"{title}, round {this} of {args.rounds}", before + this - 1)
+
+        run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds, on_round)
+        found.setdefault(arm, []).append(run.rounds)
     report = write_rounds_report(args.output_dir, found, kind=kind, facts={"model": args.model, **facts})
     say(f"Report: {report}")
     result(args, {"report": str(report), "runs": found}, _table(Arms(found, kind)))

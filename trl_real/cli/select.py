@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, require, result, say
+from trl_real.cli.options import add_common, add_source, check_output, keep_settings, require, result, say
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.runtime.distributed import init_distributed, rank
 
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
+    names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "geometry")
+    if not args.plan:
+        recorded = [name for name in names if name not in ("batch_tokens", "device")]
+        own = ("dataset", "split", "source", "model", "budget", "responses", "seed", "sample")
+        kept_settings = check_output(args, "selection", *own, *recorded)
     is_stream = (args.streaming or args.sample is not None) and not args.plan
     if is_stream:
         _check_stream(args)
@@ -83,18 +88,21 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.selection.selector import EmbeddingPairSelector
 
     init_distributed()
-    names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "geometry")
     settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
     if is_stream:
         written = _write_stream(args, selector)
-        return None if rank() else _report(args, selector.record, written.column_names, n_written=len(written))
+        if not rank():
+            keep_settings(args, kept_settings)
+            _report(args, selector.record, written.column_names, n_written=len(written))
+        return
     if args.plan:
         return _print_plan(args, selector, dataset)
     check_target(dataset, args.output_dir)
     kept = _select(args, selector, dataset)
     if not rank():
         save(kept, args.output_dir)
+        keep_settings(args, kept_settings)
         _report(args, selector.record, kept.column_names)
 
 

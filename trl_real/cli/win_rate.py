@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import real, whole
-from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say, strict_json
+from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
+from trl_real.cli.options import add_common, check_output, keep_settings, require, result, say, strict_json
+from trl_real.errors import TrlRealError
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -38,12 +39,22 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
 
     require(args, "dataset")
+    if args.plan and args.preferences:
+        raise TrlRealError("--plan tells what a judge would cost, and --preferences needs none. Leave one out.")
+    settings = _check_output(args)
     dataset = load(args.dataset, args.split)
-    if args.preferences:
-        return _from_verdicts(args, dataset)
-    if args.models:
-        return _tournament(args, dataset)
-    _two_sides(args, dataset)
+    run_one = _from_verdicts if args.preferences else _tournament if args.models else _two_sides
+    run_one(args, dataset)
+    if settings is not None:
+        keep_settings(args, settings)
+
+
+def _check_output(args: argparse.Namespace) -> dict[str, Any] | None:
+    if not args.output_dir or args.plan:
+        return None
+    names: tuple[str, ...] = ("dataset", "split", "preferences", "clusters", "lengths", "baseline_lengths", "models", "reference")
+    names += ("model", "baseline", "model_score", "baseline_score", "prompt", "confidence", "method", "difficulty")
+    return check_output(args, "win rate", *names, "max_new_tokens", "temperature", **recorded_judge(args))
 
 
 def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
@@ -82,6 +93,8 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     for name in ("model", "baseline"):
         side = getattr(args, name)
         if side not in dataset.column_names and is_policy(side):
+            if args.plan:
+                raise TrlRealError(f"--plan needs the answers of --{name} {side}. Generate them first.")
             sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": seed_of(args)}
             sides[name] = f"{name}: {Path(side).name}"
             dataset = add_completions(dataset, side, sides[name], prompt=args.prompt, **sampling)
@@ -123,8 +136,6 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
 
 def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
     """Return the judge and the dataset, for the judge `score` with columns of scores and pairs."""
-    from trl_real.errors import TrlRealError
-
     if args.judge != "score":
         if args.judge == "votes":
             raise TrlRealError("--judge votes: votes belong to selected pairs. Type: trl-real label --judge votes …")

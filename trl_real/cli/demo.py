@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     report = demo.report(arms)
     say(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
     values = [{**arm, "record": arm["record"].to_dict(), "comparison": arm["comparison"].to_dict()} for arm in arms]
+    for arm in values:
+        del arm["after"]
     result(args, {"report": str(report), "arms": values}, _table(arms, report))
 
 
@@ -112,11 +114,12 @@ class Demo:
             "seconds": seconds,
             "mean_score": scores,
             "label_counts": labels.counts,
+            "after": after,
         }
 
     def report(self, arms: list[dict[str, Any]]) -> Path:
         """Write `report.html`: each arm against the model before training, and each strategy against random."""
-        from trl_real.evaluation.report import write_comparison_report
+        from trl_real.evaluation.report import example_rows, write_comparison_report
 
         facts = {"task": TASK, "rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
         facts |= {"model": Path(self.name).name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
@@ -131,7 +134,13 @@ class Demo:
                 test = arm["comparison"].against(by_name[other], seed=self.args.seed)
                 paired[f"{arm['name']} : {other}"] = f"{test.outcome}; {test.words()}"
         title = "Which pairs are worth a label? A run on controlled sentiment"
-        return write_comparison_report(self.folder, list(by_name.values()), title=title, paired=paired, facts=facts)
+        questions = [question for question in prompts(TEST_TOPICS) for _ in range(self.args.n_samples)]
+        before = sum(self.before, [])
+        examples = {
+            arm["name"]: example_rows(arm["comparison"], questions, sum(arm["after"], []), before, n=1) for arm in arms
+        }
+        about = {"title": title, "paired": paired, "facts": facts, "examples": examples}
+        return write_comparison_report(self.folder, list(by_name.values()), **about)
 
     def _check_settings(self) -> None:
         own = {name: value for name, value in vars(self.args).items() if name in DEFAULTS}

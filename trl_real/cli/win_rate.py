@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
 def _check_output(args: argparse.Namespace) -> dict[str, Any] | None:
     if not args.output_dir or args.plan:
         return None
-    names: tuple[str, ...] = ("dataset", "split", "preferences", "clusters", "lengths", "baseline_lengths", "models", "reference")
-    names += ("model", "baseline", "model_score", "baseline_score", "prompt", "confidence", "method", "difficulty")
-    return check_output(args, "win rate", *names, "max_new_tokens", "temperature", **recorded_judge(args))
+    names = "dataset split preferences clusters lengths baseline_lengths models reference model baseline model_score "
+    names += "baseline_score prompt confidence method difficulty max_new_tokens temperature"
+    return check_output(args, "win rate", *names.split(), **recorded_judge(args))
 
 
 def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
@@ -126,7 +126,7 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
     for comparison in found.comparisons:
         say(comparison.summary())
     paired = {
-        f"{a} : {b}": f"{test.words()} Holm's correction: p = {p:.3g} (sign test)"
+        f"{a} : {b}": f"{test.words()}; after Holm's correction p = {p:.3g} (sign test)"
         for (a, b), (test, p) in found.against_reference.items()
     }
     if args.output_dir:
@@ -187,7 +187,7 @@ def _write(
     args: argparse.Namespace, values: dict[str, Any], comparisons: list | None, dataset: Any = None, **parts: Any
 ) -> None:
     """Write `comparison.json`, the verdicts row by row, the completions, and the page."""
-    from trl_real.evaluation.report import write_comparison_report
+    from trl_real.evaluation.report import example_rows, write_comparison_report
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,4 +202,9 @@ def _write(
         rows.append(Dataset.from_dict({"model": [c.model] * n, "baseline": [c.baseline] * n, **c.rows}))
     concatenate_datasets(rows).to_parquet(str(folder / "verdicts.parquet"))
     dataset.to_parquet(str(folder / "completions.parquet"))
+    texts = {name: dataset[name][:] for c in comparisons for name in (args.prompt, c.model, c.baseline)}
+    parts["examples"] = {
+        f"{c.model} : {c.baseline}": example_rows(c, texts[args.prompt], texts[c.model], texts[c.baseline])
+        for c in comparisons
+    }
     say(f"Report: {write_comparison_report(folder, comparisons, **parts)}")

@@ -139,7 +139,7 @@ class Demo:
         examples = {
             arm["name"]: example_rows(arm["comparison"], questions, sum(arm["after"], []), before, n=1) for arm in arms
         }
-        about = {"title": title, "paired": paired, "facts": facts, "examples": examples}
+        about: dict[str, Any] = {"title": title, "paired": paired, "facts": facts, "examples": examples}
         return write_comparison_report(self.folder, list(by_name.values()), **about)
 
     def _check_settings(self) -> None:

@@ -29,8 +29,10 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budgets", nargs="+", type=budget, help="shares (0.1 0.35 1.0) or numbers of labels")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the cells (default: 0 to 9; dpo: 0 to 2)")
-    parser.add_argument("--n_test", type=whole(1), default=500, help="number of test rows (default: 500)")
-    parser.add_argument("--n_folds", type=whole(1), default=1, help="splits that test each prompt once (default: 1)")
+    parser.add_argument("--n_test", type=whole(1), help="number of test rows of a single split (default: 500)")
+    parser.add_argument(
+        "--n_folds", type=whole(1), help="splits that test each prompt once (default: 1; 4 below 1,000 rows)"
+    )
     parser.add_argument("--pool_share", type=float, default=0.9, help="share of the pool that a seed may select from")
     parser.add_argument("--min_gap", type=real(0), default=0.0, help="minimum score difference that decides a label")
     parser.add_argument(

@@ -100,7 +100,7 @@ def check_given(args: argparse.Namespace) -> None:
     """
     given = {name: value for name, value in vars(args).items() if isinstance(value, str)}
     for name in DATA:
-        if name in given:
+        if name in given and args.verb != "report":  # its dataset is the folder of a run
             _check_data(name, given[name])
     for name in TEXT_FILES:
         if name in given and not Path(given[name]).expanduser().is_file():

@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
         args = _parse(verb, module, argv[1:])
+        check_given(args)
         _set_noise(args)
         args.stdout = sys.stdout
         with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print
@@ -86,7 +87,6 @@ def _parse(verb: str, module, argv: list[str]) -> argparse.Namespace:
         raise TrlRealError(f"{verb} has no --plan: only {PLANNED} estimate their cost. Leave it out.")
     if rest and not (passes_on and rest[0].startswith("-")):
         parser.refuse(rest)
-    check_given(args)
     args.verb, args.rest, args.flag_of = verb, rest, parser.flag_of() | getattr(module, "RENAMED", {})
     return args
 

@@ -1,9 +1,35 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use, and the guard that keeps all tests off the network."""
+
+import atexit
+import os
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
-import torch
 
-from support.browser import CHROMIUM, DRIVER, Browser
+
+GUARD = Path(__file__).parent / "support" / "guard"
+# Before any library reads its settings: no counters, no telemetry, here and in the processes that tests start.
+os.environ.update(HF_UPDATE_DOWNLOAD_COUNTS="0", HF_HUB_DISABLE_TELEMETRY="1", RAY_USAGE_STATS_ENABLED="0")
+os.environ["TRL_REAL_TEST_REFUSED"] = refused = tempfile.mkstemp(prefix="refused.")[1]
+atexit.register(Path(refused).unlink, missing_ok=True)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH"))))
+sys.path.insert(0, str(GUARD))
+
+import sitecustomize  # noqa: E402
+import torch  # noqa: E402
+
+from support.browser import CHROMIUM, DRIVER, Browser  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_network():
+    """Fail a test in which anything asked for a host beyond this machine, even if a library swallowed the error."""
+    file = Path(os.environ[sitecustomize.REFUSED])
+    before = file.stat().st_size
+    yield
+    assert file.stat().st_size == before, file.read_text(encoding="utf-8")[before:]
 
 
 @pytest.fixture(scope="module")

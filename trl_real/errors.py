@@ -1,7 +1,9 @@
 """Errors for mistakes of the user: each message is one line with what was found and what to type."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 
 
 class TrlRealError(ValueError):
@@ -42,6 +44,31 @@ class MissingExtraError(ImportError, TrlRealError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"{package} is not installed. Type: pip install 'trl-real[{extra}]'")
+
+
+def check_budget(budget: float | int | None, n_rows: int | None = None) -> None:
+    """
+    Check that the value is a budget, for a pool of `n_rows` rows or of any size.
+
+    Raises:
+        TrlRealError: If it is not None, a share in (0, 1] or a positive number of rows.
+        TooFewPairsError: If the pool has fewer rows.
+    """
+    if budget is None:
+        return
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise TrlRealError(f"budget={budget!r} is not a number. Give a share such as 0.25, or a number of rows.")
+    if isinstance(budget, Integral) and budget < 1:
+        raise TrlRealError(f"budget={budget} keeps no row. Give a positive number of rows, or a share such as 0.25.")
+    if not isinstance(budget, Integral) and not 0 < budget <= 1:
+        raise TrlRealError(
+            f"budget={budget} is out of range: a float is a share in (0, 1], an int a number of rows. "
+            f"Type 0.25 for a quarter of the rows" + (f", {int(budget)} for rows." if 1 < budget < math.inf else ".")
+        )
+    if n_rows and isinstance(budget, Integral) and budget > n_rows:
+        raise TooFewPairsError(
+            f"budget={budget}, but the dataset has only {n_rows} rows. Type budget={n_rows} or None.", n_rows
+        )
 
 
 @contextmanager

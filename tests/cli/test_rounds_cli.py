@@ -46,7 +46,7 @@ def test_unused_flag_is_refused_before_anything_runs(argv, message, tmp_path, ca
 def test_self_annotation_rewards_are_normalized_on_request(flags, monkeypatch):
     from trl_real.rounds import self_annotation as self_annotation_rounds
 
-    class Made(Exception):
+    class Made(BaseException):
         pass
 
     def stop(**settings):

@@ -109,7 +109,9 @@ def test_labels_of_an_active_run_can_be_the_seed(model, tmp_path, capsys):
 
 def test_folder_of_several_runs_is_refused_as_seed(model, tmp_path, capsys):
     active(model, tmp_path, rounds=1, output_dir=tmp_path / "rounds" / "easy-0")
-    argv = ["self-annotate", "--seed_labels", tmp_path / "rounds", "--prompts", "p.parquet", "--n_prompts", 2]
+    asked = tmp_path / "p.parquet"
+    prompts().to_parquet(str(asked))
+    argv = ["self-annotate", "--seed_labels", tmp_path / "rounds", "--prompts", asked, "--n_prompts", 2]
     assert main([*map(str, argv), "--model", model, "--output_dir", str(tmp_path / "out")]) == 2
     assert f"--seed_labels {tmp_path / 'rounds' / 'easy-0'}" in capsys.readouterr().err
 

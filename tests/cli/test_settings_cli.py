@@ -54,9 +54,7 @@ def test_yaml_switch_is_true_or_false(value, tmp_path, capsys):
 def test_yaml_setting_is_refused_where_the_flag_is(tmp_path, capsys):
     config = tmp_path / "settings.yaml"
     config.write_text("engine: DPO")
-    with pytest.raises(SystemExit):
-        main(["study", "--config", str(config)])
-    assert "invalid choice: 'DPO'" in capsys.readouterr().err
+    assert "invalid choice: 'DPO'" in fails(capsys, "study", "--config", str(config))
 
 
 def test_model_is_loaded_with_the_settings_of_the_trl_model_config():
@@ -78,12 +76,13 @@ def test_model_is_loaded_with_the_settings_of_the_trl_model_config():
 
 
 @pytest.mark.parametrize("verb", ["train", "sft"])
-def test_model_that_cannot_be_loaded_as_requested_is_an_error(verb, tmp_path, model):
+def test_model_that_cannot_be_loaded_as_requested_is_an_error(verb, tmp_path, model, capsys):
     rows = {"prompt": ["a", "b"], "chosen": [" yes", " sure"], "rejected": [" no", " never"]}
     Dataset.from_dict(rows).to_json(str(tmp_path / "pairs.jsonl"))
     argv = [verb, "--dataset", tmp_path / "pairs.jsonl", "--model", model, "--output_dir", tmp_path / "out"]
-    with pytest.raises(ValueError, match="nonsense"):
-        main([*map(str, argv), "--attn_implementation", "nonsense", "--max_steps", "1", "--bf16", "False"])
+    assert main([*map(str, argv), "--attn_implementation", "nonsense", "--max_steps", "1", "--bf16", "False"]) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "nonsense" in told and str(tmp_path / "out.error.txt") in told
 
 
 def test_evaluation_without_labels_gets_a_one_line_error(tmp_path, capsys):
@@ -99,7 +98,7 @@ def test_evaluation_without_labels_gets_a_one_line_error(tmp_path, capsys):
     [
         (["--num_train_epochs", "4"], "num_train_epochs=1.0, not 4.0"),
         (["--use_peft", "--lora_r", "2"], "adapter=None, not 'LORA'"),
-        (["--dataset", "other.parquet"], "dataset='4 rows, "),
+        (["--dataset", "other.parquet"], "--dataset '4 rows, "),
         (["--per_device_train_batch_size", "4", "--logging_steps", "3", "--save_total_limit", "2"], None),
         (["--dataset", "copy.parquet"], None),
     ],

@@ -12,8 +12,10 @@ from support.pages import HOSTILE, Loads, cells, text_of_page
 from support.tiny import save_tiny
 from trl_real.cli.main import main
 from trl_real.evaluation.compare import compare_columns
-from trl_real.evaluation.report import write_comparison_report
+from trl_real.evaluation.plots import length_figure
+from trl_real.evaluation.report import example_rows, write_comparison_report
 from trl_real.evaluation.tournament import tournament
+from trl_real.reports.figures import Rate, win_rate_figure
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,14 +43,90 @@ def test_page_shows_rates_ranking_and_tests_and_loads_nothing(tmp_path):
     paired = {" : ".join(names): test.words() for names, (test, _) in found.against_reference.items()}
     page = page_of(tmp_path, found.comparisons, ranking=found.ranking, paired=paired, facts={"judge": "made up"})
     first = found.comparisons[0]
-    row = cells(page, "medium")[0]
-    assert row[:2] == ["small", f"{first.rates['win_rate']:.3f}"] and row[-1] == "60"
+    row = cells(page, "medium<small>against small</small>")[0]
+    assert row[0].startswith(f"{first.rates['win_rate']:.3f}<small>[") and row[-1] == "60"
     assert [int(x) for x in row[-5:-1]] == [first.rates[k] for k in ("n_wins", "n_ties", "n_losses", "n_failed")]
     text = text_of_page(page)
     assert "large" in text and "1000" in text and "medium : large" in text and "made up" in text
     urls = Loads(page).urls
     assert len(urls) == 4 and all(url.startswith("data:image/png;base64,") for url in urls)
     assert not re.search(r"https?://|url\(|@import|<link|<script", page)
+
+
+@pytest.mark.parametrize(
+    ("preference", "told"),
+    [
+        (0.9, '<p class="verdict gain"><b>medium is better than small.</b>Win rate 0.90, 95 % interval ['),
+        (0.1, '<p class="verdict worse"><b>medium is worse than small.</b>'),
+        (0.5, '<p class="verdict "><b>No difference was measured between medium and small.</b>'),
+        (None, "</b>No row was judged.</p>"),
+    ],
+)
+def test_page_says_the_outcome_in_one_sentence(preference, told, tmp_path):
+    rows = completions()
+    draw = np.random.default_rng(0).uniform(-0.1, 0.1, 60)
+
+    def judge(batch):
+        return [None if preference is None else preference + draw[int(p[1:])] for p in batch["prompt"]]
+
+    found = compare_columns(rows, judge, model="medium", baseline="small")
+    assert told in page_of(tmp_path, [found])
+
+
+def test_page_shows_answers_side_by_side(tmp_path):
+    rows = completions(12)
+    preferences = [0.9, 0.95, 0.6, 0.5, None, 0.2, 0.1, 0.3, 0.99, 0.5, 0.5, 0.4]
+    found = compare_columns(rows, lambda batch: preferences, model="large", baseline="small")
+    shown = example_rows(found, rows["prompt"], rows["large"], rows["small"])
+    assert [row["prompt"] for row in shown] == ["p8", "p1", "p6", "p5", "p3", "p9"]
+    assert shown[0]["texts"] == (("large", rows["large"][8]), ("small", rows["small"][8]))
+    text = text_of_page(page_of(tmp_path, [found], examples={"large : small": shown}))
+    assert "win, row 8, probability 0.99 that large is better" in text and rows["small"][8] in text
+
+
+def test_no_column_is_off_a_screen_of_1280_pixels(tmp_path):
+    """As wide as it gets: cells do not wrap. DejaVu Sans is wider than the fonts of the page."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    def width(text: str, size: float) -> float:
+        return TextPath((0, 0), text.strip(), size, prop=FontProperties()).get_extents().width if text.strip() else 0
+
+    found = tournament(completions(), graded, list(SIZES), reference="small", rounds=50).comparisons
+    for comparison in found:
+        comparison.model = comparison.baseline = "a-very-long-name/of-a-policy-and-its-version"
+        comparison.rates |= dict.fromkeys(("n_wins", "n_ties", "n_losses", "n_failed"), 99999)
+        comparison.rates["length_controlled_win_rate"] = 0.5
+    page = page_of(tmp_path, found)
+    table = re.search(r"<table>(.*?)</table>", page, re.DOTALL)[1]
+    names = re.findall(r'<th scope="col">(.*?)</th>', table, re.DOTALL)
+    heads = [max(width(word, 14.4) for word in name.split()) for name in names]
+    row = re.findall(r"<td>(.*?)</td>", re.search(r"<tbody>.*?</tr>", table, re.DOTALL)[0], re.S)
+    lines = [re.sub("<[^>]+>", "", cell.replace("<small>", "\n")).split("\n") for cell in row]
+    parts = [[width(cell[0], 17), *(width(small, 12.8) for small in cell[1:])] for cell in lines]
+    columns = [14 * 16, *(max(*cell, head) for cell, head in zip(parts, heads[1:], strict=True))]
+    assert len(columns) == len(heads) == 9
+    assert sum(columns) + 2 * 0.5 * 16 * len(columns) <= 60 * 16 - 32
+
+
+def test_texts_of_the_figures_are_inside_and_their_titles_differ(tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found = tournament(completions(), graded, list(SIZES), reference="small", rounds=50).comparisons
+    figures = [length_figure(c.rows, f"{c.model} : {c.baseline}") for c in found]
+    rates = [Rate(f"{c.model} : {c.baseline}", 0.5, 0.4, 0.6) for c in found]
+    for figure in [*figures, win_rate_figure(rates)]:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer, axes = canvas.get_renderer(), figure.axes[0]
+        low, high = axes.get_ylim()
+        shown = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+        for text in (axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *shown):
+            box = text.get_window_extent(renderer)
+            if text.get_text():
+                assert box.x0 >= 0 and box.x1 <= figure.bbox.width, text.get_text()
+                assert box.y0 >= 0 and box.y1 <= figure.bbox.height, text.get_text()
+    assert len({figure.axes[0]._left_title.get_text() for figure in figures}) == len(figures)
 
 
 def test_constant_response_warning_is_at_the_top_of_the_page(tmp_path):
@@ -147,7 +225,7 @@ def test_verdicts_with_lengths_are_checked(tmp_path, capsys):
         (["--judge", "votes", "--votes", "v"], "votes belong to selected pairs"),
         (["--models", "small", "large"], "--models needs a judge that reads"),
         (["--min_ratio", "2", "--judge", "reward", "--judge_model", "m"], "--min_ratio is not a setting of the judge"),
-        (["--judge", "panel", "--panel", "nowhere.yaml"], "is not a list of judges"),
+        (["--judge", "panel", "--panel", "nowhere.yaml"], "no file 'nowhere.yaml'"),
         (["--preferences", "nowhere"], "No column 'nowhere'"),
     ],
 )

@@ -17,7 +17,7 @@ from trl_real.study import grid
 from trl_real.study.arms import ArmSelector
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell, StudyFolder
-from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, study_pool
+from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, split_by_size, study_pool
 from trl_real.study.report import write_study_report
 from trl_real.study.run import grid_cells, load_study, run_study
 
@@ -49,6 +49,19 @@ def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
     everything = study_pool(dataset, embeddings=True)
     pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
     return FrozenCells(ArmSelector(pool, pool.vectors), test, test.vectors)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "given", "splits"),
+    [(60, {}, 4), (3, {}, 3), (60, {"n_folds": 1, "n_test": 20}, 1), (60, {"n_folds": 2}, 2), (1000, {}, 1)],
+)
+def test_small_studies_test_in_folds_by_default(n_rows, given, splits):
+    columns = {"prompt": [f"p{i}" for i in range(n_rows)], "chosen": ["c"] * n_rows, "rejected": ["r"] * n_rows}
+    pool = study_pool(Dataset.from_dict(columns))
+    sizes = split_by_size(pool, **{"n_test": None, "n_folds": None, **given})
+    found = split_by_prompt(pool, *sizes, 0)
+    assert len(found) == splits
+    assert splits == 1 or sorted(i for _, test in found for i in test) == list(range(n_rows))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

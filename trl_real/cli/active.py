@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import whole
 from trl_real.cli.options import add_common, add_source, require
 from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
@@ -23,11 +24,11 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="selectors to compare (default: gradient random): gradient, certainty, uncertainty, infomax, dts, "
         "delta_ucb, drts, easy, random …",
     )
-    add("--budget", type=int, default=50, help="number of labels in a round (default 50)")
+    add("--budget", type=whole(1), default=50, help="number of labels in a round (default 50)")
     add("--continue", dest="restart", action="store_false", help="continue from the last adapter, with the new labels")
-    add("--generate", type=int, metavar="N", help="let the policy of each round generate N responses per prompt")
-    add("--max_new_tokens", type=int, default=128, help="with --generate: maximum length of a response in tokens")
-    add("--n_prompts", type=int, help="number of prompts that a round may choose from (default: all)")
+    add("--generate", type=whole(2), metavar="N", help="let the policy of each round generate N responses per prompt")
+    add("--max_new_tokens", type=whole(1), default=128, help="with --generate: maximum length of a response in tokens")
+    add("--n_prompts", type=whole(1), help="number of prompts that a round may choose from (default: all)")
     add("--responses", default="responses", help="column with the list of responses (default: responses)")
     add_rounds_flags(parser, rounds=5)
 

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_config, result, say
+from trl_real.cli.options import Progress, add_config, result, say
 from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, write_json
@@ -51,10 +51,16 @@ def run(args: argparse.Namespace) -> None:
     """Run every step that is not in `output_dir` yet, then print the table and the path of the report."""
     started = time.perf_counter()
     demo = Demo(args)
-    arms = [demo.arm(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
+    wanted = [(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
+    arms, progress = [], Progress(len(wanted))
+    for number, (strategy, budget) in enumerate(wanted):
+        progress.tell(f"{strategy}, {budget} labels (arm {number + 1} of {len(wanted)})", number)
+        arms.append(demo.arm(strategy, budget))
     report = demo.report(arms)
     say(f"Done in {(time.perf_counter() - started) / 60:.1f} minutes.")
     values = [{**arm, "record": arm["record"].to_dict(), "comparison": arm["comparison"].to_dict()} for arm in arms]
+    for arm in values:
+        del arm["after"]
     result(args, {"report": str(report), "arms": values}, _table(arms, report))
 
 
@@ -87,7 +93,6 @@ class Demo:
         from trl_real.labeling.judges import ScoreJudge
         from trl_real.selection.selector import EmbeddingPairSelector
 
-        say(f"\n{strategy}, {budget} labels")
         selector = EmbeddingPairSelector(self.name, strategy=strategy, seed=self.args.seed)
         subset = selector.select(self.pool, budget)
         say(selector.record.summary())
@@ -110,11 +115,12 @@ class Demo:
             "seconds": seconds,
             "mean_score": scores,
             "label_counts": labels.counts,
+            "after": after,
         }
 
     def report(self, arms: list[dict[str, Any]]) -> Path:
         """Write `report.html`: each arm against the model before training, and each strategy against random."""
-        from trl_real.evaluation.report import write_comparison_report
+        from trl_real.evaluation.report import example_rows, write_comparison_report
 
         facts = {"task": TASK, "rows": len(self.pool), "responses": self.args.n_prompts * self.args.n_responses}
         facts |= {"model": Path(self.name).name, "seed": self.args.seed, "DPO epochs": self.args.num_train_epochs}
@@ -129,7 +135,13 @@ class Demo:
                 test = arm["comparison"].against(by_name[other], seed=self.args.seed)
                 paired[f"{arm['name']} : {other}"] = f"{test.outcome}; {test.words()}"
         title = "Which pairs are worth a label? A run on controlled sentiment"
-        return write_comparison_report(self.folder, list(by_name.values()), title=title, paired=paired, facts=facts)
+        questions = [question for question in prompts(TEST_TOPICS) for _ in range(self.args.n_samples)]
+        before = sum(self.before, [])
+        examples = {
+            arm["name"]: example_rows(arm["comparison"], questions, sum(arm["after"], []), before, n=1) for arm in arms
+        }
+        about: dict[str, Any] = {"title": title, "paired": paired, "facts": facts, "examples": examples}
+        return write_comparison_report(self.folder, list(by_name.values()), **about)
 
     def _check_settings(self) -> None:
         own = {name: value for name, value in vars(self.args).items() if name in DEFAULTS}

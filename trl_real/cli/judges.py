@@ -15,6 +15,11 @@ from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
 # Settings with the flag `--judge_NAME` in verbs where `--NAME` belongs to the verb or the trainer.
 PREFIXED = ("model", "reference", "beta", "max_length", "revision", "dtype", "device", "batch_tokens")
+# Settings of judges that change no verdict, or that no file may hold.
+NOT_RECORDED = (
+    "api_key", "base_url", "cache", "concurrency", "timeout", "deadline", "max_retries", "price", "max_cost",
+    "max_failure_rate", "batch_tokens", "device", "votes",
+)  # fmt: skip
 NO_DEFAULT = (None, 0, inspect.Parameter.empty)
 
 
@@ -101,6 +106,11 @@ def judge_from(args: argparse.Namespace) -> Any:
     return make_judge(args.judge, judge_settings(args), args.model_flag)
 
 
+def recorded_judge(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the judge and those of its settings that verdicts hang on, and no key."""
+    return {"judge": args.judge} | {k: v for k, v in judge_settings(args).items() if k not in NOT_RECORDED}
+
+
 def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of judges that were given, by argument name."""
     names = dict.fromkeys(name for spec in JUDGES.values() for name in settings_of(spec))
@@ -154,15 +164,18 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
 def tell_price(args: argparse.Namespace, judge: Any, batch: Callable[[], Any]) -> bool:
     """Print the estimate of a judge that asks questions; return whether `--plan` ends the run here."""
     estimate: dict[str, float] = {}
+    words = f"{judge.name} asks no questions"
     if hasattr(judge, "estimate"):
         estimate = judge.estimate(batch())
         price = f", at most about {estimate['cost']:.4g} in money" if estimate["cost"] else ""
-        say(
+        words = (
             f"{judge.name}: {estimate['n_asked']} questions to ask, {estimate['n_cached']} answered before; about "
             f"{estimate['input_tokens']} tokens to read{price}"
         )
+    if estimate and (args.json or not args.plan):
+        say(words)
     if args.plan:
-        result(args, estimate, "" if estimate else f"{judge.name} asks no questions")
+        result(args, estimate, words)
     return args.plan
 
 

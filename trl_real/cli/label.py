@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
+from trl_real.cli.options import add_common, check_output, keep_settings, require, result, say
 from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
 from trl_real.errors import TrlRealError
 
@@ -44,6 +44,9 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
     from trl_real.labeling.annotate import check_pairs
 
+    others = [name for name in ("human", "label_studio", "push", "pull", "check") if getattr(args, name)]
+    if args.plan and others:
+        raise TrlRealError(f"--plan tells what a judge would cost, without --{others[0]}. Leave one of the two out.")
     if args.human:
         return _serve(args)
     if args.label_studio or args.push or args.pull:
@@ -79,6 +82,7 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
+    settings = check_output(args, "labelling", "dataset", "split", "responses", "gold", **recorded_judge(args))
     init_distributed()
     report = LabelReport()
     preferences = annotate(
@@ -97,6 +101,7 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     folder = save(preferences, args.output_dir)
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
+    keep_settings(args, settings)
     (folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))

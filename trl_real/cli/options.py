@@ -2,18 +2,27 @@
 
 import argparse
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import one_of
+from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import read_json, without_nan, write_json
+from trl_real.runtime.run_folder import check_settings
 
 
 PART = "split, or a part of it, such as 'train[:1000]'"
+QUICK = 1.0  # seconds; a step that took less was finished by an earlier start
+COMMAND_FILE = "command.json"  # in the output folder of a verb
+SOURCES = ("hh_rlhf", "shp", "ultrafeedback", "ultrafeedback_binarized", "alpaca_eval")
 
 
 def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str = PART) -> None:
-    """Add `--dataset`, `--split`, `--output_dir`, `--config` and `--json`, the same for every verb."""
+    """Add `--dataset`, `--split`, `--output_dir` and those of `add_config`, the same for every verb."""
     parser.add_argument("--dataset", help="Hub id, saved folder, or a Parquet, JSONL or CSV file")
     parser.add_argument("--split", help=split)
     if output:
@@ -23,16 +32,19 @@ def add_common(parser: argparse.ArgumentParser, output: bool = True, split: str 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
     """Add `--source`."""
-    names = "hh_rlhf, shp, ultrafeedback, ultrafeedback_binarized or alpaca_eval"
-    parser.add_argument("--source", help=f"format to convert the dataset from: {names}")
+    about = f"format to convert the dataset from: {', '.join(SOURCES)}"
+    parser.add_argument("--source", type=one_of("source", SOURCES), help=about)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and `--json`."""
+    """Add `--config`, `--json` and `--verbose`."""
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="settings by the names of these flags; flags have priority"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the progress bars and warnings of other libraries"
+    )
 
 
 def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
@@ -56,9 +68,11 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
     actions |= {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     known = {name: action for name, action in actions.items() if action.dest not in ("help", "config")}
     flags: list[str] = []
-    for name, value in settings.items():
+    for written, value in settings.items():
+        name = str(written).replace("-", "_") if written not in known else written
         if name not in known:
-            raise TrlRealError(f"{path!r} sets {name!r}; there are {', '.join(sorted(known))}.")
+            meant = did_you_mean(name, known)
+            raise TrlRealError(f"{path!r} sets {written!r}; there are {', '.join(sorted(known))}.{meant}")
         flags += _as_flag(known[name], name, value)
     return flags
 
@@ -87,12 +101,35 @@ def require(args: argparse.Namespace, *names: str) -> None:
             raise TrlRealError(f"--{name} is missing. Type: trl-real {args.verb} --{name} …, or see --help.")
 
 
-def number(text: str) -> float | int:
-    """Parse a budget: an integer is a number of rows, any other number is a share."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+def check_output(args: argparse.Namespace, kind: str, *names: str, **more: Any) -> dict[str, Any]:
+    """
+    Refuse an output folder that the verb wrote with other settings.
+
+    Args:
+        args: Parsed flags, with `output_dir`.
+        kind: Kind of the output, for the message.
+        *names: Flags that the output depends on.
+        **more: Further settings.
+
+    Returns:
+        The settings, for `keep_settings`.
+
+    Raises:
+        TrlRealError: If a setting differs; names the first one.
+    """
+    values = {name: getattr(args, name) for name in names} | more
+    settings = {name: value for name, value in values.items() if value is not None}
+    file = Path(args.output_dir).expanduser() / COMMAND_FILE
+    if file.exists():
+        check_settings(read_json(file), json.loads(json.dumps(settings)), args.output_dir, kind)
+    elif file.parent.is_dir() and any(file.parent.iterdir()):
+        say(f"Replacing the earlier output in {args.output_dir}, whose settings are not known.")
+    return settings
+
+
+def keep_settings(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Write the settings that `check_output` returned into the output folder."""
+    write_json(Path(args.output_dir).expanduser() / COMMAND_FILE, settings)
 
 
 def say(message: str) -> None:
@@ -100,7 +137,49 @@ def say(message: str) -> None:
     sys.stderr.write(message.rstrip() + "\n")
 
 
+class Progress:
+    """
+    One line before each step of a long run, with the time left.
+
+    Args:
+        total: Number of steps.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done, self.worked, self.seconds = total, 0, 0, 0.0
+        self.since = time.monotonic()
+
+    def tell(self, title: str, done: int) -> None:
+        """Print the title of the next step; `done` steps are finished, of which quick ones were there before."""
+        now = time.monotonic()
+        if done > self.done and now - self.since > QUICK:
+            self.worked, self.seconds = self.worked + done - self.done, self.seconds + now - self.since
+        self.done, self.since = done, now
+        left = self.seconds / self.worked * (self.total - done) if self.worked else None
+        say(title if left is None else f"{title}, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    if minutes >= 120:
+        return f"{round(minutes / 60)} hours"
+    return "1 minute" if minutes == 1 else f"{minutes} minutes"
+
+
 def result(args: argparse.Namespace, values: dict[str, Any], plain: str) -> None:
     """Print the result on standard output: as one JSON object with `--json`, else as text."""
-    text = json.dumps(values, ensure_ascii=False, default=str) if args.json else plain
-    sys.stdout.write(text.rstrip() + "\n")
+    text = strict_json(values, ensure_ascii=False) if args.json else plain
+    try:
+        args.stdout.write(text.rstrip() + "\n")
+        args.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), args.stdout.fileno())
+
+
+def strict_json(values: dict[str, Any], **settings: Any) -> str:
+    """Return JSON as every reader takes it: null for NaN and infinity; what is no plain value as text."""
+
+    def plain(value: Any) -> Any:
+        return without_nan(value.item()) if hasattr(value, "item") else str(value)
+
+    return json.dumps(without_nan(values), default=plain, allow_nan=False, **settings)

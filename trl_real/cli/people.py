@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import budget
 from trl_real.cli.judges import judges_in, seed_of
-from trl_real.cli.options import number, require, say
+from trl_real.cli.options import require, say
 from trl_real.errors import TrlRealError
 
 
@@ -34,7 +35,7 @@ def add_routing_flags(parser: argparse.ArgumentParser) -> None:
         "people (the page; votes in --votes), votes (the file --votes), or a YAML file with one judge, as for a panel"
     )
     group.add_argument("--then", metavar="JUDGE", help=then)
-    group.add_argument("--budget", type=number, help="pairs for --then: a number, or a share such as 0.2")
+    group.add_argument("--budget", type=budget, help="pairs for --then: a number, or a share such as 0.2")
     group.add_argument("--random_share", type=float, default=0.2, help="share of --budget for random pairs")
 
 

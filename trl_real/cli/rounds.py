@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import result, say
+from trl_real.cli.options import Progress, result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -17,10 +18,12 @@ def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     add("--model", help="Hub id or local path of the model before alignment")
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
     about = f"number of rounds (default {rounds}); a larger one continues a run"
-    add("--rounds", type=int, default=rounds, help=about)
+    add("--rounds", type=whole(1), default=rounds, help=about)
     add("--eval_dataset", help="labelled pairs to test every round on: Hub id, folder or file")
     add("--eval_prompts", help="prompts on which the judge compares each round's policy with the start model")
-    add("--eval_tokens", type=int, default=128, help="with --eval_prompts: maximum length in tokens (default 128)")
+    add(
+        "--eval_tokens", type=whole(1), default=128, help="with --eval_prompts: maximum length in tokens (default 128)"
+    )
     add("--human", action="store_true", help="let people label: each round serves a page until all pairs have votes")
     add("--guidelines", metavar="FILE.md", help="with --human: file of the guidelines to show on the page")
     add("--port", type=int, help="with --human: port of the page")
@@ -104,11 +107,16 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
 
     check_extras()
     found: dict[str, list[list[dict[str, Any]]]] = {}
-    for seed in args.seeds or (0,):
-        for arm in arms:
-            say(f"{arm}, seed {seed}")
-            run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds)
-            found.setdefault(arm, []).append(run.rounds)
+    runs = [(arm, seed) for seed in args.seeds or (0,) for arm in arms]
+    progress = Progress(len(runs) * args.rounds)
+    for number, (arm, seed) in enumerate(runs):
+        title = f"{arm}, seed {seed} (run {number + 1} of {len(runs)})"
+
+        def on_round(this: int, title: str = title, before: int = number * args.rounds) -> None:
+            progress.tell(f"{title}, round {this} of {args.rounds}", before + this - 1)
+
+        run = one(arm, seed, Path(args.output_dir) / f"{arm}-{seed}").run(args.rounds, on_round)
+        found.setdefault(arm, []).append(run.rounds)
     report = write_rounds_report(args.output_dir, found, kind=kind, facts={"model": args.model, **facts})
     say(f"Report: {report}")
     result(args, {"report": str(report), "runs": found}, _table(Arms(found, kind)))

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, add_source, number, require, result, say
+from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
+from trl_real.cli.options import add_common, add_source, check_output, keep_settings, require, result, say
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -19,34 +20,42 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument(
         "--strategy",
+        type=STRATEGY,
         default="easy",
         help="easy (default), hard, centroid, d_optimal, i_optimal, random, auto, or several as in easy+random",
     )
-    parser.add_argument("--budget", type=number, help="share (0.25) or number (500) of the rows; default: all")
+    parser.add_argument("--budget", type=budget, help="share (0.25) or number (500) of the rows; default: all")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
-    parser.add_argument("--context", default="response", help="response (default) or prompt+response")
+    parser.add_argument(
+        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
+    )
     parser.add_argument("--layer", type=int, default=-1, help="hidden states to average; -1 (default) is the last")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens read per response (default: 512)")
-    parser.add_argument("--batch_tokens", type=int, help="tokens per forward pass")
-    parser.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    parser.add_argument("--max_length", type=whole(1), default=512, help="tokens read per response (default: 512)")
+    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass")
+    parser.add_argument("--dtype", type=one_of("dtype", DTYPES), help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="device, such as cpu or cuda:0")
     parser.add_argument(
-        "--geometry", default="raw", help="raw (default), centered, standardized, debiased or whitened"
+        "--geometry",
+        type=one_of("geometry", GEOMETRIES),
+        default="raw",
+        help="raw (default), centered, standardized, debiased or whitened",
     )
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--streaming", action="store_true", help="read the pool row by row, twice, without storing it")
-    parser.add_argument("--sample", type=int, help="with --streaming: rows for a threshold, to read the pool once")
+    parser.add_argument(
+        "--sample", type=whole(1), help="with --streaming: rows for a threshold, to read the pool once"
+    )
     _add_workers(parser.add_argument_group("workers", "scores are saved in OUTPUT_DIR.shards; a second run continues"))
     _add_plan(parser.add_argument_group("cost"))
 
 
 def _add_workers(group: Any) -> None:
-    group.add_argument("--shard_rows", type=int, default=2048, help="rows per shard (default: 2048)")
-    group.add_argument("--num_proc", type=int, help="worker processes of one map, instead of shards")
-    group.add_argument("--num_actors", type=int, help="run on Ray, with this many actors at once")
-    group.add_argument("--num_cpus", type=float, default=1, help="CPUs per Ray actor (default: 1)")
-    group.add_argument("--num_gpus", type=float, default=0, help="GPUs per Ray actor (default: 0)")
+    group.add_argument("--shard_rows", type=whole(1), default=2048, help="rows per shard (default: 2048)")
+    group.add_argument("--num_proc", type=whole(1), help="worker processes of one map, instead of shards")
+    group.add_argument("--num_actors", type=whole(1), help="run on Ray, with this many actors at once")
+    group.add_argument("--num_cpus", type=real(0), default=1, help="CPUs per Ray actor (default: 1)")
+    group.add_argument("--num_gpus", type=real(0), default=0, help="GPUs per Ray actor (default: 0)")
     group.add_argument("--ray_address", help="address of the Ray cluster, such as auto (default: a local one)")
 
 
@@ -55,36 +64,48 @@ def _add_plan(group: Any) -> None:
     group.add_argument(
         "--hardware", default="cpu", help="cpu (this machine, measured; default), l4, rtx4090, a100, h100 or h200"
     )
-    group.add_argument("--n_devices", type=int, default=1, help="number of devices (default: 1)")
-    group.add_argument("--price", type=float, help="USD per device and hour (default: an assumption)")
-    group.add_argument("--price_per_label", type=float, help="USD per label")
+    group.add_argument("--n_devices", type=whole(1), default=1, help="number of devices (default: 1)")
+    group.add_argument("--price", type=real(0), help="USD per device and hour (default: an assumption)")
+    group.add_argument("--price_per_label", type=real(0), help="USD per label")
 
 
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record; with `--plan` only print the cost."""
     from trl_real.data.files import check_target, load, save
     from trl_real.data.sources import converter
+    from trl_real.errors import check_budget
     from trl_real.runtime.distributed import init_distributed, rank
-    from trl_real.selection.budget import check_budget
-    from trl_real.selection.selector import EmbeddingPairSelector
 
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
-    check_budget(args.budget)
-    init_distributed()
-    convert = converter(args.source)
     names = ("strategy", "revision", "context", "layer", "max_length", "batch_tokens", "dtype", "device", "geometry")
+    if not args.plan:
+        recorded = [name for name in names if name not in ("batch_tokens", "device")]
+        own = ("dataset", "split", "source", "model", "budget", "responses", "seed", "sample")
+        kept_settings = check_output(args, "selection", *own, *recorded)
+    is_stream = (args.streaming or args.sample is not None) and not args.plan
+    if is_stream:
+        _check_stream(args)
+    else:
+        dataset = converter(args.source)(load(args.dataset, args.split))
+        check_budget(args.budget, len(dataset))
+    from trl_real.selection.selector import EmbeddingPairSelector
+
+    init_distributed()
     settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
     selector = EmbeddingPairSelector(args.model, **settings)
-    if (args.streaming or args.sample is not None) and not args.plan:
+    if is_stream:
         written = _write_stream(args, selector)
-        return None if rank() else _report(args, selector.record, written.column_names, n_written=len(written))
-    dataset = convert(load(args.dataset, args.split))
+        if not rank():
+            keep_settings(args, kept_settings)
+            _report(args, selector.record, written.column_names, n_written=len(written))
+        return
     if args.plan:
         return _print_plan(args, selector, dataset)
     check_target(dataset, args.output_dir)
     kept = _select(args, selector, dataset)
     if not rank():
         save(kept, args.output_dir)
+        keep_settings(args, kept_settings)
         _report(args, selector.record, kept.column_names)
 
 
@@ -116,7 +137,6 @@ def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
     from trl_real.data.files import check_target, load_stream, save
     from trl_real.runtime.distributed import rank
 
-    _check_stream(args)
     check_target(Dataset.from_dict({}), args.output_dir)
     output = Path(args.output_dir).expanduser().resolve()
     mode = {"sample": args.sample} if args.sample is not None else {"shards": f"{output}.shards"}

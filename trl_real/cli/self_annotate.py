@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import ABLATIONS, PICKS, one_of, real, whole
 from trl_real.cli.options import add_config, require
 from trl_real.cli.rounds import add_rounds_flags, judge_or_page, refuse_flags_of_no_use, run_arms, shared_settings
 
@@ -21,8 +22,19 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", help="folder for the output; the same command continues a run there")
     add("--seed_labels", help="labelled pairs to start with: Hub id, file, or folder (also of an active run)")
     add("--prompts", help="Hub id, folder or file with a column 'prompt', to generate responses for")
-    add("--n_prompts", nargs="+", type=int, help="number of prompts per round: one for all rounds, or one for each")
-    add("--arms", nargs="+", default=["detection"], help="arms: expansion, refinement, detection (default: detection)")
+    add(
+        "--n_prompts",
+        nargs="+",
+        type=whole(1),
+        help="number of prompts per round: one for all rounds, or one for each",
+    )
+    add(
+        "--arms",
+        nargs="+",
+        type=one_of("arm", ABLATIONS),
+        default=["detection"],
+        help="arms: expansion, refinement, detection (default: detection)",
+    )
     add(
         "--noise_schedule",
         nargs="+",
@@ -32,11 +44,16 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed_epochs", type=float, default=3, help="number of epochs over the seed labels (default 3)")
     add("--epochs", type=float, default=1, help="number of epochs over the labels of a round (default 1)")
-    add("--n", type=int, default=2, help="number of responses per prompt (default 2)")
-    add("--temperature", type=float, default=0.7, help="sampling temperature (default 0.7)")
-    add("--max_new_tokens", type=int, default=300, help="maximum length of a response in tokens (default 300)")
-    add("--batch_size", type=int, default=64, help="number of responses to generate at a time (default 64)")
-    add("--pick", default="best_worst", help="pair to take if n is above 2: best_worst (default) or best_random")
+    add("--n", type=whole(2), default=2, help="number of responses per prompt (default 2)")
+    add("--temperature", type=real(0), default=0.7, help="sampling temperature (default 0.7)")
+    add("--max_new_tokens", type=whole(1), default=300, help="maximum length of a response in tokens (default 300)")
+    add("--batch_size", type=whole(1), default=64, help="number of responses to generate at a time (default 64)")
+    add(
+        "--pick",
+        type=one_of("pick", PICKS),
+        default="best_worst",
+        help="pair to take if n is above 2: best_worst (default) or best_random",
+    )
     add("--drop_unfinished", action="store_true", help="skip responses that reached --max_new_tokens")
     add("--soft_labels", action="store_true", help="train on the label probabilities instead of hard labels")
     add(

@@ -1,8 +1,6 @@
 """Fine-tune on the chosen responses. Takes --dataset, --split, --model and all flags of TRL's SFT."""
 
 import argparse
-import sys
-from contextlib import redirect_stdout
 
 from trl_real.cli.options import add_common, result, say
 from trl_real.cli.train import last_metrics, training_settings
@@ -33,13 +31,12 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.training.warm_start import warm_start
 
     data, config, model = training_settings(args, SFTConfig)
-    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
-        trainer = warm_start(
-            args.model,
-            load(data.dataset, data.split),
-            config,
-            processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
-            peft_config=get_peft_config(model),
-        )
+    trainer = warm_start(
+        args.model,
+        load(data.dataset, data.split),
+        config,
+        processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
+        peft_config=get_peft_config(model),
+    )
     say(f"Next: trl-real train --dataset {data.dataset} --model {config.output_dir} --output_dir …")
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)

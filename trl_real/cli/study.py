@@ -3,13 +3,15 @@
 import argparse
 from typing import Any
 
-from trl_real.cli.options import add_common, add_source, number, require, result, say
+from trl_real.cli.checks import ARM, CONTEXTS, DTYPES, budget, one_of, real, whole
+from trl_real.cli.options import add_common, add_source, require, result, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
 
 # With --engine dpo, other flags are those of REALDPOConfig and ModelConfig; YAML settings have the same names.
 PASSES_FLAGS_ON = True
+RENAMED = {"max_length": "embed_length"}
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +25,25 @@ def register(parser: argparse.ArgumentParser) -> None:
         choices=("frozen", "dpo"),
         help="frozen (default): a Bradley-Terry model on embeddings, seconds per cell; dpo: train the model",
     )
-    parser.add_argument("--arms", nargs="+", help="strategies, such as random easy@centered auto easy+random infomax")
-    parser.add_argument("--budgets", nargs="+", type=number, help="shares (0.1 0.35 1.0) or numbers of labels")
+    arms = "strategies, such as random easy@centered auto easy+random infomax"
+    parser.add_argument("--arms", nargs="+", type=ARM, help=arms)
+    parser.add_argument("--budgets", nargs="+", type=budget, help="shares (0.1 0.35 1.0) or numbers of labels")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the cells (default: 0 to 9; dpo: 0 to 2)")
-    parser.add_argument("--n_test", type=int, default=500, help="number of test rows (default: 500)")
-    parser.add_argument("--n_folds", type=int, default=1, help="splits that test each prompt once (default: 1)")
+    parser.add_argument("--n_test", type=whole(1), help="number of test rows of a single split (default: 500)")
+    parser.add_argument(
+        "--n_folds", type=whole(1), help="splits that test each prompt once (default: 1; 4 below 1,000 rows)"
+    )
     parser.add_argument("--pool_share", type=float, default=0.9, help="share of the pool that a seed may select from")
-    parser.add_argument("--min_gap", type=float, default=0.0, help="minimum score difference that decides a label")
-    parser.add_argument("--context", default="response", help="response (default) or prompt+response")
+    parser.add_argument("--min_gap", type=real(0), default=0.0, help="minimum score difference that decides a label")
+    parser.add_argument(
+        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
+    )
     parser.add_argument("--layer", type=int, default=-1, help="layer of the hidden states; -1 (default) is the last")
-    parser.add_argument("--embed_length", type=int, default=512, help="maximum tokens of a response to embed")
-    parser.add_argument("--batch_tokens", type=int, help="tokens per forward pass of the embedder")
-    parser.add_argument("--dtype", help="dtype of the embedder: float32 (default), bfloat16 or float16")
+    parser.add_argument("--embed_length", type=whole(1), default=512, help="maximum tokens of a response to embed")
+    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass of the embedder")
+    parser.add_argument(
+        "--dtype", type=one_of("dtype", DTYPES), help="dtype of the embedder: float32 (default), bfloat16 or float16"
+    )
     parser.add_argument("--device", help="device, such as cpu or cuda:0")
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--scores", default="scores", help="column with the scores of the responses")
@@ -43,8 +52,10 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning_rates", nargs="+", type=float, help="dpo: rates tried per cell (default: 1e-5 1e-4)"
     )
-    parser.add_argument("--n_validation", type=int, default=100, help="dpo: pairs that choose learning rate and step")
-    parser.add_argument("--n_evaluations", type=int, default=4, help="dpo: evaluations during each training")
+    parser.add_argument(
+        "--n_validation", type=whole(0), default=100, help="dpo: pairs that choose learning rate and step"
+    )
+    parser.add_argument("--n_evaluations", type=whole(1), default=4, help="dpo: evaluations during each training")
     parser.epilog = "--engine dpo also accepts the flags of `trl-real train`: --use_peft --beta 0.1 …"
 
 

@@ -1,8 +1,6 @@
 """Train with REALDPOTrainer. Takes --dataset, --split, --model and all flags of TRL's DPOConfig and LoRA."""
 
 import argparse
-import sys
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -80,8 +78,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
-    with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
-        train_from(trainer, resume_from)
+    train_from(trainer, resume_from)
     trainer.save_model()
     result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
 

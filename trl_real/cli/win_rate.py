@@ -1,12 +1,12 @@
 """Win rate of a model against a baseline, or ranking of several models: generate, judge and report."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.checks import real, whole
+from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
+from trl_real.cli.options import add_common, check_output, keep_settings, require, result, say, strict_json
 from trl_real.cli.people import add_people_flags, people_from, say_what_is_open, take_votes
 from trl_real.errors import TrlRealError
 
@@ -26,11 +26,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--model_score", default="score", help="judge score: column of scores of the model's completions")
     add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
     add("--prompt", default="prompt", help="column of the prompts")
-    add("--confidence", type=float, default=0.95, help="level of the interval")
+    add("--confidence", type=real(0, 1, open_ends=True), default=0.95, help="level of the interval")
     add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
     add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
-    add("--max_new_tokens", type=int, default=256, help="policies: maximum number of tokens of an answer")
-    add("--temperature", type=float, default=1.0, help="policies: sampling temperature; 0 is greedy")
+    add("--max_new_tokens", type=whole(1), default=256, help="policies: maximum number of tokens of an answer")
+    add("--temperature", type=real(0), default=1.0, help="policies: sampling temperature; 0 is greedy")
     add("--plan", action="store_true", help="print the estimated cost of judging, and stop")
     add_people_flags(parser)
     add_judge_flags(parser, model="judge_model")
@@ -41,16 +41,25 @@ def run(args: argparse.Namespace) -> None:
     from trl_real.data.files import load
 
     require(args, "dataset")
-    dataset = load(args.dataset, args.split)
+    if args.plan and args.preferences:
+        raise TrlRealError("--plan tells what a judge would cost, and --preferences needs none. Leave one out.")
     if args.people is not None and (args.preferences or args.models):
         raise TrlRealError("--people draws pairs of --model and --baseline. Leave out --preferences and --models.")
-    if args.people_verdicts:
-        return _from_people(args, dataset)
-    if args.preferences:
-        return _from_verdicts(args, dataset)
-    if args.models:
-        return _tournament(args, dataset)
-    _two_sides(args, dataset)
+    settings = _check_output(args)
+    dataset = load(args.dataset, args.split)
+    run_one = _from_verdicts if args.preferences else _tournament if args.models else _two_sides
+    run_one = _from_people if args.people_verdicts else run_one
+    run_one(args, dataset)
+    if settings is not None:
+        keep_settings(args, settings)
+
+
+def _check_output(args: argparse.Namespace) -> dict[str, Any] | None:
+    if not args.output_dir or args.plan:
+        return None
+    names = "dataset split preferences clusters lengths baseline_lengths models reference model baseline model_score "
+    names += "baseline_score prompt confidence method difficulty max_new_tokens temperature"
+    return check_output(args, "win rate", *names.split(), **recorded_judge(args))
 
 
 def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
@@ -102,6 +111,8 @@ def _two_sides(args: argparse.Namespace, dataset: Any) -> None:
     for name in ("model", "baseline"):
         side = getattr(args, name)
         if side not in dataset.column_names and is_policy(side):
+            if args.plan:
+                raise TrlRealError(f"--plan needs the answers of --{name} {side}. Generate them first.")
             sampling = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": seed_of(args)}
             sides[name] = f"{name}: {Path(side).name}"
             dataset = add_completions(dataset, side, sides[name], prompt=args.prompt, **sampling)
@@ -136,7 +147,7 @@ def _tournament(args: argparse.Namespace, dataset: Any) -> None:
     for comparison in found.comparisons:
         say(comparison.summary())
     paired = {
-        f"{a} : {b}": f"{test.words()} Holm's correction: p = {p:.3g} (sign test)"
+        f"{a} : {b}": f"{test.words()}; after Holm's correction p = {p:.3g} (sign test)"
         for (a, b), (test, p) in found.against_reference.items()
     }
     if args.output_dir:
@@ -197,11 +208,11 @@ def _write(
     args: argparse.Namespace, values: dict[str, Any], comparisons: list | None, dataset: Any = None, **parts: Any
 ) -> None:
     """Write `comparison.json`, the verdicts row by row, the completions, and the page."""
-    from trl_real.evaluation.report import write_comparison_report
+    from trl_real.evaluation.report import example_rows, write_comparison_report
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(values, indent=1, default=str), encoding="utf-8")
+    (folder / "comparison.json").write_text(strict_json(values, indent=1), encoding="utf-8")
     if comparisons is None:
         return
     from datasets import Dataset, concatenate_datasets
@@ -212,4 +223,9 @@ def _write(
         rows.append(Dataset.from_dict({"model": [c.model] * n, "baseline": [c.baseline] * n, **c.rows}))
     concatenate_datasets(rows).to_parquet(str(folder / "verdicts.parquet"))
     dataset.to_parquet(str(folder / "completions.parquet"))
+    texts = {name: dataset[name][:] for c in comparisons for name in (args.prompt, c.model, c.baseline)}
+    parts["examples"] = {
+        f"{c.model} : {c.baseline}": example_rows(c, texts[args.prompt], texts[c.model], texts[c.baseline])
+        for c in comparisons
+    }
     say(f"Report: {write_comparison_report(folder, comparisons, **parts)}")

@@ -60,7 +60,7 @@ def length_figure(rows: Mapping[str, Sequence[Any]], name: str, n_bins: int = 6)
         axes.plot([x, x], [found["ci_low"], found["ci_high"]], color=RATE_COLOR, linewidth=3, solid_capstyle="butt")
         axes.plot([x], [found["win_rate"]], "o", color=RATE_COLOR, markersize=8)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("characters longer than the baseline's (median of a bin)", fontsize=FONT)
+    axes.set_xlabel("characters more than the baseline", fontsize=FONT)
     axes.set_ylabel("win rate", fontsize=FONT)
     tidy(axes)
     return figure

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trl_real.data.conversation import text_of
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.plots import length_figure
 from trl_real.functional.statistics.ranking import Ranking
@@ -22,6 +23,7 @@ def write_comparison_report(
     ranking: Ranking | None = None,
     paired: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    examples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """
     Write `report.html`, a self-contained page without network access, and its figures as PNG files.
@@ -33,6 +35,7 @@ def write_comparison_report(
         ranking: Ranking of several models.
         paired: Tests between two models in words, by their names.
         facts: Further facts about the run; the page shows all of them, so no secrets.
+        examples: Rows of `example_rows` by the name of their comparison.
 
     Returns:
         Path of `report.html`.
@@ -51,13 +54,17 @@ def write_comparison_report(
     ]
     lengths: list[tuple[Comparison, Any]] = []
     for i, comparison in enumerate(comparisons, 1):
-        figure = length_figure(comparison.rows, comparison.model) if comparison.rows else None
+        figure = (
+            length_figure(comparison.rows, f"{comparison.model} : {comparison.baseline}") if comparison.rows else None
+        )
         if figure is not None:
             lengths.append((comparison, saved(folder / f"lengths_{i}.png", figure)))
     page = render(
         TEMPLATE,
         title=title,
         comparisons=comparisons,
+        verdicts=[_verdict(comparison) for comparison in comparisons],
+        examples=examples or {},
         grave=dict.fromkeys((c.model, doubt.words) for c in comparisons for doubt in c.doubts if doubt.grave),
         ranking=ranking,
         paired=paired or {},
@@ -67,6 +74,45 @@ def write_comparison_report(
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def example_rows(
+    comparison: Comparison, prompts: Sequence[Any], first: Sequence[Any], second: Sequence[Any], n: int = 2
+) -> list[dict[str, Any]]:
+    """
+    Return the clearest verdicts for the page, side by side.
+
+    Args:
+        comparison: Comparison with its rows.
+        prompts: Texts or messages, one per row. Length `N`.
+        first, second: Completions of the model and of the baseline. Length `N`.
+        n: Number of rows that the model wins, of rows that it loses, and of ties.
+    """
+    preferences = [figures.to_float(value) for value in comparison.rows["preference"]]
+    order = sorted(range(len(preferences)), key=lambda i: -abs(preferences[i] - 0.5))
+    found: list[dict[str, Any]] = []
+    for outcome, words in ((1, "win"), (-1, "loss"), (0, "tie")):
+        rows = [i for i in order if (preferences[i] > 0.5) - (preferences[i] < 0.5) == outcome]
+        for i in [row for row in rows if preferences[row] == preferences[row]][:n]:
+            where = f"{words}, row {i}, probability {preferences[i]:.2f} that {comparison.model} is better"
+            sides = ((comparison.model, text_of(first[i])), (comparison.baseline, text_of(second[i])))
+            found.append({"where": where, "prompt": text_of(prompts[i]), "texts": sides})
+    return found
+
+
+def _verdict(comparison: Comparison) -> tuple[str, str, str]:
+    """Return the style, the one-sentence verdict, and the figures that it rests on."""
+    rate, low, high = _interval(comparison)
+    sides = f"{comparison.model} and {comparison.baseline}"
+    n = comparison.rates["n_total"]
+    measured = f"Win rate {rate:.2f}, {100 * comparison.confidence:.4g} % interval [{low:.2f}, {high:.2f}], {n} rows"
+    if any(doubt.grave for doubt in comparison.doubts):
+        return "", f"Nothing is known about {sides}: the rate is not to be trusted", measured
+    if low > 0.5:
+        return "gain", f"{comparison.model} is better than {comparison.baseline}", measured
+    if high < 0.5:
+        return "worse", f"{comparison.model} is worse than {comparison.baseline}", measured
+    return "", f"No difference was measured between {sides}", measured if n else "No row was judged"
 
 
 def _interval(comparison: Comparison) -> tuple[float, float, float]:

@@ -80,10 +80,11 @@ class Rounds(ABC):
             check_columns(columns, ("chosen", "rejected"), "eval_dataset needs labelled pairs.")
         self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
-    def run(self, rounds: int) -> RoundsResult:
-        """Run the rounds that are not finished yet, up to the given total."""
+    def run(self, rounds: int, on_round: Callable[[int], None] = lambda number: None) -> RoundsResult:
+        """Run the rounds that are not finished yet, up to the given total; call `on_round` before each."""
         result = RoundsResult(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
+            on_round(number)
             try:
                 result.rounds.append(self.round(number, result.rounds[-1]))
             except NothingLeft:

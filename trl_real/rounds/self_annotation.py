@@ -1,6 +1,6 @@
 """SPA in rounds: train on a few labels, then generate, self-annotate and train in rounds (arXiv 2406.04412)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class SelfAnnotationRounds(Rounds):
             "relabel": self.relabel_judge and [setting_of(self.relabel_judge), self.relabel_budget],
         }
 
-    def run(self, rounds: int) -> RoundsResult:
+    def run(self, rounds: int, on_round: Callable[[int], None] = lambda number: None) -> RoundsResult:
         """
         Run the rounds that are not finished yet, up to the given total.
 
@@ -112,7 +112,7 @@ class SelfAnnotationRounds(Rounds):
                 f"{rounds} rounds need {needed} prompts, but prompts has {available} different ones that are not in "
                 f"the seed labels. Type n_prompts={available // rounds}, or give more prompts."
             )
-        return super().run(rounds)
+        return super().run(rounds, on_round)
 
     def begin_like(self, other: str | Path) -> None:
         """Copy round 0, and round 1 up to its labels, from a run in which only the ablation differs."""

@@ -21,10 +21,12 @@ def write_atomic(file: Path, content: bytes) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not have, by None, in mappings at every depth."""
+    """Replace NaN and infinity, which JSON does not have, by None, in mappings and lists at every depth."""
     if isinstance(value, Mapping):
         return {name: without_nan(item) for name, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(file: Path, values: Mapping[str, Any] | list[Any]) -> None:

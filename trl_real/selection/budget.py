@@ -2,33 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
 
-from trl_real.errors import TooFewPairsError, TrlRealError
+from trl_real.errors import TooFewPairsError, TrlRealError, check_budget
 from trl_real.selection.strategies import TIE_TOLERANCE, Score, Strategy, as_strategy
-
-
-def check_budget(budget: float | int | None) -> None:
-    """
-    Check that the value is a budget, for a pool of any size.
-
-    Raises:
-        TrlRealError: If it is not None, a share in (0, 1] or a positive number of rows.
-    """
-    if budget is None:
-        return
-    if isinstance(budget, bool) or not isinstance(budget, Real):
-        raise TrlRealError(f"budget={budget!r} is not a number. Give a share such as 0.25, or a number of rows.")
-    if isinstance(budget, Integral) and budget < 1:
-        raise TrlRealError(f"budget={budget} keeps no row. Give a positive number of rows, or a share such as 0.25.")
-    if not isinstance(budget, Integral) and not 0 < budget <= 1:
-        raise TrlRealError(
-            f"budget={budget} is out of range: a float is a share in (0, 1], an int a number of rows. "
-            f"Type 0.25 for a quarter of the rows" + (f", {int(budget)} for rows." if 1 < budget < math.inf else ".")
-        )
 
 
 def budget_size(budget: float | int | None, n_pairs: int) -> int:

@@ -165,6 +165,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
         return kept

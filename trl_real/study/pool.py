@@ -21,6 +21,7 @@ from trl_real.selection.annotation import gather_candidates, given_vectors
 
 
 BATCH = 1000
+N_TEST, FOLDS = 500, 4  # by default
 
 
 @dataclass
@@ -116,6 +117,13 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
             found.vectors.append(vectors[i])
         if found.opinions is not None:
             found.opinions = np.append(found.opinions, columns[second_opinion][i])
+
+
+def split_by_size(pool: StudyPool, n_test: int | None, n_folds: int | None) -> tuple[int, int]:
+    """Return the number of test rows and of splits: as given, else folds if a test set would take half of a pool."""
+    if n_test is None and n_folds is None and len(pool) < 2 * N_TEST:
+        return N_TEST, min(FOLDS, len(set(pool.prompt_keys())))
+    return n_test or N_TEST, n_folds or 1
 
 
 def split_by_prompt(pool: StudyPool, n_test: int, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -23,7 +23,7 @@ from trl_real.study.facts import describe
 from trl_real.study.features import embed_rows
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell, StudyFolder, run_cells
-from trl_real.study.pool import StudyPool, split_by_prompt, study_pool
+from trl_real.study.pool import StudyPool, split_by_prompt, split_by_size, study_pool
 from trl_real.study.results import RANDOM, Study
 from trl_real.study.summarize import summarize
 from trl_real.study.trained import CellTrainer, FoldedCells, TrainedCells
@@ -45,8 +45,8 @@ def run_study(
     arms: Sequence[str] = ARMS,
     budgets: Sequence[float | int] = BUDGETS,
     seeds: Sequence[int] = SEEDS,
-    n_test: int = 500,
-    n_folds: int = 1,
+    n_test: int | None = None,
+    n_folds: int | None = None,
     pool_share: float = 0.9,
     min_gap: float = 0.0,
     context: Context = "response",
@@ -80,9 +80,10 @@ def run_study(
             the budget. Random is added if missing.
         budgets: Shares of the rows that a seed may select from, or numbers of labels.
         seeds: Seeds of the cells.
-        n_test: Number of test rows of a single split.
+        n_test: Number of test rows of a single split; by default 500.
         n_folds: Number of splits in which every prompt is tested on once, instead of one test set. The work grows by
-            this factor, and the intervals cover all rows. The pool is `1 - 1 / n_folds` of the rows.
+            this factor, and the intervals cover all rows. The pool is `1 - 1 / n_folds` of the rows. By default one
+            split, or four for fewer than 1,000 rows if `n_test` is not given.
         pool_share: Share of the pool that each seed may select from.
         min_gap: Minimum difference of two scores that decides a label.
         context, layer, max_length, batch_tokens, dtype, device: Embedding options, see `EmbeddingPairSelector`.
@@ -104,6 +105,7 @@ def run_study(
     everything = study_pool(
         dataset, responses=responses, scores=scores, second_opinion=second_opinion, embeddings=given
     )
+    n_test, n_folds = split_by_size(everything, n_test, n_folds)
     splits = split_by_prompt(everything, n_test, n_folds, SPLIT_SEED)
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
     encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)

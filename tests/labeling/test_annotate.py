@@ -37,7 +37,7 @@ def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_
     assert set(labeled["label_source"]) == {"score:scores"}
     assert labeled.column_names == [
         "prompt", "chosen", "rejected", "label_confidence", "label_source",
-        "pair", "response_a", "response_b", "similarity", "skipped",
+        "pair", "response_a", "response_b", "similarity", "skipped", "scores",
     ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, text_of, without_prompt
+from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, reply_of, without_prompt
 from trl_real.errors import TrlRealError
 
 
@@ -21,7 +21,7 @@ class Candidates:
 
     Args:
         prompt: Prompt as text or messages; None if the row has no prompt.
-        texts: Texts of the eligible responses, distinct and not blank.
+        texts: Texts of the eligible responses (`reply_of`), distinct and not blank.
         indices: Index of each text in the row's responses, ascending.
         skipped: Reason why the row cannot have a pair; empty if it can.
     """
@@ -98,7 +98,7 @@ def _checked_text(response: Any, column: str) -> str | None:
     if response is None or isinstance(response, str):
         return response
     if is_messages(response):
-        return text_of(response)
+        return reply_of(response)
     if response == []:
         return ""
     raise TrlRealError(

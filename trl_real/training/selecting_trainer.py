@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.errors import TrlRealError
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
@@ -130,7 +131,9 @@ class SelectingDPOTrainer(DPOTrainer):
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
         """Select the rows to keep; an error is returned, so that every process can raise it."""
         rows = _numbers(prepared)
-        texts = [name for name in ("prompt", "chosen", "rejected", ROW) if name in pool.column_names]
+        texts = [
+            name for name in ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS, ROW) if name in pool.column_names
+        ]
         try:
             selector = EmbeddingPairSelector(
                 self.accelerator.unwrap_model(self.model),

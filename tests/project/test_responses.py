@@ -7,11 +7,11 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
 
-from tests.support.tiny import tiny_model, tiny_tokenizer
+from support.tiny import tiny_model, tiny_tokenizer
 from trl_real import ChatJudge, EmbeddingPairSelector, RewardModelJudge, annotate
 from trl_real.data.conversation import Reply, reply_of, text_of, with_template
 from trl_real.data.files import load, save
-from trl_real.data.pairs import EMPTY, IDENTICAL, pool_candidates
+from trl_real.data.pairs import EMPTY, IDENTICAL, SAME_AS_TRAINED, pool_candidates
 from trl_real.labeling.people.page_html import pair_html, text_html
 from trl_real.labeling.people.queue import Deck, Progress
 from trl_real.labeling.people.votes import pair_key
@@ -190,3 +190,18 @@ def test_keys_of_plain_texts_and_messages_are_those_of_earlier_votes():
 def test_one_assistant_message_is_its_text_and_everything_else_keeps_its_messages():
     assert not isinstance(reply_of(said("Fine.", tool_calls=None)), Reply)
     assert reply_of(call(town="Paris")).messages == call(town="Paris")
+
+
+def test_responses_that_the_template_writes_alike_are_one():
+    tok = tokenizer()
+    tok.chat_template = tok.chat_template.replace("{{ m.get('reasoning_content') or '' }}", "")
+    first, second, _ = KINDS["thoughts"]
+    selector = EmbeddingPairSelector(tiny_model(), tokenizer=tok, strategy="hard")
+    rows = Dataset.from_list(
+        [
+            {"prompt": PROMPT, "responses": [first, second, said("Rain.")]},
+            {"prompt": PROMPT, "responses": [first, second]},
+        ]
+    )
+    assert selector.select(rows)["pair"][:] == [[0, 2]]
+    assert selector.record.skipped == {SAME_AS_TRAINED: 1}

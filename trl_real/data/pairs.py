@@ -10,6 +10,7 @@ from trl_real.errors import TrlRealError
 TOO_FEW = "fewer than two responses"
 EMPTY = "empty response"
 IDENTICAL = "identical responses"
+SAME_AS_TRAINED = "identical responses as the model is trained on them"
 MISSING = "missing response"
 PROMPT_MISMATCH = "chosen and rejected do not share their prompt"
 
@@ -85,6 +86,8 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     if prompt is None:
         if chosen == rejected:
             return Candidates(skipped=IDENTICAL)
+        if is_messages(shorter := min(chosen, rejected, key=len)) and shorter[-1].get("role") == "user":
+            return Candidates(skipped=EMPTY)
         prompt = implied_prompt(chosen, rejected)
         if prompt != implied_prompt(rejected, chosen):  # the label must not decide whether the row has a pair
             return Candidates(skipped=PROMPT_MISMATCH)
@@ -92,6 +95,14 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     if chosen is None or rejected is None:
         return Candidates(prompt, skipped=PROMPT_MISMATCH)
     return pool_candidates(prompt, [chosen, rejected])
+
+
+def drop_copies(row: Candidates, read: list[str]) -> None:
+    """Leave out the texts of which `read`, what a model reads of each, is that of an earlier text; skip a lone one."""
+    first = [i for i, text in enumerate(read) if text not in read[:i]]
+    row.texts, row.indices = [row.texts[i] for i in first], [row.indices[i] for i in first]
+    if len(first) == 1:
+        row.texts, row.indices, row.skipped = [], [], SAME_AS_TRAINED
 
 
 def _checked_text(response: Any, column: str) -> str | None:

@@ -14,19 +14,23 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from trl_real.data.conversation import TEMPLATE_COLUMNS
+from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.selection.strategies import strategy_name
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.kept_rows import (
+    PROMPT_TOO_LONG,
     KeptRows,
     check_selectable,
     check_unsharded,
     complete_record,
     named_strategy,
     selection_section,
+    trained_alike,
 )
+from trl_real.training.preparation import tell_dropped, told_by_row
 from trl_real.training.resume import last_checkpoint
 from trl_real.training.truncated_responses import without_ends
 
@@ -104,7 +108,10 @@ class SelectingDPOTrainer(DPOTrainer):
         first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        with told_by_row(dataset, dataset_name):
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(prepared, Dataset):
+            tell_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
         return without_ends(prepared, processing_class)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
@@ -130,7 +137,9 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
         """Select the rows to keep; an error is returned, so that every process can raise it."""
-        rows = _numbers(prepared)
+        alike = trained_alike(prepared, self.args)
+        dropped = {PROMPT_TOO_LONG: len(pool) - len(prepared), SAME_AS_TRAINED: int(alike.sum())}
+        rows = _numbers(prepared)[~alike]
         texts = [
             name for name in ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS, ROW) if name in pool.column_names
         ]
@@ -144,7 +153,7 @@ class SelectingDPOTrainer(DPOTrainer):
             chosen = selector.select(pool.select_columns(texts).select(rows), self.args.selection_budget)
         except TrlRealError as error:
             return TrlRealError(str(error).replace("budget=", "selection_budget="))
-        record = complete_record(selector.record, n_dropped=len(pool) - len(rows))
+        record = complete_record(selector.record, dropped)
         if not record.n_kept:
             return TrlRealError(
                 f"No row of the training set has a pair to select: {record.summary().splitlines()[0]}. "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.formatting.formatting import LazyBatch, LazyRow
 
 from trl_real.data.columns import (
     POOL_COLUMNS,
@@ -14,6 +15,7 @@ from trl_real.data.columns import (
     is_batch,
     is_pool,
     to_columns,
+    to_python,
 )
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
@@ -106,6 +108,8 @@ class EmbeddingPairSelector(PairScorer):
         added = {name: values for name, values in own_columns.items() if name in own}
         if not isinstance(rows, Mapping):
             return extended(rows, added)
+        if not isinstance(rows, LazyRow | LazyBatch) and not any(hasattr(rows[name], "tolist") for name in rows):
+            added = to_python(added)  # of a stream; `Dataset.map` takes its column types from arrays
         return added if batched else {name: values[0] for name, values in added.items()}
 
     def select(

@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from trl_real.data.pairs import preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
@@ -92,8 +93,16 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
         )
 
 
-def trained_alike(prepared: Dataset, args: REALDPOConfig) -> np.ndarray:
-    """Return whether both responses of each prepared pair are the same ids, cut as in training. Shape `(N,)`."""
+def trained_alike(prepared: Dataset, given: Dataset, numbers: np.ndarray, args: REALDPOConfig) -> np.ndarray:
+    """
+    Return which prepared pairs have two responses as given but the same ids as cut for training. Shape `(N,)`, bool.
+
+    Args:
+        prepared: `N` rows that TRL tokenized.
+        given: Training set.
+        numbers: Row of each in `given`. Shape `(N,)`.
+        args: Settings of the training.
+    """
     end = args.truncation_mode == "keep_end"
     cut = slice(-args.max_length, None) if args.max_length and end else slice(args.max_length)
     ids = prepared.with_format(None).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
@@ -102,7 +111,11 @@ def trained_alike(prepared: Dataset, args: REALDPOConfig) -> np.ndarray:
         for batch in (ids.iter(1000) if len(ids) else ())
         for prompt, chosen, rejected in zip(*batch.values(), strict=True)
     ]
-    return np.array(alike, dtype=bool)
+    mask = np.array(alike, dtype=bool)
+    for i in np.flatnonzero(mask):
+        row = given[int(numbers[i])]
+        mask[i] = not preference_candidates(row.get("prompt"), row["chosen"], row["rejected"]).skipped
+    return mask
 
 
 def check_unsharded(model: nn.Module) -> None:

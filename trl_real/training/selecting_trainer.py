@@ -137,7 +137,7 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
         """Select the rows to keep; an error is returned, so that every process can raise it."""
-        alike = trained_alike(prepared, self.args)
+        alike = trained_alike(prepared, pool, _numbers(prepared), self.args)
         dropped = {PROMPT_TOO_LONG: len(pool) - len(prepared), SAME_AS_TRAINED: int(alike.sum())}
         rows = _numbers(prepared)[~alike]
         texts = [

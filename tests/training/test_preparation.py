@@ -2,12 +2,14 @@
 
 import pytest
 from datasets import Dataset
+from trl import DPOConfig
 
 from support.tiny import save_tiny, tiny_tokenizer
 from support.training import as_dialogues, as_messages, config, pairs
 from trl_real import REALDPOTrainer, TrlRealError
 from trl_real.data.pairs import EMPTY, SAME_AS_TRAINED, preference_candidates
 from trl_real.models.sequences import tokenize_pairs
+from trl_real.training.config import check_has_effect
 
 
 def test_pairs_that_are_trained_as_the_same_tokens_are_counted_and_never_chosen(tmp_path):
@@ -84,3 +86,32 @@ def test_a_set_of_which_the_cut_leaves_nothing_is_told(tmp_path, name):
             save_tiny(tmp_path / "model"), args=config(tmp_path, max_length=64), train_dataset=rows["train"],
             eval_dataset=rows["eval"],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_template_whose_end_is_no_end_of_generations_is_told(tmp_path, caplog, is_told):
+    tokenizer = tiny_tokenizer()
+    if is_told:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|pad|>")
+    rows = Dataset.from_list([as_messages(row) for row in pairs(2)])
+    REALDPOTrainer(
+        save_tiny(tmp_path / "model"), args=config(tmp_path), train_dataset=rows, processing_class=tokenizer
+    )
+    assert ("ends a turn with '<|pad|>'" in caplog.text) is is_told
+
+
+def test_a_token_beyond_the_embeddings_is_told(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(10)])
+    rows = Dataset.from_list([{**row, "chosen": "<9>"} for row in pairs(2)])
+    with pytest.raises(TrlRealError, match="gives token 309, but the model has 304 embeddings"):
+        REALDPOTrainer(
+            save_tiny(tmp_path / "model"), args=config(tmp_path), train_dataset=rows, processing_class=tokenizer
+        )
+
+
+def test_a_plain_config_with_a_setting_that_its_loss_ignores_is_refused(tmp_path):
+    rows = Dataset.from_list(pairs(2))
+    with pytest.raises(TrlRealError, match="label_smoothing=0.1 would be ignored"):
+        REALDPOTrainer("no model is loaded", args=config(tmp_path, DPOConfig, label_smoothing=0.1), train_dataset=rows)
+    check_has_effect(config(tmp_path, DPOConfig, label_smoothing=0.1, loss_type="robust"))

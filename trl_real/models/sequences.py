@@ -87,6 +87,15 @@ def response_texts(tokenizer: Any, prompts: list[Any], responses: list[str]) -> 
     return texts
 
 
+def end_of_turn(tokenizer: Any) -> str:
+    """Return the special token that the chat template writes after a response; empty if there is none."""
+    said = "0817"
+    turns = [{"role": role, "content": said} for role in ("user", "assistant")]
+    text = templated(tokenizer, [turns], tokenize=False)[0]
+    ids = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    return next((tokenizer.decode([i]) for i in ids if i in tokenizer.added_tokens_decoder), "")
+
+
 def continued(prompt: list[dict], response: Any) -> list[dict]:
     """Return a prompt of messages with the response after it, and the prompt's arguments of the template."""
     chat = [*prompt, *as_messages(response)]

@@ -30,7 +30,7 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
-from trl_real.training.preparation import tell_dropped, told_by_row
+from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row
 from trl_real.training.resume import last_checkpoint
 from trl_real.training.truncated_responses import without_ends
 
@@ -68,6 +68,9 @@ class SelectingDPOTrainer(DPOTrainer):
             if selects(given.get("args")):
                 check_selectable(given.get("train_dataset"), given["args"])
             super().__init__(*args, **kwargs)
+            if isinstance(self.train_dataset, Dataset):
+                check_vocabulary(self.model, self.train_dataset)
+            check_ends(self.model, self.processing_class, given.get("train_dataset"))
             self.train_dataset = self._select(self.train_dataset)
             if selects(self.args) and callable(self.args.selection_strategy):  # cannot be saved with a checkpoint
                 self.args = copy.copy(self.args)

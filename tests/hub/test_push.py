@@ -119,6 +119,27 @@ out["rows"] = loaded("user/subset", "easy-0.25")["rows"] == rows(6, 20).to_list(
     assert "| in this repository, split train | 6 |" in text
 
 
+def test_a_second_push_with_other_columns_loads_or_is_refused_before_the_upload(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+chosen, labels = rows(8), rows(8).remove_columns(["responses"]).add_column("label_source", ["people"] * 8)
+for dataset in (chosen, labels):
+    push(dataset, "user/subset")
+    out[str(len(out))] = [
+        load_dataset("user/subset", "easy-0.25", split="train").column_names == dataset.column_names,
+        list(load_dataset("user/subset", "easy-0.25", split="train", streaming=True)) == dataset.to_list(),
+    ]
+push(DatasetDict(train=chosen, test=chosen), "user/subset")
+out["refused"] = push(labels, "user/subset")
+out["rows"] = load_dataset("user/subset", "easy-0.25", split="test").column_names == chosen.column_names
+""",
+    )
+    assert out.pop("refused").startswith("error: Config 'easy-0.25' of user/subset has another split with columns")
+    assert out == {"0": [True, True], "1": [True, True], "rows": True}
+
+
 def test_splits_branches_and_other_files(hub, tmp_path):
     out = run(
         hub,

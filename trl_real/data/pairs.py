@@ -1,8 +1,12 @@
 """Responses of a row that can form a pair, or the reason why the row has none."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import Dataset, Features, List
+
+from trl_real.data.columns import OWN_FEATURES
 from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, reply_of, without_prompt
 from trl_real.errors import TrlRealError
 
@@ -95,6 +99,32 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     if chosen is None or rejected is None:
         return Candidates(prompt, skipped=PROMPT_MISMATCH)
     return pool_candidates(prompt, [chosen, rejected])
+
+
+def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
+    """
+    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages) with the columns of a selection;
+    any other dataset unchanged.
+    """
+    given = set(dataset.column_names)
+    if responses in given or "pair" in given or not {"response_a", "response_b"} <= given:
+        return dataset
+    sides = dataset.features["response_a"], dataset.features["response_b"]
+    if sides[0] != sides[1]:
+        raise TrlRealError(
+            f"Column 'response_a' holds {sides[0]} and 'response_b' {sides[1]}. Cast one: dataset.cast_column(…)"
+        )
+
+    def selected(row: dict[str, Any]) -> dict[str, Any]:
+        both = [row["response_a"], row["response_b"]]
+        found = pool_candidates(row.get("prompt"), both)
+        texts, pair = (found.texts, found.indices) if found.texts else (["", ""], [-1, -1])
+        shown = dict(zip(("response_a", "response_b"), texts, strict=True))
+        return {responses: both, "pair": pair, **shown, "similarity": math.nan, "skipped": found.skipped}
+
+    features = Features({**dataset.features, responses: List(sides[0]), **OWN_FEATURES})
+    plain = dataset.with_format(None)
+    return plain.map(selected, features=features, desc="Reading pairs", load_from_cache_file=False)
 
 
 def drop_copies(row: Candidates, read: list[str]) -> None:

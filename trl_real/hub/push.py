@@ -11,15 +11,18 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from datasets import Dataset, DatasetDict
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from datasets import Dataset, DatasetDict, DatasetInfo
+from datasets.info import DatasetInfosDict
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
@@ -92,7 +95,7 @@ def push_subset(
     with _one_line(repo_id, "The local rows are unchanged: correct this and push again."):
         repo_id = _open_repo(api, repo_id, private)
         target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
-        _again_on_conflict(lambda: _push_rows(dataset, split, token=token, commit_message=message, **target))
+        _again_on_conflict(lambda: _push_rows(api, dataset, split, commit_message=message, **target))
     with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
         _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
     url = f"{api.endpoint}/datasets/{repo_id}"
@@ -176,19 +179,29 @@ def _open_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
     return info.id
 
 
-def _push_rows(dataset: Dataset | DatasetDict, split: str, **target) -> None:
-    if isinstance(dataset, DatasetDict):
-        dataset.push_to_hub(**target)
-        return
+def _push_rows(api: HfApi, dataset: Dataset | DatasetDict, split: str, **target) -> None:
+    if isinstance(dataset, Dataset):
+        info = _config_info(api, **target)
+        if info is None or not set(info.splits or ()) - {split}:
+            dataset = DatasetDict({split: dataset})  # a split alone would keep the features of an earlier push
+        elif info.features != dataset.features:
+            raise TrlRealError(
+                f"Config {target['config_name']!r} of {target['repo_id']} has another split with columns other than "
+                f"{sorted(dataset.column_names)}. Push all splits together as a DatasetDict, or give another "
+                "config_name."
+            )
+        else:
+            target["split"] = split
+    dataset.push_to_hub(token=api.token, **target)
+
+
+def _config_info(api: HfApi, repo_id: str, config_name: str, revision: str | None, **_: Any) -> DatasetInfo | None:
+    """Return what the card says about a config; None if there is no card, or no such config."""
     try:
-        dataset.push_to_hub(split=split, **target)
-    except ValueError as error:
-        if not str(error).startswith("Features of the new split"):
-            raise
-        raise TrlRealError(
-            f"Config {target['config_name']!r} of {target['repo_id']} has another split with columns other than "
-            f"{sorted(dataset.column_names)}. Push all splits together as a DatasetDict, or give another config_name."
-        ) from error
+        readme = hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision, token=api.token)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    return DatasetInfosDict.from_dataset_card_data(DatasetCard.load(readme).data).get(config_name)
 
 
 def _push_card(

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
@@ -93,7 +94,8 @@ def annotate(
     prompt lose it.
 
     Args:
-        dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, ….
+        dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, …; or ready
+            pairs: `prompt`, `response_a`, `response_b`.
         judge: Judge of the pairs, see `trl_real.labeling.verdicts`.
         responses: Column with the list of responses.
         batch_size: Number of rows per call of the judge.
@@ -115,6 +117,7 @@ def annotate(
         TrlRealError: If a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
+    dataset = ready_pairs(dataset, responses)
     check_pairs(dataset, responses)
     report = LabelReport() if report is None else report
     plain = dataset.with_format(None)

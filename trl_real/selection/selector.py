@@ -17,6 +17,7 @@ from trl_real.data.columns import (
     to_columns,
     to_python,
 )
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns
@@ -127,8 +128,8 @@ class EmbeddingPairSelector(PairScorer):
         Select the rows most worth a label, ranked over the whole pool, and set `record`.
 
         Args:
-            dataset: Pool or labelled pairs; the splits of a `DatasetDict` are ranked separately. A stream needs
-                `shards` or `sample`.
+            dataset: Pool, ready pairs (`response_a`, `response_b`) or labelled pairs; the splits of a `DatasetDict`
+                are ranked separately. A stream needs `shards` or `sample`.
             budget: Share of the rows with a pair (float in (0, 1]), number of rows (int), or None for all of them.
             num_proc: Number of worker processes, as in `Dataset.map`.
             batch_size: Number of rows per batch.
@@ -161,6 +162,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        dataset = ready_pairs(dataset, self.responses)
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
         return kept

@@ -299,7 +299,7 @@ MISFITS = {
     "messages": (
         20_000,
         json.dumps({"prompt": MESSAGES, "b": LONG}),
-        "holds messages in 1 of 20001 lines.*line 20001",
+        "messages in 1 of 20001 lines.*line 20001",
     ),
 }
 

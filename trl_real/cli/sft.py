@@ -29,10 +29,11 @@ def run(args: argparse.Namespace) -> None:
     from trl import SFTConfig, get_peft_config
 
     from trl_real.data.files import load
-    from trl_real.training.adapters import revision_of
+    from trl_real.training.adapters import as_full_model, revision_of
     from trl_real.training.warm_start import warm_start
 
     data, config, model = training_settings(args, SFTConfig)
+    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
         trainer = warm_start(
             args.model,

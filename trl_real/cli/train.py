@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from trl import get_peft_config
 
     from trl_real.errors import TrlRealError
-    from trl_real.training.adapters import revision_of
+    from trl_real.training.adapters import as_full_model, revision_of
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
     peft_config = get_peft_config(model)
+    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
     trainer = REALDPOTrainer(

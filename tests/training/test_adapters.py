@@ -43,7 +43,7 @@ def test_every_way_of_loading_gives_the_base_with_the_adapter_and_says_so(adapte
         ]
     for model in loaded:
         torch.testing.assert_close(model.eval()(IDS).logits, expected, atol=1e-4, rtol=1e-4)
-    assert caplog.text.count(f"{folder!r} is an adapter: its base {str(tmp_path / 'base')!r}") == 2
+    assert caplog.text.count(f"{folder!r} is an adapter: its base {str(tmp_path / 'base')!r}") == 3
     assert as_full_model(full, tmp_path / "other") == full
 
 

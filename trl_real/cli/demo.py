@@ -177,9 +177,10 @@ class Demo:
         import torch
 
         from trl_real.models.generate import generate_responses
+        from trl_real.models.load import bfloat16_is_fast
 
         size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 128, "seed": self.args.seed}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=_bfloat16_is_fast()):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16_is_fast()):
             found = generate_responses(model, tokenizer, questions, n=n, desc=desc, **size)
         return [[whole_sentences(text) for text in texts] for texts in found]
 
@@ -214,13 +215,14 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
     from peft import LoraConfig
     from transformers import AutoTokenizer
 
+    from trl_real.models.load import bfloat16_is_fast
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer
 
     config = REALDPOConfig(
         output_dir=str(run),
         use_cpu=not torch.cuda.is_available(),
-        bf16=_bfloat16_is_fast(),
+        bf16=bfloat16_is_fast(),
         per_device_train_batch_size=8,
         num_train_epochs=args.num_train_epochs,
         learning_rate=args.learning_rate,
@@ -247,15 +249,6 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
         trainer.train()
     trainer.save_model()
     return trainer.state.log_history
-
-
-def _bfloat16_is_fast() -> bool:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _table(arms: list, report: Path) -> str:

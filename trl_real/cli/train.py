@@ -4,7 +4,8 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
@@ -100,7 +101,8 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
 
 def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
-    Parse flags, and the settings in the file of `--config`, with TRL's parser; without CUDA, train on the CPU.
+    Parse flags, and the settings in the file of `--config`, with TRL's parser; without CUDA, train on the CPU,
+    in float32 where it has no instructions for bfloat16.
 
     Returns:
         The given dataclasses, and `trl.ModelConfig`.
@@ -112,13 +114,24 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     from trl import ModelConfig, TrlParser
 
     from trl_real.errors import TrlRealError
+    from trl_real.models.load import bfloat16_is_fast
 
     if not torch.cuda.is_available() and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    if not bfloat16_is_fast() and not _sets_precision(argv):
+        argv = [*argv, "--bf16", "False"]
     try:
         return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
+
+
+def _sets_precision(argv: list[str]) -> bool:
+    """Return whether flags, or the file of `--config`, name a precision."""
+    files = [Path(value) for flag, value in pairwise(argv) if flag == "--config"]
+    settings = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+    flags = [flag for flag in argv if flag.startswith("--")]
+    return any(name in text for name in ("bf16", "fp16") for text in (*flags, *settings))
 
 
 def labelled(path: str, split: str | None = None) -> Any:

@@ -178,6 +178,14 @@ def pick_device(device: str | None, rank: int | None) -> str:
     return device
 
 
+def bfloat16_is_fast() -> bool:
+    """Return whether the accelerator, or else the CPU, has instructions for bfloat16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def prepare_process() -> None:
     """
     Prepare a worker process for a forward pass.

@@ -19,6 +19,7 @@ from trl_real.functional.bayesian_head import (
     delta_ucb,
     fit_head,
     infomax,
+    infomax_interval,
     normal_draws,
 )
 from trl_real.functional.geometry import GEOMETRIES
@@ -207,7 +208,7 @@ class HeadPairSelector(ActiveSelector):
 
     def _draws(self, pool: ActivePool, rows: list[int], n_responses: int) -> Tensor:
         """Return standard normal numbers, which change with the number of labels. Shape `(N, S, K)`."""
-        if self.acquire in (infomax, delta_ucb):
+        if self.acquire in (infomax, infomax_interval, delta_ucb):
             return torch.zeros(len(rows), 2, n_responses, dtype=torch.float64)
         draws = []
         for row in rows:

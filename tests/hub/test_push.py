@@ -140,6 +140,27 @@ out["rows"] = load_dataset("user/subset", "easy-0.25", split="test").column_name
     assert out == {"0": [True, True], "1": [True, True], "rows": True}
 
 
+def test_labelled_rows_lose_what_repeats_and_the_card_says_who_labelled(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+labels = rows(4)
+for name, values in {"rejected": labels["chosen"][:], "response_a": ["a"] * 4, "response_b": ["b"] * 4,
+                     "skipped": [""] * 4, "label_source": ["people"] * 3 + ["chat:x|y"],
+                     "label_confidence": [1.0, 0.8, 0.9, 0.6]}.items():
+    labels = labels.add_column(name, values)
+push(labels, "user/subset")
+out["columns"] = load_dataset("user/subset", "easy-0.25", split="train").column_names
+out["local"] = labels.column_names[-3]
+""",
+    )
+    assert not {"response_a", "response_b", "skipped"} & set(out["columns"])
+    assert {"chosen", "rejected", "label_source"} <= set(out["columns"]) and out["local"] == "skipped"
+    text = card(hub, "user/subset")
+    assert "| people | 3 | 0.900 |" in text and "| chat:x&#124;y | 1 | 0.600 |" in text
+
+
 def test_splits_branches_and_other_files(hub, tmp_path):
     out = run(
         hub,

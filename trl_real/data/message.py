@@ -66,9 +66,9 @@ def _placeholder(part: Mapping[str, Any]) -> str:
         value = value.get("url") or value.get("bytes") or value.get("path") or value
     if isinstance(value, Mapping | list):
         return f"[{kind} {_json(value)}]"
-    shown = kind in THOUGHTS or len(value) <= LONGEST_ADDRESS if isinstance(value, str) else False
-    if shown and not value.startswith("data:"):
-        return f"[{kind} {value}]"
+    if isinstance(value, str) and not value.startswith("data:"):
+        if kind in THOUGHTS or len(value) <= LONGEST_ADDRESS:
+            return f"[{kind} {value}]"
     return f"[{kind}]" if value is None else f"[{kind} {hashlib.sha256(_bytes(value)).hexdigest()[:12]}]"
 
 

@@ -70,7 +70,8 @@ def push_subset(
     the card and other files do not change.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config.
+        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config. The
+            columns `response_a` and `response_b` of labelled rows, and an empty `skipped`, are left out.
         repo_id (`str`): Repository, `user/name` or `name` for your own; created if it does not exist.
         record (`SelectionRecord` or `dict`): Record of the selection: `selector.record` after `select`.
         config_name (`str`, *optional*): Name of the config. Defaults to strategy and budget, such as `easy-0.25`.
@@ -87,7 +88,9 @@ def push_subset(
     Raises:
         TrlRealError: If an argument is invalid, or the Hub cannot be reached or refuses the push.
     """
-    columns = _checked_columns(dataset)
+    _check_rows(dataset)
+    dataset = without_repeats(dataset)
+    labels = labellers(dataset)
     _check_names(repo_id, split)
     record = _as_record(record)
     config_name = checked_config_name(config_name if config_name is not None else default_config_name(record))
@@ -97,7 +100,7 @@ def push_subset(
         target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
         _again_on_conflict(lambda: _push_rows(api, dataset, split, commit_message=message, **target))
     with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
-        _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
+        _again_on_conflict(lambda: _push_card(api, record, dataset, labels, message=message, **target))
     url = f"{api.endpoint}/datasets/{repo_id}"
     return f"{url}/tree/{quote(revision, safe='')}" if revision else url
 
@@ -109,7 +112,35 @@ def default_config_name(record: SelectionRecord) -> str:
     return f"{strategy[-64:].lstrip('._-')}-{budget}"
 
 
-def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
+def without_repeats(dataset: Any) -> Any:
+    """Return the rows without columns that repeat: the texts of a pair that is labelled, and an empty `skipped`."""
+    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
+    columns = _columns(dataset)
+    repeated = ["response_a", "response_b"] if {"chosen", "rejected"} <= set(columns) else []
+    if "skipped" in columns and not any(reason for rows in splits for reason in rows.unique("skipped")):
+        repeated.append("skipped")
+    return dataset.remove_columns([name for name in repeated if name in columns])
+
+
+def labellers(dataset: Dataset | DatasetDict) -> list[tuple]:
+    """Return the source of the labels, the number of its rows and their mean confidence, most rows first."""
+    if not {"label_source", "label_confidence"} <= set(_columns(dataset)):
+        return []
+    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
+    found: dict[str, list[float]] = {}
+    for rows in splits:
+        plain = rows.with_format(None)
+        for source, confidence in zip(plain["label_source"], plain["label_confidence"], strict=True):
+            found.setdefault(str(source), []).append(confidence or 0.0)
+    sources = sorted(found, key=lambda source: (-len(found[source]), source))
+    return [(name, len(found[name]), f"{sum(found[name]) / len(found[name]):.3f}") for name in sources]
+
+
+def _columns(dataset: Dataset | DatasetDict) -> list[str]:
+    return (next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset).column_names
+
+
+def _check_rows(dataset: Dataset | DatasetDict) -> None:
     if not isinstance(dataset, Dataset | DatasetDict):
         raise TrlRealError(
             f"push_subset takes a Dataset or a DatasetDict, found {type(dataset).__name__}. "
@@ -118,7 +149,6 @@ def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
     splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
     if not any(len(rows) for rows in splits):
         raise TrlRealError("The subset has 0 rows, so there is nothing to push. Select with a larger budget.")
-    return splits[0].column_names
 
 
 def _check_names(repo_id: str, split: str) -> None:
@@ -207,7 +237,8 @@ def _config_info(api: HfApi, repo_id: str, config_name: str, revision: str | Non
 def _push_card(
     api: HfApi,
     record: SelectionRecord,
-    columns: list[str],
+    dataset: Dataset | DatasetDict,
+    labels: list[tuple],
     *,
     repo_id: str,
     config_name: str,
@@ -219,7 +250,9 @@ def _push_card(
     with open(readme, encoding="utf-8", newline="") as file:
         content = file.read()
     files = {
-        "README.md": update_card(content, record, config_name, repo_id, columns=columns, revision=revision),
+        "README.md": update_card(
+            content, record, config_name, repo_id, columns=_columns(dataset), labels=labels, revision=revision
+        ),
         f"{RECORDS_FOLDER}/{config_name}.json": json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
     }
     api.create_commit(

@@ -183,7 +183,7 @@ def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | lis
 def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
     """Return the ids of texts and conversations, in any mix."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
-    chats = {i: item for i, item in enumerate(items) if i not in texts}
+    chats = {i: item for i, item in enumerate(items) if not isinstance(item, str)}
     found: dict[int, list[int]] = {}
     if texts:
         found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))

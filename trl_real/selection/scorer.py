@@ -104,15 +104,14 @@ class PairScorer:
 
     def _drop_copies(self, rows: list[Candidates], rank: int | None) -> None:
         """Leave out responses that the model's chat template writes like an earlier one."""
-        chats = [row for row in rows if isinstance(row.prompt, list)] if self.encoder else []
-        asked = [(row.prompt, text) for row in chats for text in row.texts]
-        read = (
-            self.encoder.conversations(*map(list, zip(*asked, strict=True)), rank) if asked and self.encoder else None
-        )
+        chats = [row for row in rows if isinstance(row.prompt, list) and row.texts]
+        if self.encoder is None or not chats:
+            return
+        prompts = [row.prompt for row in chats for _ in row.texts]
+        read = self.encoder.conversations(prompts, [text for row in chats for text in row.texts], rank)
+        left = iter(read or ())
         for row in chats if read else ():
-            own, read = read[: len(row.texts)], read[len(row.texts) :]
-            if own:
-                drop_copies(row, own)
+            drop_copies(row, [next(left) for _ in row.texts])
 
     def _vectors(self, rows: list[Candidates], batch: dict, rank: int | None) -> tuple[list[Tensor], dict[str, Any]]:
         """Return one `(K, d)` tensor per row, and their cost."""

@@ -89,5 +89,6 @@ def check_vocabulary(model: Any, rows: Any) -> None:
 
 
 def _has_no_prompt(row: dict[str, Any]) -> bool:
-    sides = row.get("chosen"), row.get("rejected")
-    return not row.get("prompt") and all(map(is_messages, sides)) and not implied_prompt(*sides)
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    is_chat = is_messages(chosen) and is_messages(rejected)
+    return not row.get("prompt") and is_chat and not implied_prompt(chosen, rejected)

@@ -187,7 +187,7 @@ def _load_snippet(config_name: str, repo_id: str, split: str | None, revision: s
     return f"```python\nfrom datasets import load_dataset\n\ndataset = load_dataset({', '.join(arguments)})\n```"
 
 
-def _table(header: list[str], rows: list[tuple]) -> str:
+def _table(header: list[str], rows: Sequence[tuple]) -> str:
     lines = [header, ["---"] * len(header), *([escape(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -90,5 +90,6 @@ def check_vocabulary(model: Any, rows: Any) -> None:
 
 def _has_no_prompt(row: dict[str, Any]) -> bool:
     chosen, rejected = row.get("chosen"), row.get("rejected")
-    is_chat = is_messages(chosen) and is_messages(rejected)
-    return not row.get("prompt") and is_chat and not implied_prompt(chosen, rejected)
+    if row.get("prompt") or not is_messages(chosen) or not is_messages(rejected):
+        return False
+    return not implied_prompt(chosen, rejected)

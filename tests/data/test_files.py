@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from trl_real.data import files
 from trl_real.data.files import FORMATS, MARKER, load, save
+from trl_real.data.json_lines import reading
 from trl_real.errors import TrlRealError
 
 
@@ -138,7 +139,6 @@ class TestLoadErrors:
         ("name", "content", "reason"),
         [
             ("bad.parquet", "nope", "Parquet file size is 4 bytes, smaller than the minimum file footer (8 bytes)"),
-            ("bad.jsonl", '{"a": 1}\n{"a": secret\n', "JSON parse error: Invalid value. in row 1"),
             ("bad.csv", "a,b\n1,2\n1,2,3\n", "Error tokenizing data. C error: Expected 2 fields in line 3, saw 3"),
             ("empty.jsonl", "", "it holds no rows"),
         ],
@@ -274,3 +274,42 @@ def test_only_folders_with_the_marker_are_replaced(pool, tmp_path):
     assert set(json.loads((tmp_path / "out" / MARKER).read_text())) == {"trl_real"}
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     save(pool, tmp_path / "copy")
+
+
+LONG = "x" * 700
+LATE = {
+    "null first": ([None], "text"),
+    "whole numbers that become fractions": ([1], 1.5),
+    "empty lists first": ([[]], ["text"]),
+}
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_a_type_that_shows_late_is_read(tmp_path, kind):
+    (first,), last = LATE[kind]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"a": first, "b": LONG})] * 20_000 + [json.dumps({"a": last, "b": LONG})]
+    path.write_text("\n".join(lines))
+    assert load(path)[-1]["a"] == last
+
+
+MESSAGES = [{"role": "user", "content": "x"}]
+MISFITS = {
+    "no JSON": (1, '{"prompt": secret', "line 2 is not JSON .Expecting value.. Correct or remove it"),
+    "messages": (
+        20_000,
+        json.dumps({"prompt": MESSAGES, "b": LONG}),
+        "messages in 1 of 20001 lines.*line 20001",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_a_line_that_does_not_fit_is_told_by_its_number(tmp_path, kind):
+    n, last, told = MISFITS[kind]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([json.dumps({"prompt": "text", "b": LONG})] * n + [last]))
+    with pytest.raises(TrlRealError, match=told):
+        load(path)
+    with pytest.raises(TrlRealError, match=f"line {n + 1}"), reading(path):
+        raise TypeError("of a stream")

@@ -130,6 +130,17 @@ def test_utilities_of_any_scale_create_no_ties(name, scale):
     assert lowest_rows(scores, 5).tolist() == list(expected)
 
 
+def test_infomax_interval_takes_the_widest_interval_of_the_win_probability():
+    means, covariances, draws = made_up()
+    rows = zip(pairs_of("infomax_interval", means, covariances, draws).tolist(), means, covariances, strict=True)
+    for (i, j), m, c in rows:
+        widths = {}
+        for a, b in candidate_pairs(4).T.tolist():
+            half = (c[a, a] + c[b, b] - 2 * c[a, b]).sqrt()
+            widths[a, b] = torch.sigmoid(m[a] - m[b] + half) - torch.sigmoid(m[a] - m[b] - half)
+        assert max(widths, key=widths.get) == (i, j)
+
+
 def test_infomax_takes_the_largest_variance_of_a_difference():
     means, covariances, draws = made_up()
     for (i, j), c in zip(pairs_of("infomax", means, covariances, draws).tolist(), covariances, strict=True):

@@ -119,6 +119,48 @@ out["rows"] = loaded("user/subset", "easy-0.25")["rows"] == rows(6, 20).to_list(
     assert "| in this repository, split train | 6 |" in text
 
 
+def test_a_second_push_with_other_columns_loads_or_is_refused_before_the_upload(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+chosen, labels = rows(8), rows(8).remove_columns(["responses"]).add_column("label_source", ["people"] * 8)
+for dataset in (chosen, labels):
+    push(dataset, "user/subset")
+    out[str(len(out))] = [
+        load_dataset("user/subset", "easy-0.25", split="train").column_names == dataset.column_names,
+        list(load_dataset("user/subset", "easy-0.25", split="train", streaming=True)) == dataset.to_list(),
+    ]
+push(DatasetDict(train=chosen, test=chosen), "user/subset")
+out["refused"] = push(labels, "user/subset")
+out["rows"] = load_dataset("user/subset", "easy-0.25", split="test").column_names == chosen.column_names
+""",
+    )
+    assert out.pop("refused").startswith("error: Config 'easy-0.25' of user/subset has another split with columns")
+    assert out == {"0": [True, True], "1": [True, True], "rows": True}
+
+
+def test_labelled_rows_lose_what_repeats_and_the_card_says_who_labelled(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+labels = rows(4)
+for name, values in {"rejected": labels["chosen"][:], "response_a": ["a"] * 4, "response_b": ["b"] * 4,
+                     "skipped": [""] * 4, "label_source": ["people"] * 3 + ["chat:x|y"],
+                     "label_confidence": [1.0, 0.8, 0.9, 0.6]}.items():
+    labels = labels.add_column(name, values)
+push(labels, "user/subset")
+out["columns"] = load_dataset("user/subset", "easy-0.25", split="train").column_names
+out["local"] = labels.column_names[-3]
+""",
+    )
+    assert not {"response_a", "response_b", "skipped"} & set(out["columns"])
+    assert {"chosen", "rejected", "label_source"} <= set(out["columns"]) and out["local"] == "skipped"
+    text = card(hub, "user/subset")
+    assert "| people | 3 | 0.900 |" in text and "| chat:x&#124;y | 1 | 0.600 |" in text
+
+
 def test_splits_branches_and_other_files(hub, tmp_path):
     out = run(
         hub,

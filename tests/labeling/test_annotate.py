@@ -5,10 +5,12 @@ import math
 import pytest
 from datasets import Dataset, concatenate_datasets
 
-from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
+from trl_real import EmbeddingPairSelector, MissingColumnError, ScoreJudge, TrlRealError, annotate
+from trl_real.data.conversation import text_of
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.panel import JudgePanel
+from trl_real.labeling.people.queue import Deck
 from trl_real.labeling.people.votes import pair_key
 from trl_real.runtime.journal import Journal
 
@@ -37,7 +39,7 @@ def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_
     assert set(labeled["label_source"]) == {"score:scores"}
     assert labeled.column_names == [
         "prompt", "chosen", "rejected", "label_confidence", "label_source",
-        "pair", "response_a", "response_b", "similarity", "skipped",
+        "pair", "response_a", "response_b", "similarity", "skipped", "scores",
     ]  # fmt: skip
 
 
@@ -270,3 +272,22 @@ def test_panel_pools_verdicts_and_reports_agreement():
                             (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
         with pytest.raises(TrlRealError, match=message):
             JudgePanel(**broken)
+
+
+@pytest.mark.parametrize("form", ["texts", "messages"])
+def test_ready_pairs_are_taken_without_a_selection(form):
+    sides = {"response_a": ["good", "same", "fine"], "response_b": ["bad", "same", "poor"]}
+    if form == "messages":
+        sides = {name: [[{"role": "assistant", "content": text}] for text in texts] for name, texts in sides.items()}
+    ready = Dataset.from_dict({"prompt": ["p", "q", "r"], **sides})
+
+    def judge(batch):
+        assert batch["response_a"] == ["good", "fine"]
+        return [0.9, 0.2]
+
+    labels = annotate(ready, judge)
+    texts = [text_of(row[side]) for row in labels for side in ("chosen", "rejected")]
+    assert texts == ["good", "bad", "poor", "fine"]
+    kept = EmbeddingPairSelector(strategy="random").select(ready, 1)
+    assert len(annotate(kept, lambda batch: [0.9])) == 1
+    assert len(Deck(ready)) == 2

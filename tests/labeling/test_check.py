@@ -11,7 +11,12 @@ from datasets import Dataset
 from support.judge_server import MODEL, JudgeServer, probability
 from support.shared_data import DATA, needs_data
 from trl_real import MissingColumnError, TrlRealError
-from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
+from trl_real.functional.statistics.calibration import (
+    brier_score,
+    calibration_error,
+    calibration_temperature,
+    log_loss,
+)
 from trl_real.labeling.chat.judge import ChatJudge, calibrated
 from trl_real.labeling.check import check_judge
 from trl_real.labeling.people.votes import VotesJudge, pair_key
@@ -71,6 +76,15 @@ def test_the_calibration_temperature_is_the_one_with_the_lowest_loss():
     assert [calibrated(p, 3.0) for p in (0.0, 0.5, 1.0)] == [0.0, 0.5, 1.0]
     assert calibrated(0.9, 2.0) == pytest.approx(1 / (1 + math.exp(-math.log(9) / 2)))
     assert math.isnan(calibration_temperature(np.array([]), np.array([])))
+
+
+def test_brier_score_and_calibration_error_of_a_table_to_check_by_eye():
+    probabilities, targets = np.array([0.9, 0.9, 0.2, 0.5]), np.array([1.0, 0.0, 0.0, 0.5])
+    assert brier_score(probabilities, targets) == pytest.approx((0.01 + 0.81 + 0.04 + 0) / 4)
+    # Sure by 0.9 twice and right once; sure by 0.8 once and right; a coin.
+    assert calibration_error(probabilities, targets) == pytest.approx((2 * 0.4 + 0.2 + 0) / 4)
+    assert calibration_error(1 - probabilities, 1 - targets) == pytest.approx(0.25)
+    assert math.isnan(brier_score(np.array([]), np.array([])))
 
 
 def test_chat_judge_is_checked_and_calibrated(tmp_path):

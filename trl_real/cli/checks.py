@@ -20,7 +20,7 @@ MODEL_FILES = ("config.json", "adapter_config.json", "*.gguf")
 # Names of tables in modules that import torch; a test holds them to the tables.
 STRATEGIES = ("random", "easy", "hard", "centroid", "d_optimal", "i_optimal")
 MIXTURES = ("auto",)
-ACQUISITIONS = ("infomax", "dts", "delta_ucb", "drts", "small_gap", "large_gap", "fisher")
+ACQUISITIONS = ("infomax", "infomax_interval", "dts", "delta_ucb", "drts", "small_gap", "large_gap", "fisher")
 GEOMETRIES = ("raw", "centered", "standardized", "whitened", "debiased")
 CONTEXTS = ("response", "prompt+response")
 DTYPES = ("float32", "bfloat16", "float16")

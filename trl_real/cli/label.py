@@ -42,6 +42,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page, check the judge, print the estimate, or label and write the preferences."""
     from trl_real.data.files import load
+    from trl_real.data.pairs import ready_pairs
     from trl_real.labeling.annotate import check_pairs
 
     others = [name for name in ("human", "label_studio", "push", "pull", "check") if getattr(args, name)]
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.check:
         return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
-    dataset = load(args.dataset, args.split)
+    dataset = ready_pairs(load(args.dataset, args.split), args.responses)
     check_pairs(dataset, args.responses)
     plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
     paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])

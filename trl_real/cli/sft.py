@@ -27,10 +27,11 @@ def run(args: argparse.Namespace) -> None:
     from trl import SFTConfig, get_peft_config
 
     from trl_real.data.files import load
-    from trl_real.training.adapters import revision_of
+    from trl_real.training.adapters import as_full_model, revision_of
     from trl_real.training.warm_start import warm_start
 
     data, config, model = training_settings(args, SFTConfig)
+    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     trainer = warm_start(
         args.model,
         load(data.dataset, data.split),

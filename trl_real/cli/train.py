@@ -2,7 +2,8 @@
 
 import argparse
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     from trl import get_peft_config
 
     from trl_real.errors import TrlRealError
-    from trl_real.training.adapters import revision_of
+    from trl_real.training.adapters import as_full_model, revision_of
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     peft_config = get_peft_config(model)
     if args.plan:
         return _print_plan(args, preferences, config, peft_config)
+    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
     trainer = REALDPOTrainer(
@@ -110,7 +112,8 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
 
 def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
-    Parse flags, and the settings in the file of `--config`, with TRL's parser. Training is on the accelerator, if any.
+    Parse flags, and the settings in the file of `--config`, with TRL's parser. Training is on the accelerator, if any,
+    and in float32 where there are no instructions for bfloat16.
 
     Returns:
         The given dataclasses, and `trl.ModelConfig`.
@@ -121,14 +124,24 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     from trl import ModelConfig, TrlParser
 
     from trl_real.errors import TrlRealError
-    from trl_real.runtime.devices import accelerator
+    from trl_real.runtime.devices import accelerator, bfloat16_is_fast
 
     if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    if not bfloat16_is_fast() and not _sets_precision(argv):
+        argv = [*argv, "--bf16", "False"]
     try:
         return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
+
+
+def _sets_precision(argv: list[str]) -> bool:
+    """Return whether flags, or the file of `--config`, name a precision."""
+    files = [Path(value) for flag, value in pairwise(argv) if flag == "--config"]
+    settings = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+    flags = [flag for flag in argv if flag.startswith("--")]
+    return any(name in text for name in ("bf16", "fp16") for text in (*flags, *settings))
 
 
 def labelled(path: str, split: str | None = None) -> Any:

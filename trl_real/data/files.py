@@ -21,6 +21,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
+from trl_real.data.json_lines import WHOLE, check_texts, reading
 from trl_real.errors import TrlRealError
 
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 ONE_SPLIT, SEVERAL_SPLITS = "state.json", "dataset_dict.json"  # files that `save_to_disk` writes
 MARKER = "trl_real.json"
+TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b")  # or of messages, in every line
 MAX_REASON = 300  # characters
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -150,7 +152,27 @@ def _read_path(path: Path, **options: bool) -> dict[str, Any]:
         raise TrlRealError(
             f"{str(path)!r} does not end in one of {sorted(FORMATS)}. Give it the suffix of its format, or convert it."
         )
+    return _read_lines(path, options) if file_format == "json" else _read_file(file_format, path, **options)
+
+
+def _read_file(file_format: str, path: Path, **options: Any) -> dict[str, Any]:
     return load_dataset(file_format, data_files=str(path.resolve()), **options)
+
+
+def _read_lines(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Read JSON; a file in which the type of a column shows late is read at once."""
+    try:
+        splits = _read_file("json", path, **options)
+    except (DatasetsError, OSError, ValueError, TypeError):
+        size = path.stat().st_size
+        with reading(path):
+            if size > WHOLE or path.suffix == ".gz":
+                raise
+            splits = _read_file("json", path, chunksize=size + 1, **options)
+    for rows in splits.values():
+        if isinstance(rows, Dataset):
+            check_texts(rows, path, TEXT_COLUMNS)
+    return splits
 
 
 def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:

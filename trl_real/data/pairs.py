@@ -1,15 +1,20 @@
 """Responses of a row that can form a pair, or the reason why the row has none."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, text_of, without_prompt
+from datasets import Dataset, Features, List
+
+from trl_real.data.columns import OWN_FEATURES
+from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, reply_of, without_prompt
 from trl_real.errors import TrlRealError
 
 
 TOO_FEW = "fewer than two responses"
 EMPTY = "empty response"
 IDENTICAL = "identical responses"
+SAME_AS_TRAINED = "identical responses as the model is trained on them"
 MISSING = "missing response"
 PROMPT_MISMATCH = "chosen and rejected do not share their prompt"
 
@@ -21,7 +26,7 @@ class Candidates:
 
     Args:
         prompt: Prompt as text or messages; None if the row has no prompt.
-        texts: Texts of the eligible responses, distinct and not blank.
+        texts: Texts of the eligible responses (`reply_of`), distinct and not blank.
         indices: Index of each text in the row's responses, ascending.
         skipped: Reason why the row cannot have a pair; empty if it can.
     """
@@ -85,6 +90,8 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     if prompt is None:
         if chosen == rejected:
             return Candidates(skipped=IDENTICAL)
+        if is_messages(shorter := min(chosen, rejected, key=len)) and shorter[-1].get("role") == "user":
+            return Candidates(skipped=EMPTY)
         prompt = implied_prompt(chosen, rejected)
         if prompt != implied_prompt(rejected, chosen):  # the label must not decide whether the row has a pair
             return Candidates(skipped=PROMPT_MISMATCH)
@@ -94,11 +101,45 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     return pool_candidates(prompt, [chosen, rejected])
 
 
+def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
+    """
+    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages) with the columns of a selection;
+    any other dataset unchanged.
+    """
+    given = set(dataset.column_names)
+    if responses in given or "pair" in given or not {"response_a", "response_b"} <= given:
+        return dataset
+    sides = dataset.features["response_a"], dataset.features["response_b"]
+    if sides[0] != sides[1]:
+        raise TrlRealError(
+            f"Column 'response_a' holds {sides[0]} and 'response_b' {sides[1]}. Cast one: dataset.cast_column(…)"
+        )
+
+    def selected(row: dict[str, Any]) -> dict[str, Any]:
+        both = [row["response_a"], row["response_b"]]
+        found = pool_candidates(row.get("prompt"), both)
+        texts, pair = (found.texts, found.indices) if found.texts else (["", ""], [-1, -1])
+        shown = dict(zip(("response_a", "response_b"), texts, strict=True))
+        return {responses: both, "pair": pair, **shown, "similarity": math.nan, "skipped": found.skipped}
+
+    features = Features({**dataset.features, responses: List(sides[0]), **OWN_FEATURES})
+    plain = dataset.with_format(None)
+    return plain.map(selected, features=features, desc="Reading pairs", load_from_cache_file=False)
+
+
+def drop_copies(row: Candidates, read: list[str]) -> None:
+    """Leave out the texts of which `read`, what a model reads of each, is that of an earlier text; skip a lone one."""
+    first = [i for i, text in enumerate(read) if text not in read[:i]]
+    row.texts, row.indices = [row.texts[i] for i in first], [row.indices[i] for i in first]
+    if len(first) == 1:
+        row.texts, row.indices, row.skipped = [], [], SAME_AS_TRAINED
+
+
 def _checked_text(response: Any, column: str) -> str | None:
     if response is None or isinstance(response, str):
         return response
     if is_messages(response):
-        return text_of(response)
+        return reply_of(response)
     if response == []:
         return ""
     raise TrlRealError(

@@ -8,7 +8,15 @@ from typing import Any
 
 from datasets import Dataset, List, Value
 
-from trl_real.data.conversation import ASSISTANT_TURN, Messages, implied_prompt, is_messages, text_of, without_prompt
+from trl_real.data.conversation import (
+    ASSISTANT_TURN,
+    Messages,
+    common_start,
+    implied_prompt,
+    is_messages,
+    text_of,
+    without_prompt,
+)
 from trl_real.data.convert import REASON, convert_rows, from_rows, iterate, report, require_columns
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
 from trl_real.errors import TrlRealError
@@ -291,7 +299,7 @@ def _binarized_row(prompt: str | Messages | None, chosen: Messages | None, rejec
     if not is_messages(chosen) or not is_messages(rejected):
         return {REASON: MISSING}
     # The last message of each dialogue is its response, even if both are the same.
-    shared = implied_prompt(chosen[:-1], rejected[:-1])
+    shared = common_start(chosen[:-1], rejected[:-1])
     if not shared or shared[-1].get("role") == "assistant":
         return {REASON: PROMPT_MISMATCH}
     turns = {text_of([message]).strip() for message in shared if message.get("role") == "user"}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.bradley_terry import bradley_terry_path, hessian_factor, span, tune_bradley_terry
@@ -111,7 +112,7 @@ def normal_draws(n_prompts: int, n_responses: int, generator: torch.Generator, n
 def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
     """
     Prefer the largest variance of the utility difference: the pair that the model knows least about.
-    (ActiveUltraFeedback's code takes the two largest variances instead, without their covariance.)
+    ActiveUltraFeedback's InfoMax takes the widest interval of the win probability instead: `infomax_interval`.
 
     Args:
         means: Mean utilities of `N` prompts' `K` responses, in nats. Shape `(N, K)`.
@@ -122,6 +123,16 @@ def infomax(means: Tensor, covariances: Tensor, draws: Tensor) -> Tensor:
         Scores, lowest first. Shape `(N, P)`.
     """
     return -_gap_variance(covariances)
+
+
+def infomax_interval(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 1.0) -> Tensor:
+    r"""
+    Prefer the widest interval of the win probability, `sigmoid(gap + width sd) - sigmoid(gap - width sd)` with
+    `gap = mean_i - mean_j` (InfoMax, arXiv 2603.09692): the pair whose outcome the model knows least about, which
+    large gaps make certain. The score is the log of what the interval lacks to 1. Shapes as in `infomax`.
+    """
+    gap, half = _gap(means), width * _gap_variance(covariances).sqrt()
+    return torch.logaddexp(logsigmoid(-gap - half), logsigmoid(gap - half))
 
 
 def delta_ucb(means: Tensor, covariances: Tensor, draws: Tensor, width: float = 1.0) -> Tensor:
@@ -186,6 +197,7 @@ def double_reverse_thompson(means: Tensor, covariances: Tensor, draws: Tensor) -
 
 ACQUISITIONS: dict[str, Acquisition] = {
     "infomax": infomax,
+    "infomax_interval": infomax_interval,
     "dts": double_thompson,
     "delta_ucb": delta_ucb,
     "drts": double_reverse_thompson,

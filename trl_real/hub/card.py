@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PureWindowsPath
 
 import yaml
@@ -38,6 +38,7 @@ def update_card(
     repo_id: str,
     *,
     columns: Iterable[str] = (),
+    labels: Sequence[tuple] = (),
     revision: str | None = None,
 ) -> str:
     """
@@ -49,6 +50,7 @@ def update_card(
         content (`str`): Full text of `README.md`; its metadata block has the number of rows of each split.
         record, config_name, repo_id, revision: Arguments of `push_subset`.
         columns (iterable of `str`): Columns of the dataset; `chosen` and `rejected` make it a `dpo` dataset.
+        labels: Source, number of rows and mean confidence of the labels.
 
     Returns:
         The new `README.md`.
@@ -63,7 +65,8 @@ def update_card(
             f"The metadata block at the top of README.md cannot be read ({type(error).__name__}). "
             f"Correct it on the page of {repo_id}, then push again."
         ) from error
-    section = render_section(record, config_name, repo_id, _rows_by_split(card.data.to_dict(), config_name), revision)
+    n_rows = _rows_by_split(card.data.to_dict(), config_name)
+    section = render_section(record, config_name, repo_id, n_rows, revision, labels)
     if _find_section(card.text, config_name) is None:
         tags = TAGS + (LABELLED_TAGS if LABELLED_COLUMNS <= set(columns) else [])
         card.data["tags"] = _merged(card.data.get("tags"), tags)
@@ -89,7 +92,12 @@ def replace_section(text: str, section: str, config_name: str) -> str:
 
 
 def render_section(
-    record: SelectionRecord, config_name: str, repo_id: str, n_rows: dict[str, int], revision: str | None = None
+    record: SelectionRecord,
+    config_name: str,
+    repo_id: str,
+    n_rows: dict[str, int],
+    revision: str | None = None,
+    labels: Sequence[tuple] = (),
 ) -> str:
     """
     Render our section of the card, with its two markers; equal arguments give equal text.
@@ -108,6 +116,7 @@ def render_section(
         _load_snippet(config_name, repo_id, next(iter(n_rows), None), revision),
         "### Recipe\n\n" + _table(["setting", "value"], _recipe(record)),
         "### Counts\n\n" + _table(["rows", "count"], _counts(record, n_rows)),
+        *(["### Labels\n\n" + _table(["labelled by", "rows", "mean confidence"], labels)] if labels else []),
         *_similarity(record),
         f"The whole record: `selection_records/{config_name}.json`.",
         f"<!-- trl-real:end {config_name} -->",
@@ -178,7 +187,7 @@ def _load_snippet(config_name: str, repo_id: str, split: str | None, revision: s
     return f"```python\nfrom datasets import load_dataset\n\ndataset = load_dataset({', '.join(arguments)})\n```"
 
 
-def _table(header: list[str], rows: list[tuple]) -> str:
+def _table(header: list[str], rows: Sequence[tuple]) -> str:
     lines = [header, ["---"] * len(header), *([escape(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

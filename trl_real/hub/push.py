@@ -11,15 +11,18 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from datasets import Dataset, DatasetDict
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from datasets import Dataset, DatasetDict, DatasetInfo
+from datasets.info import DatasetInfosDict
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 
@@ -67,7 +70,8 @@ def push_subset(
     the card and other files do not change.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config.
+        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config. The
+            columns `response_a` and `response_b` of labelled rows, and an empty `skipped`, are left out.
         repo_id (`str`): Repository, `user/name` or `name` for your own; created if it does not exist.
         record (`SelectionRecord` or `dict`): Record of the selection: `selector.record` after `select`.
         config_name (`str`, *optional*): Name of the config. Defaults to strategy and budget, such as `easy-0.25`.
@@ -84,7 +88,9 @@ def push_subset(
     Raises:
         TrlRealError: If an argument is invalid, or the Hub cannot be reached or refuses the push.
     """
-    columns = _checked_columns(dataset)
+    _check_rows(dataset)
+    dataset = without_repeats(dataset)
+    labels = labellers(dataset)
     _check_names(repo_id, split)
     record = _as_record(record)
     config_name = checked_config_name(config_name if config_name is not None else default_config_name(record))
@@ -92,9 +98,9 @@ def push_subset(
     with _one_line(repo_id, "The local rows are unchanged: correct this and push again."):
         repo_id = _open_repo(api, repo_id, private)
         target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
-        _again_on_conflict(lambda: _push_rows(dataset, split, token=token, commit_message=message, **target))
+        _again_on_conflict(lambda: _push_rows(api, dataset, split, commit_message=message, **target))
     with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
-        _again_on_conflict(lambda: _push_card(api, record, columns, message=message, **target))
+        _again_on_conflict(lambda: _push_card(api, record, dataset, labels, message=message, **target))
     url = f"{api.endpoint}/datasets/{repo_id}"
     return f"{url}/tree/{quote(revision, safe='')}" if revision else url
 
@@ -106,7 +112,35 @@ def default_config_name(record: SelectionRecord) -> str:
     return f"{strategy[-64:].lstrip('._-')}-{budget}"
 
 
-def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
+def without_repeats(dataset: Any) -> Any:
+    """Return the rows without columns that repeat: the texts of a pair that is labelled, and an empty `skipped`."""
+    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
+    columns = _columns(dataset)
+    repeated = ["response_a", "response_b"] if {"chosen", "rejected"} <= set(columns) else []
+    if "skipped" in columns and not any(reason for rows in splits for reason in rows.unique("skipped")):
+        repeated.append("skipped")
+    return dataset.remove_columns([name for name in repeated if name in columns])
+
+
+def labellers(dataset: Dataset | DatasetDict) -> list[tuple]:
+    """Return the source of the labels, the number of its rows and their mean confidence, most rows first."""
+    if not {"label_source", "label_confidence"} <= set(_columns(dataset)):
+        return []
+    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
+    found: dict[str, list[float]] = {}
+    for rows in splits:
+        plain = rows.with_format(None)
+        for source, confidence in zip(plain["label_source"], plain["label_confidence"], strict=True):
+            found.setdefault(str(source), []).append(confidence or 0.0)
+    sources = sorted(found, key=lambda source: (-len(found[source]), source))
+    return [(name, len(found[name]), f"{sum(found[name]) / len(found[name]):.3f}") for name in sources]
+
+
+def _columns(dataset: Dataset | DatasetDict) -> list[str]:
+    return (next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset).column_names
+
+
+def _check_rows(dataset: Dataset | DatasetDict) -> None:
     if not isinstance(dataset, Dataset | DatasetDict):
         raise TrlRealError(
             f"push_subset takes a Dataset or a DatasetDict, found {type(dataset).__name__}. "
@@ -115,7 +149,6 @@ def _checked_columns(dataset: Dataset | DatasetDict) -> list[str]:
     splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
     if not any(len(rows) for rows in splits):
         raise TrlRealError("The subset has 0 rows, so there is nothing to push. Select with a larger budget.")
-    return splits[0].column_names
 
 
 def _check_names(repo_id: str, split: str) -> None:
@@ -176,25 +209,36 @@ def _open_repo(api: HfApi, repo_id: str, private: bool | None) -> str:
     return info.id
 
 
-def _push_rows(dataset: Dataset | DatasetDict, split: str, **target) -> None:
-    if isinstance(dataset, DatasetDict):
-        dataset.push_to_hub(**target)
-        return
+def _push_rows(api: HfApi, dataset: Dataset | DatasetDict, split: str, **target) -> None:
+    if isinstance(dataset, Dataset):
+        info = _config_info(api, **target)
+        if info is None or not set(info.splits or ()) - {split}:
+            dataset = DatasetDict({split: dataset})  # a split alone would keep the features of an earlier push
+        elif info.features != dataset.features:
+            raise TrlRealError(
+                f"Config {target['config_name']!r} of {target['repo_id']} has another split with columns other than "
+                f"{sorted(dataset.column_names)}. Push all splits together as a DatasetDict, or give another "
+                "config_name."
+            )
+        else:
+            target["split"] = split
+    dataset.push_to_hub(token=api.token, **target)
+
+
+def _config_info(api: HfApi, repo_id: str, config_name: str, revision: str | None, **_: Any) -> DatasetInfo | None:
+    """Return what the card says about a config; None if there is no card, or no such config."""
     try:
-        dataset.push_to_hub(split=split, **target)
-    except ValueError as error:
-        if not str(error).startswith("Features of the new split"):
-            raise
-        raise TrlRealError(
-            f"Config {target['config_name']!r} of {target['repo_id']} has another split with columns other than "
-            f"{sorted(dataset.column_names)}. Push all splits together as a DatasetDict, or give another config_name."
-        ) from error
+        readme = hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=revision, token=api.token)
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    return DatasetInfosDict.from_dataset_card_data(DatasetCard.load(readme).data).get(config_name)
 
 
 def _push_card(
     api: HfApi,
     record: SelectionRecord,
-    columns: list[str],
+    dataset: Dataset | DatasetDict,
+    labels: list[tuple],
     *,
     repo_id: str,
     config_name: str,
@@ -206,7 +250,9 @@ def _push_card(
     with open(readme, encoding="utf-8", newline="") as file:
         content = file.read()
     files = {
-        "README.md": update_card(content, record, config_name, repo_id, columns=columns, revision=revision),
+        "README.md": update_card(
+            content, record, config_name, repo_id, columns=_columns(dataset), labels=labels, revision=revision
+        ),
         f"{RECORDS_FOLDER}/{config_name}.json": json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
     }
     api.create_commit(

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from trl_real.data.columns import POOL_COLUMNS
+from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
@@ -96,7 +97,8 @@ def annotate(
     prompt lose it.
 
     Args:
-        dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, ….
+        dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, …; or ready
+            pairs: `prompt`, `response_a`, `response_b`.
         judge: Judge of the pairs, see `trl_real.labeling.verdicts`.
         responses: Column with the list of responses.
         batch_size: Number of rows per call of the judge.
@@ -110,32 +112,55 @@ def annotate(
 
     Returns:
         Dataset with `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and the
-        columns of the selection, without the rows that have no pair.
+        other columns of the rows, such as `tools` and images, but for the responses and `embeddings`; without the rows
+        that have no pair.
 
     Raises:
         MissingColumnError: If the column of prompts, pairs or responses is missing.
         TrlRealError: If a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
+    dataset = ready_pairs(dataset, responses)
     check_pairs(dataset, responses)
     report = LabelReport() if report is None else report
     plain = dataset.with_format(None)
     paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
     plain = plain if len(paired) == len(plain) else plain.select(paired)
     report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
-    verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal, all_processes)
+    pairs = _Pairs(plain, responses)
+    verdicts, report.n_resumed = _verdicts(pairs, judge, batch_size, journal, all_processes)
     report.verdicts, report.panel = summarize(verdicts), panel_agreement(verdicts)
     report.routing = judge.report if isinstance(judge, RoutedJudge) else None
     if gold is not None:
-        report.gold = gold_agreement(verdicts, _verdicts(plain, gold, batch_size, None, False)[0])
+        report.gold = gold_agreement(verdicts, _verdicts(pairs, gold, batch_size, None, False)[0])
     report.seconds = time.perf_counter() - started
     logger.info("%s", report.words())
     kept = [i for i, verdict in enumerate(verdicts) if verdict.outcome in ("a", "b")]
     return _preferences(plain.select(kept), [verdicts[i] for i in kept], name_of(judge), responses)
 
 
+class _Pairs:
+    """Rows with a pair as batches for a judge, which finds the responses in `responses` whatever their column is."""
+
+    def __init__(self, rows: Dataset, responses: str):
+        self.rows, self.responses = rows, responses
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        batch = self.rows[numbers]
+        return {"responses": batch[self.responses], **batch}
+
+    def keyed(self, judge: Judge, batch_size: int) -> Iterator[dict[str, list[Any]]]:
+        """Yield batches with what a journal's keys depend on: other columns may be large."""
+        columns = self.rows.column_names if hasattr(judge, "evidence") else ["prompt", "response_a", "response_b"]
+        rows = self.rows.select_columns([name for name in columns if name != EMBEDDINGS])
+        yield from rows.iter(batch_size) if len(rows) else ()
+
+
 def _verdicts(
-    pairs: Dataset, judge: Judge, batch_size: int, journal: str | Path | None, together: bool
+    pairs: _Pairs, judge: Judge, batch_size: int, journal: str | Path | None, together: bool
 ) -> tuple[list[Verdict], int]:
     """Return one verdict per row, and how many of them come from the journal."""
     if isinstance(judge, RoutedJudge):
@@ -170,22 +195,21 @@ def _verdicts(
 
 
 def _routed(
-    pairs: Dataset, judge: RoutedJudge, batch_size: int, journal: str | Path | None, together: bool
+    pairs: _Pairs, judge: RoutedJudge, batch_size: int, journal: str | Path | None, together: bool
 ) -> tuple[list[Verdict], int]:
     """Ask the cheap judge about all pairs and the dear one about some of them, as `_verdicts`, with one journal."""
     found, n_resumed = _verdicts(pairs, judge.cheap, batch_size, journal, together)
-    texts = {name: pairs[name][:] for name in ("prompt", "response_a", "response_b")}
+    texts = {name: pairs.rows[name][:] for name in ("prompt", "response_a", "response_b")}
     rows = judge.rows_for_dear(texts, found)
-    dear, n_more = _verdicts(pairs.select(rows), judge.dear, batch_size, journal, together)
+    some = _Pairs(pairs.rows.select(rows), pairs.responses)
+    dear, n_more = _verdicts(some, judge.dear, batch_size, journal, together)
     return judge.merged(found, rows, dear), n_resumed + n_more
 
 
-def _keys(pairs: Dataset, judge: Judge, batch_size: int) -> list[str]:
+def _keys(pairs: _Pairs, judge: Judge, batch_size: int) -> list[str]:
     """Return the journal key of each row: a hash of its texts and of further evidence that the judge reads."""
     keys = []
-    if not hasattr(judge, "evidence"):
-        pairs = pairs.select_columns(["prompt", "response_a", "response_b"])  # the others may be large: embeddings
-    for batch in pairs.iter(batch_size) if len(pairs) else ():
+    for batch in pairs.keyed(judge, batch_size):
         texts = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
         for row, read in zip(texts, evidence_of(judge, batch), strict=True):
             key = pair_key(*row)
@@ -239,8 +263,11 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
 
     added = {"chosen": response, "rejected": response, "label_confidence": Value("float32")}
     added["label_source"] = Value("string")
-    selection = {name: pairs.features[name] for name in (*POOL_COLUMNS, "uncertainty") if name in pairs.features}
-    features = Features({"prompt": prompt, **added, **selection})
+    replaced = ("prompt", responses, EMBEDDINGS, *added)
+    first = [name for name in (*POOL_COLUMNS, "uncertainty") if name in pairs.features]
+    names = dict.fromkeys([*first, *pairs.features])
+    carried = {name: pairs.features[name] for name in names if name not in replaced}
+    features = Features({"prompt": prompt, **added, **carried})
     if not len(pairs):
         return Dataset.from_dict({name: [] for name in features}, features=features)
     labeled = pairs.map(

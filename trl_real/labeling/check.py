@@ -12,7 +12,12 @@ from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.alternative_annotator import AnnotatorTest, alternative_annotator_test
-from trl_real.functional.statistics.calibration import calibration_temperature, log_loss
+from trl_real.functional.statistics.calibration import (
+    brier_score,
+    calibration_error,
+    calibration_temperature,
+    log_loss,
+)
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.verdicts import TIE, Judge, Report, Verdict, VerdictSummary, ask, drawn_swap, name_of, summarize
 
@@ -36,6 +41,8 @@ class JudgeCheck(Report):
         label_prefers_longer: Share of the same pairs for which the label prefers the longer response.
         calibration: Temperature with which the probabilities fit the labels best: `ChatJudge(calibration=…)`.
         loss, calibrated_loss: Mean log loss before and after calibration, in nats; a coin has log 2 = 0.693.
+        brier: Mean squared distance of the probabilities from the labels; a coin has 0.25.
+        calibration_error: Expected calibration error in [0, 1], over 10 bins.
         verdicts: Ties, failures, position bias, tokens and cost.
         confidence: Level of the interval.
         n_skipped: Number of rows without two different responses, or without a label.
@@ -58,6 +65,8 @@ class JudgeCheck(Report):
     confidence: float = 0.95
     n_skipped: int = 0
     annotators: AnnotatorTest | None = None
+    brier: float = math.nan
+    calibration_error: float = math.nan
 
     def words(self) -> str:
         """Return a summary of a few lines."""
@@ -68,6 +77,7 @@ class JudgeCheck(Report):
             f"{self.label_prefers_longer:.0%}",
             f"calibration temperature {self.calibration:.3g}: log loss {self.loss:.3f} before, "
             f"{self.calibrated_loss:.3f} after (a coin has 0.693)",
+            f"Brier score {self.brier:.3f} (a coin has 0.25), expected calibration error {self.calibration_error:.3f}",
             self.verdicts.words(),
         ]
         if self.ci_low <= TIE:
@@ -161,6 +171,8 @@ def _compared(
         verdicts=summarize(verdicts),
         confidence=confidence,
         n_skipped=n_skipped,
+        brier=brier_score(probabilities[known], targets[known]),
+        calibration_error=calibration_error(probabilities[known], targets[known]),
     )
 
 

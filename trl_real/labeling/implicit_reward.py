@@ -5,6 +5,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
@@ -109,16 +110,20 @@ class ImplicitRewardJudge(VerdictJudge):
             TrlRealError: If a prompt is neither a text nor messages, or a text is longer than a model's context.
         """
         n = len(batch["prompt"])
-        responses = [*batch["response_a"], *batch["response_b"]]
-        found = self.rewards(list(batch["prompt"]) * 2, responses, _ended(batch))
+        first, second = replies(batch)
+        found = self.rewards(prompts_of(batch) * 2, first + second, _ended(batch))
         rows = zip(self.scores_of(found), found.truncated.tolist(), found.n_scored.tolist(), strict=True)
         sides = list(rows)
         return [self._verdict(*zip(sides[i], sides[n + i], strict=True)) for i in range(n)]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """Return whether the responses of each pair are complete; None if both are, or if that is unknown."""
+        """
+        Return whether the responses of each pair are complete, None if both are or if that is unknown; together with
+        the row's arguments of the chat template, if it has any.
+        """
         ended, n = _ended(batch), len(batch["prompt"])
-        return [None if ended is None or ended[i] and ended[n + i] else [ended[i], ended[n + i]] for i in range(n)]
+        cut = [None if ended is None or ended[i] and ended[n + i] else [ended[i], ended[n + i]] for i in range(n)]
+        return [a if b is None else [a, b] for a, b in zip(cut, template_evidence(batch), strict=True)]
 
     def score(self, prompts: list[Any], responses: list[Any], ended: list[bool] | None = None) -> list[float]:
         """

@@ -6,24 +6,25 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, List, Value
 
-from trl_real.data.conversation import text_of
+from trl_real.data.conversation import TEMPLATE_COLUMNS, text_of
 from trl_real.data.convert import from_rows, iterate
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.implicit_reward import UNFINISHED
-from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import Judge
 
 
 NEEDED = ("prompt", "chosen", "rejected", "label_confidence", "label_source")
 
-# Columns that a judge gets in addition to the prompt.
+PLACE = "_trl_real_place"  # which of the pairs a row is
+
+# Columns that a judge gets in addition to the prompt and the responses.
 ASKED = {
-    "responses": List(Value("string")),
     "response_a": Value("string"),
     "response_b": Value("string"),
     "pair": List(Value("int32")),
     "finish_reasons": List(Value("string")),
+    PLACE: Value("int64"),
 }
 
 # Pairs of columns, one per side, that are swapped with the sides.
@@ -74,8 +75,8 @@ def relabel(
     rows = _least_confident(plain, budget, source)
     pairs = _as_pairs(plain.select(rows))
     asked = annotate(pairs, judge, batch_size=batch_size, journal=journal, report=report)
-    verdicts = {_key(row): row for row in asked}
-    found = {row: verdicts.get(_key(pair)) for row, pair in zip(rows, pairs, strict=True)}
+    verdicts = {row[PLACE]: row for row in asked}
+    found = {row: verdicts.get(place) for place, row in enumerate(rows)}
     relabeled = plain.map(
         lambda row, number: _with_verdict(row, found.get(number)),
         with_indices=True,
@@ -103,19 +104,18 @@ def _least_confident(labels: Dataset, budget: float | int, source: str) -> list[
 def _as_pairs(labels: Dataset) -> Dataset:
     """Return the pairs for the judge, with the responses sorted by text."""
 
-    def pair(row: dict[str, Any]) -> dict[str, Any]:
+    def pair(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+        place, row = numbered
         sides = sorted(SIDES[0], key=lambda side: text_of(row[side]))
         a, b = (text_of(row[side]) for side in sides)
         ended = [row.get(f"{side}_finished") is not False for side in sides]
         reasons = ["stop" if is_complete else UNFINISHED for is_complete in ended]
-        texts = {"responses": [a, b], "response_a": a, "response_b": b}
-        return {"prompt": row["prompt"], **texts, "pair": [0, 1], "finish_reasons": reasons}
+        texts = {"responses": [row[side] for side in sides], "response_a": a, "response_b": b}
+        return {**{name: row[name] for name in read}, **texts, "pair": [0, 1], "finish_reasons": reasons, PLACE: place}
 
-    return from_rows(map(pair, iterate(labels)), {"prompt": labels.features["prompt"], **ASKED})
-
-
-def _key(pair: dict[str, Any]) -> str:
-    return pair_key(pair["prompt"], pair["response_a"], pair["response_b"])
+    read = {name: labels.features[name] for name in ("prompt", *TEMPLATE_COLUMNS) if name in labels.features}
+    features = {**read, "responses": List(labels.features["chosen"]), **ASKED}
+    return from_rows(map(pair, enumerate(iterate(labels))), features)
 
 
 def _with_verdict(row: dict[str, Any], verdict: dict[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
@@ -78,9 +79,14 @@ class RewardModelJudge(VerdictJudge):
             TrlRealError: If the model does not have one output, or a prompt is neither a text nor messages.
         """
         n = len(batch["prompt"])
-        found = self._reader(batch["prompt"] * 2, [*batch["response_a"], *batch["response_b"]])
+        first, second = replies(batch)
+        found = self._reader(prompts_of(batch) * 2, first + second)
         values = [values.tolist() for values in found]
         return [self._verdict(*((column[i], column[n + i]) for column in values)) for i in range(n)]
+
+    def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
+        """Return the arguments of the chat template in each row; None without any."""
+        return template_evidence(batch)
 
     def score(self, prompts: list[Any], responses: list[Any]) -> list[float]:
         """

@@ -11,7 +11,15 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
-from trl_real.data.conversation import after_prompt, in_form, is_messages, label_features, text_of
+from trl_real.data.conversation import (
+    TEMPLATE_COLUMNS,
+    after_prompt,
+    in_form,
+    is_messages,
+    label_features,
+    text_of,
+    with_template,
+)
 from trl_real.data.convert import from_rows, iterate
 from trl_real.data.pairs import pool_candidates
 from trl_real.errors import TrlRealError, check_columns
@@ -185,7 +193,9 @@ def _read(row: dict[str, Any], number: int, responses: str, finish_reasons: str,
 
 def _score(rows: list[Annotated], judge: ImplicitRewardJudge) -> Any:
     """Set the scores of each row, and return the rewards."""
-    prompts = [one.row["prompt"] for one in rows for _ in one.texts]
+    templates = [{name: one.row.get(name) for name in TEMPLATE_COLUMNS} for one in rows]
+    asked = [with_template(one.row["prompt"], **own) for one, own in zip(rows, templates, strict=True)]
+    prompts = [prompt for prompt, one in zip(asked, rows, strict=True) for _ in one.texts]
     texts = [text for one in rows for text in one.texts]
     found = judge.rewards(prompts, texts, [end for one in rows for end in one.ended])
     scores, n_scored = iter(judge.scores_of(found)), iter(found.n_scored.tolist())

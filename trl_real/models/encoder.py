@@ -9,6 +9,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, prepare_process
+from trl_real.models.sequences import continued, templated
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -79,6 +80,23 @@ class Encoder(LazyModel):
             if self.model is not None:
                 _alive[self._fingerprint] = self
         return self._fingerprint or ""
+
+    def conversations(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> list[str] | None:
+        """
+        Return each prompt of messages with its response as the chat template writes them, which training reads; None
+        if the model has no chat template, or its template refuses one of them.
+        """
+        if not self.has_backbone:
+            return None
+        if self.name is None and self.model is None:
+            self._adopt()
+        tokenizer = self.load(rank=rank)[1]
+        if not tokenizer.chat_template:
+            return None
+        try:
+            return templated(tokenizer, list(map(continued, prompts, texts)), tokenize=False)
+        except TrlRealError:
+            return None
 
     def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
         """

@@ -102,7 +102,7 @@ def generate(
     missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
     mine = set(share(list(dict.fromkeys(response.prompt for response in missing)), all_processes))
     missing = [response for response in missing if response.prompt in mine]
-    sampler, ends, n_tokens = Sampler(temperature, top_p), _ends(model, tokenizer), 0
+    sampler, ends, n_tokens = Sampler(temperature, top_p), ends_of(model, tokenizer), 0
     bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="response", delay=2)
     with found, evaluating(model), bar, closing(_write(model, sampler, ends, batch_size, missing)) as written:
         for response in written:
@@ -217,7 +217,7 @@ def _key(response: Response) -> tuple[Ids, int]:
     return response.prompt, response.seed
 
 
-def _ends(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
     """Return the EOS ids: those of the generation config, and the tokenizer's."""
     config = getattr(model, "generation_config", None)
     ids = getattr(config, "eos_token_id", None)

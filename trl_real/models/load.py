@@ -1,6 +1,8 @@
 """Revision, digest, device and loading of a model."""
 
 import hashlib
+import json
+import logging
 import multiprocessing
 import os
 from functools import lru_cache
@@ -14,6 +16,8 @@ from trl_real.errors import TrlRealError
 from trl_real.runtime.devices import default_device
 from trl_real.runtime.digests import sha256
 
+
+logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
 OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template
@@ -123,6 +127,9 @@ def load_model(
         alike = [other for other in _loaded if other[:2] == key[:2]]
         for other in alike[: max(0, len(alike) - adapters)]:
             del _loaded[other]
+        if (config := Path(model) / "adapter_config.json").exists():
+            base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+            logger.warning("%r is an adapter: its base %r is loaded with it.", model, base)
         loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
         found = loaded.to(device).eval(), tokenizer
     _loaded[key] = found

@@ -11,7 +11,7 @@ from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader
-from trl_real.models.sequences import Ids, check_prompt, common_prefix, length_batches, pad
+from trl_real.models.sequences import Ids, check_prompt, common_prefix, continued, length_batches, pad, templated
 
 
 class Rewards(NamedTuple):
@@ -77,10 +77,10 @@ class RewardReader(ModelReader):
         for prompt in prompts:
             check_prompt(prompt)
         if self.tokenizer.chat_template:
-            apply = self.tokenizer.apply_chat_template
             chats = [as_messages(prompt, "user") for prompt in prompts]
-            alone = apply(chats, tokenize=False, add_generation_prompt=True)
-            whole = apply([chat + as_messages(r) for chat, r in zip(chats, responses, strict=True)], tokenize=False)
+            alone = templated(self.tokenizer, chats, tokenize=False, add_generation_prompt=True)
+            both = [continued(chat, response) for chat, response in zip(chats, responses, strict=True)]
+            whole = templated(self.tokenizer, both, tokenize=False)
         else:
             end = self.tokenizer.eos_token or ""
             alone = [text_of(prompt) for prompt in prompts]

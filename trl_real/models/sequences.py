@@ -1,12 +1,16 @@
 """Prompts and responses as token ids, the way DPO scores them: the prompt is context, the response is scored."""
 
+import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
-from trl_real.data.conversation import as_messages, text_of
+from trl_real.data.conversation import Chat, Reply, as_messages, text_of
+from trl_real.data.message import is_plain
 from trl_real.errors import TrlRealError
 
 
@@ -64,7 +68,67 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     """Return the text of a prompt: messages go through the chat template, with the generation prompt."""
     if isinstance(prompt, str):
         return prompt
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return templated(tokenizer, [prompt], add_generation_prompt=True, tokenize=False)[0]
+
+
+def response_texts(tokenizer: Any, prompts: list[Any], responses: list[str]) -> list[str]:
+    """
+    Return what a model reads of responses without their prompts: their text, or what the chat template writes of a
+    `Reply` with more than plain texts, such as calls of tools.
+    """
+    texts = [str(response) for response in responses]
+    by_template = [i for i, r in enumerate(responses) if isinstance(r, Reply) and not all(map(is_plain, r.messages))]
+    if by_template and tokenizer.chat_template:
+        chats = [as_messages(prompts[i] or "", "user") for i in by_template]
+        alone = templated(tokenizer, chats, add_generation_prompt=True, tokenize=False)
+        both = [continued(chat, responses[i]) for chat, i in zip(chats, by_template, strict=True)]
+        for i, before, text in zip(by_template, alone, templated(tokenizer, both, tokenize=False), strict=True):
+            texts[i] = text[common_prefix(before, text) :]
+    return texts
+
+
+def end_of_turn(tokenizer: Any) -> str:
+    """Return the special token that the chat template writes after a response; empty if there is none."""
+    said = "0817"
+    turns = [{"role": role, "content": said} for role in ("user", "assistant")]
+    text = templated(tokenizer, [turns], tokenize=False)[0]
+    ids = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    return next((tokenizer.decode([i]) for i in ids if i in tokenizer.added_tokens_decoder), "")
+
+
+def continued(prompt: list[dict], response: Any) -> list[dict]:
+    """Return a prompt of messages with the response after it, and the prompt's arguments of the template."""
+    chat = [*prompt, *as_messages(response)]
+    return Chat(chat, prompt.template) if isinstance(prompt, Chat) else chat
+
+
+def templated(tokenizer: Any, chats: list[list[dict]], tokenize: bool = True, **options: Any) -> list[Any]:
+    """
+    Apply the chat template to conversations, each with the arguments of its `Chat`; return ids, or texts.
+
+    Raises:
+        TrlRealError: If the template refuses a conversation.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, chat in enumerate(chats):
+        groups[json.dumps(getattr(chat, "template", {}), sort_keys=True, default=str)].append(i)
+    found: dict[int, Any] = {}
+    for places in groups.values():
+        own = {**options, **getattr(chats[places[0]], "template", {})}
+        try:
+            done = tokenizer.apply_chat_template(
+                [list(chats[i]) for i in places], tokenize=tokenize, return_dict=tokenize, **own
+            )
+        except (TemplateError, TypeError, KeyError, IndexError) as error:
+            raise TrlRealError(_refused([chats[i] for i in places], error)) from error
+        found.update(zip(places, done["input_ids"] if tokenize else done, strict=True))
+    return [found[i] for i in range(len(chats))]
+
+
+def _refused(chats: list[list[dict]], error: Exception) -> str:
+    roles = sorted({str([message.get("role") for message in chat]) for chat in chats}, key=len)[-1]
+    fix = "Rewrite such messages (a system text may become the start of the first user message): dataset.map(…)"
+    return f"The model's chat template refuses messages with the roles {roles}: {error}. {fix}, or give another model."
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
@@ -111,7 +175,7 @@ def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | lis
     if prompt is not None:
         check_prompt(prompt)
     if isinstance(prompt, list):
-        return prompt + as_messages(response)
+        return continued(prompt, response)
     text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
     return (prompt or "") + (text if end and text.endswith(end) else text + end)
 
@@ -119,11 +183,10 @@ def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | lis
 def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
     """Return the ids of texts and conversations, in any mix."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
-    chats = {i: item for i, item in enumerate(items) if i not in texts}
+    chats = {i: item for i, item in enumerate(items) if not isinstance(item, str)}
     found: dict[int, list[int]] = {}
     if texts:
         found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))
     if chats:
-        templated = tokenizer.apply_chat_template(list(chats.values()), tokenize=True, return_dict=True, **template)
-        found.update(zip(chats, templated["input_ids"], strict=True))
+        found.update(zip(chats, templated(tokenizer, list(chats.values()), **template), strict=True))
     return [found[i] for i in range(len(items))]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trl_real.data.columns import EMBEDDINGS
+from trl_real.data.conversation import prompts_of
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.design import by_response
@@ -51,8 +52,12 @@ def gather_candidates(batch: dict[str, list], pool: bool, responses: str) -> lis
     n_rows = len(batch[responses if pool else "chosen"])
     prompts = batch.get("prompt") or [None] * n_rows
     if pool:
-        return [pool_candidates(*row, responses) for row in zip(prompts, batch[responses], strict=True)]
-    return [preference_candidates(*row) for row in zip(prompts, batch["chosen"], batch["rejected"], strict=True)]
+        rows = [pool_candidates(*row, responses) for row in zip(prompts, batch[responses], strict=True)]
+    else:
+        rows = [preference_candidates(*row) for row in zip(prompts, batch["chosen"], batch["rejected"], strict=True)]
+    for row, prompt in zip(rows, prompts_of(batch, [row.prompt for row in rows]), strict=True):
+        row.prompt = prompt
+    return rows
 
 
 def choose(

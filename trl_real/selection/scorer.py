@@ -9,7 +9,7 @@ from datasets import Features
 from torch import Tensor
 
 from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, PREFERENCE_COLUMNS, is_pool
-from trl_real.data.pairs import Candidates
+from trl_real.data.pairs import Candidates, drop_copies
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import Geometry
 from trl_real.models.embed import Context, EmbedderOptions
@@ -105,6 +105,7 @@ class PairScorer:
         """
         prepare_process()
         rows = gather_candidates(batch, pool, self.responses)
+        self._drop_copies(rows, rank)
         vectors, cost = self._vectors(rows, batch, rank)
         bad = skip_nonfinite(rows, vectors)
         if bad and self.on_nonfinite == "error":
@@ -122,6 +123,17 @@ class PairScorer:
         """Return the features of a dataset after `map`, for `IterableDataset.map(features=…)`."""
         own = POOL_COLUMNS if is_pool(features, self.responses) else PREFERENCE_COLUMNS
         return Features({**features, **{name: OWN_FEATURES[name] for name in own}})
+
+    def _drop_copies(self, rows: list[Candidates], rank: int | None) -> None:
+        """Leave out responses that the model's chat template writes like an earlier one."""
+        chats = [row for row in rows if isinstance(row.prompt, list) and row.texts]
+        if self.encoder is None or not chats:
+            return
+        prompts = [row.prompt for row in chats for _ in row.texts]
+        read = self.encoder.conversations(prompts, [text for row in chats for text in row.texts], rank)
+        left = iter(read or ())
+        for row in chats if read else ():
+            drop_copies(row, [next(left) for _ in row.texts])
 
     def _vectors(self, rows: list[Candidates], batch: dict, rank: int | None) -> tuple[list[Tensor], dict[str, Any]]:
         """Return one `(K, d)` tensor per row, and their cost."""

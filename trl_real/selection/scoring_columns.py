@@ -15,6 +15,7 @@ from trl_real.data.columns import (
     is_pool,
     to_columns,
 )
+from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.selection.annotation import to_own_columns
 from trl_real.selection.scorer import PairScorer
 
@@ -72,7 +73,7 @@ def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
 def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
     """Return the columns of a pool that a selector reads, and those among them that it reads as arrays."""
     read = [selector.responses] if pool else ["chosen", "rejected"]
-    read = [column for column in ("prompt", *read, EMBEDDINGS) if column in columns]
+    read = [column for column in ("prompt", *read, *TEMPLATE_COLUMNS, EMBEDDINGS) if column in columns]
     given = EMBEDDINGS in read and selector.encoder is None and selector.embeds
     return read, [EMBEDDINGS] if given else []
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.formatting.formatting import LazyBatch, LazyRow
 
 from trl_real.data.columns import (
     POOL_COLUMNS,
@@ -14,7 +15,9 @@ from trl_real.data.columns import (
     is_batch,
     is_pool,
     to_columns,
+    to_python,
 )
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns
@@ -114,6 +117,8 @@ class EmbeddingPairSelector(PairScorer):
         added = {name: values for name, values in own_columns.items() if name in own}
         if not isinstance(rows, Mapping):
             return extended(rows, added)
+        if not isinstance(rows, LazyRow | LazyBatch) and not any(hasattr(rows[name], "tolist") for name in rows):
+            added = to_python(added)  # of a stream; `Dataset.map` takes its column types from arrays
         return added if batched else {name: values[0] for name, values in added.items()}
 
     def select(
@@ -131,8 +136,8 @@ class EmbeddingPairSelector(PairScorer):
         Select the rows most worth a label, ranked over the whole pool, and set `record`.
 
         Args:
-            dataset: Pool or labelled pairs; the splits of a `DatasetDict` are ranked separately. A stream needs
-                `shards` or `sample`.
+            dataset: Pool, ready pairs (`response_a`, `response_b`) or labelled pairs; the splits of a `DatasetDict`
+                are ranked separately. A stream needs `shards` or `sample`.
             budget: Share of the rows with a pair (float in (0, 1]), number of rows (int), or None for all of them.
             num_proc: Number of worker processes, as in `Dataset.map`.
             batch_size: Number of rows per batch.
@@ -165,6 +170,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        dataset = ready_pairs(dataset, self.responses)
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)

@@ -1,11 +1,13 @@
 """PEFT adapters: create, save and load them on top of a base model."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
@@ -13,6 +15,8 @@ from transformers.trainer_utils import set_seed
 from trl_real.errors import TrlRealError
 from trl_real.runtime.devices import default_device
 
+
+logger = logging.getLogger(__name__)
 
 # Fields of a PEFT configuration that do not change what is learned.
 NOT_SETTINGS = ("peft_version", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
@@ -39,10 +43,57 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
     return (init or {}).get("revision")
 
 
+def is_adapter(model: str) -> bool:
+    """Return whether a local folder holds an adapter instead of a model, such as the output of `train --use_peft`."""
+    return (Path(model) / "adapter_config.json").exists() and not (Path(model) / "config.json").exists()
+
+
+def load_merged(model: str, init: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """
+    Load the base of an adapter's folder with the adapter merged into it, and the tokenizer.
+
+    Raises:
+        TrlRealError: If the base cannot be loaded.
+    """
+    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(base, **{"dtype": "float32", **(init or {})})
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrlRealError(
+            f"{model!r} is an adapter, and its base {base!r} cannot be loaded ({reason}). Correct "
+            "'base_model_name_or_path' in its adapter_config.json."
+        ) from error
+    logger.warning("%r is an adapter: its base %r is loaded, and the adapter is merged into it.", model, base)
+    has_own = (Path(model) / "tokenizer_config.json").exists()
+    tokenizer = AutoTokenizer.from_pretrained(model if has_own else base)
+    return PeftModel.from_pretrained(loaded, model).merge_and_unload(), tokenizer
+
+
+def as_full_model(model: str, output_dir: str | Path, init: dict[str, Any] | None = None) -> str:
+    """
+    Return the model's name; for an adapter's folder the folder `OUTPUT_DIR.base`, with the merged model.
+
+    DPO's reference is then the model with the adapter, and what is trained starts from it.
+    """
+    if not is_adapter(model):
+        return model
+    folder = Path(f"{str(output_dir).rstrip('/')}.base")
+    with PartialState().main_process_first():
+        if PartialState().is_main_process:
+            merged, tokenizer = load_merged(model, init)
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
     """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
+    if is_adapter(model):
+        loaded, tokenizer = load_merged(model, init)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return loaded.to("cpu" if cpu else default_device()), tokenizer

@@ -214,6 +214,8 @@ def check_has_effect(config: DPOConfig) -> None:
     """
     defaults = {setting.name: setting.default for setting in fields(config)}
     for name, requirement in REQUIREMENTS.items():
+        if name not in defaults:  # a plain DPOConfig
+            continue
         value = getattr(config, name)
         if value != defaults[name] and not requirement.is_met(config):
             raise TrlRealError(f"{name}={value!r} would be ignored: {requirement.message.format(c=config)}.")

@@ -1,6 +1,7 @@
 """Rows selected for training: checks before the selection, files with rows and record, model card section."""
 
 import io
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from trl_real.data.pairs import preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
@@ -91,6 +93,31 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
         )
 
 
+def trained_alike(prepared: Dataset, given: Dataset, numbers: np.ndarray, args: REALDPOConfig) -> np.ndarray:
+    """
+    Return which prepared pairs have two responses as given but the same ids as cut for training. Shape `(N,)`, bool.
+
+    Args:
+        prepared: `N` rows that TRL tokenized.
+        given: Training set.
+        numbers: Row of each in `given`. Shape `(N,)`.
+        args: Settings of the training.
+    """
+    end = args.truncation_mode == "keep_end"
+    cut = slice(-args.max_length, None) if args.max_length and end else slice(args.max_length)
+    ids = prepared.with_format(None).select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    alike = [
+        (prompt + chosen)[cut] == (prompt + rejected)[cut]
+        for batch in (ids.iter(1000) if len(ids) else ())
+        for prompt, chosen, rejected in zip(*batch.values(), strict=True)
+    ]
+    mask = np.array(alike, dtype=bool)
+    for i in np.flatnonzero(mask):
+        row = given[int(numbers[i])]
+        mask[i] = not preference_candidates(row.get("prompt"), row["chosen"], row["rejected"]).skipped
+    return mask
+
+
 def check_unsharded(model: nn.Module) -> None:
     """
     Check that a single process can run the model, unlike under ZeRO-3 or tensor parallelism.
@@ -107,14 +134,14 @@ def check_unsharded(model: nn.Module) -> None:
             )
 
 
-def complete_record(record: SelectionRecord, n_dropped: int) -> SelectionRecord:
+def complete_record(record: SelectionRecord, dropped: dict[str, int]) -> SelectionRecord:
     """
-    Return the selector's record for the whole training set, with the rows that TRL dropped because their prompt fills
-    `max_length`, and without local paths, so that it can be published.
+    Return the selector's record for the whole training set, with the rows that were dropped before the selection, by
+    reason, and without local paths, so that it can be published.
     """
-    skipped = {**record.skipped, **({PROMPT_TOO_LONG: n_dropped} if n_dropped else {})}
+    counts = Counter(record.skipped) + Counter(dropped)
     model = Path(record.model).name if record.model and Path(record.model).exists() else record.model
-    return replace(record, model=model, n_rows=record.n_rows + n_dropped, skipped=skipped)
+    return replace(record, model=model, n_rows=record.n_rows + sum(dropped.values()), skipped=dict(counts))
 
 
 def named_strategy(record: SelectionRecord) -> str:

@@ -13,6 +13,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from trl_real.data.conversation import TEMPLATE_COLUMNS
+from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
 from trl_real.selection.mixture.parts import is_mixture, mixture_name
 from trl_real.selection.record import SelectionRecord
@@ -20,13 +22,16 @@ from trl_real.selection.selector import EmbeddingPairSelector
 from trl_real.selection.strategies import strategy_name
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.kept_rows import (
+    PROMPT_TOO_LONG,
     KeptRows,
     check_selectable,
     check_unsharded,
     complete_record,
     named_strategy,
     selection_section,
+    trained_alike,
 )
+from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row
 from trl_real.training.resume import last_checkpoint
 from trl_real.training.truncated_responses import without_ends
 
@@ -64,6 +69,9 @@ class SelectingDPOTrainer(DPOTrainer):
             if selects(given.get("args")):
                 check_selectable(given.get("train_dataset"), given["args"])
             super().__init__(*args, **kwargs)
+            if isinstance(self.train_dataset, Dataset):
+                check_vocabulary(self.model, self.train_dataset)
+            check_ends(self.model, self.processing_class, given.get("train_dataset"))
             self.train_dataset = self._select(self.train_dataset)
             strategy = self.args.selection_strategy if selects(self.args) else ""
             if not isinstance(strategy, str):  # cannot be saved with a checkpoint
@@ -107,7 +115,10 @@ class SelectingDPOTrainer(DPOTrainer):
         first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))
-        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        with told_by_row(dataset, dataset_name):
+            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if isinstance(prepared, Dataset):
+            tell_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
         return without_ends(prepared, processing_class)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
@@ -133,8 +144,12 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
         """Select the rows to keep; an error is returned, so that every process can raise it."""
-        rows = _numbers(prepared)
-        texts = [name for name in ("prompt", "chosen", "rejected", ROW) if name in pool.column_names]
+        alike = trained_alike(prepared, pool, _numbers(prepared), self.args)
+        dropped = {PROMPT_TOO_LONG: len(pool) - len(prepared), SAME_AS_TRAINED: int(alike.sum())}
+        rows = _numbers(prepared)[~alike]
+        texts = [
+            name for name in ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS, ROW) if name in pool.column_names
+        ]
         try:
             selector = EmbeddingPairSelector(
                 self.accelerator.unwrap_model(self.model),
@@ -145,7 +160,7 @@ class SelectingDPOTrainer(DPOTrainer):
             chosen = selector.select(pool.select_columns(texts).select(rows), self.args.selection_budget)
         except TrlRealError as error:
             return TrlRealError(str(error).replace("budget=", "selection_budget="))
-        record = complete_record(selector.record, n_dropped=len(pool) - len(rows))
+        record = complete_record(selector.record, dropped)
         if not record.n_kept:
             return TrlRealError(
                 f"No row of the training set has a pair to select: {record.summary().splitlines()[0]}. "

@@ -14,7 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.preference import compose_flips, implicit_margin
-from trl_real.training.config import REALDPOConfig
+from trl_real.training.config import REALDPOConfig, check_has_effect
 from trl_real.training.eval_rows import EvalRows, row_sums
 from trl_real.training.forward_hooks import PairLogProbs, Recorder, check_head, extrapolated_pair, pair_log_probs
 from trl_real.training.label_confidence import (
@@ -242,6 +242,8 @@ def check_given(given: dict[str, Any]) -> None:
         TrlRealError: If they do not.
     """
     args = given.get("args")
+    if isinstance(args, DPOConfig):
+        check_has_effect(args)
     held_out = given.get("eval_dataset")
     held_out = held_out if isinstance(held_out, dict) else {"": held_out}
     check_dataset(given.get("train_dataset"), "the training set", args)

@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
 from trl_real.errors import TrlRealError, check_columns
+from trl_real.training.preparation import check_ends
 from trl_real.training.resume import checkpoint_of_run, train_from
 
 
@@ -80,6 +81,7 @@ def warm_start(
         processing_class=processing_class,
         peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
     )
+    check_ends(trainer.model, trainer.processing_class, rows)
     train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()

@@ -42,3 +42,23 @@ def calibration_temperature(probabilities: np.ndarray, targets: np.ndarray) -> f
         options={"xatol": 1e-6},
     )
     return float(np.exp(fit.x))
+
+
+def brier_score(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    """Return the mean of `(p - t)^2`; a coin has 0.25. Arguments as in `log_loss`; NaN without values."""
+    return float(np.mean((probabilities - targets) ** 2)) if len(probabilities) else float("nan")
+
+
+def calibration_error(probabilities: np.ndarray, targets: np.ndarray, n_bins: int = 10) -> float:
+    """
+    Return the expected calibration error, in [0, 1]: the mean distance between a judge's confidence in the side that
+    it prefers, `max(p, 1 - p)`, and how often that side won, over `n_bins` bins of equal width on [0.5, 1] (Guo et al.
+    2017). Arguments as in `log_loss`; NaN without values.
+    """
+    if not len(probabilities):
+        return float("nan")
+    confidence = np.maximum(probabilities, 1 - probabilities)
+    right = np.where(probabilities >= 0.5, targets, 1 - np.asarray(targets))
+    bins = np.minimum(((confidence - 0.5) * 2 * n_bins).astype(int), n_bins - 1)
+    gaps = np.bincount(bins, confidence - right, n_bins)
+    return float(np.abs(gaps).sum() / len(confidence))

@@ -141,8 +141,8 @@ def fit_alpaca_eval_weights(
     `alpaca_eval`.
 
     AlpacaEval also regularises with two rewritings of the baseline (one verbose, one concise), which its repository
-    does not publish. Without them, 20 leaderboard entries differ by 0.74 points on average and 2.2 at most; a model
-    that games the length differs far more (`gpt4_gamed`: 27 instead of 12). Mention this when you compare with the
+    does not publish. Without them, held-out entries differ by 1.15 points on average and 2.39 at most; a model that
+    games the length differs far more (`gpt4_gamed`: 27 instead of 12). Mention this when you compare with the
     leaderboard.
 
     Args:

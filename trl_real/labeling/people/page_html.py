@@ -6,7 +6,8 @@ import re
 import unicodedata
 from typing import Any
 
-from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.conversation import is_messages
+from trl_real.data.message import message_text
 from trl_real.labeling.people.queue import Pair, Progress
 
 
@@ -102,7 +103,7 @@ def _prompt(prompt: Any) -> str:
         return f'<div class="text" dir="auto">{_or_empty(str(prompt or ""))}</div>'
     return "".join(
         f'<div class="turn"><h3 dir="auto">{text_html(str(message.get("role") or "message"))}</h3>'
-        f'<div class="text" dir="auto">{_or_empty(text_of([message]))}</div></div>'
+        f'<div class="text" dir="auto">{_or_empty(message_text(message, role=False))}</div></div>'
         for message in prompt
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, pair_key
 from trl_real.runtime.digests import sha256
@@ -88,6 +89,7 @@ class Deck:
     def __init__(self, dataset: Dataset):
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         check_columns(dataset.column_names, ("prompt", "response_a", "response_b"), fix)
+        dataset = ready_pairs(dataset)
         shown = [name for name in ("prompt", "response_a", "response_b", "pair") if name in dataset.column_names]
         self._dataset = dataset.with_format(None).select_columns(shown)
         self._pairs: dict[str, tuple[str, str, int]] = {}  # min(key, mirror) -> key, mirror, row

@@ -30,8 +30,9 @@ def pair_key(prompt: Any, response_a: Any, response_b: Any) -> str:
     Each argument is a text or messages. Swapping the responses gives another key.
     """
     from trl_real.data.conversation import is_messages, text_of
+    from trl_real.data.message import message_text
 
-    texts = [[[m.get("role"), text_of([m])] for m in prompt] if is_messages(prompt) else prompt]
+    texts = [[[m.get("role"), message_text(m, role=False)] for m in prompt] if is_messages(prompt) else prompt]
     texts += [text_of(response) if is_messages(response) else response for response in (response_a, response_b)]
     return sha256(json.dumps(texts)).hex()[:32]
 

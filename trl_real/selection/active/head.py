@@ -20,6 +20,7 @@ from trl_real.functional.bayesian_head import (
     fisher,
     fit_head,
     infomax,
+    infomax_interval,
     large_gap,
     normal_draws,
     small_gap,
@@ -210,7 +211,7 @@ class HeadPairSelector(ActiveSelector):
 
     def _draws(self, pool: ActivePool, rows: list[int], n_responses: int) -> Tensor:
         """Return standard normal numbers, which change with the number of labels. Shape `(N, S, K)`."""
-        if self.acquire in (infomax, delta_ucb, small_gap, large_gap, fisher):
+        if self.acquire in (infomax, infomax_interval, delta_ucb, small_gap, large_gap, fisher):
             return torch.zeros(len(rows), 2, n_responses, dtype=torch.float64)
         draws = []
         for row in rows:

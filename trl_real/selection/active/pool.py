@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.conversation import TEMPLATE_COLUMNS, is_messages, prompts_of, text_of
 from trl_real.data.pairs import Candidates, pool_candidates, preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.selection.annotation import content_key, gather_candidates
@@ -124,7 +124,7 @@ def read_pool(dataset: Dataset, responses: str, history: History) -> ActivePool:
     Raises:
         TrlRealError: If a response is neither text nor messages.
     """
-    wanted = [name for name in ("prompt", responses) if name in dataset.column_names]
+    wanted = [name for name in ("prompt", responses, *TEMPLATE_COLUMNS) if name in dataset.column_names]
     rows: list[Candidates] = []
     for batch in dataset.select_columns(wanted).iter(1000) if len(dataset) else ():
         rows += gather_candidates(batch, True, responses)
@@ -173,9 +173,11 @@ def read_history(history: Dataset | None) -> History:
     columns = history.with_format(None)
     rows = [_labelled(*row) for row in zip(*(columns[name][:] for name in HISTORY_COLUMNS), strict=True)]
     given = columns["label_confidence"][:] if "label_confidence" in columns.column_names else [None] * len(rows)
+    templates = {name: columns[name][:] for name in TEMPLATE_COLUMNS if name in columns.column_names}
+    prompts = prompts_of(templates, [row.prompt for row in rows])
     read = [i for i, row in enumerate(rows) if not row.skipped]
     return History(
-        [rows[i].prompt for i in read],
+        [prompts[i] for i in read],
         [rows[i].texts[0] for i in read],
         [rows[i].texts[1] for i in read],
         np.array([1.0 if given[i] is None else given[i] for i in read], float),

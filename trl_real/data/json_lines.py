@@ -1,0 +1,73 @@
+"""What is wrong in a JSONL file, told by column and line: columns whose type changes, and lines that are no JSON."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from datasets.exceptions import DatasetsError
+from datasets.table import CastError
+
+from trl_real.errors import TrlRealError
+
+
+# Files up to this size are read at once if a column's type shows late.
+WHOLE = 2**30
+KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+
+
+def type_change(path: str | Path) -> str:
+    """Return, in words, the first line of a JSONL file that does not fit those before, and a fix; empty if all do."""
+    seen: dict[str, tuple[str, int]] = {}
+    number = 0
+    try:
+        with gzip.open(path, "rt") if str(path).endswith(".gz") else open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line) if line.strip() else {}
+                if not isinstance(row, dict):
+                    return f"line {number} is not an object with columns. Correct or remove it"
+                for name, value in row.items():
+                    kind = KINDS.get(type(value), "an object")
+                    before, first = seen.setdefault(name, (kind, number)) if kind != "null" else (kind, number)
+                    if kind != before:
+                        change = f"column {name!r} holds {before} in line {first} and {kind} in line {number}"
+                        return f"{change}. Write one type a column, messages as lists in every line"
+    except (ValueError, OSError) as error:
+        return f"line {number} is not JSON ({getattr(error, 'msg', error)}). Correct or remove it"
+    return ""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Read a JSONL file, or a stream of one; an error of its types becomes one that names the column and the line."""
+    try:
+        yield
+    except TrlRealError:
+        raise
+    except (DatasetsError, CastError, pa.ArrowInvalid, TypeError, ValueError) as error:
+        is_lines = Path(path).is_file() and str(path).removesuffix(".gz").endswith(".jsonl")
+        found = type_change(path) if is_lines else ""
+        if not found:
+            raise
+        raise TrlRealError(f"Cannot read {str(path)!r}: {found}.") from error
+
+
+def check_texts(rows: Dataset, path: str | Path, columns: tuple[str, ...]) -> None:
+    """Raise `TrlRealError` if a column of texts holds messages in some lines, which `datasets` reads as JSON text."""
+    for name in columns:
+        if getattr(rows.features.get(name), "dtype", "") not in ("string", "large_string"):
+            continue
+        column: Any = rows.with_format("arrow").select_columns(name)[:][name] if len(rows) else pa.array([], "string")
+        is_json = pc.match_substring_regex(column, r'^\[\{"(role|content)"')
+        n = pc.sum(is_json).as_py() or 0
+        if 0 < n < len(rows):
+            line = pc.index(is_json, True).as_py() + 1
+            raise TrlRealError(
+                f"Column {name!r} of {str(path)!r} holds messages in {n} of {len(rows)} lines, first in line {line}, "
+                'and texts in the others. Write messages in every line: [{"role": "user", "content": "…"}]'
+            )

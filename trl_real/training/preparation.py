@@ -1,0 +1,95 @@
+"""Errors of TRL's preparation of a dataset as one line that names the row."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import Dataset, Value
+from jinja2 import TemplateError
+
+from trl_real.data.conversation import implied_prompt, is_messages
+from trl_real.errors import TrlRealError
+from trl_real.models.generate import ends_of
+from trl_real.models.sequences import end_of_turn
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def told_by_row(dataset: Any, name: str) -> Iterator[None]:
+    """
+    Run TRL's preparation of a dataset.
+
+    Raises:
+        TrlRealError: If the chat template refuses the messages, or dialogues do not share a prompt.
+    """
+    try:
+        yield
+    except TemplateError as error:
+        raise TrlRealError(
+            f"The model's chat template refuses messages of the set {name!r}: {error}. Rewrite them (a system text "
+            "may become the start of the first user message): dataset.map(…), or give another model."
+        ) from error
+    except (IndexError, ValueError) as error:
+        row = next((i for i, row in enumerate(dataset) if _has_no_prompt(row)), None)
+        if row is None:
+            raise
+        raise TrlRealError(
+            f"Row {row} of the set {name!r}: 'chosen' and 'rejected' share no prompt before their responses. Remove "
+            "such rows with dataset.filter(…), or give the prompt in a column 'prompt'."
+        ) from error
+
+
+def tell_dropped(n_rows: int, n_left: int, name: str, max_length: int | None) -> None:
+    """
+    Warn of the rows that TRL drops because their prompt fills `max_length`.
+
+    Raises:
+        TrlRealError: If no row is left.
+    """
+    if n_rows and not n_left:
+        raise TrlRealError(
+            f"Nothing is left of the {n_rows} rows of the set {name!r}: every prompt fills max_length={max_length}. "
+            "Give a larger max_length, or shorter prompts."
+        )
+    if n_left < n_rows:
+        logger.warning("%d of %d rows of %r dropped: prompt fills max_length", n_rows - n_left, n_rows, name)
+
+
+def check_ends(model: Any, tokenizer: Any, rows: Any) -> None:
+    """Warn if `rows` hold messages and the end of the template's turns does not end the model's generations."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    is_chat = isinstance(rows, Dataset) and not isinstance(rows.features.get("prompt"), Value)
+    end = end_of_turn(tokenizer) if is_chat and tokenizer.chat_template else ""
+    ends = ends_of(model, tokenizer)
+    if end and tokenizer.convert_tokens_to_ids(end) not in ends:
+        logger.warning(
+            "The chat template ends a turn with %r, but generations only end with %s: replies will run on. Type "
+            "--eos_token %r with trl-real sft, or set tokenizer.eos_token.",
+            end,
+            tokenizer.convert_ids_to_tokens(sorted(ends)),
+            end,
+        )
+
+
+def check_vocabulary(model: Any, rows: Any) -> None:
+    """Raise `TrlRealError` if a token id of prepared rows is beyond the model's embeddings."""
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids", "input_ids") if name in rows.column_names]
+    table = rows.with_format("arrow").select_columns(names)[:] if known and len(rows) else {}
+    highest = max((pc.max(pc.list_flatten(table[name])).as_py() or 0 for name in names), default=0) if table else 0
+    if known and highest >= known:
+        raise TrlRealError(
+            f"The tokenizer gives token {highest}, but the model has {known} embeddings. Give the model's own "
+            "tokenizer, or add the template's tokens: model.resize_token_embeddings(len(tokenizer))."
+        )
+
+
+def _has_no_prompt(row: dict[str, Any]) -> bool:
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if row.get("prompt") or not is_messages(chosen) or not is_messages(rejected):
+        return False
+    return not implied_prompt(chosen, rejected)

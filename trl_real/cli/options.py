@@ -137,7 +137,7 @@ def say(message: str) -> None:
     sys.stderr.write(message.rstrip() + "\n")
 
 
-class Progress:
+class OverallProgress:
     """
     One line before each step of a long run, with the time left.
 

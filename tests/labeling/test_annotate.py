@@ -1,6 +1,7 @@
 """Tests of `annotate`: labels from scores and other judges."""
 
 import math
+import re
 
 import pytest
 from datasets import Dataset, concatenate_datasets
@@ -43,7 +44,8 @@ def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_
 
 def test_swapping_the_responses_does_not_change_the_label():
     swapped = pool(responses=[["b", "a"], ["e", "d", "c"], ["g", "f"], ["i", "h"]],
-                   scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]])  # fmt: skip
+                   scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]],
+                   response_a=["b", "e", "g", "i"], response_b=["a", "c", "f", "h"])  # fmt: skip
     first, second = annotate(pool(), ScoreJudge()), annotate(swapped, ScoreJudge())
     assert first["chosen"][:] == second["chosen"][:] and first["rejected"][:] == second["rejected"][:]
 
@@ -92,9 +94,10 @@ def said(text, role="assistant"):
     return [{"role": role, "content": text}]
 
 
-@pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
-def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
-    rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
+@pytest.mark.parametrize("repeats", [False, True], ids=["responses", "whole dialogues"])
+def test_text_prompt_of_message_responses_becomes_one_user_message(repeats):
+    before = [said(f"p{i}", "user") if repeats else [] for i in range(4)]
+    rows = pool(responses=[[before[i] + said(text) for text in row] for i, row in enumerate(pool()["responses"])])
     labeled = annotate(rows, ScoreJudge())[1]
     assert labeled["prompt"] == said("p1", "user")
     assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
@@ -102,7 +105,8 @@ def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
 
 def test_full_dialogues_lose_the_prompt_messages():
     prompts = [said(f"p{i}", "user") for i in range(4)]
-    rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
+    answers = [[prompts[i] + said(text) for text in row] for i, row in enumerate(pool()["responses"])]
+    rows = pool(prompt=prompts, responses=answers)
     assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
 
 
@@ -166,7 +170,7 @@ def test_chat_judge_reports_a_row_without_a_prompt():
         name, answers = "model", None
 
     with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Remove such"):
-        annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
+        ChatJudge(Model())(pool(prompt=["p0", None, "p2", "p3"])[:])
 
 
 def test_a_missing_column_can_be_caught_by_name():
@@ -270,3 +274,43 @@ def test_panel_pools_verdicts_and_reports_agreement():
                             (dict(judges=members, quorum=4), "quorum=4 of 3 judges. Give 1 to 3")):  # fmt: skip
         with pytest.raises(TrlRealError, match=message):
             JudgePanel(**broken)
+
+
+def judged(**changes):
+    rows = {
+        "prompt": ["one?", "two?"], "responses": [["p", "q", "r"], ["s", "t"]],
+        "scores": [[1.0, 2.0, 3.0], [1.0, 2.0]], "pair": [[0, 2], [0, 1]],
+        "response_a": ["p", "s"], "response_b": ["r", "t"],
+    }  # fmt: skip
+    return Dataset.from_dict({**rows, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"responses": [["r", "q", "p"], ["s", "t"]]}, "1 where 'response_a' is not the response that 'pair' names"),
+        ({"response_b": ["q", "s"]}, "2 where 'response_b' is not the response that 'pair' names (first: row 0)"),
+        ({"pair": [[0, 2], [1, 1]]}, "'pair' does not name two of the 'responses' (first: row 1)"),
+        ({"pair": [[0, 9], [0, 1]]}, "'pair' does not name two of the 'responses'"),
+        ({"pair": [None, [0, 1]]}, "'pair' is not two numbers"),
+        ({"pair": [[0], [0, 1]]}, "'pair' is not two numbers"),
+        ({"responses": [["p", "q", None], ["s", "t"]]}, "one of the 'responses' is neither a text nor messages"),
+        ({"responses": [None, ["s", "t"]]}, "'responses' is not a list"),
+        ({"prompt": [None, "two?"]}, "'prompt' is neither a text nor messages"),
+    ],
+)
+def test_rows_whose_label_would_go_on_other_texts_are_refused_before_anything_is_asked(changes, reason, tmp_path):
+    def judge(batch):
+        raise AssertionError("asked")
+
+    with pytest.raises(TrlRealError, match=re.escape(reason)):
+        annotate(judged(**changes), judge, journal=tmp_path / "verdicts.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_label_follows_the_texts_of_messages_and_prompts_that_repeat():
+    asked = [{"role": "user", "content": "one?"}]
+    answers = [[*asked, {"role": "assistant", "content": text}] for text in ("p", "q")]
+    rows = {"prompt": [asked], "responses": [answers], "scores": [[2.0, 1.0]], "pair": [[0, 1]]}
+    found = annotate(Dataset.from_dict({**rows, "response_a": ["p"], "response_b": ["q"]}), ScoreJudge())
+    assert found[0]["chosen"] == answers[0][1:] and found[0]["rejected"] == answers[1][1:]

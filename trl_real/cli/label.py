@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.options import add_common, locked, require, result, say
 from trl_real.errors import TrlRealError
 
 
@@ -38,7 +38,7 @@ def register(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Serve the page, check the judge, print the estimate, or label and write the preferences."""
     from trl_real.data.files import load
-    from trl_real.labeling.annotate import check_pairs
+    from trl_real.labeling.selected_pairs import paired_rows
 
     if args.human:
         return _serve(args)
@@ -50,13 +50,12 @@ def run(args: argparse.Namespace) -> None:
         return result(args, check.to_dict(), check.words())
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = load(args.dataset, args.split)
-    check_pairs(dataset, args.responses)
-    plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
-    paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])
+    paired = paired_rows(dataset, args.responses).select_columns(["prompt", "response_a", "response_b"])
     if not tell_price(args, judge, lambda: paired[:]):
         _label(args, dataset, judge)
 
 
+@locked
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from trl_real.data.columns import POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
-from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
+from trl_real.labeling.selected_pairs import paired_rows
 from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
@@ -111,14 +111,12 @@ def annotate(
 
     Raises:
         MissingColumnError: If the column of prompts, pairs or responses is missing.
-        TrlRealError: If a verdict is not a probability, or a row has no verdict.
+        TrlRealError: If `response_a` and `response_b` are not the responses that `pair` names, or a row is invalid
+            otherwise (before anything is asked); if a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
-    check_pairs(dataset, responses)
+    plain = paired_rows(dataset, responses)
     report = LabelReport() if report is None else report
-    plain = dataset.with_format(None)
-    paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
-    plain = plain if len(paired) == len(plain) else plain.select(paired)
     report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
     verdicts, report.n_resumed = _verdicts(plain, judge, batch_size, journal, all_processes)
     report.verdicts, report.panel = summarize(verdicts), panel_agreement(verdicts)
@@ -235,15 +233,3 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
         load_from_cache_file=False,
     )
     return labeled.select_columns(list(features))
-
-
-def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
-    """Raise `MissingColumnError` if the column of prompts, pairs or responses is missing."""
-    if "pair" not in dataset.column_names:
-        fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
-        if "chosen" in dataset.column_names:
-            fix = "These rows already have labels; train on them directly."
-        raise MissingColumnError("pair", dataset.column_names, fix)
-    for name in ("prompt", responses):
-        fix = f"Preferences need it. Rename your column: dataset.rename_column('…', {name!r})"
-        check_columns(dataset.column_names, [name], fix)

@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,21 @@ def number(text: str) -> float | int:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def locked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a verb hold the lock of its `--output_dir`, if it has one and writes to it."""
+
+    @wraps(run)
+    def held(args: argparse.Namespace, *more: Any) -> Any:
+        if not args.output_dir or getattr(args, "plan", False):
+            return run(args, *more)
+        from trl_real.runtime.run_lock import run_lock
+
+        with run_lock(args.output_dir):
+            return run(args, *more)
+
+    return held
 
 
 def say(message: str) -> None:

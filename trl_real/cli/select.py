@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, add_source, number, require, result, say
+from trl_real.cli.options import add_common, add_source, locked, number, require, result, say
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -56,6 +56,7 @@ def _add_plan(group: Any) -> None:
     group.add_argument("--price_per_label", type=float, help="USD per label")
 
 
+@locked
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record; with `--plan` only print the cost."""
     from trl_real.data.files import check_target, load, save

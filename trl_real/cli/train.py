@@ -44,16 +44,23 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, and print the last metrics."""
+    from trl_real.runtime.run_lock import run_lock
+    from trl_real.training.config import REALDPOConfig
+
+    settings = training_settings(args, EvalArguments, REALDPOConfig)
+    with run_lock(args.output_dir):
+        _train(args, *settings)
+
+
+def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
     from transformers import AutoTokenizer
     from trl import get_peft_config
 
     from trl_real.errors import TrlRealError
     from trl_real.training.adapters import revision_of
-    from trl_real.training.config import REALDPOConfig
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
-    data, held_out, config, model = training_settings(args, EvalArguments, REALDPOConfig)
     preferences = labelled(data.dataset, data.split)
     if not len(preferences):
         raise TrlRealError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, seed_of, tell_price
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.options import add_common, locked, require, result, say
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_judge_flags(parser, model="judge_model")
 
 
+@locked
 def run(args: argparse.Namespace) -> None:
     """Print the rates; with `--output_dir`, write them, the verdicts and a page."""
     from trl_real.data.files import load

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from trl_real.errors import TrlRealError
 
 def write_atomic(file: Path, content: bytes) -> None:
     """Write a file in one step: after a crash it is complete, unchanged, or absent."""
-    partial = file.with_name(file.name + ".partial")
-    with open(partial, "wb") as target:
-        target.write(content)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(partial, file)
+    partial = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident():x}.partial")
+    try:
+        with open(partial, "wb") as target:
+            target.write(content)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink(missing_ok=True)  # a full disk needs the room
+        raise
 
 
 def without_nan(value: Any) -> Any:

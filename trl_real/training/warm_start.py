@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
 from trl_real.errors import TrlRealError, check_columns
+from trl_real.runtime.run_lock import run_lock
 from trl_real.training.resume import checkpoint_of_run, train_from
 
 
@@ -72,6 +73,11 @@ def warm_start(
         TrlRealError: If the dataset has no rows, or `output_dir` has a run with other settings.
     """
     rows = demonstrations(dataset)
+    with run_lock(args.output_dir):
+        return _warm_start(model, rows, args, processing_class, peft_config)
+
+
+def _warm_start(model: str, rows: Dataset, args: SFTConfig, processing_class: Any, peft_config: Any) -> SFTTrainer:
     checkpoint = checkpoint_of_run(args, model, rows, peft_config)
     trainer = QuietSFTTrainer(
         model,

@@ -8,9 +8,13 @@ from datasets import Dataset, concatenate_datasets
 
 from trl_real import MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.chat.judge import ChatJudge
+from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.people.votes import pair_key
+from trl_real.labeling.reward_model import RewardModelJudge
+from trl_real.labeling.verdicts import Verdict
 from trl_real.runtime.journal import Journal
 
 
@@ -314,3 +318,46 @@ def test_the_label_follows_the_texts_of_messages_and_prompts_that_repeat():
     rows = {"prompt": [asked], "responses": [answers], "scores": [[2.0, 1.0]], "pair": [[0, 1]]}
     found = annotate(Dataset.from_dict({**rows, "response_a": ["p"], "response_b": ["q"]}), ScoreJudge())
     assert found[0]["chosen"] == answers[0][1:] and found[0]["rejected"] == answers[1][1:]
+
+
+class Stopped(Exception):
+    pass
+
+
+class InProcess(VerdictJudge):
+    """Judge that runs in this process and is killed after some calls."""
+
+    name, rows_per_save = "in process", ROWS_PER_SAVE
+
+    def __init__(self, calls):
+        self.left, self.n_asked = calls, 0
+
+    def verdicts(self, batch):
+        if not self.left:
+            raise Stopped
+        self.left -= 1
+        self.n_asked += len(batch["prompt"])
+        return [Verdict(1.0)] * len(batch["prompt"])
+
+
+@pytest.mark.parametrize("wrap", [lambda judge: judge, lambda judge: JudgePanel([judge, ScoreJudge()])])
+def test_a_kill_costs_one_call_of_a_judge_in_this_process(wrap, tmp_path):
+    n = 250
+    texts = {"prompt": [f"p{i}" for i in range(n)], "responses": [["a", "b"]] * n, "scores": [[2.0, 1.0]] * n}
+    rows = Dataset.from_dict({**texts, "pair": [[0, 1]] * n, "response_a": ["a"] * n, "response_b": ["b"] * n})
+    killed, again = InProcess(4), InProcess(99)
+    with pytest.raises(Stopped):
+        annotate(rows, wrap(killed), journal=tmp_path / "verdicts.jsonl")
+    assert len(annotate(rows, wrap(again), journal=tmp_path / "verdicts.jsonl")) == n
+    assert killed.n_asked == 4 * ROWS_PER_SAVE and again.n_asked == n - killed.n_asked
+
+
+def test_judges_that_run_a_model_in_this_process_save_often():
+    assert {cls.rows_per_save for cls in (RewardModelJudge, ImplicitRewardJudge)} == {ROWS_PER_SAVE}
+
+
+def test_a_journal_in_use_is_reported_before_anything_is_asked(tmp_path):
+    judge = InProcess(99)
+    with Journal(tmp_path / "verdicts.jsonl"), pytest.raises(TrlRealError, match="Another process is writing"):
+        annotate(pool(), judge, journal=tmp_path / "verdicts.jsonl")
+    assert judge.n_asked == 0

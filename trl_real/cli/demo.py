@@ -171,7 +171,7 @@ class Demo:
         if not path.exists():
             found = self._sample(*load_model(), prompts(TEST_TOPICS), self.args.n_samples, f"Sampling ({name})")
             write_json(path, found)
-        return read_json(path)
+        return read_json(path, list)
 
     def _sample(self, model: Any, tokenizer: Any, questions: list, n: int, desc: str) -> list[list[str]]:
         import torch

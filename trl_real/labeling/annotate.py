@@ -96,7 +96,8 @@ def annotate(
         dataset: Output of a selector's `select` or `map`: `prompt`, `responses`, `pair`, `response_a`, ….
         judge: Judge of the pairs, see `trl_real.labeling.verdicts`.
         responses: Column with the list of responses.
-        batch_size: Number of rows per call of the judge.
+        batch_size: Number of rows per call of the judge. With a journal, a judge that runs a model in this process
+            gets fewer (its `rows_per_save`): a kill costs the verdicts of one call.
         journal: Path of a file that gets every verdict at once. A second run reuses the verdicts of the same judge and
             asks only for the rest: failures, and rows of which the judge now reads other evidence, such as corrected
             scores.
@@ -143,7 +144,8 @@ def _verdicts(
     with Journal(journal) as lines:
         identity = identity_of(judge)
         read = once(lines.read, together)
-        known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
+        lines_read = ((str(line.get("key")), _from_line(line)) for line in read if line.get("judge") == identity)
+        known = {key: verdict for key, verdict in lines_read if verdict is not None}
         keys = _keys(pairs, judge, batch_size)
         first_rows: dict[str, int] = {}
         for i, key in enumerate(keys):
@@ -151,8 +153,9 @@ def _verdicts(
         missing = share([i for key, i in first_rows.items() if key not in known], together)
         n_resumed = sum(key in known for key in keys)
         asked: dict[str, Verdict] = {}
-        for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
-            batch = missing[start : start + batch_size]
+        size = min(batch_size, getattr(judge, "rows_per_save", None) or batch_size)
+        for start in tqdm(range(0, len(missing), size), desc="Labeling", unit="batch", delay=2):
+            batch = missing[start : start + size]
             for row, verdict in zip(batch, ask(judge, pairs[batch], batch), strict=True):
                 if not verdict.failure and verdict.outcome != "failed":
                     lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
@@ -198,12 +201,17 @@ def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, 
     return {"key": key, "judge": identity, "name": name, **values}
 
 
-def _from_line(line: dict[str, Any]) -> Verdict:
-    """Return the verdict of a journal line; all its answers count as cached."""
+def _from_line(line: dict[str, Any]) -> Verdict | None:
+    """Return the verdict of a journal line, of which all answers count as cached; None if it holds no verdict."""
     values = {f.name: line[f.name] for f in fields(Verdict) if f.name in line}
     values = {name: float("nan") if value is None else value for name, value in values.items()}
-    n_cached = values.get("n_asked", 0) + values.get("n_cached", 0)
-    return Verdict(**{**values, "members": tuple(values.get("members", ())), "n_asked": 0, "n_cached": n_cached})
+    try:
+        n_cached = values.get("n_asked", 0) + values.get("n_cached", 0)
+        members = tuple(map(float, values.get("members", ())))
+        found = Verdict(**{**values, "members": members, "n_asked": 0, "n_cached": n_cached})
+        return found if 0 <= found.probability <= 1 else None
+    except TypeError:
+        return None
 
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:

@@ -69,6 +69,8 @@ class Round:
         folder.mkdir(exist_ok=True)
         file = folder / STATE_FILE
         self.state: dict[str, Any] = read_json(file) if file.exists() else {}
+        if not all(isinstance(values, dict) for values in self.state.values()):
+            raise TrlRealError(f"{str(file)!r} does not hold the steps of a round. Remove it and run again.")
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trl_real.errors import TrlRealError
-from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
 from trl_real.labeling.verdicts import TIE, Verdict, drawn_swap
@@ -84,6 +84,7 @@ class ChatJudge(VerdictJudge):
         self.max_failure_rate, self.seed = max_failure_rate, seed
         self.model = _chat_model(model, base_url, seed, settings)
         self.name = f"chat:{self.model.name}"
+        self.rows_per_save = None if hasattr(self.model, "cache") else ROWS_PER_SAVE
 
     @property
     def identity(self) -> dict[str, Any]:

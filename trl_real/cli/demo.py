@@ -141,14 +141,16 @@ class Demo:
 
     def _load(self, adapter: Path | None = None) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        from trl_real.training.adapters import load_tokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32, trust_remote_code=False)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-        return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(self.name)
+        return model.to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(self.name, None)
 
     def _pool(self) -> Any:
         """Return prompts with responses sampled from the model, and their true rewards as scores."""
@@ -212,8 +214,8 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
     """Train an adapter with REALDPOTrainer and save it; return the log."""
     import torch
     from peft import LoraConfig
-    from transformers import AutoTokenizer
 
+    from trl_real.training.adapters import load_tokenizer
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer
 
@@ -240,7 +242,7 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
         name,
         args=config,
         train_dataset=preferences,
-        processing_class=AutoTokenizer.from_pretrained(name),
+        processing_class=load_tokenizer(name, None),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     with redirect_stdout(io.StringIO()):  # the trainer prints its log, which is also in the report

@@ -53,11 +53,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
-    from transformers import AutoTokenizer
     from trl import get_peft_config
 
-    from trl_real.errors import TrlRealError
-    from trl_real.training.adapters import revision_of
+    from trl_real.errors import TrlRealError, without_remote_code
+    from trl_real.training.adapters import load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
@@ -72,14 +71,15 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     peft_config = get_peft_config(model)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
-    trainer = REALDPOTrainer(
-        args.model,
-        args=config,
-        train_dataset=preferences,
-        eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
-        peft_config=peft_config,
-    )
+    with without_remote_code(args.model):
+        trainer = REALDPOTrainer(
+            args.model,
+            args=config,
+            train_dataset=preferences,
+            eval_dataset=eval_dataset,
+            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
+            peft_config=peft_config,
+        )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, without_remote_code
 
 
 # Fields of a PEFT configuration that do not change what is learned.
@@ -39,11 +39,19 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
     return (init or {}).get("revision")
 
 
+def load_tokenizer(model: str, init: dict[str, Any] | None, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that belongs to a model, given the arguments of the model's `from_pretrained`."""
+    with without_remote_code(model):
+        return AutoTokenizer.from_pretrained(model, revision=revision_of(init), trust_remote_code=trust_remote_code)
+
+
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
     """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
-    loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
+    settings = {"dtype": "float32", "trust_remote_code": False, **(init or {})}
+    with without_remote_code(model):
+        loaded = AutoModelForCausalLM.from_pretrained(model, **settings)
     device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
+    tokenizer = load_tokenizer(model, init)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return loaded.to(device), tokenizer

@@ -8,7 +8,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
-from trl_real.errors import TrlRealError, check_columns
+from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.runtime.run_lock import run_lock
 from trl_real.training.resume import checkpoint_of_run, train_from
 
@@ -79,13 +79,14 @@ def warm_start(
 
 def _warm_start(model: str, rows: Dataset, args: SFTConfig, processing_class: Any, peft_config: Any) -> SFTTrainer:
     checkpoint = checkpoint_of_run(args, model, rows, peft_config)
-    trainer = QuietSFTTrainer(
-        model,
-        args=args,
-        train_dataset=rows,
-        processing_class=processing_class,
-        peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
-    )
+    with without_remote_code(model):
+        trainer = QuietSFTTrainer(
+            model,
+            args=args,
+            train_dataset=rows,
+            processing_class=processing_class,
+            peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
+        )
     train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()

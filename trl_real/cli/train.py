@@ -56,6 +56,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     from trl import get_peft_config
 
     from trl_real.errors import TrlRealError, without_remote_code
+    from trl_real.models.control_tokens import n_with_control_tokens
     from trl_real.training.adapters import load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -82,10 +83,14 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
         )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
+    n_control = n_with_control_tokens(trainer.processing_class, preferences)
+    if n_control:
+        say(f"{n_control} of {len(preferences)} rows hold control tokens in a response; TRL trains on them as such.")
     with redirect_stdout(sys.stderr):  # the trainer prints its log; standard output is only for the result
         train_from(trainer, resume_from)
     trainer.save_model()
-    result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
+    counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
+    result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
 
 
 def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.first_tokens import readable
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text
@@ -129,6 +130,7 @@ class Embedder(ModelReader):
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
         """Return each response as `(prompt ids, response ids)`, and whether it was cut."""
+        responses = [readable(self.tokenizer, response, self.options.max_length) for response in responses]
         ids = self.tokenizer(responses, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":

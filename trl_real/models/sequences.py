@@ -1,5 +1,6 @@
 """Prompts and responses as token ids, the way DPO scores them: the prompt is context, the response is scored."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
+from trl_real.models.control_tokens import control_tokens, ids_without_control
+from trl_real.models.first_tokens import readable_response
 
 
 Ids = tuple[int, ...]
@@ -27,6 +30,7 @@ def tokenize_pairs(
     """
     Tokenize each prompt and response together, as TRL's `DPOTrainer` does: the response begins where the ids of the
     prompt alone and of both diverge, and a text ends with the EOS token (messages end as their template says).
+    Unlike there, control tokens in messages and in responses are read as plain text; text prompts may hold some.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -40,7 +44,9 @@ def tokenize_pairs(
         TrlRealError: If a prompt is neither text nor messages.
     """
     ended = [True] * len(responses) if ended is None else ended
-    whole = [_whole(tokenizer, *row) for row in zip(prompts, responses, ended, strict=True)]
+    responses = [readable_response(tokenizer, response, max_length) for response in responses]
+    control = control_tokens(tokenizer)
+    whole = [_whole(tokenizer, *row, control) for row in zip(prompts, responses, ended, strict=True)]
     alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
     found: list[list[int]] = [[]] * len(whole)
     for end in set(ended):
@@ -65,6 +71,12 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def chat_ids(tokenizer: Any, chats: list[list[dict]], **template: Any) -> list[list[int]]:
+    """Return the ids of conversations by the chat template, with control tokens in the messages as plain text."""
+    how: dict[str, Any] = {"tokenize": True, "return_dict": True, "sanitize_control_tokens": True}
+    return tokenizer.apply_chat_template(chats, **how, **template)["input_ids"]
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
@@ -107,23 +119,27 @@ def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:
     return Sequence(tuple(ids[max(0, n - max_length) : n]), response[:max_length], len(response) > max_length)
 
 
-def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | list[dict]:
+def _whole(
+    tokenizer: Any, prompt: Any, response: Any, ended: bool, control: re.Pattern[str]
+) -> str | list[dict] | Ids:
     if prompt is not None:
         check_prompt(prompt)
     if isinstance(prompt, list):
         return prompt + as_messages(response)
     text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
-    return (prompt or "") + (text if end and text.endswith(end) else text + end)
+    text = text.removesuffix(end) if end else text
+    if control.search(text):
+        return ids_without_control(tokenizer, prompt or "", text, end, control)
+    return (prompt or "") + text + end
 
 
-def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
-    """Return the ids of texts and conversations, in any mix."""
+def _ids(tokenizer: Any, items: list[str | list[dict] | Ids], **template: Any) -> list[list[int]]:
+    """Return the ids of texts and conversations, in any mix; ids stay as they are."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
-    chats = {i: item for i, item in enumerate(items) if i not in texts}
-    found: dict[int, list[int]] = {}
+    found = {i: list(item) for i, item in enumerate(items) if isinstance(item, tuple)}
+    chats = {i: item for i, item in enumerate(items) if i not in texts and i not in found}
     if texts:
         found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))
     if chats:
-        templated = tokenizer.apply_chat_template(list(chats.values()), tokenize=True, return_dict=True, **template)
-        found.update(zip(chats, templated["input_ids"], strict=True))
+        found.update(zip(chats, chat_ids(tokenizer, list(chats.values()), **template), strict=True))
     return [found[i] for i in range(len(items))]

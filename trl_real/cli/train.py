@@ -4,7 +4,8 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
@@ -126,10 +127,28 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 
     if not torch.cuda.is_available() and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    refuse_env(argv)
     try:
         return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
+
+
+def refuse_env(argv: list[str]) -> None:
+    """Refuse a settings file that is no YAML, or that sets environment variables, as TRL's parser would let it."""
+    import yaml
+
+    from trl_real.errors import TrlRealError
+
+    for path in (after for flag, after in pairwise(argv) if flag == "--config"):
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict | None):
+            raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' per line.")
+        if "env" in (settings or {}):
+            raise TrlRealError(f"{path!r} sets 'env'. Set environment variables in the shell: NAME=value trl-real …")
 
 
 def labelled(path: str, split: str | None = None) -> Any:

@@ -6,13 +6,15 @@ import random
 import threading
 import time
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from trl_real.errors import TrlRealError, needs_extra
+from trl_real.runtime.words import printable
 
 
-LARGEST_BODY = 2**20
+SHORTEST_KEY = 8  # characters; a shorter one is a word such as "none"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 FIRST_CONTACT = 10.0  # seconds in which a server must accept the first connection
 
@@ -61,9 +63,13 @@ class Requests:
     ):
         with needs_extra("openai", "judge"):
             from openai import OpenAI
+
+            from trl_real.runtime.bounded_http import bounded_client
         self.shown_url, self.model = without_password(base_url), model
         self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
-        self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout)
+        secrets = {"api_key": api_key or "none", "http_client": bounded_client()}
+        self.client = OpenAI(base_url=base_url, max_retries=0, timeout=timeout, **secrets)
+        self.key = api_key or ""
         self.ever_answered = False
         self.stopped = threading.Event()
         self._not_before = 0.0
@@ -114,34 +120,31 @@ class Requests:
         return self._checked(self._read(body, time.monotonic() + min(self.timeout, left)))
 
     def _read(self, body: dict[str, Any], until: float) -> bytes:
-        """Read the answer piece by piece, because the client's timeout applies to each piece."""
+        """Send the request and read the answer; the client bounds its size and time."""
         import httpx2
         import openai
+
+        from trl_real.runtime.bounded_http import Unreadable
 
         try:
             patience = max(0.001, until - time.monotonic())
             create = self.client.with_options(timeout=patience).chat.completions.with_streaming_response.create
             with create(**body) as response:
-                content = b""
-                for piece in response.iter_bytes():
-                    content += piece
-                    if len(content) > LARGEST_BODY:
-                        raise _TryAgain("an answer of more than 1 MB")
-                    if time.monotonic() > until:
-                        raise _TryAgain("an answer that did not end in time")
-            return content
+                return b"".join(response.iter_bytes())
         except openai.APIStatusError as error:
             raise self._refused(error) from error
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             raise _TryAgain("no answer in time") from error
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             cause = error.__cause__ or error
+            if isinstance(cause, Unreadable):
+                raise _TryAgain(str(cause)) from error
             raise _NotReached(f"no connection ({type(cause).__name__})") from error
 
     def _refused(self, error: Any) -> Exception:
         """Return the error for a status: retry, give up on this request, or give up on all requests."""
         status = error.status_code
-        message = " ".join(str(error.message).split())[:200]
+        message = printable(self._without_key(str(error.message)))
         code = getattr(error, "code", None)
         if status in HOPELESS or code == "insufficient_quota":
             meaning = HOPELESS.get(status, "has no quota left for this key")
@@ -154,16 +157,20 @@ class Requests:
             return _TryAgain(f"status {status}", pause)
         return NotAnswered(f"status {status}: {message}")
 
+    def _without_key(self, words: str) -> str:
+        """Return a server's words without the key, should it send the key back."""
+        return words.replace(self.key, "[key]") if len(self.key) >= SHORTEST_KEY else words
+
     def _checked(self, content: bytes) -> dict[str, Any]:
         """Return the completion after checking its form and its model."""
         try:
-            completion = json.loads(content)
+            completion = json.loads(self._without_key(content.decode("utf-8", "replace")))
             completion["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise _TryAgain("an answer that is not a chat completion") from error
         found = completion.get("model")
         if isinstance(found, str) and not _same_model(found, self.model):
-            raise _TryAgain(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)")
+            raise _TryAgain(f"an answer of another model ({printable(found, 80)!r}; if that is right, give served_as)")
         return completion
 
 
@@ -207,3 +214,25 @@ def key_for(api_key: str | None, base_url: str) -> str | None:
     if api_key is None and urlsplit(base_url).hostname == OPENAI:
         api_key = os.environ.get("OPENAI_API_KEY")
     return api_key or os.environ.get(KEY_VARIABLE)
+
+
+def key_in(api_key: str | None, file: str | None) -> str | None:
+    """
+    Return the key, given as such or in a file.
+
+    Raises:
+        TrlRealError: If both are given, or the file cannot be read or is empty.
+    """
+    if file is None:
+        return api_key
+    if api_key is not None:
+        raise TrlRealError("api_key and api_key_file are both given. Leave one out.")
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrlRealError(
+            f"Cannot read the key in {str(file)!r} ({type(error).__name__}). Check the path."
+        ) from error
+    if not key:
+        raise TrlRealError(f"{str(file)!r} is empty. Write the key into it.")
+    return key

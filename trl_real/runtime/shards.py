@@ -145,8 +145,8 @@ class ShardedMap:
             TrlRealError: If the disk is full, or another process writes into the folder.
         """
         with run_lock(self.shards.folder):
-            numbers = tqdm(share(once(self.order)), desc=desc, unit="shard", disable=rank() > 0)
-            files = gather({number: self.do(number) for number in numbers})
+            with tqdm(share(once(self.order)), desc=desc, unit="shard", disable=rank() > 0) as numbers:
+                files = gather({number: self.do(number) for number in numbers})
             wait()
             return once(lambda: self.shards.read([files[number] for number in sorted(files)]))
 

@@ -16,10 +16,12 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.chat.question import Answer, Question
 from trl_real.runtime.digests import sha256
-from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
+from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, key_in, without_password
+from trl_real.runtime.words import printable
 
 
 CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
+MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 TOP_TOKENS = 20  # maximum of OpenAI and vLLM
 
 
@@ -44,6 +46,7 @@ class Endpoint:
         base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
         api_key: Key sent to the server, stored nowhere; `$TRL_REAL_JUDGE_API_KEY` by default. `$OPENAI_API_KEY` is
             sent to OpenAI only.
+        api_key_file: Path of a file with the key, which no list of processes shows.
         cache: Path of the cache of answers; by default one file for all judges, in the Hub's cache folder. Or an open
             cache.
         concurrency: Number of questions asked at a time.
@@ -69,6 +72,7 @@ class Endpoint:
         base_url: str,
         *,
         api_key: str | None = None,
+        api_key_file: str | None = None,
         cache: str | Path | AnswerCache | None = None,
         concurrency: int = 8,
         timeout: float = 60.0,
@@ -89,7 +93,12 @@ class Endpoint:
         self.model, self.concurrency, self.max_tokens = model, concurrency, max_tokens
         self.price, self.max_cost = Price(*price) if price else None, max_cost
         self.requests = Requests(
-            base_url, key_for(api_key, base_url), served_as or model, timeout, deadline, max_retries
+            base_url,
+            key_for(key_in(api_key, api_key_file), base_url),
+            served_as or model,
+            timeout,
+            deadline,
+            max_retries,
         )
         self.fields = {"temperature": 0, "max_tokens": max_tokens, "seed": seed, **(options or {})}
         self.identity = {"model": model, "base_url": url, **self.fields}
@@ -191,8 +200,8 @@ class Endpoint:
         """Store the relevant parts of a completion in the cache, and return them."""
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text = choice["message"]["content"] or ""
-        read = usage.get("prompt_tokens") or (_input_tokens(question) if question else 0)
-        written = usage.get("completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
+        read = _counted(usage, "prompt_tokens") or (_input_tokens(question) if question else 0)
+        written = _counted(usage, "completion_tokens") or round(len(text) / CHARACTERS_PER_TOKEN)
         kept = {
             "text": text,
             "top": _top(choice.get("logprobs")),
@@ -248,6 +257,21 @@ def _top(log_probabilities: dict[str, Any] | None) -> list[list] | None:
         if place.get("top_logprobs") and place.get("token", "").strip():
             return [[top["token"], top["logprob"]] for top in place["top_logprobs"]]
     return None
+
+
+def _counted(usage: Any, name: str) -> int:
+    """
+    Return a number of tokens that a server reports; 0 if it reports none.
+
+    Raises:
+        NotAnswered: If it is no number of tokens that an answer can have.
+    """
+    found = usage.get(name) if isinstance(usage, dict) else None
+    if found is None:
+        return 0
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOKENS:
+        raise NotAnswered(f"an answer that reports {printable(str(found), 20)} tokens")
+    return found
 
 
 def _input_tokens(question: Question) -> int:

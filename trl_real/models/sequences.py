@@ -137,7 +137,7 @@ def _ids(tokenizer: Any, items: list[str | list[dict] | Ids], **template: Any) -
     """Return the ids of texts and conversations, in any mix; ids stay as they are."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
     found = {i: list(item) for i, item in enumerate(items) if isinstance(item, tuple)}
-    chats = {i: item for i, item in enumerate(items) if i not in texts and i not in found}
+    chats = {i: item for i, item in enumerate(items) if isinstance(item, list)}
     if texts:
         found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))
     if chats:

@@ -67,8 +67,9 @@ class Requests:
             from trl_real.runtime.bounded_http import bounded_client
         self.shown_url, self.model = without_password(base_url), model
         self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
-        secrets = {"api_key": api_key or "none", "http_client": bounded_client()}
-        self.client = OpenAI(base_url=base_url, max_retries=0, timeout=timeout, **secrets)
+        http: Any = bounded_client()
+        key = api_key or "none"
+        self.client = OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout, http_client=http)
         self.key = api_key or ""
         self.ever_answered = False
         self.stopped = threading.Event()

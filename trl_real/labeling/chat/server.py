@@ -1,6 +1,7 @@
 """Chat model behind an OpenAI-compatible server: vLLM, llama.cpp, TGI, a router, or OpenAI."""
 
 import json
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
+from trl_real.labeling.chat.claims import PAUSE, Claims
 from trl_real.labeling.chat.question import Answer, Question
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, key_in, without_password
@@ -104,6 +106,7 @@ class Endpoint:
         self.identity = {"model": model, "base_url": url, **self.fields}
         default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
+        self.claims = Claims(self.cache, deadline + timeout)
         self.gives_probabilities = True
         self.spent = 0.0
         self._reserved: list[float] = []  # for questions in flight
@@ -119,7 +122,8 @@ class Endpoint:
                 `max_cost`. Earlier answers are in the cache.
         """
         keys = [self.key(question) for question in questions]
-        found = {key: read_answer(kept, cached=True) for key, kept in self.cache.get(keys).items()}
+        known = self.cache.get(keys).items()
+        found = {key: read_answer(kept, cached=True) for key, kept in known if is_answer(kept)}
         for key, answer in found.items():
             self._count(key, answer.cost)
         missing = {k: q for k, q in zip(keys, questions, strict=True) if k not in found}
@@ -174,6 +178,23 @@ class Endpoint:
         yield from ((key, future.result()) for future, key in futures.items())
 
     def _ask(self, key: str, question: Question) -> Answer:
+        """Ask a question, or wait for the answer that another process is asking for."""
+        while not self.requests.stopped.is_set():
+            claimed = self.claims.take(key)
+            try:
+                kept = self.cache.get([key]).get(key)  # after the claim: its answer comes before its end
+                if kept is not None and is_answer(kept):
+                    self._count(key, kept["cost"])
+                    return read_answer(kept, cached=True)
+                if claimed:
+                    return self._pay(key, question)
+            finally:
+                if claimed:
+                    self.claims.release(key)
+            self.requests.stopped.wait(PAUSE)
+        return Answer(failure="stopped")
+
+    def _pay(self, key: str, question: Question) -> Answer:
         reserve = self._reserve(question)
         try:
             return read_answer(self.keep(key, question, self._complete(question)), cached=False)
@@ -211,6 +232,8 @@ class Endpoint:
             "output_tokens": written,
             "cost": self.price.of(read, written) if self.price else 0.0,
         }
+        if not is_answer(kept):
+            raise NotAnswered("an answer of another form")
         self.cache.put(key, kept)
         self._count(key, kept["cost"])
         return kept
@@ -236,6 +259,23 @@ class Endpoint:
             if key not in self._counted:
                 self._counted.add(key)
                 self.spent += cost
+
+
+def is_answer(kept: dict[str, Any]) -> bool:
+    """Return whether a cache entry, or what is about to become one, can be read as an answer."""
+    counts = [kept.get(name) for name in ("input_tokens", "output_tokens", "cost")]
+    if not all(isinstance(count, float | int) and 0 <= count < math.inf for count in counts):
+        return False
+    top = kept.get("top")
+    pairs = all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and _is_log_probability(pair[1])
+        for pair in (top if isinstance(top, list) else [])
+    )
+    return isinstance(kept.get("text"), str) and isinstance(top, list | None) and pairs and "finish_reason" in kept
+
+
+def _is_log_probability(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and -math.inf <= value <= 1e-3
 
 
 def read_answer(kept: dict[str, Any], cached: bool) -> Answer:

@@ -14,8 +14,10 @@ CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 )
 # Paths of Gradio's own scripts and styles, the same for everybody, and of the events.
-OPEN = ("/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico", "/robots.txt")
-OPEN += ("/manifest.json", "/gradio_api/startup-events")
+OPEN = (
+    "/assets/", "/static/", "/svelte/", "/theme.css", "/gradio_api/theme.css", "/favicon.ico", "/robots.txt",
+    "/manifest.json", "/gradio_api/startup-events",
+)  # fmt: skip
 NEEDED = ("/config", "/login_check", *(f"/gradio_api/{name}" for name in (
     "run/", "api/", "call/", "queue/", "heartbeat/", "info", "app_id", "token", "login_check", "reset", "cancel",
 )))  # fmt: skip

@@ -154,11 +154,13 @@ def refuse_env(argv: list[str]) -> None:
 def labelled(path: str, split: str | None = None) -> Any:
     """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
     from trl_real.data.files import load
+    from trl_real.data.row_check import check_texts
     from trl_real.errors import check_columns
 
     rows = load(path, split)
     fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
     check_columns(rows.column_names, ("chosen", "rejected"), fix)
+    check_texts(rows, ("chosen", "rejected", "prompt"))
     return rows
 
 

@@ -1,13 +1,15 @@
 """Rows that a judge may be asked about: each is checked before anything is asked or paid."""
 
-from collections import Counter
 from typing import Any
 
 from datasets import Dataset
 
-from trl_real.data.conversation import after_prompt, is_messages, text_of
-from trl_real.data.convert import iterate
-from trl_real.errors import MissingColumnError, TrlRealError, check_columns
+from trl_real.data.conversation import after_prompt, text_of
+from trl_real.data.row_check import is_readable, refuse_rows
+from trl_real.errors import MissingColumnError, check_columns
+
+
+FIX = "Nothing was asked. Select the pairs again after every step that changes the responses."
 
 
 def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
@@ -39,22 +41,8 @@ def paired_rows(dataset: Dataset, responses: str = "responses") -> Dataset:
     """
     check_pairs(dataset, responses)
     plain = dataset.with_format(None)
-    paired: list[int] = []
-    wrong: Counter[str] = Counter()
-    first: dict[str, int] = {}
-    for number, row in enumerate(iterate(plain.select_columns(_read(responses)))):
-        reason = None if _has_no_pair(row["pair"]) else _mistake(row, responses)
-        if reason:
-            wrong[reason] += 1
-            first.setdefault(reason, number)
-        elif not _has_no_pair(row["pair"]):
-            paired.append(number)
-    if wrong:
-        found = "; ".join(f"{count} where {why} (first: row {first[why]})" for why, count in wrong.most_common())
-        raise TrlRealError(
-            f"{wrong.total()} of {len(dataset)} rows cannot be judged: {found}. Nothing was asked. Select the pairs "
-            "again after every step that changes the responses, or remove these rows: dataset.filter(…)"
-        )
+    refuse_rows(plain.select_columns(_read(responses)), lambda row: _mistake(row, responses), FIX)
+    paired = [i for i, pair in enumerate(plain["pair"]) if not _has_no_pair(pair)]
     return plain if len(paired) == len(plain) else plain.select(paired)
 
 
@@ -67,9 +55,11 @@ def _has_no_pair(pair: Any) -> bool:
 
 
 def _mistake(row: dict[str, Any], responses: str) -> str | None:
-    """Return the reason why a row with a pair cannot be judged, or None if it can."""
+    """Return the reason why a row with a pair cannot be judged, or None."""
     given, pair = row[responses], row["pair"]
-    if not isinstance(row["prompt"], str) and not is_messages(row["prompt"]):
+    if _has_no_pair(pair):
+        return None
+    if not is_readable(row["prompt"]):
         return "'prompt' is neither a text nor messages"
     if not isinstance(given, list):
         return f"{responses!r} is not a list"
@@ -79,7 +69,7 @@ def _mistake(row: dict[str, Any], responses: str) -> str | None:
         return f"'pair' does not name two of the {responses!r}"
     for place, side in zip(pair, ("response_a", "response_b"), strict=True):
         response = after_prompt(given[place], row["prompt"])
-        if not isinstance(response, str) and not is_messages(response):
+        if not is_readable(response):
             return f"one of the {responses!r} is neither a text nor messages"
         if text_of(response) != row[side]:
             return f"{side!r} is not the response that 'pair' names"

@@ -8,6 +8,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.runtime.run_lock import run_lock
 from trl_real.training.resume import checkpoint_of_run, train_from
@@ -39,6 +40,7 @@ def demonstrations(dataset: Dataset) -> Dataset:
     if not len(dataset):
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"))
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
     rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}

@@ -25,17 +25,15 @@ def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str
     allowed = {name: name in optional for name in (*columns, *optional) if name in dataset.column_names}
 
     def mistake(row: dict[str, Any]) -> str | None:
-        wrong = (
-            name for name, none in allowed.items() if not (is_readable(row[name]) or (none and row[name] is None))
-        )
-        name = next(wrong, None)
+        bad = (name for name, none in allowed.items() if not (is_readable(row[name]) or none and row[name] is None))
+        name = next(bad, None)
         return name and f"{name!r} holds {_kind(row[name])} instead of a text or messages"
 
     refuse_rows(dataset.with_format(None).select_columns(list(allowed)), mistake, "Nothing was done.")
 
 
 def refuse_rows(rows: Dataset, mistake: Callable[[dict[str, Any]], str | None], fix: str) -> None:
-    """Raise `TrlRealError` with the reasons that `mistake` returns for rows, their counts and first rows, and a fix."""
+    """Raise `TrlRealError` with the reasons that `mistake` finds in rows, their counts and first rows, and a fix."""
     counts: Counter[str] = Counter()
     first: dict[str, int] = {}
     for number, row in enumerate(iterate(rows)):

@@ -6,8 +6,7 @@ import pytest
 
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from trl_real.models.embed import Embedder, EmbedderOptions
-from trl_real.models.first_tokens import MARGIN, readable
-from trl_real.models.sequences import tokenize_pairs
+from trl_real.models.sequences import MARGIN, readable, tokenize_pairs
 
 
 tokenizer = tiny_tokenizer()

@@ -57,7 +57,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     from trl import get_peft_config
 
     from trl_real.errors import TrlRealError, without_remote_code
-    from trl_real.models.control_tokens import n_with_control_tokens
+    from trl_real.models.sequences import n_with_control_tokens
     from trl_real.training.adapters import load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer

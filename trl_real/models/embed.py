@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
-from trl_real.models.first_tokens import readable
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text
+from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable
 
 
 Context = Literal["response", "prompt+response"]

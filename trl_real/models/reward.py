@@ -9,10 +9,18 @@ from torch import Tensor, nn
 
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
-from trl_real.models.control_tokens import control_tokens, ids_without_control
-from trl_real.models.first_tokens import readable_response
 from trl_real.models.reader import ModelReader
-from trl_real.models.sequences import Ids, chat_ids, check_prompt, common_prefix, length_batches, pad
+from trl_real.models.sequences import (
+    Ids,
+    chat_ids,
+    check_prompt,
+    common_prefix,
+    control_tokens,
+    ids_without_control,
+    length_batches,
+    pad,
+    readable_response,
+)
 
 
 class Rewards(NamedTuple):

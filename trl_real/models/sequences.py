@@ -5,15 +5,17 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from trl_real.data.conversation import as_messages, text_of
+from trl_real.data.convert import iterate
 from trl_real.errors import TrlRealError
-from trl_real.models.control_tokens import control_tokens, ids_without_control
-from trl_real.models.first_tokens import readable_response
 
 
 Ids = tuple[int, ...]
+CHARACTERS_PER_TOKEN = 16  # more than in any running text
+MARGIN = 64  # tokens; what follows the cut can change only the last few
 
 
 class Sequence(NamedTuple):
@@ -143,3 +145,71 @@ def _ids(tokenizer: Any, items: list[str | list[dict] | Ids], **template: Any) -
     if chats:
         found.update(zip(chats, chat_ids(tokenizer, list(chats.values()), **template), strict=True))
     return [found[i] for i in range(len(items))]
+
+
+# Control tokens in data: where a text is judged or scored, they are read as plain text, so that none can act.
+
+
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern of the tokenizer's special tokens, such as `<|im_end|>`; it matches nothing without any."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+
+
+def ids_without_control(
+    tokenizer: Any, before: str, text: str, end: str, pattern: re.Pattern[str], add_special_tokens: bool = True
+) -> tuple[int, ...]:
+    """
+    Return the ids of `before + text + end` with the control tokens in `text` as plain text.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        before: Prompt, in which control tokens count: it may be a chat that was rendered before.
+        text: Response.
+        end: Text after the response, such as the EOS token.
+        pattern: `control_tokens(tokenizer)`.
+        add_special_tokens: Whether the tokenizer begins a text with its BOS token.
+    """
+    pieces = re.split(f"({pattern.pattern})", text)
+    ids = list(tokenizer(before + pieces[0], add_special_tokens=add_special_tokens)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not (before + pieces[0]).endswith(tokenizer.eos_token):
+        ids.pop()  # added by the tokenizer at the end of every text
+    for place, piece in enumerate(pieces[1:], 1):
+        ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=bool(place % 2))["input_ids"]
+    return (*ids, *tokenizer(end, add_special_tokens=False)["input_ids"])
+
+
+def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
+    """Return the number of rows with a control token in `chosen` or `rejected`, apart from an EOS at the end."""
+    pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
+    rows = iterate(preferences.with_format(None).select_columns(["chosen", "rejected"]))
+    return sum(any(pattern.search(text_of(text or "").removesuffix(end)) for text in row.values()) for row in rows)
+
+
+# Long texts, cut first: a tokenizer needs 300 bytes for each character of what nobody reads.
+
+
+def readable(tokenizer: Any, text: str, n_tokens: int) -> str:
+    """
+    Return the beginning of a text that has the same first `n_tokens` tokens, and more than that if the text has.
+
+    A cut text has `MARGIN` tokens more than asked for, however few characters make a token; else more is kept.
+    """
+    length = CHARACTERS_PER_TOKEN * (n_tokens + MARGIN)
+    while len(text) > length:
+        if len(tokenizer(text[:length], add_special_tokens=False)["input_ids"]) >= n_tokens + MARGIN:
+            return text[:length]
+        length *= 2
+    return text
+
+
+def readable_response(tokenizer: Any, response: Any, n_tokens: int) -> Any:
+    """Apply `readable` to a response: a text, or messages, of which each content is cut that is a text."""
+    if isinstance(response, str):
+        return readable(tokenizer, response, n_tokens)
+    return [
+        {**message, "content": readable(tokenizer, message["content"], n_tokens)}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in response
+    ]

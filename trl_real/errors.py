@@ -80,6 +80,20 @@ def needs_extra(package: str, extra: str) -> Iterator[None]:
         raise MissingExtraError(package, extra) from error
 
 
+@contextmanager
+def without_remote_code(model: str) -> Iterator[None]:
+    """Raise a `TrlRealError` in this block for a model that needs code from its own repository."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise TrlRealError(
+            f"{str(model)!r} needs Python code from its own repository, which is never run here. If you trust that "
+            "code, load model and tokenizer yourself with trust_remote_code=True, and give them in place of the name."
+        ) from error
+
+
 def _restore(kind: type[TrlRealError], args: tuple) -> TrlRealError:
     error = kind.__new__(kind)
     error.args = args

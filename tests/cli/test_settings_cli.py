@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from support.command_line import fails
 from support.tiny import save_tiny
+from trl_real import TrlRealError
 from trl_real.cli.main import main
 
 
@@ -120,3 +121,32 @@ def test_output_folder_of_another_training_is_refused(
         assert "The run has already reached its last step, 2: nothing to train." in caplog.text
     else:
         assert f"'out' holds a training with {message}" in fails(capsys, *argv, *flags)
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("env:\n  LD_PRELOAD: x.so\n", "sets 'env'"),
+        ("a: [", "Cannot read the settings"),
+        ("- a\n", "holds a list"),
+        ("\x00", "Cannot read the settings"),
+    ],
+)
+def test_a_settings_file_of_the_trainer_sets_no_environment(verb, text, message, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(text)
+    flags = ["--dataset", "x", "--model", "m", "--output_dir", tmp_path / "out"]
+    assert message in fails(capsys, verb, "--config", tmp_path / "settings.yaml", *flags)
+
+
+def test_a_key_comes_from_a_file(tmp_path):
+    pytest.importorskip("openai", reason="openai is not installed")
+    from trl_real.labeling.chat.server import Endpoint
+
+    file, settings = tmp_path / "key", {"base_url": "http://127.0.0.1:1/v1", "cache": tmp_path / "answers.sqlite"}
+    file.write_text("sk-secret\n")
+    assert Endpoint("m", api_key_file=str(file), **settings).requests.client.api_key == "sk-secret"
+    for wrong in ({"api_key_file": str(tmp_path / "none")}, {"api_key_file": str(file), "api_key": "x"}):
+        with pytest.raises(TrlRealError):
+            Endpoint("m", **wrong, **settings)
+    assert (tmp_path / "answers.sqlite").stat().st_mode & 0o077 == 0

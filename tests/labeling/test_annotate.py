@@ -1,6 +1,7 @@
 """Tests of `annotate`: labels from scores and other judges."""
 
 import math
+import re
 
 import pytest
 from datasets import Dataset, concatenate_datasets
@@ -8,10 +9,14 @@ from datasets import Dataset, concatenate_datasets
 from trl_real import EmbeddingPairSelector, MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.data.conversation import text_of
 from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.chat.judge import ChatJudge
+from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.people.queue import Deck
 from trl_real.labeling.people.votes import pair_key
+from trl_real.labeling.reward_model import RewardModelJudge
+from trl_real.labeling.verdicts import Verdict
 from trl_real.runtime.journal import Journal
 
 
@@ -45,7 +50,8 @@ def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_
 
 def test_swapping_the_responses_does_not_change_the_label():
     swapped = pool(responses=[["b", "a"], ["e", "d", "c"], ["g", "f"], ["i", "h"]],
-                   scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]])  # fmt: skip
+                   scores=[[2.0, 1.0], [2.0, 9.0, 3.0], [5.0, 5.0], [1.0, None]],
+                   response_a=["b", "e", "g", "i"], response_b=["a", "c", "f", "h"])  # fmt: skip
     first, second = annotate(pool(), ScoreJudge()), annotate(swapped, ScoreJudge())
     assert first["chosen"][:] == second["chosen"][:] and first["rejected"][:] == second["rejected"][:]
 
@@ -94,9 +100,10 @@ def said(text, role="assistant"):
     return [{"role": role, "content": text}]
 
 
-@pytest.mark.parametrize("repeated", [[], said("p1", "user")], ids=["responses", "whole dialogues"])
-def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
-    rows = pool(responses=[[repeated + said(text) for text in row] for row in pool()["responses"]])
+@pytest.mark.parametrize("repeats", [False, True], ids=["responses", "whole dialogues"])
+def test_text_prompt_of_message_responses_becomes_one_user_message(repeats):
+    before = [said(f"p{i}", "user") if repeats else [] for i in range(4)]
+    rows = pool(responses=[[before[i] + said(text) for text in row] for i, row in enumerate(pool()["responses"])])
     labeled = annotate(rows, ScoreJudge())[1]
     assert labeled["prompt"] == said("p1", "user")
     assert (labeled["chosen"], labeled["rejected"]) == (said("c"), said("e"))
@@ -104,7 +111,8 @@ def test_text_prompt_of_message_responses_becomes_one_user_message(repeated):
 
 def test_full_dialogues_lose_the_prompt_messages():
     prompts = [said(f"p{i}", "user") for i in range(4)]
-    rows = pool(prompt=prompts, responses=[[prompts[1] + said(text) for text in row] for row in pool()["responses"]])
+    answers = [[prompts[i] + said(text) for text in row] for i, row in enumerate(pool()["responses"])]
+    rows = pool(prompt=prompts, responses=answers)
     assert annotate(rows, ScoreJudge())[1]["chosen"] == said("c")
 
 
@@ -168,7 +176,7 @@ def test_chat_judge_reports_a_row_without_a_prompt():
         name, answers = "model", None
 
     with pytest.raises(TrlRealError, match="'prompt' holds NoneType where a text or messages should be. Remove such"):
-        annotate(pool(prompt=["p0", None, "p2", "p3"]), ChatJudge(Model()))
+        ChatJudge(Model())(pool(prompt=["p0", None, "p2", "p3"])[:])
 
 
 def test_a_missing_column_can_be_caught_by_name():
@@ -291,3 +299,86 @@ def test_ready_pairs_are_taken_without_a_selection(form):
     kept = EmbeddingPairSelector(strategy="random").select(ready, 1)
     assert len(annotate(kept, lambda batch: [0.9])) == 1
     assert len(Deck(ready)) == 2
+
+
+def judged(**changes):
+    rows = {
+        "prompt": ["one?", "two?"], "responses": [["p", "q", "r"], ["s", "t"]],
+        "scores": [[1.0, 2.0, 3.0], [1.0, 2.0]], "pair": [[0, 2], [0, 1]],
+        "response_a": ["p", "s"], "response_b": ["r", "t"],
+    }  # fmt: skip
+    return Dataset.from_dict({**rows, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"responses": [["r", "q", "p"], ["s", "t"]]}, "1 where 'response_a' is not the response that 'pair' names"),
+        ({"response_b": ["q", "s"]}, "2 where 'response_b' is not the response that 'pair' names (first: row 0)"),
+        ({"pair": [[0, 2], [1, 1]]}, "'pair' does not name two of the 'responses' (first: row 1)"),
+        ({"pair": [[0, 9], [0, 1]]}, "'pair' does not name two of the 'responses'"),
+        ({"pair": [None, [0, 1]]}, "'pair' is not two numbers"),
+        ({"pair": [[0], [0, 1]]}, "'pair' is not two numbers"),
+        ({"responses": [["p", "q", None], ["s", "t"]]}, "one of the 'responses' is neither a text nor messages"),
+        ({"responses": [None, ["s", "t"]]}, "'responses' is not a list"),
+        ({"prompt": [None, "two?"]}, "'prompt' is neither a text nor messages"),
+    ],
+)
+def test_rows_whose_label_would_go_on_other_texts_are_refused_before_anything_is_asked(changes, reason, tmp_path):
+    def judge(batch):
+        raise AssertionError("asked")
+
+    with pytest.raises(TrlRealError, match=re.escape(reason)):
+        annotate(judged(**changes), judge, journal=tmp_path / "verdicts.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_label_follows_the_texts_of_messages_and_prompts_that_repeat():
+    asked = [{"role": "user", "content": "one?"}]
+    answers = [[*asked, {"role": "assistant", "content": text}] for text in ("p", "q")]
+    rows = {"prompt": [asked], "responses": [answers], "scores": [[2.0, 1.0]], "pair": [[0, 1]]}
+    found = annotate(Dataset.from_dict({**rows, "response_a": ["p"], "response_b": ["q"]}), ScoreJudge())
+    assert found[0]["chosen"] == answers[0][1:] and found[0]["rejected"] == answers[1][1:]
+
+
+class Stopped(Exception):
+    pass
+
+
+class InProcess(VerdictJudge):
+    """Judge that runs in this process and is killed after some calls."""
+
+    name, rows_per_save = "in process", ROWS_PER_SAVE
+
+    def __init__(self, calls):
+        self.left, self.n_asked = calls, 0
+
+    def verdicts(self, batch):
+        if not self.left:
+            raise Stopped
+        self.left -= 1
+        self.n_asked += len(batch["prompt"])
+        return [Verdict(1.0)] * len(batch["prompt"])
+
+
+@pytest.mark.parametrize("wrap", [lambda judge: judge, lambda judge: JudgePanel([judge, ScoreJudge()])])
+def test_a_kill_costs_one_call_of_a_judge_in_this_process(wrap, tmp_path):
+    n = 250
+    texts = {"prompt": [f"p{i}" for i in range(n)], "responses": [["a", "b"]] * n, "scores": [[2.0, 1.0]] * n}
+    rows = Dataset.from_dict({**texts, "pair": [[0, 1]] * n, "response_a": ["a"] * n, "response_b": ["b"] * n})
+    killed, again = InProcess(4), InProcess(99)
+    with pytest.raises(Stopped):
+        annotate(rows, wrap(killed), journal=tmp_path / "verdicts.jsonl")
+    assert len(annotate(rows, wrap(again), journal=tmp_path / "verdicts.jsonl")) == n
+    assert killed.n_asked == 4 * ROWS_PER_SAVE and again.n_asked == n - killed.n_asked
+
+
+def test_judges_that_run_a_model_in_this_process_save_often():
+    assert {cls.rows_per_save for cls in (RewardModelJudge, ImplicitRewardJudge)} == {ROWS_PER_SAVE}
+
+
+def test_a_journal_in_use_is_reported_before_anything_is_asked(tmp_path):
+    judge = InProcess(99)
+    with Journal(tmp_path / "verdicts.jsonl"), pytest.raises(TrlRealError, match="Another process is writing"):
+        annotate(pool(), judge, journal=tmp_path / "verdicts.jsonl")
+    assert judge.n_asked == 0

@@ -263,7 +263,11 @@ class TestUnfinished:
 
 class TestAmongTheJudges:
     def test_works_with_annotate_panels_and_journals(self, tmp_path):
-        pairs = {"responses": [row[:2] for row in RESPONSES], "pair": [[0, 1]] * 5, **batch(5)}
+        pairs = {
+            "responses": [row[:2] for row in RESPONSES],
+            "pair": [[k % 2, 1 - k % 2] for k in range(5)],
+            **batch(5),
+        }
         report = LabelReport()
         labeled = annotate(Dataset.from_dict(pairs), judge(), journal=tmp_path / "v.jsonl", report=report)
         assert report.n_labeled == 5 and set(labeled["label_source"]) == {"implicit_reward:PeftModelForCausalLM"}
@@ -283,7 +287,11 @@ class TestAmongTheJudges:
         policy(base=type(tiny_model()).from_pretrained(base)).save_pretrained(tmp_path / "adapter")
         told = ImplicitRewardJudge(str(tmp_path / "adapter"))
         assert pickle.loads(pickle.dumps(told))(batch(5)) == pytest.approx(judge()(batch(5)), abs=1e-6)
-        rows = {"responses": [row[:2] for row in RESPONSES], "pair": [[0, 1]] * 5, **batch(5)}
+        rows = {
+            "responses": [row[:2] for row in RESPONSES],
+            "pair": [[k % 2, 1 - k % 2] for k in range(5)],
+            **batch(5),
+        }
         Dataset.from_dict({**rows, "similarity": [0.5] * 5, "skipped": [""] * 5}).to_json(path)
         flags = ["--dataset", path, "--judge", "implicit_reward", "--model", tmp_path / "adapter", "--reference", base]
         flags += ["--beta", "0.3", "--length_normalize", "--output_dir", tmp_path / "labels", "--json"]

@@ -154,14 +154,16 @@ class Demo:
 
     def _load(self, adapter: Path | None = None) -> Any:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        from trl_real.training.adapters import load_tokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32, trust_remote_code=False)
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-        return model.to(default_device()), AutoTokenizer.from_pretrained(self.name)
+        return model.to(default_device()), load_tokenizer(self.name, None)
 
     def _pool(self) -> Any:
         """Return prompts with responses sampled from the model, and their true rewards as scores."""
@@ -184,7 +186,7 @@ class Demo:
         if not path.exists():
             found = self._sample(*load_model(), prompts(TEST_TOPICS), self.args.n_samples, f"Sampling ({name})")
             write_json(path, found)
-        return read_json(path)
+        return read_json(path, list)
 
     def _sample(self, model: Any, tokenizer: Any, questions: list, n: int, desc: str) -> list[list[str]]:
         import torch
@@ -224,8 +226,8 @@ class Demo:
 def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace) -> list[dict]:
     """Train an adapter with REALDPOTrainer and save it; return the log."""
     from peft import LoraConfig
-    from transformers import AutoTokenizer
 
+    from trl_real.training.adapters import load_tokenizer
     from trl_real.training.config import REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer
 
@@ -252,7 +254,7 @@ def train_lora(name: str, preferences: Any, run: Path, args: argparse.Namespace)
         name,
         args=config,
         train_dataset=preferences,
-        processing_class=AutoTokenizer.from_pretrained(name),
+        processing_class=load_tokenizer(name, None),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     with redirect_stdout(io.StringIO()):  # the trainer prints its log, which is also in the report

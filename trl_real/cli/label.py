@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
-from trl_real.cli.options import add_common, check_output, keep_settings, require, result, say
+from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say
 from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
 from trl_real.errors import TrlRealError
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page, check the judge, print the estimate, or label and write the preferences."""
     from trl_real.data.files import load
     from trl_real.data.pairs import ready_pairs
-    from trl_real.labeling.annotate import check_pairs
+    from trl_real.labeling.selected_pairs import paired_rows
 
     others = [name for name in ("human", "label_studio", "push", "pull", "check") if getattr(args, name)]
     if args.plan and others:
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> None:
         return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
     dataset = ready_pairs(load(args.dataset, args.split), args.responses)
-    check_pairs(dataset, args.responses)
-    plain = dataset.select_columns(["pair", "prompt", "response_a", "response_b"]).with_format(None)
-    paired = plain.select([i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0])
+    paired = paired_rows(dataset, args.responses).select_columns(["prompt", "response_a", "response_b"])
     if not tell_price(args, judge, lambda: paired[:]):
         _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
 
@@ -75,6 +73,7 @@ def _check(args: argparse.Namespace, judge: Any, votes: dict[str, Any]) -> None:
     result(args, found.to_dict(), found.words())
 
 
+@locked
 def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate

@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,21 @@ def check_output(args: argparse.Namespace, kind: str, *names: str, **more: Any) 
 def keep_settings(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     """Write the settings that `check_output` returned into the output folder."""
     write_json(Path(args.output_dir).expanduser() / COMMAND_FILE, settings)
+
+
+def locked(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a verb hold the lock of its `--output_dir`, if it has one and writes to it."""
+
+    @wraps(run)
+    def held(args: argparse.Namespace, *more: Any) -> Any:
+        if not args.output_dir or getattr(args, "plan", False):
+            return run(args, *more)
+        from trl_real.runtime.run_lock import run_lock
+
+        with run_lock(args.output_dir):
+            return run(args, *more)
+
+    return held
 
 
 def say(message: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import OverallProgress, result, say
+from trl_real.cli.options import OverallProgress, locked, result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -95,6 +95,7 @@ def judge_or_page(args: argparse.Namespace, new_texts: str = "") -> Any:
     return PageJudge(votes, guidelines=args.guidelines or "", port=args.port, **ready)
 
 
+@locked
 def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., Any], kind: Any, facts: dict) -> None:
     """
     Do a run for each arm and seed, in its own folder, and write a report on all runs.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, check_output, keep_settings, require, result, say
+from trl_real.cli.options import add_common, add_source, check_output, keep_settings, locked, require, result, say
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -69,6 +69,7 @@ def _add_plan(group: Any) -> None:
     group.add_argument("--price_per_label", type=real(0), help="USD per label")
 
 
+@locked
 def run(args: argparse.Namespace) -> None:
     """Select, and write the kept rows with their record; with `--plan` only print the cost."""
     from trl_real.data.files import check_target, load, save

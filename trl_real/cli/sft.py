@@ -23,11 +23,10 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, save the full model, and print the next command."""
-    from transformers import AutoTokenizer
     from trl import SFTConfig, get_peft_config
 
     from trl_real.data.files import load
-    from trl_real.training.adapters import as_full_model, revision_of
+    from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.warm_start import warm_start
 
     data, config, model = training_settings(args, SFTConfig)
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         args.model,
         load(data.dataset, data.split),
         config,
-        processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
+        processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
         peft_config=get_peft_config(model),
     )
     say(f"Next: trl-real train --dataset {data.dataset} --model {config.output_dir} --output_dir …")

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from trl_real.cli.checks import ARM, CONTEXTS, DTYPES, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, require, result, say
+from trl_real.cli.options import add_common, add_source, locked, require, result, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
@@ -59,6 +59,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "--engine dpo also accepts the flags of `trl-real train`: --use_peft --beta 0.1 …"
 
 
+@locked
 def run(args: argparse.Namespace) -> None:
     """Run the missing cells, write the report, and print the savings."""
     from trl_real.data.files import load

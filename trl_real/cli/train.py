@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.options import add_common, locked, require, result, say
 
 
 # Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
@@ -46,16 +46,21 @@ def register(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, and print the last metrics; with `--plan` only print the cost."""
-    from transformers import AutoTokenizer
+    from trl_real.training.config import REALDPOConfig
+
+    _train(args, *training_settings(args, EvalArguments, REALDPOConfig))
+
+
+@locked
+def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
     from trl import get_peft_config
 
-    from trl_real.errors import TrlRealError
-    from trl_real.training.adapters import as_full_model, revision_of
-    from trl_real.training.config import REALDPOConfig
+    from trl_real.errors import TrlRealError, without_remote_code
+    from trl_real.models.sequences import n_with_control_tokens
+    from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
 
-    data, held_out, config, model = training_settings(args, EvalArguments, REALDPOConfig)
     preferences = labelled(data.dataset, data.split)
     if not len(preferences):
         raise TrlRealError(
@@ -70,19 +75,24 @@ def run(args: argparse.Namespace) -> None:
     args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
     config.resume_from_checkpoint = resume_from
-    trainer = REALDPOTrainer(
-        args.model,
-        args=config,
-        train_dataset=preferences,
-        eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(args.model, revision=revision_of(config.model_init_kwargs)),
-        peft_config=peft_config,
-    )
+    with without_remote_code(args.model):
+        trainer = REALDPOTrainer(
+            args.model,
+            args=config,
+            train_dataset=preferences,
+            eval_dataset=eval_dataset,
+            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
+            peft_config=peft_config,
+        )
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
+    n_control = n_with_control_tokens(trainer.processing_class, preferences)
+    if n_control:
+        say(f"{n_control} of {len(preferences)} rows hold control tokens in a response; TRL trains on them as such.")
     train_from(trainer, resume_from)
     trainer.save_model()
-    result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
+    counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
+    result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
 
 
 def _print_plan(args: argparse.Namespace, preferences: Any, config: Any, peft_config: Any) -> None:
@@ -128,6 +138,7 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 
     if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    refuse_env(argv)
     if not bfloat16_is_fast() and not _sets_precision(argv):
         argv = [*argv, "--bf16", "False"]
     try:
@@ -144,14 +155,33 @@ def _sets_precision(argv: list[str]) -> bool:
     return any(name in text for name in ("bf16", "fp16") for text in (*flags, *settings))
 
 
+def refuse_env(argv: list[str]) -> None:
+    """Refuse a settings file that is no YAML, or that sets environment variables, as TRL's parser would let it."""
+    import yaml
+
+    from trl_real.errors import TrlRealError
+
+    for path in (after for flag, after in pairwise(argv) if flag == "--config"):
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
+        if not isinstance(settings, dict | None):
+            raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' per line.")
+        if "env" in (settings or {}):
+            raise TrlRealError(f"{path!r} sets 'env'. Set environment variables in the shell: NAME=value trl-real …")
+
+
 def labelled(path: str, split: str | None = None) -> Any:
     """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
     from trl_real.data.files import load
+    from trl_real.data.row_check import check_texts
     from trl_real.errors import check_columns
 
     rows = load(path, split)
     fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
     check_columns(rows.column_names, ("chosen", "rejected"), fix)
+    check_texts(rows, ("chosen", "rejected", "prompt"))
     return rows
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl_real.cli.checks import real, whole
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
-from trl_real.cli.options import add_common, check_output, keep_settings, require, result, say, strict_json
+from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say, strict_json
 from trl_real.cli.people import add_people_flags, people_from, say_what_is_open, take_votes
 from trl_real.errors import TrlRealError
 
@@ -36,6 +36,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_judge_flags(parser, model="judge_model")
 
 
+@locked
 def run(args: argparse.Namespace) -> None:
     """Print the rates; with `--output_dir`, write them, the verdicts and a page."""
     from trl_real.data.files import load

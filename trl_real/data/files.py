@@ -120,7 +120,7 @@ def check_target(dataset: Dataset, folder: str | Path) -> Path:
         raise TrlRealError(
             f"save takes one split, a Dataset; found {type(dataset).__name__}. Type: save(dataset['train'], …)"
         )
-    if any(Path(file["filename"]).resolve().is_relative_to(target) for file in dataset.cache_files):
+    if any(Path(file).resolve().is_relative_to(target) for file in _files_of(dataset.data)):
         raise TrlRealError(f"The dataset is read from {str(folder)!r} and cannot replace it. Give another folder.")
     if target.exists() and not target.is_dir():
         raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
@@ -178,7 +178,8 @@ def _read_lines(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     if (folder / ONE_SPLIT).exists() or (folder / SEVERAL_SPLITS).exists():
         saved = load_from_disk(str(folder))
-        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        return {name: _without_cache(dataset) for name, dataset in saved.items()}
     visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
     found = [file for file in visible if _format(file)]
     if not found:
@@ -192,6 +193,18 @@ def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     if left_out:
         logger.warning("%s: skipped files that belong to no split by name or format: %s", folder, ", ".join(left_out))
     return load_dataset(str(folder), **options)
+
+
+def _without_cache(saved: Dataset) -> Dataset:
+    """Return a dataset of which `map` caches nothing in the folder that it is read from, which is the user's."""
+    return Dataset(saved.data, saved.info, saved.split, saved._indices, saved._fingerprint)
+
+
+def _files_of(table: Any) -> list[str]:
+    """Return the files that an Arrow table of `datasets` is mapped from."""
+    if getattr(table, "path", None):
+        return [table.path]
+    return [path for row in getattr(table, "blocks", []) for block in row for path in _files_of(block)]
 
 
 def _read_hub(name: str, options: dict) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class WinRateCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **events: Any) -> None:
         """Load the history of a resumed run; for a repeated step the last line counts."""
         file = Path(args.output_dir) / WIN_RATES_FILE
-        rows = {row["step"]: row for row in Journal(file).read() if row["step"] <= state.global_step}
-        self.history = [rows[step] for step in sorted(rows)]
+        rows = {row["step"]: row for row in Journal(file).read() if isinstance(row.get("step"), int)}
+        self.history = [rows[step] for step in sorted(rows) if step <= state.global_step]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **events: Any) -> None:
         """Generate, judge, and add the rates to the metrics; once per step, also with several evaluation sets."""

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.data.pairs import ready_pairs
-from trl_real.errors import MissingColumnError, check_columns
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.routed import RoutedJudge, RoutingReport
+from trl_real.labeling.selected_pairs import paired_rows
 from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.distributed import gather, once, share
@@ -101,7 +101,8 @@ def annotate(
             pairs: `prompt`, `response_a`, `response_b`.
         judge: Judge of the pairs, see `trl_real.labeling.verdicts`.
         responses: Column with the list of responses.
-        batch_size: Number of rows per call of the judge.
+        batch_size: Number of rows per call of the judge. With a journal, a judge that runs a model in this process
+            gets fewer (its `rows_per_save`): a kill costs the verdicts of one call.
         journal: Path of a file that gets every verdict at once. A second run reuses the verdicts of the same judge and
             asks only for the rest: failures, and rows of which the judge now reads other evidence, such as corrected
             scores.
@@ -117,15 +118,13 @@ def annotate(
 
     Raises:
         MissingColumnError: If the column of prompts, pairs or responses is missing.
-        TrlRealError: If a verdict is not a probability, or a row has no verdict.
+        TrlRealError: If `response_a` and `response_b` are not the responses that `pair` names, or a row is invalid
+            otherwise (before anything is asked); if a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
     dataset = ready_pairs(dataset, responses)
-    check_pairs(dataset, responses)
+    plain = paired_rows(dataset, responses)
     report = LabelReport() if report is None else report
-    plain = dataset.with_format(None)
-    paired = [i for i, pair in enumerate(plain["pair"]) if pair[0] >= 0]
-    plain = plain if len(paired) == len(plain) else plain.select(paired)
     report.judge, report.n_rows, report.n_without_pair = name_of(judge), len(dataset), len(dataset) - len(plain)
     pairs = _Pairs(plain, responses)
     verdicts, report.n_resumed = _verdicts(pairs, judge, batch_size, journal, all_processes)
@@ -176,7 +175,8 @@ def _verdicts(
     with Journal(journal) as lines:
         identity = identity_of(judge)
         read = once(lines.read, together)
-        known = {line["key"]: _from_line(line) for line in read if line.get("judge") == identity}
+        lines_read = ((str(line.get("key")), _from_line(line)) for line in read if line.get("judge") == identity)
+        known = {key: verdict for key, verdict in lines_read if verdict is not None}
         keys = _keys(pairs, judge, batch_size)
         first_rows: dict[str, int] = {}
         for i, key in enumerate(keys):
@@ -184,8 +184,9 @@ def _verdicts(
         missing = share([i for key, i in first_rows.items() if key not in known], together)
         n_resumed = sum(key in known for key in keys)
         asked: dict[str, Verdict] = {}
-        for start in tqdm(range(0, len(missing), batch_size), desc="Labeling", unit="batch", delay=2):
-            batch = missing[start : start + batch_size]
+        size = min(batch_size, getattr(judge, "rows_per_save", None) or batch_size)
+        for start in tqdm(range(0, len(missing), size), desc="Labeling", unit="batch", delay=2):
+            batch = missing[start : start + size]
             for row, verdict in zip(batch, ask(judge, pairs[batch], batch), strict=True):
                 if not verdict.failure and verdict.outcome != "failed":
                     lines.append(_to_line(keys[row], identity, name_of(judge), verdict))
@@ -241,12 +242,17 @@ def _to_line(key: str, identity: str, name: str, verdict: Verdict) -> dict[str, 
     return {"key": key, "judge": identity, "name": name, **values}
 
 
-def _from_line(line: dict[str, Any]) -> Verdict:
-    """Return the verdict of a journal line; all its answers count as cached."""
+def _from_line(line: dict[str, Any]) -> Verdict | None:
+    """Return the verdict of a journal line, of which all answers count as cached; None if it holds no verdict."""
     values = {f.name: line[f.name] for f in fields(Verdict) if f.name in line}
     values = {name: float("nan") if value is None else value for name, value in values.items()}
-    n_cached = values.get("n_asked", 0) + values.get("n_cached", 0)
-    return Verdict(**{**values, "members": tuple(values.get("members", ())), "n_asked": 0, "n_cached": n_cached})
+    try:
+        n_cached = values.get("n_asked", 0) + values.get("n_cached", 0)
+        members = tuple(map(float, values.get("members", ())))
+        found = Verdict(**{**values, "members": members, "n_asked": 0, "n_cached": n_cached})
+        return found if 0 <= found.probability <= 1 else None
+    except TypeError:
+        return None
 
 
 def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, responses: str) -> Dataset:
@@ -279,15 +285,3 @@ def _preferences(pairs: Dataset, verdicts: Sequence[Verdict], source: str, respo
         load_from_cache_file=False,
     )
     return labeled.select_columns(list(features))
-
-
-def check_pairs(dataset: Dataset, responses: str = "responses") -> None:
-    """Raise `MissingColumnError` if the column of prompts, pairs or responses is missing."""
-    if "pair" not in dataset.column_names:
-        fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
-        if "chosen" in dataset.column_names:
-            fix = "These rows already have labels; train on them directly."
-        raise MissingColumnError("pair", dataset.column_names, fix)
-    for name in ("prompt", responses):
-        fix = f"Preferences need it. Rename your column: dataset.rename_column('…', {name!r})"
-        check_columns(dataset.column_names, [name], fix)

@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from trl_real.labeling.check import JudgeCheck
 
 
+ROWS_PER_SAVE = 32  # of judges that run a model in this process: about two forward passes on an accelerator
+
+
 class VerdictJudge:
     """Judge that returns a `Verdict` per pair: subclasses implement `verdicts`."""
 
     name = "judge"
+    rows_per_save: int | None = None  # rows that `annotate` gives at once with a journal; None for its batch size
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """

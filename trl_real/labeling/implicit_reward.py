@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
-from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
 from trl_real.runtime.journal import Journal
 
@@ -59,6 +59,8 @@ class ImplicitRewardJudge(VerdictJudge):
         TrlRealError: If a setting is out of range, a loaded model has no tokenizer, or a policy without an adapter has
             no reference.
     """
+
+    rows_per_save = ROWS_PER_SAVE
 
     def __init__(
         self,
@@ -180,7 +182,8 @@ class KeptSums(dict):
         super().__init__()
         self.path = Path(path)
         for number, line in enumerate(Journal(self.path).read(), 1):
-            if not isinstance(line.get("sums"), dict):
+            sums = line.get("sums")
+            if not isinstance(sums, dict) or not all(isinstance(value, float | int) for value in sums.values()):
                 raise TrlRealError(f"Line {number} of {str(path)!r} has no sums. Give the path of a new file.")
             super().update(line["sums"])
 

@@ -46,6 +46,8 @@ class JudgePanel(VerdictJudge):
         if not 1 <= self.quorum <= len(self.judges):
             raise TrlRealError(f"quorum={quorum} of {len(self.judges)} judges. Give 1 to {len(self.judges)}.")
         self.name = f"panel({', '.join(map(name_of, self.judges))})"
+        saves = (getattr(judge, "rows_per_save", None) for judge in self.judges)
+        self.rows_per_save = min((rows for rows in saves if rows), default=None)
 
     @property
     def identity(self) -> dict[str, Any]:

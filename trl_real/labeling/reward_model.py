@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
-from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
 
 
@@ -39,6 +39,8 @@ class RewardModelJudge(VerdictJudge):
     Raises:
         TrlRealError: If a setting is out of range, or a loaded model has no tokenizer.
     """
+
+    rows_per_save = ROWS_PER_SAVE
 
     def __init__(
         self,

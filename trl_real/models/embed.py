@@ -13,7 +13,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, response_texts
+from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
 
 
 Context = Literal["response", "prompt+response"]
@@ -130,7 +130,8 @@ class Embedder(ModelReader):
 
     def _tokenize(self, prompts: list[Any], responses: list[str]) -> tuple[list[tuple], list[bool]]:
         """Return each response as `(prompt ids, response ids)`, and whether it was cut."""
-        read = response_texts(self.tokenizer, prompts, responses)
+        texts = response_texts(self.tokenizer, prompts, responses)
+        read = [readable(self.tokenizer, text, self.options.max_length) for text in texts]
         ids = self.tokenizer(read, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
         if self.options.context == "prompt+response":

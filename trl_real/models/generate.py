@@ -21,7 +21,7 @@ from trl_real.models.generation_journal import Completion, GenerationCache, colu
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
-from trl_real.models.sequences import Ids, pad, prompt_text
+from trl_real.models.sequences import Ids, chat_ids, pad, prompt_text
 from trl_real.runtime.distributed import gather, rank, share
 
 
@@ -227,12 +227,15 @@ def ends_of(model: nn.Module, tokenizer: Any) -> frozenset[int]:
 
 def _ids(tokenizer: Any, prompts: list[Any], texts: list[str]) -> list[Ids]:
     """
-    Return the ids of the prompts. A template writes its own BOS token; a text gets the special tokens that the
-    tokenizer adds, except a second BOS token and an EOS token.
+    Return the ids of the prompts. A template writes its own BOS token, and control tokens in messages are plain text;
+    a text gets the special tokens that the tokenizer adds, except a second BOS token and an EOS token.
     """
-    found = []
+    found: list[Ids] = []
     for prompt, text in zip(prompts, texts, strict=True):
-        is_text = isinstance(prompt, str) and bool(prompt)
+        if not isinstance(prompt, str):
+            found.append(tuple(chat_ids(tokenizer, [prompt], add_generation_prompt=True)[0]))
+            continue
+        is_text = bool(prompt)
         has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=is_text and not has_bos)["input_ids"]
         ends_itself = is_text and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)

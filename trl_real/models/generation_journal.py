@@ -38,7 +38,10 @@ class GenerationCache:
         if self.journal is not None:
             self.settings = json.dumps(settings(), sort_keys=True)
             for line in once(self.journal.read, all_processes):
-                self.entries[line.get("key", "")] = [Completion(**each) for each in line.get("written", [])]
+                try:
+                    self.entries[line["key"]] = [Completion(**each) for each in line["written"]]
+                except (KeyError, TypeError):
+                    continue  # not a line of this cache: its texts are written again
 
     def has(self, *parts: Any) -> bool:
         """Return whether the cache has the texts with this key."""

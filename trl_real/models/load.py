@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, without_remote_code
 from trl_real.runtime.devices import default_device
 from trl_real.runtime.digests import sha256
 
@@ -130,7 +130,8 @@ def load_model(
         if (config := Path(model) / "adapter_config.json").exists():
             base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
             logger.warning("%r is an adapter: its base %r is loaded with it.", model, base)
-        loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
+        with without_remote_code(model):
+            loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
         found = loaded.to(device).eval(), tokenizer
     _loaded[key] = found
     return found
@@ -147,18 +148,21 @@ def _from_pretrained(
     import transformers
     from transformers.utils import find_adapter_config_file
 
-    auto, tokenizer = getattr(transformers, auto_class), transformers.AutoTokenizer
+    auto, tokenizer, safe = getattr(transformers, auto_class), transformers.AutoTokenizer, {"trust_remote_code": False}
     if not adapters or find_adapter_config_file(model, **revision) is None:
-        return auto.from_pretrained(model, dtype=dtype, **revision), tokenizer.from_pretrained(model, **revision)
+        return auto.from_pretrained(model, dtype=dtype, **safe, **revision), tokenizer.from_pretrained(
+            model, **safe, **revision
+        )
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(model, **revision)
     base, base_revision = config.base_model_name_or_path, pinned(config.revision)
-    loaded = PeftModel.from_pretrained(auto.from_pretrained(base, dtype=dtype, **base_revision), model, **revision)
+    plain = auto.from_pretrained(base, dtype=dtype, **safe, **base_revision)
+    loaded = PeftModel.from_pretrained(plain, model, **revision)
     try:
-        return loaded, tokenizer.from_pretrained(model, **revision)
+        return loaded, tokenizer.from_pretrained(model, **safe, **revision)
     except (OSError, ValueError):  # an adapter's folder may lack one
-        return loaded, tokenizer.from_pretrained(base, **base_revision)
+        return loaded, tokenizer.from_pretrained(base, **safe, **base_revision)
 
 
 def pick_device(device: str | None, rank: int | None) -> str:

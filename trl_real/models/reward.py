@@ -11,7 +11,18 @@ from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader
-from trl_real.models.sequences import Ids, check_prompt, common_prefix, continued, length_batches, pad, templated
+from trl_real.models.sequences import (
+    Ids,
+    chat_ids,
+    check_prompt,
+    common_prefix,
+    continued,
+    control_tokens,
+    ids_without_control,
+    length_batches,
+    pad,
+    readable_response,
+)
 
 
 class Rewards(NamedTuple):
@@ -33,7 +44,8 @@ class RewardReader(ModelReader):
 
     With a chat template, prompt and response go through it as messages. Without one, they are concatenated, with the
     tokenizer's special tokens around them and its EOS token, if any, at the end, as TRL's `RewardTrainer` trains on
-    text. Responses are sorted by length and padded on the right; a score does not depend on the rest of the batch.
+    text. Control tokens in messages and responses are read as plain text. Responses are sorted by length and padded
+    on the right; a score does not depend on the rest of the batch.
 
     Args:
         model: Sequence classifier with one output.
@@ -76,17 +88,20 @@ class RewardReader(ModelReader):
             return [], []
         for prompt in prompts:
             check_prompt(prompt)
+        if self.max_length:
+            responses = [readable_response(self.tokenizer, response, self.max_length) for response in responses]
         if self.tokenizer.chat_template:
             chats = [as_messages(prompt, "user") for prompt in prompts]
-            alone = templated(self.tokenizer, chats, tokenize=False, add_generation_prompt=True)
             both = [continued(chat, response) for chat, response in zip(chats, responses, strict=True)]
-            whole = templated(self.tokenizer, both, tokenize=False)
-        else:
-            end = self.tokenizer.eos_token or ""
-            alone = [text_of(prompt) for prompt in prompts]
-            whole = [before + text_of(response) + end for before, response in zip(alone, responses, strict=True)]
-        special = not self.tokenizer.chat_template
-        return tuple(self.tokenizer(texts, add_special_tokens=special)["input_ids"] for texts in (alone, whole))
+            return chat_ids(self.tokenizer, chats, add_generation_prompt=True), chat_ids(self.tokenizer, both)
+        end, control = self.tokenizer.eos_token or "", control_tokens(self.tokenizer)
+        alone = [text_of(prompt) for prompt in prompts]
+        rows = list(zip(alone, map(text_of, responses), strict=True))
+        whole = self.tokenizer([before + text + end for before, text in rows])["input_ids"]
+        for i, (before, text) in enumerate(rows):
+            if control.search(text):
+                whole[i] = list(ids_without_control(self.tokenizer, before, text.removesuffix(end), end, control))
+        return self.tokenizer(alone)["input_ids"], whole
 
     def _cut(self, alone: list[int], whole: list[int]) -> tuple[Ids, bool]:
         """Cut to `max_length` tokens: first the start of the prompt (except a BOS), then the end of the response."""

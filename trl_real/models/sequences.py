@@ -1,20 +1,25 @@
 """Prompts and responses as token ids, the way DPO scores them: the prompt is context, the response is scored."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from datasets import Dataset
 from jinja2 import TemplateError
 from torch import Tensor
 
 from trl_real.data.conversation import Chat, Reply, as_messages, text_of
+from trl_real.data.convert import iterate
 from trl_real.data.message import is_plain
 from trl_real.errors import TrlRealError
 
 
 Ids = tuple[int, ...]
+CHARACTERS_PER_TOKEN = 16  # more than in any running text
+MARGIN = 64  # tokens; what follows the cut can change only the last few
 
 
 class Sequence(NamedTuple):
@@ -31,6 +36,7 @@ def tokenize_pairs(
     """
     Tokenize each prompt and response together, as TRL's `DPOTrainer` does: the response begins where the ids of the
     prompt alone and of both diverge, and a text ends with the EOS token (messages end as their template says).
+    Unlike there, control tokens in messages and in responses are read as plain text; text prompts may hold some.
 
     Args:
         tokenizer: Tokenizer of the model.
@@ -44,7 +50,9 @@ def tokenize_pairs(
         TrlRealError: If a prompt is neither text nor messages.
     """
     ended = [True] * len(responses) if ended is None else ended
-    whole = [_whole(tokenizer, *row) for row in zip(prompts, responses, ended, strict=True)]
+    responses = [readable_response(tokenizer, response, max_length) for response in responses]
+    control = control_tokens(tokenizer)
+    whole = [_whole(tokenizer, *row, control) for row in zip(prompts, responses, ended, strict=True)]
     alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
     found: list[list[int]] = [[]] * len(whole)
     for end in set(ended):
@@ -131,6 +139,11 @@ def _refused(chats: list[list[dict]], error: Exception) -> str:
     return f"The model's chat template refuses messages with the roles {roles}: {error}. {fix}, or give another model."
 
 
+def chat_ids(tokenizer: Any, chats: list[list[dict]], **template: Any) -> list[list[int]]:
+    """Return the ids of conversations by the chat template, with control tokens in the messages as plain text."""
+    return templated(tokenizer, chats, sanitize_control_tokens=True, **template)
+
+
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
     """Return the length of the common prefix."""
     n = 0
@@ -171,22 +184,98 @@ def _split(ids: list[int], before: list[int], max_length: int) -> Sequence:
     return Sequence(tuple(ids[max(0, n - max_length) : n]), response[:max_length], len(response) > max_length)
 
 
-def _whole(tokenizer: Any, prompt: Any, response: Any, ended: bool) -> str | list[dict]:
+def _whole(
+    tokenizer: Any, prompt: Any, response: Any, ended: bool, control: re.Pattern[str]
+) -> str | list[dict] | Ids:
     if prompt is not None:
         check_prompt(prompt)
     if isinstance(prompt, list):
         return continued(prompt, response)
     text, end = text_of(response), tokenizer.eos_token if ended and tokenizer.eos_token else ""
-    return (prompt or "") + (text if end and text.endswith(end) else text + end)
+    text = text.removesuffix(end) if end else text
+    if control.search(text):
+        return ids_without_control(tokenizer, prompt or "", text, end, control)
+    return (prompt or "") + text + end
 
 
-def _ids(tokenizer: Any, items: list[str | list[dict]], **template: Any) -> list[list[int]]:
-    """Return the ids of texts and conversations, in any mix."""
+def _ids(tokenizer: Any, items: list[str | list[dict] | Ids], **template: Any) -> list[list[int]]:
+    """Return the ids of texts and conversations, in any mix; ids stay as they are."""
     texts = {i: item for i, item in enumerate(items) if isinstance(item, str)}
-    chats = {i: item for i, item in enumerate(items) if not isinstance(item, str)}
-    found: dict[int, list[int]] = {}
+    found = {i: list(item) for i, item in enumerate(items) if isinstance(item, tuple)}
+    chats = {i: item for i, item in enumerate(items) if isinstance(item, list)}
     if texts:
         found.update(zip(texts, tokenizer(list(texts.values()))["input_ids"], strict=True))
     if chats:
-        found.update(zip(chats, templated(tokenizer, list(chats.values()), **template), strict=True))
+        found.update(zip(chats, chat_ids(tokenizer, list(chats.values()), **template), strict=True))
     return [found[i] for i in range(len(items))]
+
+
+# Control tokens in data: where a text is judged or scored, they are read as plain text, so that none can act.
+
+
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern of the tokenizer's special tokens, such as `<|im_end|>`; it matches nothing without any."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+
+
+def ids_without_control(
+    tokenizer: Any, before: str, text: str, end: str, pattern: re.Pattern[str], add_special_tokens: bool = True
+) -> tuple[int, ...]:
+    """
+    Return the ids of `before + text + end` with the control tokens in `text` as plain text.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        before: Prompt, in which control tokens count: it may be a chat that was rendered before.
+        text: Response.
+        end: Text after the response, such as the EOS token.
+        pattern: `control_tokens(tokenizer)`.
+        add_special_tokens: Whether the tokenizer begins a text with its BOS token.
+    """
+    pieces = re.split(f"({pattern.pattern})", text)
+    ids = list(tokenizer(before + pieces[0], add_special_tokens=add_special_tokens)["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id and not (before + pieces[0]).endswith(tokenizer.eos_token):
+        ids.pop()  # added by the tokenizer at the end of every text
+    for place, piece in enumerate(pieces[1:], 1):
+        ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=bool(place % 2))["input_ids"]
+    return (*ids, *tokenizer(end, add_special_tokens=False)["input_ids"])
+
+
+def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
+    """Return the number of rows with a control token in `chosen` or `rejected`, apart from an EOS at the end."""
+    pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
+    rows = iterate(preferences.with_format(None).select_columns(["chosen", "rejected"]))
+    return sum(any(pattern.search(text_of(text or "").removesuffix(end)) for text in row.values()) for row in rows)
+
+
+# Long texts, cut first: a tokenizer needs 300 bytes for each character of what nobody reads.
+
+
+def readable(tokenizer: Any, text: str, n_tokens: int) -> str:
+    """
+    Return the beginning of a text that has the same first `n_tokens` tokens, and more than that if the text has.
+
+    A cut text has `MARGIN` tokens more than asked for, however few characters make a token; else more is kept.
+    """
+    length = CHARACTERS_PER_TOKEN * (n_tokens + MARGIN)
+    while len(text) > length:
+        if len(tokenizer(text[:length], add_special_tokens=False)["input_ids"]) >= n_tokens + MARGIN:
+            return text[:length]
+        length *= 2
+    return text
+
+
+def readable_response(tokenizer: Any, response: Any, n_tokens: int) -> Any:
+    """Apply `readable` to a response: a text, or messages, of which each content is cut that is a text."""
+    if isinstance(response, Reply):
+        messages = readable_response(tokenizer, response.messages, n_tokens)
+        return Reply(readable(tokenizer, response, n_tokens), messages)
+    if isinstance(response, str):
+        return readable(tokenizer, response, n_tokens)
+    return [
+        {**message, "content": readable(tokenizer, message["content"], n_tokens)}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in response
+    ]

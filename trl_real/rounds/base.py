@@ -20,6 +20,7 @@ from trl_real.labeling.verdicts import Judge, name_of
 from trl_real.rounds.testing import metrics_on_test_pairs, save_test_pairs
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.run_folder import Round, RoundFolder
+from trl_real.runtime.run_lock import run_lock
 from trl_real.training.adapters import (
     adapter_settings,
     default_lora,
@@ -29,6 +30,7 @@ from trl_real.training.adapters import (
     with_adapter,
 )
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.resume import weights_of
 
 
 logger = logging.getLogger(__name__)
@@ -78,10 +80,15 @@ class Rounds(ABC):
         if self.eval_dataset is not None:
             columns = self.eval_dataset.column_names
             check_columns(columns, ("chosen", "rejected"), "eval_dataset needs labelled pairs.")
-        self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
+        with run_lock(self.output_dir):
+            self.runs = RoundFolder(self.output_dir, {**self.settings(), **self._shared_settings()})
 
     def run(self, rounds: int, on_round: Callable[[int], None] = lambda number: None) -> RoundsResult:
         """Run the rounds that are not finished yet, up to the given total; call `on_round` before each."""
+        with run_lock(self.output_dir):
+            return self._run(rounds, on_round)
+
+    def _run(self, rounds: int, on_round: Callable[[int], None]) -> RoundsResult:
         result = RoundsResult(self.runs.folder, self.name, self.seed, self.start())
         for number in range(1, rounds + 1):
             on_round(number)
@@ -117,6 +124,7 @@ class Rounds(ABC):
         trainer = {name: value for name, value in self.args.to_dict().items() if name not in NOT_SETTINGS}
         return {
             "model": self.model,
+            "weights": weights_of(self.model, self.args),
             "seed": self.seed,
             "test": None if self.eval_dataset is None else dataset_digest(self.eval_dataset),
             **adapter_settings(self.peft_config),

@@ -13,7 +13,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from trl_real.training.adapters import with_adapter
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.resume import last_checkpoint, train_from
+from trl_real.training.resume import last_checkpoint, put_aside_incomplete, train_from
 from trl_real.training.trainer import REALDPOTrainer
 
 
@@ -26,6 +26,7 @@ class Trained(NamedTuple):
     policy: PeftModel  # base model with the trained adapter
     n_steps: int
     log: list[dict[str, float]]
+    n_tokens: int = 0  # without passes of the reference
     reference: str = ""  # `adapter_digest` of the reference; "" for the base model
 
     def logged(self, name: str) -> list[float]:
@@ -35,14 +36,13 @@ class Trained(NamedTuple):
     @property
     def summary(self) -> dict[str, Any]:
         """
-        Steps, last loss, tokens (without passes of the reference), mean share of doubtful pairs (None without
-        smoothing), and digest of the reference.
+        Steps, last loss, tokens, mean share of doubtful pairs (None without smoothing), and digest of the reference.
         """
-        losses, tokens, flagged = map(self.logged, ("loss", "num_tokens", "noise/flagged"))
+        losses, flagged = map(self.logged, ("loss", "noise/flagged"))
         return {
             "n_steps": self.n_steps,
             "loss": losses[-1] if losses else None,
-            "n_tokens": int(tokens[-1]) if tokens else 0,
+            "n_tokens": self.n_tokens,
             "flagged": sum(flagged) / len(flagged) if flagged else None,
             "reference": self.reference,
         }
@@ -87,10 +87,12 @@ def train_adapter(
     trainer.remove_callback(PrinterCallback)
     if not own_reference:
         set_peft_model_state_dict(trainer.model, load_peft_weights(str(start)))
+    put_aside_incomplete(config.output_dir)
     train_from(trainer, last_checkpoint(config.output_dir))
     policy = trainer.accelerator.unwrap_model(trainer.model)
     reference = adapter_digest(get_peft_model_state_dict(policy, adapter_name=REFERENCE)) if own_reference else ""
-    return Trained(policy, trainer.state.global_step, trainer.state.log_history, reference)
+    n_tokens = trainer._total_train_tokens
+    return Trained(policy, trainer.state.global_step, trainer.state.log_history, n_tokens, reference)
 
 
 def adapter_digest(weights: dict[str, Tensor]) -> str:

@@ -45,7 +45,7 @@ class WinRateAgainstStart:
     def _of_start(self, policy: Any, tokenizer: Any) -> list[str]:
         key = json.dumps([self.prompts, self.generation, tokenizer.name_or_path], sort_keys=True)
         path = self.folder / f"start-{sha256(key).hex()[:16]}.json"
-        if not path.exists():
+        if not path.exists() or len(read_json(path).get("completions", ())) != len(self.prompts):
             self.folder.mkdir(parents=True, exist_ok=True)
             with without_adapter(policy):
                 write_json(path, {"completions": self._generate(policy, tokenizer)})

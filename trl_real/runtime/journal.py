@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import owner_only
 from trl_real.runtime.distributed import rank
 
 
@@ -53,7 +54,7 @@ class Journal:
         Write a line; when this returns, it is on disk.
 
         Raises:
-            TrlRealError: If another process writes to the file, or the disk is full.
+            TrlRealError: If another process writes to the file, or it cannot be written, as on a full disk.
         """
         if self._file is None:
             self._open()
@@ -78,14 +79,21 @@ class Journal:
             self._file = None
 
     def __enter__(self) -> Self:
+        """Lock the file: a second writer gets its error here, before it does any work."""
+        if self._file is None:
+            self._open()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "ab", buffering=0)  # unbuffered: no later flush retries a failed write
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: no later flush retries a failed write.
+            file = open(self.path, "ab", buffering=0, opener=owner_only)
+        except OSError as error:
+            raise TrlRealError(f"Cannot write to {str(self.path)!r} ({error.strerror}). Give another file.") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -120,6 +128,6 @@ def _object(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line, or None if the line is incomplete or holds something else."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -8,14 +8,16 @@ import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from trl_real.errors import TrlRealError, needs_extra
-from trl_real.runtime.server_words import json_object, same_model, words_of
+from trl_real.runtime.server_words import json_object, printable, same_model, words_of
 
 
 LARGEST_BODY, LARGEST_TOKEN = 2**20, 4096  # bytes of an answer without and for each token with its alternatives
+SHORTEST_KEY = 8  # characters; a shorter one is a word such as "none"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds
 FIRST_CONTACT = 10.0  # seconds in which a server must accept the first connection
 ODD_BEFORE_SUCCESS, ODD_IN_A_ROW = 3, 20  # useless answers in a row that end a run
@@ -94,10 +96,14 @@ class Requests:
     ):
         with needs_extra("openai", "judge"):
             from openai import OpenAI
+
+            from trl_real.runtime.bounded_http import bounded_client
         self.shown_url, self.model = without_password(base_url), model
         self.timeout, self.deadline, self.max_retries = timeout, deadline, max_retries
-        self.client = OpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout)
-        self.secrets = [text for text in (api_key, urlsplit(base_url).password) if text]
+        http: Any = bounded_client(_largest_answer)
+        key = api_key or "none"
+        self.client = OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=timeout, http_client=http)
+        self.secrets = [text for text in (api_key, urlsplit(base_url).password) if text and len(text) >= SHORTEST_KEY]
         self.ever_answered = self.is_known = False
         self.is_deployment = (urlsplit(base_url).hostname or "").endswith(".azure.com")  # of a name of its own
         self.n_odd = 0  # useless answers in a row
@@ -167,35 +173,28 @@ class Requests:
             raise TrlRealError(f"{self.shown_url} gives no usable answer (model {self.model!r}): {error.reason}.")
 
     def _read(self, body: dict[str, Any], until: float) -> bytes:
-        """Read the answer piece by piece, because the client's timeout applies to each piece."""
+        """Send the request and read the answer; the client bounds its size and time."""
         import httpx2
         import openai
 
-        tokens = body.get("max_tokens") or body.get("max_completion_tokens") or LARGEST_TOKEN
-        limit = LARGEST_BODY + (LARGEST_TOKEN * tokens if "logprobs" in body else 0)
+        from trl_real.runtime.bounded_http import Unreadable
+
         fields = {name: value for name, value in body.items() if name not in ("model", "messages", "extra_body")}
-        extra = {
-            **fields,
-            **body.get("extra_body", {}),
-        }  # the client's own arguments are but a part of what servers take
+        # The client's own arguments are but a part of what servers take.
+        extra = {**fields, **body.get("extra_body", {})}
         try:
             patience = max(0.001, until - time.monotonic())
             create = self.client.with_options(timeout=patience).chat.completions.with_streaming_response.create
             with create(model=body["model"], messages=body["messages"], extra_body=extra) as response:
-                content = b""
-                for piece in response.iter_bytes():
-                    content += piece
-                    if len(content) > limit:
-                        raise _TryAgain(f"an answer of more than {limit >> 20} MB")
-                    if time.monotonic() > until:
-                        raise _TryAgain("an answer that did not end in time")
-            return content
+                return b"".join(response.iter_bytes())
         except openai.APIStatusError as error:
             raise self._refused(error) from error
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             raise _TryAgain("no answer in time") from error
         except (openai.APIConnectionError, httpx2.HTTPError) as error:
             cause = error.__cause__ or error
+            if isinstance(cause, Unreadable):
+                raise _TryAgain(str(cause)) from error
             raise _NotReached(f"no connection ({type(cause).__name__})") from error
 
     def _refused(self, error: Any) -> Exception:
@@ -225,10 +224,10 @@ class Requests:
         """Return the completion after checking its form and its model."""
         text = self._without_secrets(content.decode("utf-8", "replace"))
         try:
-            completion = json.loads(content)
+            completion = json.loads(text)
             choice = completion["choices"][0]
             is_completion = isinstance(choice["message"], dict)
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             completion, choice, is_completion = json_object(text), {}, False
         if isinstance(completion.get("usage"), dict) or is_completion:
             paid(completion)
@@ -239,7 +238,9 @@ class Requests:
             raise _Odd(f"an answer that is not a chat completion ({words_of(text)})")
         found = completion.get("model")
         if isinstance(found, str) and not self.is_deployment and not same_model(found, self.model):
-            raise _Odd(f"an answer of another model ({found[:80]!r}; if that is right, give served_as)", allowed=1)
+            raise _Odd(
+                f"an answer of another model ({printable(found, 80)!r}; if that is right, give served_as)", allowed=1
+            )
         return completion
 
     def _failed_inside(self, error: Any, text: str) -> Exception:
@@ -253,7 +254,7 @@ class Requests:
 
     def _without_secrets(self, text: str) -> str:
         for secret in self.secrets:
-            text = text.replace(secret, "…")
+            text = text.replace(secret, "[key]")
         return text
 
 
@@ -262,6 +263,13 @@ def without_password(url: str) -> str:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return urlunsplit((parts.scheme, f"{host}:{parts.port}" if parts.port else host, parts.path.rstrip("/"), "", ""))
+
+
+def _largest_answer(request: Any) -> int:
+    """Return the most bytes that the answer to a request may have."""
+    body = json_object(request.content.decode("utf-8", "replace"))
+    tokens = body.get("max_tokens") or body.get("max_completion_tokens") or LARGEST_TOKEN
+    return LARGEST_BODY + (LARGEST_TOKEN * tokens if "logprobs" in body else 0)
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -291,3 +299,25 @@ def key_for(api_key: str | None, base_url: str) -> str | None:
     if api_key is None and urlsplit(base_url).hostname == OPENAI:
         api_key = os.environ.get("OPENAI_API_KEY")
     return api_key or os.environ.get(KEY_VARIABLE)
+
+
+def key_in(api_key: str | None, file: str | None) -> str | None:
+    """
+    Return the key, given as such or in a file.
+
+    Raises:
+        TrlRealError: If both are given, or the file cannot be read or is empty.
+    """
+    if file is None:
+        return api_key
+    if api_key is not None:
+        raise TrlRealError("api_key and api_key_file are both given. Leave one out.")
+    try:
+        key = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrlRealError(
+            f"Cannot read the key in {str(file)!r} ({type(error).__name__}). Check the path."
+        ) from error
+    if not key:
+        raise TrlRealError(f"{str(file)!r} is empty. Write the key into it.")
+    return key

@@ -41,7 +41,8 @@ class RunFolder:
             raise TrlRealError(f"{str(folder)!r} is a file. Give a folder.")
         self.settings = read_json(path) if settings is None else json.loads(json.dumps(settings))
         if path.exists():
-            check_settings(read_json(path), self.settings, folder, kind)
+            older = {"weights": self.settings.get("weights")}  # older versions do not note the weights
+            check_settings(older | read_json(path), older | self.settings, folder, kind)
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise TrlRealError(f"The folder {str(folder)!r} holds files, but not a {kind}. Give a new one.")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +69,8 @@ class Round:
         folder.mkdir(exist_ok=True)
         file = folder / STATE_FILE
         self.state: dict[str, Any] = read_json(file) if file.exists() else {}
+        if not all(isinstance(values, dict) for values in self.state.values()):
+            raise TrlRealError(f"{str(file)!r} does not hold the steps of a round. Remove it and run again.")
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name

@@ -16,14 +16,19 @@ def words_of(answer: str) -> str:
         raw = (inner.get("metadata") or {}) if isinstance(inner, dict) else {}
         found = (raw.get("raw") if isinstance(raw, dict) else None) or inner or found
     text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False) if found else answer
-    return " ".join(text.split())[:WORDS]
+    return printable(text, WORDS)
+
+
+def printable(text: str, length: int = 200) -> str:
+    """Return the words of a server, safe for a terminal: on one line, without control characters."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:length]
 
 
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a text holds; an empty one if it holds none."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

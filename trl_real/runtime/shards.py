@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import write_atomic
-from trl_real.runtime.distributed import once, rank, share, wait
+from trl_real.runtime.distributed import gather, once, rank, share, wait
+from trl_real.runtime.run_lock import run_lock
 
 
 SHARD_ROWS = 2048
@@ -141,12 +142,13 @@ class ShardedMap:
             Output of `function` in the order of the rows, in all processes; the data stays on disk.
 
         Raises:
-            TrlRealError: If the disk is full.
+            TrlRealError: If the disk is full, or another process writes into the folder.
         """
-        for number in tqdm(share(once(self.order)), desc=desc, unit="shard", disable=rank() > 0):
-            self.do(number)
-        wait()
-        return once(self.read)
+        with run_lock(self.shards.folder):
+            with tqdm(share(once(self.order)), desc=desc, unit="shard", disable=rank() > 0) as numbers:
+                files = gather({number: self.do(number) for number in numbers})
+            wait()
+            return once(lambda: self.shards.read([files[number] for number in sorted(files)]))
 
     def order(self) -> list[int]:
         """Return the numbers of all shards: first those without a file, then those with a file to check."""
@@ -155,16 +157,20 @@ class ShardedMap:
 
     def do(self, number: int) -> Path:
         """Write a shard if it is missing, remove older shards with its number, and return its path."""
-        start = number * self.shard_rows
-        numbers = range(start, min(start + self.shard_rows, len(self.dataset)))
-        rows = self.dataset.select(numbers)
-        file = self.shards.file(number, rows_digest(rows))
+        file, numbers, rows = self._place(number)
         self.shards.make(file, rows, numbers)
         return file
 
     def read(self) -> Dataset:
-        """Read all shards, in the order of the rows."""
-        return self.shards.read(sorted(self.shards.folder.glob("*-*.parquet"))[: len(self)])
+        """Read the shards of these rows and this function, in the order of the rows."""
+        return self.shards.read([self._place(number)[0] for number in range(len(self))])
+
+    def _place(self, number: int) -> tuple[Path, range, Dataset]:
+        """Return the path of a shard, the numbers of its rows, and the rows."""
+        start = number * self.shard_rows
+        numbers = range(start, min(start + self.shard_rows, len(self.dataset)))
+        rows = self.dataset.select(numbers)
+        return self.shards.file(number, rows_digest(rows)), numbers, rows
 
 
 def rows_digest(rows: Dataset) -> bytes:

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.runtime.distributed import is_mine, once, rank, wait
+from trl_real.runtime.run_lock import run_lock
 from trl_real.runtime.shards import Batch, Shards, check_rows, rows_digest
 
 
@@ -118,6 +119,14 @@ def map_chunks(
         TrlRealError: If the disk is full, or the stream is not the same in all passes and processes.
     """
     shards = Shards(function, features, folder, batch_size)
+    with run_lock(folder):
+        files = _map(shards, chunks, only, desc)
+        wait()
+        return once(lambda: _read(shards, files))
+
+
+def _map(shards: Shards, chunks: Chunks, only: np.ndarray | None, desc: str) -> list[Path]:
+    """Write this process's share of the shards, and return the paths of all."""
     files: list[Path] = []
     for start, rows in tqdm(chunks, desc=desc, unit="chunk", disable=rank() > 0):
         number = start // chunks.size
@@ -131,8 +140,7 @@ def map_chunks(
         files.append(shards.file(number, digest))
         if is_mine(number):
             shards.make(files[-1], rows, numbers.tolist())
-    wait()
-    return once(lambda: _read(shards, files))
+    return files
 
 
 def _read(shards: Shards, files: list[Path]) -> Dataset:

@@ -8,6 +8,7 @@ from datasets import Dataset, Features
 from trl_real.data.files import load
 from trl_real.errors import TrlRealError
 from trl_real.runtime.ray_workers import run_on_ray
+from trl_real.runtime.run_lock import run_lock
 from trl_real.runtime.shards import SHARD_ROWS, Batch
 from trl_real.selection.budget import check_budget
 from trl_real.selection.engines import DESCRIPTION, Sharded
@@ -28,8 +29,9 @@ class OnRay(Sharded):
 
     def __call__(self, scoring: Batch, plain: Dataset, features: Features, name: str) -> Dataset:
         work = self.work(scoring, plain, features, name)
-        run_on_ray(work, f"{DESCRIPTION} on Ray", self.num_actors, self.num_cpus, self.num_gpus, self.address)
-        return work.read()
+        with run_lock(work.shards.folder):
+            run_on_ray(work, f"{DESCRIPTION} on Ray", self.num_actors, self.num_cpus, self.num_gpus, self.address)
+            return work.read()
 
 
 def select_on_ray(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trl_real.errors import TrlRealError
+from trl_real.runtime.atomic_files import read_json
 
 
 RECORD_FILE = "selection_record.json"
@@ -106,7 +107,10 @@ class SelectionRecord:
         path = Path(folder) / RECORD_FILE
         if not path.exists():
             raise TrlRealError(f"No {RECORD_FILE} in {folder}. Give the folder that `trl-real select` wrote.")
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return cls.from_dict(read_json(path))
+        except (TypeError, KeyError) as error:
+            raise TrlRealError(f"{str(path)!r} is not a selection record ({error}). Remove it.") from error
 
     def summary(self) -> str:
         """Return a few lines of text: counts, similarity of the kept pairs, and length of the picked pairs."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_real.data.conversation import text_of
@@ -18,7 +18,7 @@ from trl_real.functional.drift import embedding_drift
 from trl_real.functional.preference import implicit_margin
 from trl_real.models.embed import Embedder
 from trl_real.study.trained import RunPoint, TrainingRun
-from trl_real.training.adapters import revision_of
+from trl_real.training.adapters import load_tokenizer, revision_of
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.trainer import REALDPOTrainer
 
@@ -90,7 +90,7 @@ class DPOCells:
             args=config,
             train_dataset=train,
             eval_dataset=sets,
-            processing_class=AutoTokenizer.from_pretrained(self.model, revision=self.revision),
+            processing_class=load_tokenizer(self.model, self.config.model_init_kwargs),
             peft_config=copy.deepcopy(self.peft_config),
         )
         trainer.remove_callback(PrinterCallback)  # the study has its own progress bar

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, write_atomic, write_json
 from trl_real.runtime.run_folder import RunFolder
 
@@ -68,8 +70,15 @@ class StudyFolder(RunFolder):
         file = self.cells / f"{cell.key}.json"
         if not file.exists():
             return None
-        with np.load(file.with_suffix(".npz")) as arrays:
-            return Result(read_json(file), dict(arrays))
+        try:
+            with np.load(file.with_suffix(".npz")) as arrays:
+                return Result(read_json(file), dict(arrays))
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            if isinstance(error, TrlRealError):
+                raise
+            raise TrlRealError(
+                f"{str(file.with_suffix('.npz'))!r} cannot be read. Remove both files of the cell and run again."
+            ) from error
 
     def save(self, cell: Cell, result: Result) -> None:
         """Write the result of a cell."""

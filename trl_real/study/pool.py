@@ -14,6 +14,7 @@ from torch import Tensor
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.data.conversation import as_messages, is_messages, text_of
 from trl_real.data.pairs import Candidates
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.similarity import candidate_pairs
 from trl_real.labeling.judges import ScoreJudge
@@ -89,6 +90,7 @@ def study_pool(
     needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
     fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
     check_columns(dataset.column_names, needed, fix)
+    check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
     found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
         _add(found, to_columns(batch), pool, responses, scores, second_opinion)

@@ -16,6 +16,7 @@ from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
+from trl_real.runtime.run_lock import run_lock
 from trl_real.selection.budget import check_budget
 from trl_real.selection.mixture.parts import parts_of
 from trl_real.study.arms import ArmSelector
@@ -121,24 +122,25 @@ def run_study(
         "min_gap": min_gap,
         **({"n_validation": n_validation, **trainer.settings} if trainer else {}),
     }
-    folder = StudyFolder(output_dir, settings)
-    if encoder is not None:
-        everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
-    arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-    taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
-    frozen = [_frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
-    run = FoldedCells(frozen)
-    if trainer:
-        followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
-        work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
-        each = zip(frozen, work, followed, strict=True)
-        run = FoldedCells([TrainedCells(f.selector, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
-    facts = describe(frozen[0], arms, budgets, seeds[0], everything)
-    facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
-    write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
-    run_cells(folder, grid_cells(arms, budgets, seeds), run, title)
-    shutil.rmtree(folder.folder / "work", ignore_errors=True)
-    return load_study(folder.folder)
+    with run_lock(output_dir):
+        folder = StudyFolder(output_dir, settings)
+        if encoder is not None:
+            everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
+        arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
+        taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
+        frozen = [_frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
+        run = FoldedCells(frozen)
+        if trainer:
+            followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
+            work = [folder.folder / "work" / str(k) for k in range(len(frozen))]
+            each = zip(frozen, work, followed, strict=True)
+            run = FoldedCells([TrainedCells(f.selector, f.test, trainer, w, n_validation, arm) for f, w, arm in each])
+        facts = describe(frozen[0], arms, budgets, seeds[0], everything)
+        facts |= {"title": title, "model": encoder.label if encoder else "embeddings given with the rows"}
+        write_json(folder.folder / FACTS_FILE, facts | {"n_test": run.n_test})
+        run_cells(folder, grid_cells(arms, budgets, seeds), run, title)
+        shutil.rmtree(folder.folder / "work", ignore_errors=True)
+        return load_study(folder.folder)
 
 
 def _frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:

@@ -12,12 +12,14 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, without_remote_code
 from trl_real.runtime.devices import default_device
 
 
 logger = logging.getLogger(__name__)
 
+# Arguments of `from_pretrained` that a user's own come before.
+SAFE_INIT = {"dtype": "float32", "trust_remote_code": False}
 # Fields of a PEFT configuration that do not change what is learned.
 NOT_SETTINGS = ("peft_version", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping")
 
@@ -43,6 +45,12 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
     return (init or {}).get("revision")
 
 
+def load_tokenizer(model: str, init: dict[str, Any] | None, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that belongs to a model, given the arguments of the model's `from_pretrained`."""
+    with without_remote_code(model):
+        return AutoTokenizer.from_pretrained(model, revision=revision_of(init), trust_remote_code=trust_remote_code)
+
+
 def is_adapter(model: str) -> bool:
     """Return whether a local folder holds an adapter instead of a model, such as the output of `train --use_peft`."""
     return (Path(model) / "adapter_config.json").exists() and not (Path(model) / "config.json").exists()
@@ -57,7 +65,8 @@ def load_merged(model: str, init: dict[str, Any] | None = None) -> tuple[Any, An
     """
     base = PeftConfig.from_pretrained(model).base_model_name_or_path
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(base, **{"dtype": "float32", **(init or {})})
+        with without_remote_code(base):
+            loaded = AutoModelForCausalLM.from_pretrained(base, **(SAFE_INIT | (init or {})))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(
@@ -66,7 +75,7 @@ def load_merged(model: str, init: dict[str, Any] | None = None) -> tuple[Any, An
         ) from error
     logger.warning("%r is an adapter: its base %r is loaded, and the adapter is merged into it.", model, base)
     has_own = (Path(model) / "tokenizer_config.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(model if has_own else base)
+    tokenizer = load_tokenizer(model if has_own else str(base), None)
     return PeftModel.from_pretrained(loaded, model).merge_and_unload(), tokenizer
 
 
@@ -92,8 +101,9 @@ def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, 
     if is_adapter(model):
         loaded, tokenizer = load_merged(model, init)
     else:
-        loaded = AutoModelForCausalLM.from_pretrained(model, **{"dtype": "float32", **(init or {})})
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision_of(init))
+        with without_remote_code(model):
+            loaded = AutoModelForCausalLM.from_pretrained(model, **(SAFE_INIT | (init or {})))
+        tokenizer = load_tokenizer(model, init)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return loaded.to("cpu" if cpu else default_device()), tokenizer

@@ -53,7 +53,7 @@ class NoiseWindow:
         path = Path(folder or "") / WINDOW_FILE
         self.margins.clear()
         if folder is not None and path.exists():
-            self.margins.extend(read_json(path)["margins"])
+            self.add(read_json(path).get("margins", ()))
 
 
 def shortest_window(share: float) -> int:

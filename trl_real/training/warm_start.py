@@ -8,7 +8,9 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
-from trl_real.errors import TrlRealError, check_columns
+from trl_real.data.row_check import check_texts
+from trl_real.errors import TrlRealError, check_columns, without_remote_code
+from trl_real.runtime.run_lock import run_lock
 from trl_real.training.preparation import check_ends
 from trl_real.training.resume import checkpoint_of_run, train_from
 
@@ -39,6 +41,7 @@ def demonstrations(dataset: Dataset) -> Dataset:
     if not len(dataset):
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"))
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
     rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}
@@ -73,14 +76,20 @@ def warm_start(
         TrlRealError: If the dataset has no rows, or `output_dir` has a run with other settings.
     """
     rows = demonstrations(dataset)
+    with run_lock(args.output_dir):
+        return _warm_start(model, rows, args, processing_class, peft_config)
+
+
+def _warm_start(model: str, rows: Dataset, args: SFTConfig, processing_class: Any, peft_config: Any) -> SFTTrainer:
     checkpoint = checkpoint_of_run(args, model, rows, peft_config)
-    trainer = QuietSFTTrainer(
-        model,
-        args=args,
-        train_dataset=rows,
-        processing_class=processing_class,
-        peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
-    )
+    with without_remote_code(model):
+        trainer = QuietSFTTrainer(
+            model,
+            args=args,
+            train_dataset=rows,
+            processing_class=processing_class,
+            peft_config=copy.deepcopy(peft_config),  # PEFT changes it in place
+        )
     check_ends(trainer.model, trainer.processing_class, rows)
     train_from(trainer, checkpoint)
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():

@@ -157,7 +157,8 @@ class Server:
             env={**os.environ, **{name: str(value) for name, value in settings.items()}},
         )
         self.url = self.process.stdout.readline().strip()
-        assert self.url == f"http://127.0.0.1:{self.port}/", (self.folder / "errors.txt").read_text()
+        self.site, _, self.token = self.url.partition("?token=")
+        assert self.site == f"http://127.0.0.1:{self.port}/" and self.token, (self.folder / "errors.txt").read_text()
 
     def kill(self) -> None:
         self.process.kill()
@@ -247,7 +248,7 @@ def test_killed_server_loses_no_vote_and_hostile_text_is_escaped(serve, browser)
     with open(server.votes, "ab") as file:
         file.write(b'{"key": "half a li')
     server.start()
-    browser.driver.refresh()
+    browser.driver.get(server.url)  # its token is a new one
     at = browser.shown()
     while at:
         if at not in seen:
@@ -287,10 +288,59 @@ def _try_the_doors(server: Server) -> None:
     answer = urllib.request.urlopen(server.url)
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     strange = urllib.request.Request(server.url, headers={"Host": "evil.example"})
-    for request in (strange, f"{server.url}gradio_api/file={server.votes}", f"{server.url}gradio_api/file=/etc/hosts"):
+    for request in (strange, *(f"{server.site}gradio_api/file={file}" for file in (server.votes, "/etc/hosts"))):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request)
         assert refused.value.code in (400, 403, 404)
+
+
+def _asks(server: Server, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> int:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"{server.site}{path}", body, named, method=method)
+    try:
+        return urllib.request.urlopen(request).status
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+def test_only_who_has_the_printed_address_gets_in_and_only_to_what_the_page_needs(serve):
+    server = serve(rows(2))
+    entry = urllib.request.urlopen(server.url)
+    cookie = entry.headers["set-cookie"].partition(";")[0]
+    assert "HttpOnly" in entry.headers["set-cookie"] and "SameSite=Strict" in entry.headers["set-cookie"]
+    page, own = entry.read().decode(), {"Cookie": cookie, "Origin": server.site.rstrip("/")}
+    # What the page itself loads and asks.
+    used = {url.partition("?")[0] for url in re.findall(r'(?:src|href)="\.?/?([^"#:]+)"', page)}
+    used -= {"manifest.json"}  # only with Gradio's own pwa=True
+    assert used and {_asks(server, path.lstrip("/"), Cookie=cookie) for path in used} == {200}
+    assert _asks(server, "config", **own) == 200 and _asks(server, "", Cookie=cookie) == 200
+    number = json.loads(urllib.request.urlopen(urllib.request.Request(f"{server.site}config", headers=own)).read())
+    arrive = next(event for event in number["dependencies"] if not event.get("queue", True))
+    sent = {"data": [json.dumps({"annotator": "ann"})], "fn_index": arrive["id"], "session_hash": "s"}
+    body, kind = json.dumps(sent).encode(), {"Content-Type": "application/json"}
+    predict = f"gradio_api/run/{arrive.get('api_name') or 'predict'}"
+    votes = server.votes.read_bytes() if server.votes.exists() else b""
+    assert _asks(server, predict, "POST", body, **own, **kind) == 200
+    # Without the token, from another site or another local server, for other routes, or too long.
+    for other in ("http://evil.example", "http://127.0.0.1:1", "http://localhost:3000", "null"):
+        assert _asks(server, predict, "POST", body, **kind, Cookie=cookie, Origin=other) == 403
+    for site in ("cross-site", "same-site"):
+        assert _asks(server, "config", Cookie=cookie, Sec_Fetch_Site=site) == 403
+    assert {_asks(server, path) for path in ("", "?token=x", "config", "gradio_api/info")} == {401}
+    assert _asks(server, predict, "POST", body, **kind) == 401
+    doors = [
+        "upload",
+        "upload_progress",
+        "file=/etc/hosts",
+        "file/etc/hosts",
+        "proxy=http://x",
+        "runs",
+        "openapi.json",
+    ]
+    assert {_asks(server, f"gradio_api/{door}", **own) for door in doors} == {404}
+    assert _asks(server, "gradio_api/upload", "POST", b"x" * 1000, **own) == 404
+    assert _asks(server, predict, "POST", b"x" * 2**21, **own) == 413
+    assert len(server.votes.read_bytes()) - len(votes) < 200  # one line: the pairs that "ann" got
 
 
 def test_used_port_is_reported(tmp_path):

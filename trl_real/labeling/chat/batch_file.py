@@ -8,6 +8,7 @@ from pathlib import Path
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.question import Question
 from trl_real.labeling.chat.server import Endpoint
+from trl_real.runtime.openai_client import NotAnswered
 
 
 def export_batch(endpoint: Endpoint, questions: Iterable[Question], path: str | Path) -> int:
@@ -60,6 +61,9 @@ def import_batch(endpoint: Endpoint, path: str | Path) -> Counter:
                     f"Line {number} of {str(path)!r} is not a result of a batch service. Give its output file."
                 ) from error
             if answered:
-                endpoint.keep(key, None, completion)
+                try:
+                    endpoint.keep(key, None, completion)
+                except NotAnswered:  # absurd counts of tokens
+                    answered = False
             counts["kept" if answered else "failed"] += 1
     return counts

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.intervals import wilson_interval
-from trl_real.labeling.base import VerdictJudge
+from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.chat.question import Answer, ChatModel, Question
 from trl_real.labeling.chat.reading import MIN_LABEL_MASS
 from trl_real.labeling.chat.templates import JudgeTemplate, as_template
@@ -93,6 +93,7 @@ class ChatJudge(VerdictJudge):
         self.model = _chat_model(model, base_url, seed, settings)
         self.name = f"chat:{self.model.name}"
         self._is_trusted = False  # whether a batch had few failures
+        self.rows_per_save = None if hasattr(self.model, "cache") else ROWS_PER_SAVE
 
     @property
     def identity(self) -> dict[str, Any]:

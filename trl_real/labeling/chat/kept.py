@@ -1,6 +1,5 @@
 """Answers as the cache keeps them."""
 
-import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from trl_real.labeling.chat.question import Answer
 from trl_real.labeling.chat.reading import Place
 
 
+MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 REFUSAL = 80  # characters of a refusal in the reason of a failure
 
 
@@ -47,5 +47,5 @@ def bill_of(kept: dict[str, Any]) -> Bill:
 
 
 def number(value: Any) -> float:
-    """Return a number of a server or of the cache; 0 for anything else."""
-    return float(value) if isinstance(value, int | float) and not math.isnan(value) else 0.0
+    """Return a number of a server or of the cache; 0 for anything else, and for numbers that cannot be right."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MOST_TOKENS else 0.0

@@ -13,14 +13,16 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
+from trl_real.labeling.chat.claims import PAUSE, Claims
 from trl_real.labeling.chat.completion import message_of
 from trl_real.labeling.chat.dialect import FIRST_BUDGET, RAISED_BUDGET, Dialect, refused_field
-from trl_real.labeling.chat.kept import answer_of, bill_of, number, read_answer
+from trl_real.labeling.chat.kept import MOST_TOKENS, answer_of, bill_of, number, read_answer
 from trl_real.labeling.chat.purse import Bill, Purse
 from trl_real.labeling.chat.question import Answer, Question
 from trl_real.labeling.chat.reading import CUT
 from trl_real.runtime.digests import sha256
-from trl_real.runtime.openai_client import NotAnswered, Refused, Requests, key_for, without_password
+from trl_real.runtime.openai_client import NotAnswered, Refused, Requests, key_for, key_in, without_password
+from trl_real.runtime.server_words import printable
 
 
 CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
@@ -37,6 +39,7 @@ class Endpoint:
         base_url: URL of the server, such as `http://127.0.0.1:8000/v1`.
         api_key: Key sent to the server, stored nowhere; `$TRL_REAL_JUDGE_API_KEY` by default. `$OPENAI_API_KEY` is
             sent to OpenAI only.
+        api_key_file: Path of a file with the key, which no list of processes shows.
         cache: Path of the cache of answers; by default one file for all judges, in the Hub's cache folder. Or an open
             cache.
         concurrency: Number of questions asked at a time.
@@ -64,6 +67,7 @@ class Endpoint:
         base_url: str,
         *,
         api_key: str | None = None,
+        api_key_file: str | None = None,
         cache: str | Path | AnswerCache | None = None,
         concurrency: int = 8,
         timeout: float = 300.0,
@@ -84,7 +88,12 @@ class Endpoint:
         self.model, self.concurrency, options = model, concurrency, options or {}
         self.purse = Purse(price, max_cost)
         self.requests = Requests(
-            base_url, key_for(api_key, base_url), served_as or model, timeout, deadline, max_retries
+            base_url,
+            key_for(key_in(api_key, api_key_file), base_url),
+            served_as or model,
+            timeout,
+            deadline,
+            max_retries,
         )
         own: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens or FIRST_BUDGET, "seed": seed}
         self.fields = {**own, **options}
@@ -93,6 +102,7 @@ class Endpoint:
         self.dialect = Dialect(self.name, own.keys() - options.keys(), may_raise)
         default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
+        self.claims = Claims(self.cache, deadline + timeout)
 
     @property
     def spent(self) -> float:
@@ -109,7 +119,7 @@ class Endpoint:
         """
         keys = [self.key(question) for question in questions]
         asked = dict(zip(keys, questions, strict=True))
-        kept = self.cache.get(keys)
+        kept = {key: entry for key, entry in self.cache.get(keys).items() if isinstance(entry, dict)}
         for key, entry in kept.items():
             self.purse.count(key, number(entry.get("cost")))
         found = {key: read_answer(entry, cached=True) for key, entry in kept.items()}
@@ -181,6 +191,25 @@ class Endpoint:
         yield from ((key, future.result()) for future, key in futures.items())
 
     def _ask(self, key: str, question: Question, bill: Bill) -> Answer:
+        """Ask a question, or wait for the answer that another process is asking for."""
+        while not self.requests.stopped.is_set():
+            claimed = self.claims.take(key)
+            try:
+                entry = self.cache.get([key]).get(key)  # after the claim: its answer comes before its end
+                if isinstance(entry, dict):
+                    answer = read_answer(entry, cached=True)
+                    if not self._would_go_on(answer, question):
+                        self.purse.count(key, number(entry.get("cost")))
+                        return answer
+                if claimed:
+                    return self._pay_for(key, question, bill)
+            finally:
+                if claimed:
+                    self.claims.release(key)
+            self.requests.stopped.wait(PAUSE)
+        return Answer(failure="stopped")
+
+    def _pay_for(self, key: str, question: Question, bill: Bill) -> Answer:
         try:
             return read_answer(self.keep(key, question, self._complete(question, bill), bill), cached=False)
         except NotAnswered as error:
@@ -224,12 +253,10 @@ class Endpoint:
         return is_short and self.purse.affords(_input_tokens(question), RAISED_BUDGET)
 
     def _pay(self, bill: Bill, question: Question | None, completion: dict[str, Any]) -> None:
-        usage = completion.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        read = int(number(usage.get("prompt_tokens"))) or (_input_tokens(question) if question else 0)
+        read = _counted(completion, "prompt_tokens") or (_input_tokens(question) if question else 0)
         message = message_of(completion)
         written = round(len(message.text + message.reasoning) / CHARACTERS_PER_TOKEN)
-        self.purse.pay(bill, read, int(number(usage.get("completion_tokens"))) or written)
+        self.purse.pay(bill, read, _counted(completion, "completion_tokens") or written)
 
     def keep(
         self, key: str, question: Question | None, completion: dict[str, Any], bill: Bill | None = None
@@ -256,6 +283,22 @@ class Endpoint:
 def _budget(body: dict[str, Any]) -> int:
     """Return the largest number of tokens of an answer."""
     return body.get("max_tokens") or body.get("max_completion_tokens") or RAISED_BUDGET
+
+
+def _counted(completion: dict[str, Any], name: str) -> int:
+    """
+    Return a number of tokens that a server reports; 0 if it reports none.
+
+    Raises:
+        NotAnswered: If an answer cannot have so many.
+    """
+    usage = completion.get("usage")
+    found = usage.get(name) if isinstance(usage, dict) else None
+    if found is None:
+        return 0
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOKENS:
+        raise NotAnswered(f"an answer that reports {printable(str(found), 20)} tokens")
+    return found
 
 
 def _input_tokens(question: Question) -> int:

@@ -12,14 +12,10 @@ from datasets import Dataset
 
 from trl_real.errors import MissingExtraError, TrlRealError
 from trl_real.labeling.people.desk import Desk
+from trl_real.labeling.people.page_gate import gate
 
 
 ASSETS = Path(__file__).parent / "page_assets"
-LOOPBACK = ("127.0.0.1", "localhost")
-# The page needs no other host, so nothing that Gradio or a text refers to is fetched.
-CONTENT_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
-)
 LAST_WORDS = 1.5  # seconds for the browser to get the last answer before the server stops
 # Side -> label and style of its button.
 CHOICES = {
@@ -129,11 +125,12 @@ def serve_page(
 
     Args:
         dataset, votes, annotator, guidelines, seed: Arguments of `build_page`.
-        host: Host to listen on; with any other than 127.0.0.1, everybody who reaches the machine can read and vote.
+        host: Host to listen on; with any other than 127.0.0.1, everybody who reaches the machine and has the address
+            with its token can read and vote.
         port: Port to listen on; the first free one from 7860 by default.
         open_browser: Whether to open the page in a browser.
         until_done: Whether to stop when every annotator who opened the page has voted on every pair.
-        on_ready: Function that receives the URL when the page is ready.
+        on_ready: Function that receives the URL when the page is ready, with the token that opens it.
 
     Raises:
         MissingExtraError: If Gradio is not installed.
@@ -156,6 +153,7 @@ def serve_page(
 
 def _launch(blocks: Any, host: str, port: int | None, open_browser: bool) -> str:
     gr = _gradio()
+    token, middleware = gate(host)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         _, url, _ = blocks.launch(
@@ -169,41 +167,16 @@ def _launch(blocks: Any, host: str, port: int | None, open_browser: bool) -> str
             pwa=False,
             mcp_server=False,
             run_history=False,
+            max_file_size=1,
             enable_monitoring=False,
             footer_links=[],
             theme=gr.themes.Base(primary_hue="blue", **fonts),
-            app_kwargs={"middleware": _middleware(host), "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
         )
     except OSError as error:
         where = f"{host}:{port}" if port else host
         raise TrlRealError(f"Cannot listen on {where} ({error}). Give another --port, or leave it out.") from error
-    return url
-
-
-class _Headers:
-    """Middleware that adds the content policy to each answer."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def with_policy(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", CONTENT_POLICY.encode())
-                message = {**message, "headers": [*message.get("headers", []), policy]}
-            await send(message)
-
-        await self.app(scope, receive, with_policy)
-
-
-def _middleware(host: str) -> list[Any]:
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    own = [Middleware(_Headers)]
-    if host in LOOPBACK:  # reject host names that another site points here
-        own.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-    return own
+    return f"{url}?token={token}"
 
 
 def _gradio() -> Any:
@@ -233,6 +206,6 @@ def _parsed(message: Any) -> dict[str, Any]:
 
 
 _NO_ANSWER = (
-    '<p class="note" role="alert">No answer from the server. Start it again and reload this page: '
+    '<p class="note" role="alert">No answer from the server. Start it again and open the address that it prints: '
     "every vote before this pair is on disk.</p>"
 )

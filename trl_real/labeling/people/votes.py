@@ -103,15 +103,17 @@ class VoteBook:
         lines = Journal(path).read()
         if lines and not any(name in line for line in lines for name in OWN_LINES):
             raise TrlRealError(f"{str(path)!r} is not a votes file. Give the file that the page wrote.")
-        return cls(lines)
+        try:
+            return cls(lines)
+        except TrlRealError as error:
+            raise TrlRealError(f"{str(path)!r}: {error}") from error
 
     def add(self, line: dict[str, Any], number: int = 0) -> None:
         """Add a line; `number` is for the error message."""
         if "undo" in line:
-            key = self._keys.get(line["undo"], (line["undo"], False))[0]
-            who = line.get("annotator", "")
-            source = line.get("source")
-            votes = self._votes.get(who, {})
+            undone, who = str(line["undo"]), str(line.get("annotator", ""))
+            key = self._keys.get(undone, (undone, False))[0]
+            votes, source = self._votes.get(who, {}), line.get("source")
             if key in votes and source in (None, self._sources.get((who, key))):
                 del votes[key]
                 self.n_undone[who] = self.n_undone.get(who, 0) + 1
@@ -254,7 +256,7 @@ def _vote(line: dict[str, Any], number: int) -> Vote:
             mirror=str(line.get("mirror", "")),
             row=int(line.get("row", -1)),
             annotator=str(line["annotator"]),
-            verdict=line["verdict"],
+            verdict=str(line["verdict"]),
             shown_first=line["shown_first"],
             seconds=float(line.get("seconds", math.nan)),
             time=str(line.get("time", "")),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, without_remote_code
 from trl_real.selection.planning.cost import ModelShape
 from trl_real.selection.planning.hardware import HARDWARE, Hardware
 
@@ -30,10 +30,13 @@ def empty_model(model: str, revision: str | None = None) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
+        with without_remote_code(model):
+            if "trust_remote_code" in str(error):
+                raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise TrlRealError(
             f"No config of a causal LM in {model!r} ({reason}). Give a saved model's folder or a Hub id."
@@ -45,7 +48,7 @@ def tokenizer_of(model: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise TrlRealError(
             f"No tokenizer in {model!r}. Save it there: tokenizer.save_pretrained({model!r})."

@@ -1,0 +1,68 @@
+"""Rows that no later step can read are found at the door, all at once, with counts and reasons."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from datasets import Dataset
+
+from trl_real.data.convert import iterate
+from trl_real.errors import TrlRealError
+
+
+def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str] = ()) -> None:
+    """
+    Check that columns hold texts or messages in every row.
+
+    Args:
+        dataset: Rows to check.
+        columns: Columns in which every row needs a text or messages; those that the dataset lacks are left out.
+        optional: Columns that may also hold None.
+
+    Raises:
+        TrlRealError: If a row holds something else; counts such rows by reason, and names the first of each.
+    """
+    allowed = {name: name in optional for name in (*columns, *optional) if name in dataset.column_names}
+
+    def mistake(row: dict[str, Any]) -> str | None:
+        bad = (name for name, none in allowed.items() if not (is_readable(row[name]) or none and row[name] is None))
+        name = next(bad, None)
+        return name and f"{name!r} holds {_kind(row[name])} instead of a text or messages"
+
+    refuse_rows(dataset.with_format(None).select_columns(list(allowed)), mistake, "Nothing was done.")
+
+
+def refuse_rows(rows: Dataset, mistake: Callable[[dict[str, Any]], str | None], fix: str) -> None:
+    """Raise `TrlRealError` with the reasons that `mistake` finds in rows, their counts and first rows, and a fix."""
+    counts: Counter[str] = Counter()
+    first: dict[str, int] = {}
+    for number, row in enumerate(iterate(rows)):
+        if reason := mistake(row):
+            counts[reason] += 1
+            first.setdefault(reason, number)
+    if counts:
+        found = "; ".join(f"{count} where {why} (first: row {first[why]})" for why, count in counts.most_common())
+        raise TrlRealError(
+            f"{counts.total()} of {len(rows)} rows cannot be used: {found}. {fix} "
+            "Mend these rows, or remove them: dataset.filter(…)"
+        )
+
+
+def is_readable(value: Any) -> bool:
+    """Return whether a value is a text, or a list of messages with roles and contents."""
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    return isinstance(value.get("content"), str | list) or bool(value.get("tool_calls"))
+
+
+def _kind(value: Any) -> str:
+    """Name what is there: a type, or the part of a message that is missing."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return "messages without a role or a content"
+    return "nothing" if value is None or value == [] else f"a {type(value).__name__}"

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 from trl_real.cli.options import add_common, require, result, say
+from trl_real.cli.parser import Parser, did_you_mean
 
 
 # Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
@@ -111,8 +112,16 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
 
     if not torch.cuda.is_available() and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    parser = TrlParser((*classes, ModelConfig))
+    parser.error = Parser.error.__get__(parser)
+    known = {"--config", *(flag for flag in parser._option_string_actions if "-" not in flag[2:])}
+    unknown = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in known]
+    if unknown:
+        raise TrlRealError(f"There is no flag {unknown[0]}.{did_you_mean(unknown[0], known)}")
     try:
-        return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
+        return parser.parse_args_and_config(argv)
+    except TrlRealError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
 

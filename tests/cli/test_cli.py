@@ -178,6 +178,12 @@ def test_each_mistake_gets_a_one_line_error_and_exit_code_2(argv, message, pool,
         (["study", "--engine", "DPO"], "--engine: invalid choice: 'DPO'; there are frozen, dpo. Did you mean dpo?"),
         (["win-rate", "--confidence", "95"], "--confidence: '95' is not a number between 0 and 1."),
         (["label", "--dataset", "{pool}", "--human", "--votes", "v", "--guidelines", "g.md"], "no file 'g.md'"),
+        (["win-rate", "--method", "willson"], "No method 'willson'; there are auto, "),
+        (["train", "--dataset", "{pool}", "--model", "user/m", "--output_dir", "x", "--lerning-rate", "1"],
+         "There is no flag --lerning_rate. Did you mean --learning_rate?"),
+        (["train", "--dataset", "{pool}", "--model", "user/m", "--output_dir", "x", "--learning-rate", "abc"],
+         "--learning_rate is 'abc', not a number."),
+        (["label", "--dataset", "{pool}", "--output_dir", "x", "--judge", "chatt"], "Did you mean chat?"),
         (["self-annotate", "--arms", "detektion"], "Did you mean detection?"),
         *[([verb, "--plan"], "has no --plan: only select, label and win-rate") for verb in VERBS
           if verb not in ("select", "label", "win-rate")],
@@ -205,6 +211,7 @@ def test_names_that_are_checked_early_are_those_of_the_tables():
     from trl_real.data.sources import SOURCES
     from trl_real.functional.bayesian_head import ACQUISITIONS
     from trl_real.functional.geometry import GEOMETRIES
+    from trl_real.functional.statistics.intervals import INTERVALS
     from trl_real.labeling.self_annotate import PICKS
     from trl_real.models.embed import Context
     from trl_real.models.load import DTYPES
@@ -214,6 +221,7 @@ def test_names_that_are_checked_early_are_those_of_the_tables():
 
     assert set(checks.STRATEGIES) == set(STRATEGIES) and set(checks.MIXTURES) == set(MIXTURES)
     assert set(checks.ACQUISITIONS) == set(ACQUISITIONS) and set(checks.GEOMETRIES) == set(GEOMETRIES)
+    assert checks.METHODS == INTERVALS
     assert checks.DTYPES == DTYPES and set(checks.PICKS) == set(PICKS) and set(checks.ABLATIONS) == set(ABLATIONS)
     assert options.SOURCES == tuple(SOURCES) and checks.CONTEXTS == get_args(Context)
 

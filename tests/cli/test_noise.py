@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from trl_real.cli import options
-from trl_real.cli.options import Progress
+from trl_real.cli.options import TimeLeft
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def clock(monkeypatch):
     ids=str,
 )
 def test_time_left_is_that_of_the_steps_that_were_worked_on(seconds, told, clock, capsys):
-    progress = Progress(4)
+    progress = TimeLeft(4)
     for done, spent in enumerate([0, *seconds]):
         clock[0] += spent
         progress.tell("a", done)

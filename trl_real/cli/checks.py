@@ -25,6 +25,7 @@ GEOMETRIES = ("raw", "centered", "standardized", "whitened", "debiased")
 CONTEXTS = ("response", "prompt+response")
 DTYPES = ("float32", "bfloat16", "float16")
 PICKS = ("best_worst", "best_random")
+METHODS = ("auto", "wilson", "t", "score", "bootstrap")
 ABLATIONS = ("expansion", "refinement", "detection")
 
 

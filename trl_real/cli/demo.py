@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import OverallProgress, add_config, result, say
+from trl_real.cli.options import TimeLeft, add_config, result, say
 from trl_real.demo.task import TASK, TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, write_json
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.perf_counter()
     demo = Demo(args)
     wanted = [(strategy, budget) for budget in args.budgets for strategy in STRATEGIES]
-    arms, progress = [], OverallProgress(len(wanted))
+    arms, progress = [], TimeLeft(len(wanted))
     for number, (strategy, budget) in enumerate(wanted):
         progress.tell(f"{strategy}, {budget} labels (arm {number + 1} of {len(wanted)})", number)
         arms.append(demo.arm(strategy, budget))

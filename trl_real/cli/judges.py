@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import result, say
+from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError
 from trl_real.labeling.judges import JUDGES, JudgeSpec, load_class
 
@@ -145,7 +146,7 @@ def make_judge(kind: str, settings: dict[str, Any], model_flag: str = "model") -
         TrlRealError: If the judge is unknown, or a setting is missing or belongs to another judge.
     """
     if kind not in JUDGES:
-        raise TrlRealError(f"Unknown judge {kind!r}: choose from {', '.join(JUDGES)}.")
+        raise TrlRealError(f"Unknown judge {kind!r}: choose from {', '.join(JUDGES)}.{did_you_mean(kind, JUDGES)}")
     spec = JUDGES[kind]
     known = settings_of(spec, settings)
     wrong = [name for name in settings if name not in known and name != "seed"]

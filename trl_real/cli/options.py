@@ -154,7 +154,7 @@ def say(message: str) -> None:
     sys.stderr.write(message.rstrip() + "\n")
 
 
-class OverallProgress:
+class TimeLeft:
     """
     One line before each step of a long run, with the time left.
 

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a one-line error for a mistake that `argparse` found."""
-        message = message.removeprefix("argument ")
+        message = re.sub(r"^(--\w+)/--[\w-]+", r"\1", message.removeprefix("argument "))
         if found := re.match(r"(--\w+): invalid (\w+) value: (.*)", message):
             flag, kind, value = found.groups()
             message = f"{flag} is {value}, not {KINDS.get(kind, f'a valid {kind}')}."

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import OverallProgress, locked, result, say
+from trl_real.cli.options import TimeLeft, locked, result, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -109,7 +109,7 @@ def run_arms(args: argparse.Namespace, arms: Sequence[str], one: Callable[..., A
     check_extras()
     found: dict[str, list[list[dict[str, Any]]]] = {}
     runs = [(arm, seed) for seed in args.seeds or (0,) for arm in arms]
-    progress = OverallProgress(len(runs) * args.rounds)
+    progress = TimeLeft(len(runs) * args.rounds)
     for number, (arm, seed) in enumerate(runs):
         title = f"{arm}, seed {seed} (run {number + 1} of {len(runs)})"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_common, locked, require, result, say
+from trl_real.cli.parser import Parser, did_you_mean
 
 
 # Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
@@ -141,8 +142,16 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     refuse_env(argv)
     if not bfloat16_is_fast() and not _sets_precision(argv):
         argv = [*argv, "--bf16", "False"]
+    parser = TrlParser((*classes, ModelConfig))
+    parser.error = Parser.error.__get__(parser)
+    known = {"--config", *(flag for flag in parser._option_string_actions if "-" not in flag[2:])}
+    unknown = [flag for flag in argv if flag.startswith("--") and flag.partition("=")[0] not in known]
+    if unknown:
+        raise TrlRealError(f"There is no flag {unknown[0]}.{did_you_mean(unknown[0], known)}")
     try:
-        return TrlParser((*classes, ModelConfig)).parse_args_and_config(argv)
+        return parser.parse_args_and_config(argv)
+    except TrlRealError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise TrlRealError(" ".join(str(error).split())) from error
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.checks import real, whole
+from trl_real.cli.checks import METHODS, one_of, real, whole
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
 from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say, strict_json
 from trl_real.cli.people import add_people_flags, people_from, say_what_is_open, take_votes
@@ -27,7 +27,12 @@ def register(parser: argparse.ArgumentParser) -> None:
     add("--baseline_score", default="baseline_score", help="judge score: column of scores of the baseline's")
     add("--prompt", default="prompt", help="column of the prompts")
     add("--confidence", type=real(0, 1, open_ends=True), default=0.95, help="level of the interval")
-    add("--method", default="auto", help="method of the interval: auto (default), wilson, t, score or bootstrap")
+    add(
+        "--method",
+        type=one_of("method", METHODS),
+        default="auto",
+        help="method of the interval: auto (default), wilson, t, score or bootstrap",
+    )
     add("--difficulty", metavar="FILE", help="AlpacaEval's 805 difficulties (column difficulty), for its prompts only")
     add("--max_new_tokens", type=whole(1), default=256, help="policies: maximum number of tokens of an answer")
     add("--temperature", type=real(0), default=1.0, help="policies: sampling temperature; 0 is greedy")

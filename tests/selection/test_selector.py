@@ -1091,3 +1091,10 @@ def test_every_way_of_mapping_gives_the_same_python_values(way, kind):
         for mapped in (WAYS[way](rows, chooser), rows.map(chooser))
     )
     assert found == expected
+
+
+def test_labels_that_a_push_has_left_columns_out_of_are_selected_again():
+    rows = {"prompt": ["a"], "chosen": ["x"], "rejected": ["y"], "pair": [[0, 1]], "similarity": [0.5]}
+    assert len(selector(strategy="random").select(Dataset.from_dict({**rows, "label_source": ["people"]}))) == 1
+    with pytest.raises(TrlRealError, match="'similarity', which the selector would overwrite"):
+        selector(strategy="random").select(Dataset.from_dict(rows))

@@ -105,6 +105,8 @@ def check_own_columns(columns: Iterable[str], own: tuple[str, ...]) -> None:
     """
     columns = list(columns)
     present = [name for name in own if name in columns]
+    if {"pair", "label_source"} <= set(columns):  # labels of a selection, from which a push leaves out some columns
+        return
     if present and len(present) < len(own):
         raise TrlRealError(
             f"The dataset already has a column {present[0]!r}, which the selector would overwrite. "

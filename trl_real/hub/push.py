@@ -70,8 +70,8 @@ def push_subset(
     the card and other files do not change.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config. The
-            columns `response_a` and `response_b` of labelled rows, and an empty `skipped`, are left out.
+        dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config. Of
+            labelled rows, `response_a`, `response_b` and an empty `skipped` are left out.
         repo_id (`str`): Repository, `user/name` or `name` for your own; created if it does not exist.
         record (`SelectionRecord` or `dict`): Record of the selection: `selector.record` after `select`.
         config_name (`str`, *optional*): Name of the config. Defaults to strategy and budget, such as `easy-0.25`.
@@ -116,7 +116,9 @@ def without_repeats(dataset: Any) -> Any:
     """Return the rows without columns that repeat: the texts of a pair that is labelled, and an empty `skipped`."""
     splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
     columns = _columns(dataset)
-    repeated = ["response_a", "response_b"] if {"chosen", "rejected"} <= set(columns) else []
+    if not {"chosen", "rejected"} <= set(columns):
+        return dataset
+    repeated = ["response_a", "response_b"]
     if "skipped" in columns and not any(reason for rows in splits for reason in rows.unique("skipped")):
         repeated.append("skipped")
     return dataset.remove_columns([name for name in repeated if name in columns])

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
-from trl_real.models import generate as ours
-from trl_real.models.decoding import Decoder, Sampler
+from trl_real.models.generation import generate as ours
+from trl_real.models.generation.decoding import Decoder, Sampler
 
 
 BATCH_SIZES = (32, 64, 128)

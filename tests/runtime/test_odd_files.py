@@ -10,7 +10,7 @@ from trl_real import TrlRealError, annotate
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.people.votes import VoteBook
-from trl_real.models.generation_journal import GenerationCache
+from trl_real.models.generation.journal import GenerationCache
 from trl_real.runtime.run_folder import RoundFolder
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.study.grid import Cell, StudyFolder

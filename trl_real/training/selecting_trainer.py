@@ -31,9 +31,8 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
-from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row
+from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row, without_ends
 from trl_real.training.resume import last_checkpoint
-from trl_real.training.truncated_responses import without_ends
 
 
 # Column with row numbers while TRL tokenizes, which drops rows and changes texts.

@@ -7,7 +7,7 @@ import pytest
 
 from support.judge_server import MODEL, QUICK, JudgeServer
 from trl_real.errors import TrlRealError
-from trl_real.models.generate_from_server import generate_from_server
+from trl_real.models.generation.from_server import generate_from_server
 
 
 PROMPTS = ["one", [{"role": "user", "content": "two"}], "three", "four"]

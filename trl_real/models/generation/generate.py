@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.errors import TrlRealError
-from trl_real.models.decoding import Decoder, Response, Sampler, decodes_well
-from trl_real.models.generation_journal import Completion, GenerationCache, columns
+from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well
+from trl_real.models.generation.journal import Completion, GenerationCache, columns
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating

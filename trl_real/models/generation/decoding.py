@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trl_real.models.generation.slots import Slots
 from trl_real.models.packing import gives_the_same, made_up
 from trl_real.models.sequences import Ids, pad
-from trl_real.models.slots import Slots
 
 
 REFILL = 8  # new prompts are read when 1 row in 8 is free: reading one costs as much as reading a few

@@ -214,12 +214,7 @@ STRATEGIES: dict[str, Strategy] = {
         budget=greedy_design,
     ),
     "i_optimal": Strategy(
-        d_optimal,
-        "the rows whose labels lower the uncertainty over the whole pool, as a set",
-        "#56B4E9",
-        rounding=2.0,
-        budget=i_optimal_set,
-        exact=True,
+        d_optimal, "the rows that tell most about the pool, as a set", "#56B4E9", budget=i_optimal_set, exact=True
     ),
     "random": Strategy(
         uniform, "any pair: the baseline, which loads no model", "#000000", reads_embeddings=False, needs_draws=True

@@ -16,6 +16,9 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.greedy_design import BLOCK, Inverse, Search
 
 
+MARGINS = 64  # number of picks at which a design computes margins
+
+
 class Design(NamedTuple):
     """
     Result of `greedy_design`.
@@ -153,6 +156,35 @@ def greedy_design(
     scores = torch.tensor(gains, dtype=torch.float64)
     log_det = search.inverse.history_log_det + float(scores.log1p().sum())
     return Design(torch.tensor(picks, dtype=torch.long), scores, log_det)
+
+
+def design_margins(differences: Tensor, picked: Design) -> Tensor:
+    """
+    Return the smallest margin of any pick for each row: below 0 for taken rows, at least 0 for the others. Shape
+    `(N,)`.
+
+    The margin of a pick is its score minus that of the best row outside the set. It is computed at up to 64 picks; a
+    pick between two of these has the smaller one of their margins.
+
+    Args:
+        differences: `phi` of each row's pair. Shape `(N, d)`.
+        picked: Design on these differences.
+    """
+    size, outside = len(picked.indices), torch.ones(len(differences), dtype=torch.bool)
+    outside[picked.indices] = False
+    scores = torch.full((len(differences),), torch.inf, dtype=torch.float64)
+    if not size or not outside.any():
+        return scores.where(outside, -scores)
+    steps = torch.linspace(0, size - 1, min(size, MARGINS)).long()
+    at_steps = []
+    for step in steps.tolist():
+        others = uncertainty(differences[outside], history=differences[picked.indices[:step]]).double()
+        scores[outside] = scores[outside].minimum(picked.scores[step] - others)
+        at_steps.append(picked.scores[step] - others.max())
+    margins = torch.stack(at_steps)
+    place = torch.searchsorted(steps, torch.arange(size))
+    scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
+    return scores
 
 
 def _is_finite(block: Tensor) -> bool:

@@ -79,8 +79,7 @@ def choose(
         gaps: Whether to compute the gaps, which only half precision reads.
         shown: Vectors in which to measure the similarity; by default those of the strategy.
     """
-    strategy = as_strategy(strategy)
-    n = len(rows)
+    n, strategy = len(rows), as_strategy(strategy)
     choice = Choice(
         np.full((n, 2), -1, np.int32),
         np.full(n, np.nan, np.float32),

@@ -185,8 +185,8 @@ def test_each_mistake_gets_a_one_line_error_and_exit_code_2(argv, message, pool,
          "--learning_rate is 'abc', not a number."),
         (["label", "--dataset", "{pool}", "--output_dir", "x", "--judge", "chatt"], "Did you mean chat?"),
         (["self-annotate", "--arms", "detektion"], "Did you mean detection?"),
-        *[([verb, "--plan"], "has no --plan: only select, label and win-rate") for verb in VERBS
-          if verb not in ("select", "label", "win-rate")],
+        *[([verb, "--plan"], "has no --plan: only select, label, train and win-rate") for verb in VERBS
+          if verb not in ("select", "label", "train", "win-rate")],
     ],
 )  # fmt: skip
 def test_mistake_in_a_flag_is_told_before_anything_heavy_is_imported(argv, message, pool, tmp_path, capsys):

@@ -20,7 +20,7 @@ from trl_real.labeling.judges import JUDGES
 ELSEWHERE = {
     "config": "test_settings_cli.py: a setting in YAML equals the flag",
     "json": "test_cli.py: strict JSON",
-    "verbose": "test_noise.py",
+    "verbose": "test_verbosity.py",
     "plan": "test_cli.py: no verb computes with it",
 }
 # Values that `another` cannot make: names in a table, and files.
@@ -33,10 +33,12 @@ NAMED = {
     "difficulty": "other.jsonl", "guidelines": "g.md", "votes": "other-votes.jsonl", "panel": "panel.yaml",
     "template": "pairrm", "preferences": "v2", "clusters": "c", "lengths": "l", "baseline_lengths": "l",
     "model_score": "score2", "baseline_score": "score2", "models": "a", "baseline": "a", "prompt": "c",
-    "second_opinion": "v", "responses": "other", "repo_id": "user/other",
+    "second_opinion": "v", "responses": "other", "repo_id": "user/other", "options": "effort=low",
+    "people_by": "uniform", "people_verdicts": "v2", "inclusion_probabilities": "v2", "strata": "c",
 }  # fmt: skip
 # Flags of columns whose values, not names, reach the call, and the first value of each column.
 COLUMNS = ("preferences", "clusters", "lengths", "baseline_lengths", "model_score", "baseline_score")
+COLUMNS += ("people_verdicts", "inclusion_probabilities")
 CELLS = {"v2": 0.125, "c": "k", "l": 77, "score2": 5.25}
 # Flags whose effect is not an argument of one call.
 KNOWN = {
@@ -44,6 +46,7 @@ KNOWN = {
     ("win-rate", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("active", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("self-annotate", "judge"): "test_flag_of_a_judge_reaches_the_judge",
+    ("label", "then"): "test_label_cli.py: labels by each kind of second judge",
     ("study", "engine"): "with dpo the flags of that engine reach DPOCells",
 }
 LOAD = ("trl_real.data.files:load", True)
@@ -53,6 +56,7 @@ SELECT = ("trl_real.selection.selector:EmbeddingPairSelector.select", False)
 COMPARE = ("trl_real.evaluation.compare:compare_columns", False)
 COMPLETE = ("trl_real.evaluation.completions:add_completions", False)
 TOKENIZER = ("transformers:AutoTokenizer.from_pretrained", lambda *_, **__: None)
+NO_WEIGHTS = ("trl_real.rounds.base:weights_of", lambda *_: None)
 NO_CHECKPOINT = ("trl_real.training.resume:checkpoint_of_run", lambda *_: None)
 
 # Verb -> ways to run it: flags, what is spied on, and the flags that the way is for (the first way: all others).
@@ -76,13 +80,17 @@ WAYS = {
           ("trl_real.labeling.people.label_studio:push_pairs", False)), "label_studio push project"),
         ("--label_studio http://127.0.0.1:9 --api_key k --pull --project 3 --votes votes.jsonl",
          (("trl_real.labeling.people.label_studio:pull_votes", False),), "pull"),
-        ("--dataset d.jsonl --output_dir out", (LOAD, ("trl_real.labeling.annotate:annotate", False),
-                                                ("trl_real.labeling.base:VerdictJudge.check", False)), "check"),
+        ("--check d.jsonl --votes votes.jsonl", (LOAD, ("trl_real.labeling.check:check_judge", False)),
+         "check epsilon"),
+        ("--dataset d.jsonl --output_dir out --then votes --votes votes.jsonl --budget 3",
+         (("trl_real.labeling.routed:RoutedJudge", False),), "budget random_share"),
     ],
     "sft": [("--dataset d.jsonl --output_dir out --model user/m --use_cpu True --bf16 False",
              (LOAD, TOKENIZER, ("trl_real.training.warm_start:warm_start", False)), "")],
     "train": [("--dataset d.jsonl --output_dir out --model user/m --bf16 False",
-               (LOAD, TOKENIZER, NO_CHECKPOINT, ("trl_real.training.trainer:REALDPOTrainer", False)), "")],
+               (LOAD, TOKENIZER, NO_CHECKPOINT, ("trl_real.training.trainer:REALDPOTrainer", False)), ""),
+              ("--dataset d.jsonl --output_dir out --model user/m --bf16 False --plan",
+               (("trl_real.training.plan:plan_training", False),), "hardware n_devices")],
     "win-rate": [
         ("--dataset d.jsonl --model a --baseline b", (LOAD, COMPARE), ""),
         ("--dataset d.jsonl --preferences v", (LOAD, ("trl_real.functional.statistics.win_rate:win_rate", False)),
@@ -90,6 +98,13 @@ WAYS = {
         ("--dataset d.jsonl --models a b --judge reward --judge_model user/m",
          (("trl_real.evaluation.tournament:tournament", False),), "models reference"),
         ("--dataset d.jsonl --model user/m --baseline b", (COMPLETE,), "max_new_tokens temperature"),
+        ("--dataset d.jsonl --model a --baseline b --output_dir out --people 5 --no_page",
+         (("trl_real.evaluation.people:People", False),), "people people_by strata no_page"),
+        ("--dataset d.jsonl --model a --baseline b --output_dir out --people 5",
+         (("trl_real.labeling.people.page_judge:PageJudge", False),), "annotator guidelines port"),
+        ("--dataset d.jsonl --preferences v --people_verdicts v",
+         (("trl_real.functional.statistics.people:people_win_rate", False),),
+         "people_verdicts inclusion_probabilities"),
         ("--dataset d.jsonl --model a --baseline b --output_dir out",
          (("trl_real.evaluation.report:write_comparison_report", False),), "output_dir"),
     ],
@@ -105,7 +120,7 @@ WAYS = {
          "--judge_model user/m", (LOAD, ("trl_real.rounds.win_rate:WinRateAgainstStart", False)),
          "eval_prompts eval_tokens"),
         ("--dataset d.jsonl --model user/m --output_dir out --bf16 False",
-         (("trl_real.rounds.base:Rounds.run", False),), "rounds"),
+         (NO_WEIGHTS, ("trl_real.rounds.base:Rounds.run", False)), "rounds"),
         ("--dataset d.jsonl --output_dir out --model user/m",
          (("trl_real.data.sources:converter", False),), "source"),
     ],
@@ -113,7 +128,7 @@ WAYS = {
         ("--seed_labels d.jsonl --prompts d.jsonl --n_prompts 2 --model user/m --output_dir out --bf16 False",
          (LOAD, ("trl_real.rounds.self_annotation:SelfAnnotationRounds", False)), ""),
         ("--seed_labels d.jsonl --prompts d.jsonl --n_prompts 2 --model user/m --output_dir out --bf16 False",
-         (("trl_real.rounds.self_annotation:SelfAnnotationRounds.run", False),), "rounds"),
+         (NO_WEIGHTS, ("trl_real.rounds.self_annotation:SelfAnnotationRounds.run", False)), "rounds"),
         ("--seed_labels d.jsonl --prompts d.jsonl --n_prompts 2 --model user/m --output_dir out --bf16 False --human "
          "--relabel 0.5", (("trl_real.labeling.people.page_judge:PageJudge", False),), "human guidelines port"),
         ("--seed_labels d.jsonl --prompts d.jsonl --n_prompts 2 --model user/m --output_dir out --bf16 False "
@@ -192,6 +207,8 @@ def files(tmp_path, monkeypatch):
     save(Dataset.from_dict(rows), tmp_path / "saved")
     (tmp_path / "saved" / "selection_record.json").write_text("{}")
     (tmp_path / "g.md").write_text("Be kind.")
+    (tmp_path / "votes.jsonl").touch()
+    (tmp_path / "other-votes.jsonl").touch()
     (tmp_path / "panel.yaml").write_text("- judge: score\n- judge: score\n")
     monkeypatch.setattr("trl_real.selection.record.SelectionRecord.load", lambda folder: None)
 
@@ -247,6 +264,8 @@ def test_flag_of_a_judge_reaches_the_judge(verb, judge, name, url, zero, monkeyp
     if url and name != "base_url":
         argv += ["--base_url", "http://127.0.0.1:9/v1"]
     argument, expected = told(action, verb)
+    if name == "options":
+        expected = [dict(expected)]
     if zero:
         argument, expected = [argument[0], *["0"] * len(expected)], [0] * len(expected)
     spied = Calls(monkeypatch)

@@ -82,8 +82,7 @@ def test_options_reach_the_server_from_flags_settings_and_panels(chosen, tmp_pat
         for number, body in enumerate(server.bodies):
             assert (body["reasoning_effort"], body["chat_template_kwargs"]) == ("low", {"thinking": False})
             assert "seed" not in body and body.get("top_p") == (0.5 if number >= 22 else None)
-    with pytest.raises(SystemExit):
-        main(["label", "--judge", "chat", "--option", "low"])
+    assert main(["label", "--judge", "chat", "--option", "low"]) == 2
     assert "'low' is not key=value" in capsys.readouterr().err
 
 
@@ -202,8 +201,8 @@ def test_mistakes_get_a_one_line_error(chosen, flags, message, capsys):
 
 
 TEXTS = (
-    "judge column model revision dtype device base_url template orders rule api_key cache served_as votes aggregation "
-    "reference panel pooling"
+    "judge column model revision dtype device base_url template orders rule api_key api_key_file cache served_as "
+    "votes aggregation reference panel pooling"
 ).split()
 NUMBERS = {
     int: "batch_tokens max_length max_chars seed concurrency max_retries max_tokens quorum".split(),

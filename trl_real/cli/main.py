@@ -31,7 +31,7 @@ VERBS = {
     "push": "push a subset to the Hub, with its recipe",
     "demo": "run all steps with a real model, in minutes on a CPU",
 }
-PLANNED = "select, label and win-rate"
+PLANNED = "select, label, train and win-rate"
 # Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
 COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 

@@ -5,7 +5,6 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
@@ -111,6 +110,8 @@ class ImplicitRewardJudge(VerdictJudge):
         Raises:
             TrlRealError: If a prompt is neither a text nor messages, or a text is longer than a model's context.
         """
+        from trl_real.data.conversation import prompts_of, replies
+
         n = len(batch["prompt"])
         first, second = replies(batch)
         found = self.rewards(prompts_of(batch) * 2, first + second, _ended(batch))
@@ -123,6 +124,8 @@ class ImplicitRewardJudge(VerdictJudge):
         Return whether the responses of each pair are complete, None if both are or if that is unknown; together with
         the row's arguments of the chat template, if it has any.
         """
+        from trl_real.data.conversation import template_evidence
+
         ended, n = _ended(batch), len(batch["prompt"])
         cut = [None if ended is None or ended[i] and ended[n + i] else [ended[i], ended[n + i]] for i in range(n)]
         return [a if b is None else [a, b] for a, b in zip(cut, template_evidence(batch), strict=True)]

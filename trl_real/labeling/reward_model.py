@@ -4,7 +4,6 @@ import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from trl_real.data.conversation import prompts_of, replies, template_evidence
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.verdicts import TIE, Verdict
@@ -80,6 +79,8 @@ class RewardModelJudge(VerdictJudge):
         Raises:
             TrlRealError: If the model does not have one output, or a prompt is neither a text nor messages.
         """
+        from trl_real.data.conversation import prompts_of, replies
+
         n = len(batch["prompt"])
         first, second = replies(batch)
         found = self._reader(prompts_of(batch) * 2, first + second)
@@ -88,6 +89,8 @@ class RewardModelJudge(VerdictJudge):
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:
         """Return the arguments of the chat template in each row; None without any."""
+        from trl_real.data.conversation import template_evidence
+
         return template_evidence(batch)
 
     def score(self, prompts: list[Any], responses: list[Any]) -> list[float]:

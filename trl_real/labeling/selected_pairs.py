@@ -41,7 +41,8 @@ def paired_rows(dataset: Dataset, responses: str = "responses") -> Dataset:
     """
     check_pairs(dataset, responses)
     plain = dataset.with_format(None)
-    refuse_rows(plain.select_columns(_read(responses)), lambda row: _mistake(row, responses), FIX)
+    has_prompts = any(prompt is not None for prompt in plain["prompt"])  # a pool may have none at all
+    refuse_rows(plain.select_columns(_read(responses)), lambda row: _mistake(row, responses, has_prompts), FIX)
     paired = [i for i, pair in enumerate(plain["pair"]) if not _has_no_pair(pair)]
     return plain if len(paired) == len(plain) else plain.select(paired)
 
@@ -54,12 +55,12 @@ def _has_no_pair(pair: Any) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and pair[0] is not None and pair[0] < 0
 
 
-def _mistake(row: dict[str, Any], responses: str) -> str | None:
+def _mistake(row: dict[str, Any], responses: str, has_prompts: bool) -> str | None:
     """Return the reason why a row with a pair cannot be judged, or None."""
     given, pair = row[responses], row["pair"]
     if _has_no_pair(pair):
         return None
-    if not is_readable(row["prompt"]):
+    if has_prompts and not is_readable(row["prompt"]):
         return "'prompt' is neither a text nor messages"
     if not isinstance(given, list):
         return f"{responses!r} is not a list"

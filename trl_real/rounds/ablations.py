@@ -1,7 +1,10 @@
 """SPA's ablations: which parts of the noise-aware training are active (arXiv 2406.04412, section 4.2)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from trl_real.training.config import REALDPOConfig
 
 
 class Ablation(NamedTuple):
@@ -18,13 +21,16 @@ ABLATIONS = {
 }
 
 ALPHA = 0.1  # of the paper
-NOISE_OFF = {"noise_smoothing": 0.0, "noise_extrapolation": 0.0}  # every label is trusted, as if from people
+# The trainer's defaults: every label is trusted, as if from people.
+NOISE_OFF = {setting.name: setting.default for setting in fields(REALDPOConfig) if setting.name.startswith("noise_")}
 
 
-def noise_settings(ablation: str, smoothing: float, extrapolation: Sequence[float], number: int) -> dict[str, float]:
+def noise_settings(ablation: str, smoothing: float, extrapolation: Sequence[float], number: int) -> dict[str, Any]:
     """Return the trainer's noise settings in a round (the first is 1); a smoothing of 0 means the paper's 0.1."""
     parts = ABLATIONS[ablation]
+    if not parts.refines:
+        return NOISE_OFF
     return {
-        "noise_smoothing": (smoothing or ALPHA) if parts.refines else 0.0,
+        "noise_smoothing": smoothing or ALPHA,
         "noise_extrapolation": extrapolation[number - 1] if parts.extrapolates else 0.0,
     }

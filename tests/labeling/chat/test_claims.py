@@ -79,10 +79,12 @@ def test_an_odd_answer_in_the_cache_is_asked_again(odd, tmp_path):
         assert sum(server.answered.values()) == 2
 
 
-def test_an_odd_answer_of_a_server_is_not_kept(tmp_path):
-    judge = ChatJudge("m", base_url="http://127.0.0.1:1/v1", cache=tmp_path / "answers.sqlite")
+def test_an_odd_answer_of_a_server_is_read_again_from_the_cache(tmp_path):
     top = {"content": [{"token": "A", "top_logprobs": [{"token": "A", "logprob": "high"}]}]}
     for choice in ({"message": {"content": ["A"]}}, {"message": {"content": "A"}, "logprobs": top}):
-        judge.model.requests.ask = lambda body, choice=choice: {"choices": [choice]}
-        assert judge.model.answers([Question([{"role": "user", "content": "?"}], ("A", "B"))])[0].failure
-    assert not judge.model.cache._connection.execute("SELECT * FROM answers").fetchall()
+        judge = ChatJudge("m", base_url="http://127.0.0.1:1/v1", cache=tmp_path / "answers.sqlite")
+        judge.model.requests.ask = lambda body, paid, choice=choice: {"choices": [choice]}
+        asked = [Question([{"role": "user", "content": str(choice)}], ("A", "B"))]
+        first, again = judge.model.answers(asked)[0], judge.model.answers(asked)[0]
+        assert again.cached and not first.cached
+        assert first.read(("A", "B")) == again.read(("A", "B"))

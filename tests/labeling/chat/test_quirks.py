@@ -145,7 +145,8 @@ def test_odd_answers_in_the_cache_crash_no_later_run(judge, tmp_path):
         ]
         for key, entry in zip(keys, odd, strict=True):
             client.model.cache.put(key, entry)
-        assert [bool(v.failure) for v in client.verdicts(rows(2))] == [True, True] and not server.bodies
+        assert not any(verdict.failure for verdict in client.verdicts(rows(2)))
+        assert len(server.bodies) == 3  # the first can be read; the others count as absent
 
 
 def test_answers_cached_by_an_older_version_are_read(judge):

@@ -1,7 +1,7 @@
 """Answers as the cache keeps them."""
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from trl_real.labeling.chat.completion import Message, text_and_thoughts
 from trl_real.labeling.chat.purse import Bill
@@ -13,15 +13,28 @@ MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 REFUSAL = 80  # characters of a refusal in the reason of a failure
 
 
-def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
-    """Return the answer of a cache entry; what is not of the form of one is a failure."""
+def is_entry(kept: Any) -> TypeGuard[dict[str, Any]]:
+    """Return whether a value of the cache can be read as an answer; any other counts as absent."""
+    if not isinstance(kept, dict) or not isinstance(kept.get("text"), str | list):
+        return False
+    counts = [kept.get(name, 0) for name in ("input_tokens", "output_tokens", "cost")]
+    return all(isinstance(n, int | float) and 0 <= n <= MOST_TOKENS for n in counts) and _tokens(kept) is not None
+
+
+def _tokens(kept: dict[str, Any]) -> tuple[tuple[Place, ...], tuple[tuple[str, float], ...] | None] | None:
+    """Return the places of an entry and, of older ones, the likely first tokens; None if they cannot be read."""
     try:
         places = tuple(
             Place(str(token), tuple((str(t), float(p)) for t, p in top)) for token, top in kept.get("places") or ()
         )
-        top = tuple((str(token), float(value)) for token, value in kept.get("top") or ()) or None
+        return places, tuple((str(token), float(value)) for token, value in kept.get("top") or ()) or None
     except (TypeError, ValueError):
-        places, top = (), None
+        return None
+
+
+def read_answer(kept: dict[str, Any], cached: bool) -> Answer:
+    """Return the answer of a cache entry; what is not of the form of one is a failure."""
+    places, top = _tokens(kept) or ((), None)
     text, thoughts = text_and_thoughts(kept.get("text"))
     reasoning = thoughts or str(kept.get("reasoning") or "")
     message = Message(text, reasoning, str(kept.get("refusal") or ""), str(kept.get("finish_reason") or ""), places)

@@ -16,7 +16,7 @@ from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.chat.claims import PAUSE, Claims
 from trl_real.labeling.chat.completion import message_of
 from trl_real.labeling.chat.dialect import FIRST_BUDGET, RAISED_BUDGET, Dialect, refused_field
-from trl_real.labeling.chat.kept import MOST_TOKENS, answer_of, bill_of, number, read_answer
+from trl_real.labeling.chat.kept import MOST_TOKENS, answer_of, bill_of, is_entry, number, read_answer
 from trl_real.labeling.chat.purse import Bill, Purse
 from trl_real.labeling.chat.question import Answer, Question
 from trl_real.labeling.chat.reading import CUT
@@ -119,7 +119,7 @@ class Endpoint:
         """
         keys = [self.key(question) for question in questions]
         asked = dict(zip(keys, questions, strict=True))
-        kept = {key: entry for key, entry in self.cache.get(keys).items() if isinstance(entry, dict)}
+        kept = {key: entry for key, entry in self.cache.get(keys).items() if is_entry(entry)}
         for key, entry in kept.items():
             self.purse.count(key, number(entry.get("cost")))
         found = {key: read_answer(entry, cached=True) for key, entry in kept.items()}
@@ -196,7 +196,7 @@ class Endpoint:
             claimed = self.claims.take(key)
             try:
                 entry = self.cache.get([key]).get(key)  # after the claim: its answer comes before its end
-                if isinstance(entry, dict):
+                if is_entry(entry):
                     answer = read_answer(entry, cached=True)
                     if not self._would_go_on(answer, question):
                         self.purse.count(key, number(entry.get("cost")))

@@ -26,6 +26,9 @@ ROWS = {
 }
 
 
+ORDERS = ("a_first", "b_first")
+
+
 def transformers_serve(folder: Path, port: int) -> tuple[list[str], str]:
     model = demo_model()
     command = [str(Path(sys.executable).with_name("transformers")), "serve"]
@@ -84,7 +87,19 @@ def test_every_pair_gets_a_verdict_or_a_reason_and_is_asked_once(name, tmp_path)
     assert summarize(again).n_cached == 8
     for verdict in found:
         assert verdict.failure or 0 <= verdict.probability <= 1
-        assert verdict.failure in ("", "the answer was cut off", "an answer that names no response")
+        reasons = ("", "the answer was cut off", "an answer that names no response")
+        assert verdict.failure in (*reasons, "the answer was cut off while thinking")
     if name == "llama.cpp":  # it tells probabilities
         assert not any(v.failure for v in found) and not math.isnan(summary.position_bias)
         assert all(0 < v.a_first < 1 for v in found)
+
+
+def test_the_verdicts_of_a_server_are_those_of_the_model_in_this_process(tmp_path):
+    with serving(transformers_serve, tmp_path) as (url, model):
+        settings = {"timeout": 120.0, "cache": tmp_path / "c.sqlite", "max_failure_rate": 1.0}
+        served = ChatJudge(model, base_url=url, **settings).verdicts(ROWS)
+    own = ChatJudge(model).verdicts(ROWS)
+    sides = [(getattr(a, name), getattr(b, name)) for a, b in zip(served, own, strict=True) for name in ORDERS]
+    read = [(said, probability) for said, probability in sides if not math.isnan(said)]
+    assert len(read) >= len(sides) / 2
+    assert all((said > 0.5) == (probability > 0.5) for said, probability in read), read

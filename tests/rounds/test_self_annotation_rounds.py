@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from peft import LoraConfig, load_peft_weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from support.rounds import prompts
 from support.tiny import save_tiny
@@ -43,6 +43,16 @@ def made(model, folder, **changes) -> SelfAnnotationRounds:
 
 def rounds(model, folder, number: int = 2, **changes):
     return made(model, folder, **changes).run(number)
+
+
+def test_capped_logits_are_refused_before_anything_is_generated(model, tmp_path):
+    sizes = {"vocab_size": 304, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8}
+    capped = Gemma2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=None)
+    AutoModelForCausalLM.from_config(capped).save_pretrained(tmp_path / "capped")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "capped")
+    with pytest.raises(TrlRealError, match="caps them .* Type ablation='refinement'"):
+        rounds(str(tmp_path / "capped"), tmp_path)
+    assert not list(tmp_path.glob("run/**/responses.jsonl"))
 
 
 def state(folder, number):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
 from trl import DPOConfig, DPOTrainer, TrlParser
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -17,6 +17,7 @@ from support.tiny import save_tiny
 from support.training import LORA, config, history, naive_log_probs, pairs, words
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs, implicit_margin
+from trl_real.training import forward_hooks
 from trl_real.training.noise_window import NoiseWindow
 
 
@@ -408,24 +409,37 @@ def test_bfloat16_head_is_recognized_as_a_plain_product(model, tmp_path):
     REALDPOTrainer(sure, args=args, train_dataset=Dataset.from_list(pairs(8)), peft_config=LORA).train()
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("setting", ["logit_scale", "final_logit_softcapping"])
-def test_non_linear_head_is_refused_only_with_extrapolation(setting, bf16, model, tmp_path):
-    scaled = AutoModelForCausalLM.from_pretrained(model)
-    setattr(scaled.config, setting, 0.7)
-    scaled.save_pretrained(tmp_path / "scaled")
-    rows = Dataset.from_list(pairs(8))
+SIZES = {"vocab_size": 304, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "pad_token_id": 0}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [GraniteConfig(**SIZES, logits_scaling=3.0), CohereConfig(**SIZES, logit_scale=0.4)],
+    ids=["Granite", "Cohere"],
+)
+def test_logits_with_a_constant_scale_are_extrapolated(made, model, tmp_path, monkeypatch):
+    args = config(tmp_path, noise_smoothing=0.1, noise_extrapolation=0.5)
+    settings = {"args": args, "train_dataset": Dataset.from_list(pairs(8)), "peft_config": LORA}
+    settings["processing_class"] = AutoTokenizer.from_pretrained(model)
+    REALDPOTrainer(AutoModelForCausalLM.from_config(made), **settings).train()
+    monkeypatch.setattr(forward_hooks, "logit_scale", lambda config: 1.0)  # a scale that it does not know
+    with pytest.raises(TrlRealError, match="up to a constant scale, .* Type noise_extrapolation=0") as raised:
+        REALDPOTrainer(AutoModelForCausalLM.from_config(made), **settings).train()
+    assert "\n" not in str(raised.value)
+
+
+def test_capped_logits_are_refused_before_a_step_and_only_with_extrapolation(model, tmp_path):
+    rows, tokenizer = Dataset.from_list(pairs(8)), AutoTokenizer.from_pretrained(model)
 
     def trainer(**changes):
-        args = config(tmp_path, noise_smoothing=0.1, bf16=bf16, **changes)
-        return REALDPOTrainer(scaled, args=args, train_dataset=rows, peft_config=LORA)
+        capped = AutoModelForCausalLM.from_config(Gemma2Config(**SIZES, head_dim=8))
+        args = config(tmp_path, noise_smoothing=0.1, **changes)
+        return REALDPOTrainer(capped, args=args, train_dataset=rows, peft_config=LORA, processing_class=tokenizer)
 
     trainer().train()
-    scaled = AutoModelForCausalLM.from_pretrained(model)
-    setattr(scaled.config, setting, 0.7)
-    with pytest.raises(TrlRealError, match="Type noise_extrapolation=0") as raised:
-        trainer(noise_extrapolation=0.5).train()
-    assert "\n" not in str(raised.value)
+    with pytest.raises(TrlRealError, match=r"caps them \(final_logit_softcapping=30\). Type noise_extrapolation=0"):
+        trainer(noise_extrapolation=0.5)
 
 
 def test_full_training_on_precomputed_references_cannot_extrapolate(model, tmp_path):

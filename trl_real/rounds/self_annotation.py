@@ -27,6 +27,7 @@ from trl_real.runtime.atomic_files import read_json
 from trl_real.runtime.run_folder import SETTINGS_FILE, Round, check_settings
 from trl_real.training.adapters import save_adapter
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.forward_hooks import check_logits
 from trl_real.training.preparation import FINISHED
 
 
@@ -191,6 +192,8 @@ class SelfAnnotationRounds(Rounds):
 
     def _train_on_seed(self, zero: Round) -> dict[str, Any]:
         base, tokenizer = self.base()
+        if ABLATIONS[self.ablation].extrapolates:
+            check_logits(base.config, "Type ablation='refinement'.")
         config = round_config(self.args, zero / "trainer", self.seed, num_train_epochs=self.seed_epochs, **NOISE_OFF)
         labels = self._preferences(self.seed_labels, "label_confidence" in self.seed_labels.column_names)
         trained = train_adapter(base, tokenizer, labels, zero / "start", config, self.peft_config)

@@ -99,14 +99,45 @@ class Recorder:
         self._states = None
 
     def _keep_states(self, causal_lm: Any):
+        scale = logit_scale(causal_lm.config)
+
         def keep(_module: nn.Module, _args: tuple, outputs: Any) -> None:
             # Look up the head here: another adapter may have another head.
             layer, states = causal_lm.get_output_embeddings(), outputs.last_hidden_state.detach()
+            bias = layer.bias
+            if scale != 1:
+                states, bias = states * scale, bias if bias is None else bias * scale
             kind = states.device.type  # read here: the loss is computed outside of autocast
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-            self._states = states, Head(layer.weight, layer.bias), dtype
+            self._states = states, Head(layer.weight, bias), dtype
 
         return keep
+
+
+def logit_scale(config: Any) -> float:
+    """Return the constant that a model multiplies its logits with, by its configuration; 1 if there is none."""
+    config = config.get_text_config()
+    named = (getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"))
+    scale = next((value for value in named if value is not None), None)
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None and divisor is not None:  # Granite and MiniCPM3 divide by it
+        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+    return 1.0 if scale is None else float(scale)
+
+
+def check_logits(config: Any, fix: str) -> None:
+    """
+    Check, before anything runs, that a model's logits are linear in its hidden states, as the extrapolation needs.
+
+    Raises:
+        TrlRealError: If the model caps them, as Gemma 2 does.
+    """
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    if cap:
+        raise TrlRealError(
+            "noise_extrapolation needs logits that are linear in the hidden states, and this model caps them "
+            f"(final_logit_softcapping={cap:g}). {fix}"
+        )
 
 
 def pair_log_probs(
@@ -176,7 +207,7 @@ def check_head(record: Recorder, inputs: dict[str, Any]) -> None:
     confident policy more than a scale of the logits would.
 
     Raises:
-        TrlRealError: If they do not, as in a model that scales or caps its logits: the extrapolation does neither.
+        TrlRealError: If they do not: the model changes its logits in a way that `logit_scale` does not know.
     """
     mask = inputs["completion_mask"][:, 1:]
     labels, (states, head), _ = _at_completions(record, inputs, mask, with_reference=False)
@@ -190,8 +221,8 @@ def check_head(record: Recorder, inputs: dict[str, Any]) -> None:
     tolerance = TOLERANCE if dtype in (torch.float32, torch.float64) else HALF_TOLERANCE
     if not off <= tolerance and len(labels):
         raise TrlRealError(
-            "noise_extrapolation needs logits equal to hidden states times the head's weights. This model's differ by "
-            f"{100 * off:.2g} % in log-probability, as with scaled or capped logits. Type noise_extrapolation=0."
+            "noise_extrapolation needs logits equal to states times the head's weights, up to a constant scale, but "
+            f"they differ by {100 * off:.2g} % in log-probability. Type noise_extrapolation=0."
         )
 
 

@@ -16,7 +16,14 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.preference import compose_flips, implicit_margin
 from trl_real.training.config import REALDPOConfig, check_has_effect
 from trl_real.training.eval_rows import EvalRows, row_sums
-from trl_real.training.forward_hooks import PairLogProbs, Recorder, check_head, extrapolated_pair, pair_log_probs
+from trl_real.training.forward_hooks import (
+    PairLogProbs,
+    Recorder,
+    check_head,
+    check_logits,
+    extrapolated_pair,
+    pair_log_probs,
+)
 from trl_real.training.label_confidence import (
     CONFIDENCE,
     ConfidenceCollator,
@@ -93,6 +100,9 @@ class REALDPOTrainer(SelectingDPOTrainer):
             given = signature(DPOTrainer).bind(*args, **kwargs).arguments
             check_given(given)
             super().__init__(*args, **kwargs)
+            if getattr(self.args, "noise_extrapolation", 0):
+                model = self.accelerator.unwrap_model(self.model)
+                check_logits(model.config, "Type noise_extrapolation=0.")
             self.data_collator = ConfidenceCollator(self.data_collator)
             if _smooths(self.args):
                 self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)

@@ -48,9 +48,10 @@ def same_model(found: str, asked: str) -> bool:
 
 
 def _model_name(name: str) -> str:
-    """Return the last part of a path or id, of `models--x--y` in a cache, in lower case."""
+    """Return the last part of a path or id, of `models--x--y` in a cache, without `@revision`, in lower case."""
     parts = [part for part in name.replace("\\", "/").split("#")[0].split("/") if part]
     if "snapshots" in parts[1:]:
         parts = parts[: parts.index("snapshots")]
-    name = parts[-1].rpartition("--")[2].lower().replace("_", "-").removesuffix(".gguf") if parts else ""
+    last = parts[-1].rpartition("--")[2].partition("@")[0] if parts else ""
+    name = last.lower().replace("_", "-").removesuffix(".gguf")
     return re.sub(r"^(?:[a-z]+\.)+(?=[a-z])", "", name)  # a vendor in front

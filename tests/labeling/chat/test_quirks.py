@@ -172,6 +172,7 @@ SAME = [
     ("/hub/models--Qwen--Qwen3-8B/snapshots/0a1b2c3d", "Qwen/Qwen3-8B"),
     ("smollm2-135m-instruct-q8_0.gguf", "smollm2"),
     ("us.anthropic.claude-sonnet-4-20250514-v1:0", "claude-sonnet-4"), ("openai/gpt-4o:free", "gpt-4o"),
+    ("/models/Qwen3-8B@main", "/models/Qwen3-8B"), ("claude@20250514", "claude"),
     ("C:\\m\\x.gguf", "x"), ("gemini-2.5-flash-preview-05-20", "gemini-2.5-flash"),
 ]  # fmt: skip
 OTHER = [("gpt-4o-mini", "gpt-4o"), ("gpt-4o", "gpt-4"), ("deepseek-r1-distill-qwen-7b", "deepseek-r1"), ("a", "b")]

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
 from trl_real.models.embed import Embedder
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 from trl_real.models.gradients import GradientFeatures
 from trl_real.models.sequences import tokenize_pairs
 from trl_real.selection.planning.cost import forward_flops, seconds_of

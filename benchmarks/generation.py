@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_real.data.files import load
-from trl_real.models.generation import generate as ours
+from trl_real.models import generate as ours
 from trl_real.models.generation.decoding import Decoder, Sampler
 
 

@@ -18,7 +18,7 @@ from peft import LoraConfig
 
 from trl_real import REALDPOConfig
 from trl_real.demo.task import TEST_TOPICS, TRAIN_TOPICS, prompts, sentiment, whole_sentences
-from trl_real.models.generation.generate import generate_responses
+from trl_real.models.generate import generate_responses
 from trl_real.rounds.ablations import ABLATIONS
 from trl_real.rounds.report import SELF_ANNOTATION, Arms, write_rounds_report
 from trl_real.rounds.self_annotation import SelfAnnotationRounds

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from trl_real.labeling.reward_model import RewardModelJudge as RewardModelJudge
     from trl_real.labeling.routed import RoutedJudge as RoutedJudge
     from trl_real.labeling.self_annotate import self_annotate as self_annotate
+    from trl_real.models.generate import Generations as Generations
+    from trl_real.models.generate import generate as generate
     from trl_real.models.generation.from_server import generate_from_server as generate_from_server
-    from trl_real.models.generation.generate import Generations as Generations
-    from trl_real.models.generation.generate import generate as generate
     from trl_real.rounds.active import active_rounds as active_rounds
     from trl_real.rounds.report import write_rounds_report as write_rounds_report
     from trl_real.rounds.selectors import ROUND_SELECTORS as ROUND_SELECTORS
@@ -70,7 +70,7 @@ _HOME = {
     "ChatJudge": "trl_real.labeling.chat.judge",
     "Comparison": "trl_real.evaluation.comparison",
     "EmbeddingPairSelector": "trl_real.selection.selector",
-    "Generations": "trl_real.models.generation.generate",
+    "Generations": "trl_real.models.generate",
     "GradientPairSelector": "trl_real.selection.active.gradient",
     "HeadPairSelector": "trl_real.selection.active.head",
     "JUDGES": "trl_real.labeling.judges",
@@ -103,7 +103,7 @@ _HOME = {
     "from_shp": "trl_real.data.sources",
     "from_ultrafeedback": "trl_real.data.sources",
     "from_ultrafeedback_binarized": "trl_real.data.sources",
-    "generate": "trl_real.models.generation.generate",
+    "generate": "trl_real.models.generate",
     "generate_from_server": "trl_real.models.generation.from_server",
     "load_study": "trl_real.study.run",
     "push_subset": "trl_real.hub.push",

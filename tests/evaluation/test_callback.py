@@ -12,7 +12,7 @@ from trl_real import REALDPOTrainer, TrlRealError
 from trl_real.evaluation.callback import PICTURE, WIN_RATES_FILE, WinRateCallback
 from trl_real.evaluation.compare import compare
 from trl_real.evaluation.plots import history_figure
-from trl_real.models.generation.generate import generate_responses
+from trl_real.models.generate import generate_responses
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.judges import ScoreJudge
 from trl_real.labeling.verdicts import Verdict
-from trl_real.models.generation.generate import generate_responses
+from trl_real.models.generate import generate_responses
 
 
 ALPACA_EVAL = DATA / "alpaca_eval"

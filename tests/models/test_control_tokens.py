@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from support.tiny import tiny_model, tiny_tokenizer
-from trl_real.models.generation.generate import _ids
+from trl_real.models.generate import _ids
 from trl_real.models.reward import RewardReader
 from trl_real.models.sequences import control_tokens, ids_without_control, n_with_control_tokens, tokenize_pairs
 

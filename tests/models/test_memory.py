@@ -10,7 +10,7 @@ from transformers import LlamaForSequenceClassification
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from trl_real.models.choice import ChoiceReader
 from trl_real.models.embed import Embedder, EmbedderOptions
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.log_probs import ResponseLogProbs
 from trl_real.models.reward import RewardReader

@@ -14,7 +14,7 @@ from support.active_selectors import adapted
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 from trl_real.runtime.journal import Journal
 from trl_real.selection.active.gradient import GradientPairSelector
 

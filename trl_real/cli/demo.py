@@ -191,7 +191,7 @@ class Demo:
     def _sample(self, model: Any, tokenizer: Any, questions: list, n: int, desc: str) -> list[list[str]]:
         import torch
 
-        from trl_real.models.generation.generate import generate_responses
+        from trl_real.models.generate import generate_responses
 
         size = {"max_new_tokens": self.args.max_new_tokens, "batch_size": 128, "seed": self.args.seed}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16_is_fast()):

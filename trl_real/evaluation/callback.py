@@ -102,7 +102,7 @@ class WinRateCallback(TrainerCallback):
         from accelerate import PartialState
         from accelerate.utils import extract_model_from_parallel, gather_object
 
-        from trl_real.models.generation.generate import generate_responses
+        from trl_real.models.generate import generate_responses
 
         _check_whole(model)
         with PartialState().split_between_processes(list(enumerate(self.prompts))) as share:

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_real.errors import TrlRealError, check_columns
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 from trl_real.models.lazy_model import LazyModel
 
 

@@ -83,7 +83,7 @@ class ActiveRounds(Rounds):
 
     def _generate(self, this: Round, last: Round) -> dict[str, Any]:
         """Generate responses to the round's prompts with the policy of the previous round."""
-        from trl_real.models.generation.generate import generate
+        from trl_real.models.generate import generate
 
         rows = self._prompts(this.number)
         policy, tokenizer = self.policy(last)

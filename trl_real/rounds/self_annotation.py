@@ -19,7 +19,7 @@ from trl_real.labeling.relabel import relabel
 from trl_real.labeling.self_annotate import PICKS, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import Judge
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 from trl_real.rounds.ablations import ABLATIONS, NOISE_OFF, noise_settings
 from trl_real.rounds.base import Rounds, RoundsResult, drawn, phases_of, setting_of
 from trl_real.rounds.training import Trained, adapter_digest, round_config, train_adapter

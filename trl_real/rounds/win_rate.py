@@ -8,7 +8,7 @@ from typing import Any
 from trl_real.errors import TrlRealError
 from trl_real.evaluation.compare import compare
 from trl_real.labeling.verdicts import Judge
-from trl_real.models.generation.generate import generate_responses
+from trl_real.models.generate import generate_responses
 from trl_real.models.implicit import without_adapter
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.runtime.digests import sha256

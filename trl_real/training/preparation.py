@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from trl_real.data.conversation import implied_prompt, is_messages
 from trl_real.errors import TrlRealError
-from trl_real.models.generation.generate import ends_of
+from trl_real.models.generate import ends_of
 from trl_real.models.sequences import end_of_turn
 
 

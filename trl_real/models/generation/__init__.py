@@ -1,9 +1,9 @@
 """
-Sampling of responses, with a model in this process (`generate.py`) or on a server (`from_server.py`).
+Parts of the sampling of responses, which `trl_real.models.generate` does with a model in this process.
 
-Start with `generate`. `decoding.py` samples many responses at once with a cache of `slots.py`, where a check on the
-model shows that this equals one text at a time; else transformers' `generate` runs in batches. `journal.py` keeps
-finished responses, so that a killed run continues.
+`decoding.py` samples many responses at once with a cache of `slots.py`, where a check on the model shows that this
+equals one text at a time. `journal.py` keeps finished responses, so that a killed run continues. `from_server.py`
+asks a server for them.
 
 These modules may import the rest of `models`, `data` and `runtime`.
 """

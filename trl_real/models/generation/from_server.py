@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from trl_real.data.conversation import as_messages
 from trl_real.errors import TrlRealError
-from trl_real.models.generation.generate import Generations, check_settings, seed_of
+from trl_real.models.generate import Generations, check_settings, seed_of
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
 

@@ -15,9 +15,9 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
+from trl_real.models.generate import generate, generate_responses, seed_of
 from trl_real.models.generation import decoding
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well, nucleus
-from trl_real.models.generation.generate import generate, generate_responses, seed_of
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -234,7 +234,7 @@ def test_equal_prompts_are_generated_once(policy):
 KILLED = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl_real.models.generation.generate import generate
+from trl_real.models.generate import generate
 torch.set_num_threads(1)
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
 prompts = [f"prompt {i}" for i in range(80)]

@@ -49,14 +49,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
+def read_settings(path: str) -> dict[str, Any]:
     """
-    Convert the settings of a YAML file to flags, so that the parser checks them like flags.
-
-    The file has one `name: value` per line, with the name of a flag or of its destination; a null value is ignored.
+    Return the settings of a YAML file, one `name: value` per line.
 
     Raises:
-        TrlRealError: If the file cannot be read or names a setting that the verb does not have.
+        TrlRealError: If the file cannot be read, or holds something else.
     """
     import yaml
 
@@ -66,6 +64,19 @@ def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
         raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' per line.")
+    return settings
+
+
+def config_flags(parser: argparse.ArgumentParser, path: str) -> list[str]:
+    """
+    Convert the settings of a YAML file to flags, so that the parser checks them like flags.
+
+    The file has one `name: value` per line, with the name of a flag or of its destination; a null value is ignored.
+
+    Raises:
+        TrlRealError: If the file cannot be read or names a setting that the verb does not have.
+    """
+    settings = read_settings(path)
     actions = {action.dest: action for action in parser._actions}
     actions |= {flag.removeprefix("--"): action for flag, action in parser._option_string_actions.items()}
     known = {name: action for name, action in actions.items() if action.dest not in ("help", "config")}

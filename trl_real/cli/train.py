@@ -3,11 +3,11 @@
 import argparse
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, locked, require, result, say
+from trl_real.cli.options import add_common, locked, read_settings, require, result, say
 from trl_real.cli.parser import Parser, did_you_mean
+from trl_real.errors import TrlRealError
 
 
 # Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
     from trl import get_peft_config
 
-    from trl_real.errors import TrlRealError, without_remote_code
+    from trl_real.errors import without_remote_code
     from trl_real.models.sequences import n_with_control_tokens
     from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
@@ -134,13 +134,12 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     """
     from trl import ModelConfig, TrlParser
 
-    from trl_real.errors import TrlRealError
     from trl_real.runtime.devices import accelerator, bfloat16_is_fast
 
     if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
-    refuse_env(argv)
-    if not bfloat16_is_fast() and not _sets_precision(argv):
+    settings = _settings_in(argv)
+    if not bfloat16_is_fast() and not _sets_precision(argv, settings):
         argv = [*argv, "--bf16", "False"]
     parser = TrlParser((*classes, ModelConfig))
     parser.error = Parser.error.__get__(parser)
@@ -156,29 +155,20 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
         raise TrlRealError(" ".join(str(error).split())) from error
 
 
-def _sets_precision(argv: list[str]) -> bool:
-    """Return whether flags, or the file of `--config`, name a precision."""
-    files = [Path(value) for flag, value in pairwise(argv) if flag == "--config"]
-    settings = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
-    flags = [flag for flag in argv if flag.startswith("--")]
-    return any(name in text for name in ("bf16", "fp16") for text in (*flags, *settings))
+def _sets_precision(argv: list[str], settings: dict[str, Any]) -> bool:
+    """Return whether flags or settings name a precision."""
+    names = (*settings, *(flag for flag in argv if flag.startswith("--")))
+    return any(name in str(given) for name in ("bf16", "fp16") for given in names)
 
 
-def refuse_env(argv: list[str]) -> None:
-    """Refuse a settings file that is no YAML, or that sets environment variables, as TRL's parser would let it."""
-    import yaml
-
-    from trl_real.errors import TrlRealError
-
+def _settings_in(argv: list[str]) -> dict[str, Any]:
+    """Return the settings in the file of `--config`; refuse environment variables, which TRL's parser would set."""
+    found: dict[str, Any] = {}
     for path in (after for flag, after in pairwise(argv) if flag == "--config"):
-        try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TrlRealError(f"Cannot read the settings in {path!r}: {' '.join(str(error).split())}") from error
-        if not isinstance(settings, dict | None):
-            raise TrlRealError(f"{path!r} holds a {type(settings).__name__}. Write one 'name: value' per line.")
-        if "env" in (settings or {}):
+        found |= read_settings(path)
+        if "env" in found:
             raise TrlRealError(f"{path!r} sets 'env'. Set environment variables in the shell: NAME=value trl-real …")
+    return found
 
 
 def labelled(path: str, split: str | None = None) -> Any:

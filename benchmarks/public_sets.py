@@ -123,13 +123,18 @@ def with_embeddings(name: str, data: Path, model: str, cache: Path) -> Dataset:
     return dataset.add_column("embeddings", [v.numpy().astype(np.float32).tolist() for v in vectors])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every benchmark on these sets."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser_of(__doc__).parse_args()
     for name in args.sets:
         started = time.perf_counter()
         dataset = with_embeddings(name, args.data, args.model, args.cache)

@@ -205,6 +205,8 @@ ACQUISITIONS: dict[str, Acquisition] = {
     "large_gap": large_gap,
     "fisher": fisher,
 }
+# Those that read no draws; any other function gets some.
+WITHOUT_DRAWS: tuple[Acquisition, ...] = (infomax, infomax_interval, delta_ucb, small_gap, large_gap, fisher)
 
 
 def _gap(means: Tensor) -> Tensor:

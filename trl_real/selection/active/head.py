@@ -14,16 +14,11 @@ from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.bayesian_head import (
     ACQUISITIONS,
+    WITHOUT_DRAWS,
     Acquisition,
     Posterior,
-    delta_ucb,
-    fisher,
     fit_head,
-    infomax,
-    infomax_interval,
-    large_gap,
     normal_draws,
-    small_gap,
 )
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import candidate_pairs
@@ -211,7 +206,7 @@ class HeadPairSelector(ActiveSelector):
 
     def _draws(self, pool: ActivePool, rows: list[int], n_responses: int) -> Tensor:
         """Return standard normal numbers, which change with the number of labels. Shape `(N, S, K)`."""
-        if self.acquire in (infomax, infomax_interval, delta_ucb, small_gap, large_gap, fisher):
+        if self.acquire in WITHOUT_DRAWS:
             return torch.zeros(len(rows), 2, n_responses, dtype=torch.float64)
         draws = []
         for row in rows:

@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from trl_real.data.thoughts import CLOSING
+from trl_real.labeling.chat.question import CHARACTERS_PER_TOKEN
 from trl_real.labeling.chat.reading import Place, bare
+from trl_real.runtime.openai_client import NotAnswered
+from trl_real.runtime.server_words import printable
 
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # vLLM and DeepSeek, OpenRouter and Groq, Ollama
 MOST_PLACES = 2048
+MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 
 
 class Message(NamedTuple):
@@ -54,6 +58,28 @@ def message_of(completion: dict[str, Any], labels: Sequence[str] = ()) -> Messag
         str(choice.get("finish_reason") or ""),
         _places(choice.get("logprobs"), labels),
     )
+
+
+def tokens_of(completion: dict[str, Any]) -> tuple[int, int]:
+    """
+    Return the tokens read and generated, as the server reports them; 0, and an estimate from the text, if it does not.
+
+    Raises:
+        NotAnswered: If an answer cannot have so many.
+    """
+    message = message_of(completion)
+    estimate = round(len(message.text + message.reasoning) / CHARACTERS_PER_TOKEN)
+    return _reported(completion, "prompt_tokens"), _reported(completion, "completion_tokens") or estimate
+
+
+def _reported(completion: dict[str, Any], name: str) -> int:
+    usage = completion.get("usage")
+    found = usage.get(name) if isinstance(usage, dict) else None
+    if found is None:
+        return 0
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOKENS:
+        raise NotAnswered(f"an answer that reports {printable(str(found), 20)} tokens")
+    return found
 
 
 def text_and_thoughts(content: Any) -> tuple[str, str]:

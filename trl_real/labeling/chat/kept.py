@@ -3,13 +3,12 @@
 from dataclasses import asdict, replace
 from typing import Any, TypeGuard
 
-from trl_real.labeling.chat.completion import Message, text_and_thoughts
+from trl_real.labeling.chat.completion import MOST_TOKENS, Message, text_and_thoughts
 from trl_real.labeling.chat.purse import Bill
 from trl_real.labeling.chat.question import Answer
 from trl_real.labeling.chat.reading import Place
 
 
-MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 REFUSAL = 80  # characters of a refusal in the reason of a failure
 
 

@@ -36,9 +36,18 @@ class Purse:
     Args:
         price: Prices; None if nothing is counted.
         max_cost: Maximum of what is spent.
+
+    Raises:
+        TrlRealError: If a price is below 0, or `max_cost` is given without prices.
     """
 
     def __init__(self, price: tuple[float, float] | None, max_cost: float | None):
+        if price is not None and not (len(price) == 2 and min(price) >= 0):
+            raise TrlRealError(
+                f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."
+            )
+        if max_cost is not None and price is None:
+            raise TrlRealError("max_cost needs the prices of a million tokens read and generated: price=(0.15, 0.6).")
         self.price, self.max_cost, self.spent = Price(*price) if price else Price(0.0, 0.0), max_cost, 0.0
         self._reserved: list[float] = []  # for questions in flight
         self._counted: set[str] = set()

@@ -7,11 +7,19 @@ from typing import NamedTuple, Protocol
 from trl_real.labeling.chat.reading import MIN_LABEL_MASS, AnswerReading, Place, read, read_top
 
 
+CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
+
+
 class Question(NamedTuple):
     """Chat that is answered by one of a few labels."""
 
     messages: list[dict[str, str]]
     labels: tuple[str, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Estimate of its tokens."""
+        return round(sum(len(message["content"]) for message in self.messages) / CHARACTERS_PER_TOKEN)
 
 
 @dataclass(frozen=True)

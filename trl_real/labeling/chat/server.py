@@ -14,18 +14,16 @@ from tqdm.auto import tqdm
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.chat.claims import PAUSE, Claims
-from trl_real.labeling.chat.completion import message_of
+from trl_real.labeling.chat.completion import message_of, tokens_of
 from trl_real.labeling.chat.dialect import FIRST_BUDGET, RAISED_BUDGET, Dialect, refused_field
-from trl_real.labeling.chat.kept import MOST_TOKENS, answer_of, bill_of, is_entry, number, read_answer
+from trl_real.labeling.chat.kept import answer_of, bill_of, is_entry, number, read_answer
 from trl_real.labeling.chat.purse import Bill, Purse
 from trl_real.labeling.chat.question import Answer, Question
 from trl_real.labeling.chat.reading import CUT
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.openai_client import NotAnswered, Refused, Requests, key_for, key_in, without_password
-from trl_real.runtime.server_words import printable
 
 
-CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
 SILENT = 3  # questions without an answer, before the first answer, that end a run
 
 
@@ -82,7 +80,7 @@ class Endpoint:
     ):
         from huggingface_hub.constants import HF_HOME
 
-        _check(concurrency, timeout, deadline, max_retries, max_tokens, price, max_cost)
+        _check(concurrency, timeout, deadline, max_retries, max_tokens)
         url = without_password(base_url)
         self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
         self.model, self.concurrency, options = model, concurrency, options or {}
@@ -119,7 +117,7 @@ class Endpoint:
         """
         keys = [self.key(question) for question in questions]
         asked = dict(zip(keys, questions, strict=True))
-        kept = {key: entry for key, entry in self.cache.get(keys).items() if is_entry(entry)}
+        kept = self._entries(keys)
         for key, entry in kept.items():
             self.purse.count(key, number(entry.get("cost")))
         found = {key: read_answer(entry, cached=True) for key, entry in kept.items()}
@@ -144,13 +142,17 @@ class Endpoint:
     def estimate(self, questions: Iterable[Question]) -> dict[str, float]:
         """Estimate, rather too high: `n_asked`, `n_cached`, `input_tokens`, `output_tokens` and `cost`."""
         by_key = {self.key(question): question for question in questions}
-        cached = self.cache.get(by_key)
+        cached = self._entries(by_key)
         asked = [question for key, question in by_key.items() if key not in cached]
-        read = sum(_input_tokens(question) for question in asked)
+        read = sum(question.n_tokens for question in asked)
         written = sum(_budget(self.body(question)) for question in asked)
         cost = self.purse.price.of(read, written)
         counts = {"n_asked": len(asked), "n_cached": len(cached)}
         return {**counts, "input_tokens": read, "output_tokens": written, "cost": cost}
+
+    def _entries(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return what the cache holds by key, without what cannot be read as an answer."""
+        return {key: entry for key, entry in self.cache.get(keys).items() if is_entry(entry)}
 
     def _ask_all(self, questions: dict[str, Question], bills: dict[str, Bill]) -> Iterator[tuple[str, Answer]]:
         """Ask one question after another until one is answered, then the others at once."""
@@ -195,8 +197,8 @@ class Endpoint:
         while not self.requests.stopped.is_set():
             claimed = self.claims.take(key)
             try:
-                entry = self.cache.get([key]).get(key)  # after the claim: its answer comes before its end
-                if is_entry(entry):
+                entry = self._entries([key]).get(key)  # after the claim: its answer comes before its end
+                if entry is not None:
                     answer = read_answer(entry, cached=True)
                     if not self._would_go_on(answer, question):
                         self.purse.count(key, number(entry.get("cost")))
@@ -222,7 +224,7 @@ class Endpoint:
         while True:
             body = self.body(question)
             try:
-                with self.purse.reserving(_input_tokens(question), _budget(body)):
+                with self.purse.reserving(question.n_tokens, _budget(body)):
                     completion = self.requests.ask(body, lambda found: self._pay(bill, question, found))
             except Refused as error:
                 if self.dialect.learn(body, error.answer):
@@ -250,13 +252,11 @@ class Endpoint:
         if not self.dialect.may_raise or answer.failure or answer.finish_reason.lower() not in CUT:
             return False
         is_short = answer.output_tokens <= FIRST_BUDGET and bool(answer.read(question.labels, 0.0).failure)
-        return is_short and self.purse.affords(_input_tokens(question), RAISED_BUDGET)
+        return is_short and self.purse.affords(question.n_tokens, RAISED_BUDGET)
 
     def _pay(self, bill: Bill, question: Question | None, completion: dict[str, Any]) -> None:
-        read = _counted(completion, "prompt_tokens") or (_input_tokens(question) if question else 0)
-        message = message_of(completion)
-        written = round(len(message.text + message.reasoning) / CHARACTERS_PER_TOKEN)
-        self.purse.pay(bill, read, _counted(completion, "completion_tokens") or written)
+        read, written = tokens_of(completion)
+        self.purse.pay(bill, read or (question.n_tokens if question else 0), written)
 
     def keep(
         self, key: str, question: Question | None, completion: dict[str, Any], bill: Bill | None = None
@@ -285,34 +285,12 @@ def _budget(body: dict[str, Any]) -> int:
     return body.get("max_tokens") or body.get("max_completion_tokens") or RAISED_BUDGET
 
 
-def _counted(completion: dict[str, Any], name: str) -> int:
-    """
-    Return a number of tokens that a server reports; 0 if it reports none.
-
-    Raises:
-        NotAnswered: If an answer cannot have so many.
-    """
-    usage = completion.get("usage")
-    found = usage.get(name) if isinstance(usage, dict) else None
-    if found is None:
-        return 0
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOKENS:
-        raise NotAnswered(f"an answer that reports {printable(str(found), 20)} tokens")
-    return found
-
-
-def _input_tokens(question: Question) -> int:
-    return round(sum(len(message["content"]) for message in question.messages) / CHARACTERS_PER_TOKEN)
-
-
 def _check(
     concurrency: int,
     timeout: float,
     deadline: float,
     max_retries: int,
     max_tokens: int | None,
-    price: tuple[float, float] | None,
-    max_cost: float | None,
 ) -> None:
     least = {
         "concurrency": (concurrency, 1),
@@ -325,9 +303,3 @@ def _check(
     for name, seconds in {"timeout": timeout, "deadline": deadline}.items():
         if not seconds > 0:
             raise TrlRealError(f"{name}={seconds} leaves no time. Give seconds, such as {name}=60.")
-    if price is not None and not (len(price) == 2 and min(price) >= 0):
-        raise TrlRealError(
-            f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."
-        )
-    if max_cost is not None and price is None:
-        raise TrlRealError("max_cost needs the prices of a million tokens read and generated: price=(0.15, 0.6).")

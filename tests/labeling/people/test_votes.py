@@ -6,12 +6,12 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from support.votes import pool, row
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.crowd import AGGREGATIONS
 from trl_real.labeling.annotate import LabelReport, annotate
@@ -20,20 +20,6 @@ from trl_real.labeling.people.report import vote_report
 from trl_real.labeling.people.votes import VERDICTS, VoteBook, VotesJudge, pair_key
 from trl_real.labeling.verdicts import ask, summarize
 from trl_real.runtime.journal import Journal
-
-
-def row(i: int, **changes) -> dict:
-    return {
-        "prompt": f"question {i}",
-        "response_a": f"answer {i}",
-        "response_b": f"another {i}",
-        "pair": [0, 1],
-        **changes,
-    }
-
-
-def pool(n: int, **changes) -> Dataset:
-    return Dataset.from_list([row(i, **changes) for i in range(n)])
 
 
 def mirrored(dataset: Dataset) -> Dataset:
@@ -312,7 +298,7 @@ KILLED = """
 import os, sys
 from trl_real.runtime.journal import Journal
 from trl_real.labeling.people.queue import VoteQueue
-from test_votes import pool  # this module: the test reads the journal with the same pool
+from support.votes import pool
 queue = VoteQueue(pool(60), Journal(sys.argv[1]), "ann")
 while queue.next():
     queue.vote("a", 1.0)
@@ -322,7 +308,7 @@ while queue.next():
 
 def test_kill_loses_no_accepted_vote(tmp_path):
     path = tmp_path / "votes.jsonl"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", KILLED, path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
         told = [int(worker.stdout.readline()) for _ in range(25)]

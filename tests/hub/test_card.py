@@ -82,8 +82,8 @@ def test_section_states_recipe_counts_and_the_line_that_loads_it():
     assert (shown["strategy"], shown["seed"], shown["model"]) == ("easy", "42", "user/encoder")
     assert shown["budget"] == "0.25 of the rows with a pair"
     assert shown["responses cut to the context"] == "3 of 200 (1.5%)"
-    parts = ["kept", "not chosen", "skipped: identical responses", "skipped: empty response"]
-    assert int(shown["in the pool"]) == sum(int(shown[name]) for name in parts)
+    rows = ["in the pool", "kept", "not chosen", "skipped: identical responses", "skipped: empty response"]
+    assert [shown[name] for name in rows] == ["100", "25", "70", "3", "2"]
     assert 'load_dataset("user/subset", "easy-0.25", split="train")' in section()
 
 

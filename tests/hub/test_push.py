@@ -264,6 +264,29 @@ out["rival"] = push(rows(8), "user/rival")
         assert hub.repo(f"user/{name}").files().keys() == hub.repo("user/rival").files().keys()
 
 
+def test_a_commit_that_comes_between_reading_the_card_and_writing_it_is_kept(hub, tmp_path):
+    run(
+        hub,
+        tmp_path,
+        """
+from huggingface_hub import upload_file
+import trl_real.hub.push as module
+push(rows(8), "user/subset", commit_message="Mine")
+own, rivals = module.update_card, ["the rival's words"]
+def update_card(content, *args, **kwargs):
+    found = own(content, *args, **kwargs)
+    if rivals:
+        changed = (content + rivals.pop()).encode()
+        upload_file(path_or_fileobj=changed, path_in_repo="README.md", repo_id="user/subset", repo_type="dataset")
+    return found
+module.update_card = update_card
+out["said"] = push(rows(8), "user/subset")
+""",
+    )
+    text = card(hub, "user/subset")
+    assert "the rival's words" in text and text.count("trl-real:begin") == 1
+
+
 def test_two_concurrent_pushes_both_arrive(hub, tmp_path):
     script = (
         PRELUDE

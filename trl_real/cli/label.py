@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
-from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say
+from trl_real.cli.options import (
+    add_chat,
+    add_common,
+    check_output,
+    keep_settings,
+    locked,
+    require,
+    result,
+    rows_of,
+    say,
+)
 from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
 from trl_real.errors import TrlRealError
 
@@ -20,6 +30,7 @@ STUDIO_KEY = "LABEL_STUDIO_API_KEY"
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the flags, named as the arguments of `annotate` and of the judges."""
     add_common(parser)
+    add_chat(parser)
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--gold", metavar="COLUMN", help="column with the true scores, to report the agreement")
     parser.add_argument("--plan", action="store_true", help="print the estimated cost, and stop")
@@ -57,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     if args.check:
         return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
-    dataset = ready_pairs(load(args.dataset, args.split), args.responses)
+    rows = rows_of(args, load(args.dataset, args.split), responses=args.responses)
+    dataset = ready_pairs(rows, args.responses)
     paired = paired_rows(dataset, args.responses).select_columns(["prompt", "response_a", "response_b"])
     if not tell_price(args, judge, lambda: paired[:]):
         _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
@@ -82,7 +94,9 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
-    settings = check_output(args, "labelling", "dataset", "split", "responses", "gold", **recorded_judge(args))
+    settings = check_output(
+        args, "labelling", "dataset", "split", "responses", "gold", **recorded_judge(args), chat=args.chat or None
+    )
     init_distributed()
     report = LabelReport()
     preferences = annotate(

@@ -90,6 +90,7 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
+    from trl_real.labeling.people.report import vote_report
     from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.record import RECORD_FILE
 
@@ -116,7 +117,8 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
     keep_settings(args, settings)
-    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
+    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 

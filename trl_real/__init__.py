@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from trl_real.data.chat import as_chat as as_chat
     from trl_real.data.sources import from_alpaca_eval as from_alpaca_eval
     from trl_real.data.sources import from_hh_rlhf as from_hh_rlhf
     from trl_real.data.sources import from_shp as from_shp
@@ -93,6 +94,7 @@ _HOME = {
     "TrlRealError": "trl_real.errors",
     "VotesJudge": "trl_real.labeling.people.votes",
     "WinRateCallback": "trl_real.evaluation.callback",
+    "as_chat": "trl_real.data.chat",
     "annotate": "trl_real.labeling.annotate",
     "check_judge": "trl_real.labeling.check",
     "active_rounds": "trl_real.rounds.active",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
 
-from trl_real.cli.options import add_common, locked, read_settings, require, result, say
+from trl_real.cli.options import add_chat, add_common, locked, read_settings, require, result, say
 from trl_real.cli.parser import Parser, did_you_mean
 from trl_real.errors import TrlRealError
 
@@ -34,6 +34,7 @@ class EvalArguments:
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's own flags; TRL parses the others."""
     add_common(parser)
+    add_chat(parser)
     parser.add_argument("--eval_dataset", help="preferences to evaluate on")
     parser.add_argument("--model", help="Hub id or local path of the model to align")
     parser.add_argument("--plan", action="store_true", help="print the cost of this training and stop")
@@ -115,6 +116,8 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
     own = ("dataset", "split", "output_dir", "config", "eval_dataset", "model")
     given = [(f"--{name}", getattr(args, name)) for name in own if getattr(args, name, None) is not None]
     data, *others, config, model = parsed((PreferenceArguments, *classes), [*args.rest, *chain(*given)])
+    if args.chat and hasattr(config, "as_messages"):
+        config.as_messages = True
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", *(() if getattr(args, "plan", False) else ("output_dir",)))
     set_model_init_kwargs(config, model)

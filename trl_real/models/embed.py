@@ -13,7 +13,15 @@ from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
+from trl_real.models.sequences import (
+    check_prompt,
+    length_batches,
+    pad,
+    prompt_text,
+    readable,
+    response_texts,
+    tell_plain_prompts,
+)
 
 
 Context = Literal["response", "prompt+response"]
@@ -141,6 +149,7 @@ class Embedder(ModelReader):
                         "context='prompt+response' needs a prompt in every row. Type context='response'."
                     )
                 check_prompt(prompt)
+            tell_plain_prompts(self.tokenizer, prompts)
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])

@@ -13,16 +13,15 @@ from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader
 from trl_real.models.sequences import (
     Ids,
-    chat_ids,
     check_prompt,
     common_prefix,
-    continued,
     control_tokens,
     ids_without_control,
     length_batches,
     pad,
     readable_response,
 )
+from trl_real.models.template import chat_ids, continued
 
 
 class Rewards(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
+from trl_real.data.chat import as_chat
 from trl_real.data.columns import (
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -131,6 +132,7 @@ class EmbeddingPairSelector(PairScorer):
         shards: str | Path | None = None,
         shard_rows: int = SHARD_ROWS,
         sample: int | None = None,
+        as_messages: bool = False,
     ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
         """
         Select the rows most worth a label, ranked over the whole pool, and set `record`.
@@ -146,6 +148,7 @@ class EmbeddingPairSelector(PairScorer):
             shard_rows: Number of rows per shard.
             sample: For a stream, number of rows to take a threshold from instead of the exact cut
                 (`trl_real.selection.streaming.select_by_sample`).
+            as_messages: Whether text prompts and responses become messages, for chat models (`trl_real.as_chat`).
 
         Returns:
             The kept rows in the order of the dataset, with the columns that `map` adds; for a stream a stream.
@@ -154,6 +157,8 @@ class EmbeddingPairSelector(PairScorer):
             TrlRealError: If the budget is out of range, or a stream has no `shards` and no `sample`.
         """
         check_budget(budget)
+        if as_messages:
+            dataset = as_chat(dataset, responses=self.responses)
         settings: dict[str, Any] = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
         if isinstance(dataset, DatasetDict | IterableDatasetDict):
             kept, self.record = select_splits(self, dataset, budget, shards, num_proc=num_proc, **settings)

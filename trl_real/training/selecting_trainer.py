@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
+from trl_real.data.chat import as_chat
 from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
@@ -65,9 +66,11 @@ class SelectingDPOTrainer(DPOTrainer):
         @wraps(DPOTrainer.__init__, assigned=())
         def __init__(self, *args, **kwargs):
             given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            if getattr(given.get("args"), "as_messages", False):
+                given |= {name: as_chat(given.get(name)) for name in ("train_dataset", "eval_dataset")}
             if selects(given.get("args")):
                 check_selectable(given.get("train_dataset"), given["args"])
-            super().__init__(*args, **kwargs)
+            super().__init__(**given)
             if isinstance(self.train_dataset, Dataset):
                 check_vocabulary(self.model, self.train_dataset)
             check_ends(self.model, self.processing_class, given.get("train_dataset"))
@@ -111,6 +114,8 @@ class SelectingDPOTrainer(DPOTrainer):
         super().save_model(output_dir, _internal_call=_internal_call)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if getattr(args, "as_messages", False):  # of `evaluate`; those of the start are messages already
+            dataset = as_chat(dataset)
         first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))

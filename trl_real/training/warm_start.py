@@ -8,6 +8,7 @@ from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
 
+from trl_real.data.chat import as_chat
 from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.runtime.run_lock import run_lock
@@ -51,7 +52,13 @@ def demonstrations(dataset: Dataset) -> Dataset:
 
 
 def warm_start(
-    model: str, dataset: Dataset, args: SFTConfig, *, processing_class: Any = None, peft_config: Any = None
+    model: str,
+    dataset: Dataset,
+    args: SFTConfig,
+    *,
+    processing_class: Any = None,
+    peft_config: Any = None,
+    as_messages: bool = False,
 ) -> SFTTrainer:
     """
     Fine-tune a model on chosen responses with TRL's SFT, with the loss on completions only, and save the full model.
@@ -67,6 +74,7 @@ def warm_start(
         args: Arguments of the trainer; the model is saved in `output_dir`.
         processing_class: Tokenizer; the model's by default.
         peft_config: Configuration of an adapter to train instead of all weights.
+        as_messages: Whether text prompts and responses become messages, for chat models (`trl_real.as_chat`).
 
     Returns:
         Trainer after training.
@@ -75,7 +83,7 @@ def warm_start(
         MissingColumnError: If the chosen responses are missing.
         TrlRealError: If the dataset has no rows, or `output_dir` has a run with other settings.
     """
-    rows = demonstrations(dataset)
+    rows = demonstrations(as_chat(dataset) if as_messages else dataset)
     with run_lock(args.output_dir):
         return _warm_start(model, rows, args, processing_class, peft_config)
 

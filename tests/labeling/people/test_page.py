@@ -63,8 +63,10 @@ def _key(view: str) -> str:
     return view.split('data-key="')[1].split('"')[0]
 
 
+# A shell starts its background jobs with SIGINT ignored, and so does pytest its processes there: as in a terminal.
 SERVER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from datasets import Dataset
 from trl_real.labeling.people.page import serve_page
 data, options = (json.loads(open(path).read()) for path in sys.argv[1:3])
@@ -156,6 +158,12 @@ def test_a_person_votes_by_keys_reloads_and_undoes(serve, browser):
     assert server.process.wait(20) == 0
     written = [path for path in server.home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
     assert not written  # Matplotlib, which Gradio imports where it is installed, keeps a list of fonts
+
+
+def test_ctrl_c_ends_the_server_and_closes_the_votes(serve):
+    server = serve(rows(2))
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0 and (server.folder / "errors.txt").read_text() == ""
 
 
 def _another_person_in_another_tab(browser: Browser, server: Server) -> None:

@@ -255,6 +255,25 @@ def test_always_voting_left_shows_as_position_bias(tmp_path):
     assert report.annotators["ann"].first_shown_rate == 1 and report.annotators["ann"].first_shown_low > 0.9
 
 
+def test_the_shown_side_of_a_mirrored_vote_is_mirrored_too(tmp_path):
+    """Ann always votes left, also on pairs that were pushed the other way round after Bob had seen them."""
+    dataset, path = pool(30), tmp_path / "votes.jsonl"
+    voted(path, dataset, bob=["skip"] * 30)  # the first to see a pair decides how it is stored
+    for asked in (dataset, mirrored(dataset)):
+        path_of_one = tmp_path / f"{asked[0]['response_a']}.jsonl"
+        path_of_one.write_text(path.read_text())
+        with Journal(path_of_one) as journal:
+            queue = VoteQueue(asked, journal, "ann")
+            while queue.next():
+                queue.vote_side("left", 1.0)
+        for shown in (dataset, mirrored(dataset)):
+            found = ask(VotesJudge(path_of_one, share, annotators=["ann"]), shown[:])
+            assert summarize(found).position_bias == 0.5
+            sides = [(v.a_first, v.b_first) for v in found]
+            assert {(1.0 if a == a else None, 0.0 if b == b else None) for a, b in sides} == {(1.0, None), (None, 0.0)}
+            assert all(v.probability == (a if a == a else b) for v, (a, b) in zip(found, sides, strict=True))
+
+
 def test_report_counts_only_current_votes(tmp_path):
     dataset, path = pool(4), tmp_path / "votes.jsonl"
     with Journal(path) as journal:

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
 from trl_real.cli.options import add_chat, add_common, locked, read_settings, require, result, say
@@ -59,6 +60,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
 
     from trl_real.errors import without_remote_code
     from trl_real.models.sequences import n_with_control_tokens
+    from trl_real.selection.record import RECORD_FILE, SelectionRecord
     from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -86,6 +88,8 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
             processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
             peft_config=peft_config,
         )
+    if (Path(data.dataset) / RECORD_FILE).exists():
+        trainer.earlier_selection = SelectionRecord.load(data.dataset)
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
     n_control = n_with_control_tokens(trainer.processing_class, preferences)
@@ -93,6 +97,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
         say(f"{n_control} of {len(preferences)} rows hold control tokens in a response; TRL trains on them as such.")
     train_from(trainer, resume_from)
     trainer.save_model()
+    trainer.create_model_card(model_name=Path(config.output_dir).name)
     counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
     result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
 

@@ -1,23 +1,34 @@
 """Supervised fine-tuning on chosen responses: the start, and the reference, of DPO in the papers."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
+from trl.trainer.utils import get_config_model_id
 
 from trl_real.data.chat import as_chat
 from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.runtime.run_lock import run_lock
+from trl_real.training.model_card import complete_card
 from trl_real.training.preparation import check_ends
 from trl_real.training.resume import checkpoint_of_run, train_from
 
 
 class QuietSFTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] without telemetry."""
+    """[`~trl.SFTTrainer`] without telemetry, whose card says where a model in a local folder comes from."""
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write TRL's model card, with the origin of a model in a local folder."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            complete_card(self.args.output_dir, get_config_model_id(self.model.config))
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the run here."""
@@ -106,4 +117,5 @@ def _warm_start(model: str, rows: Dataset, args: SFTConfig, processing_class: An
         trainer.processing_class.save_pretrained(args.output_dir)
     elif not isinstance(trainer.model, PeftModel):
         trainer.save_model()
+    trainer.create_model_card(model_name=Path(args.output_dir).name)
     return trainer

@@ -5,6 +5,8 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +22,9 @@ from trl_real.runtime.digests import sha256
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+SAFE_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PICKLES = re.compile(r"(pytorch|adapter)_model.*\.bin(\.index\.json)?")
+ALLOW_PICKLE = "TRL_REAL_ALLOW_PICKLE"  # environment variable, so that worker processes have it, too
 OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -46,27 +51,49 @@ def resolve_revision(model: str, revision: str | None) -> str:
     local folder's config and weights.
 
     Raises:
-        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.
+        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached; or if the
+            weights are pickle files only.
     """
     if os.path.isdir(model):
+        refuse_pickle(model, os.listdir(model))
         return _folder_digest(Path(model))
     import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # None in lists of models only
+        found = HfApi().model_info(model, revision=revision, timeout=10)
+        refuse_pickle(model, (file.rfilename for file in found.siblings or ()))
+        return cast(str, found.sha)  # None in lists of models only
     except HFValidationError as error:
         raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if isinstance(cached, str):
+            refuse_pickle(model, os.listdir(Path(cached).parent))
             return Path(cached).parent.name
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(
             f"Model {model!r} is not a local folder, and the Hub does not return it ({reason}). "
             "Give a local path, or check the name and `hf auth login`."
         ) from error
+
+
+def refuse_pickle(model: str, files: Iterable[str]) -> None:
+    """
+    Check that the weights among the files of a model are safetensors, or that `$TRL_REAL_ALLOW_PICKLE` is set.
+
+    Raises:
+        TrlRealError: If they are pickle files only.
+    """
+    files = set(files)
+    pickles = sorted(filter(PICKLES.fullmatch, files))
+    if pickles and files.isdisjoint(SAFE_FILES) and not os.environ.get(ALLOW_PICKLE):
+        raise TrlRealError(
+            f"The weights of {model!r} are pickle files ({pickles[0]}), which may hold code. Save them as "
+            "safetensors: model.save_pretrained(…); or, if you trust them, type --allow_pickle "
+            f"({ALLOW_PICKLE}=1 in Python)."
+        )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -157,6 +184,7 @@ def _from_pretrained(
 
     config = PeftConfig.from_pretrained(model, **revision)
     base, base_revision = config.base_model_name_or_path, pinned(config.revision)
+    resolve_revision(base, config.revision)  # refuses pickle files
     plain = auto.from_pretrained(base, dtype=dtype, **safe, **base_revision)
     loaded = PeftModel.from_pretrained(plain, model, **revision)
     try:

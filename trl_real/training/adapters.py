@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
 from trl_real.errors import TrlRealError, without_remote_code
+from trl_real.models.load import refuse_pickle, resolve_revision
 from trl_real.runtime.devices import default_device
 
 
@@ -63,10 +64,14 @@ def load_merged(model: str, init: dict[str, Any] | None = None) -> tuple[Any, An
     Raises:
         TrlRealError: If the base cannot be loaded.
     """
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    base = str(PeftConfig.from_pretrained(model).base_model_name_or_path)
+    refuse_pickle(model, os.listdir(model))
     try:
+        resolve_revision(base, revision_of(init))  # refuses pickle files
         with without_remote_code(base):
             loaded = AutoModelForCausalLM.from_pretrained(base, **(SAFE_INIT | (init or {})))
+    except TrlRealError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(

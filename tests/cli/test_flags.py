@@ -21,6 +21,7 @@ ELSEWHERE = {
     "config": "test_settings_cli.py: a setting in YAML equals the flag",
     "json": "test_cli.py: strict JSON",
     "verbose": "test_verbosity.py",
+    "allow_pickle": "test_remote_code.py: pickle files are loaded only on request",
     "plan": "test_cli.py: no verb computes with it",
 }
 # Values that `another` cannot make: names in a table, and files.

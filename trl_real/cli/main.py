@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
         args = _parse(verb, module, argv[1:])
         check_given(args)
+        if args.allow_pickle:
+            os.environ["TRL_REAL_ALLOW_PICKLE"] = "1"
         _set_noise(args)
         args.stdout = sys.stdout
         with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print

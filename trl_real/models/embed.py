@@ -19,6 +19,7 @@ from trl_real.models.sequences import (
     pad,
     prompt_text,
     readable,
+    readable_prompt,
     response_texts,
     tell_plain_prompts,
 )
@@ -142,7 +143,7 @@ class Embedder(ModelReader):
         read = [readable(self.tokenizer, text, self.options.max_length) for text in texts]
         ids = self.tokenizer(read, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
-        if self.options.context == "prompt+response":
+        if self.options.context == "prompt+response" and prompts:
             for prompt in prompts:
                 if prompt is None:
                     raise TrlRealError(
@@ -150,6 +151,8 @@ class Embedder(ModelReader):
                     )
                 check_prompt(prompt)
             tell_plain_prompts(self.tokenizer, prompts)
+            length = self.options.max_length
+            prompts = [readable_prompt(self.tokenizer, prompt, length) for prompt in prompts]
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])

@@ -19,6 +19,7 @@ from trl_real.data.columns import (
     to_python,
 )
 from trl_real.data.pairs import ready_pairs
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns
@@ -175,6 +176,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
         dataset = ready_pairs(dataset, self.responses)
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)

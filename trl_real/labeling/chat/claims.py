@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
+import psutil
+
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import WAIT_FOR_OTHERS, AnswerCache
 
@@ -56,17 +58,7 @@ class Notes:
         return time.time() + self.seconds
 
     def _is_over(self, host: str, process: int, until: float) -> bool:
-        if time.time() > until:
-            return True
-        if host != self.host:
-            return False
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        return time.time() > until or host == self.host and not psutil.pid_exists(process)
 
 
 class Claims(Notes):

@@ -100,10 +100,8 @@ class Endpoint:
         self.dialect = Dialect(self.name, own.keys() - options.keys(), may_raise)
         default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
-        self.claims, job = (
-            Claims(self.cache, deadline + timeout),
-            sha256(json.dumps(self.identity, sort_keys=True)).hex(),
-        )
+        self.claims = Claims(self.cache, deadline + timeout)
+        job = sha256(json.dumps(self.identity, sort_keys=True)).hex()
         self.purse = Purse(price, max_cost, lambda: Ledger(self.cache, deadline + timeout, job))
 
     @property

@@ -3,7 +3,8 @@ Everything that runs a model: embeddings, gradients, log-probabilities, rewards,
 
 Start with `lazy_model.LazyModel`, a model given by name or loaded, and `reader.ModelReader`, the base of the readers
 in `embed`, `gradients`, `log_probs`, `choice` and `reward`. `packing`, `passes`, `prefixes` and `read_once` put many
-sequences into one forward pass; `generate` samples responses, with its parts in `generation`; `memory` makes batches
+sequences into one forward pass, in which `attention` computes who attends to whom (`block_mask`) and `exactness` checks
+that this changes nothing; `generate` samples responses, with its parts in `generation`; `memory` makes batches
 smaller.
 
 Modules here may import `data`, `functional`, `runtime` and `errors`, and nothing above.

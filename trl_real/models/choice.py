@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import made_up, packed
 from trl_real.models.prefixes import LEAST, grow, tree_passes
 from trl_real.models.reader import ModelReader
 from trl_real.models.sequences import Ids, length_batches, pad
@@ -86,7 +87,7 @@ class ChoiceReader(ModelReader):
         return max(map(len, work))
 
     def _run_packed(self, work: list[Ids], max_tokens: int | None = None, least: int = LEAST) -> Iterator[tuple]:
-        with packed(self.model):
+        with packed(self.model, self.attention):
             for step in tree_passes(grow(work, least), max_tokens or self.batch_tokens):
                 if step.ids:
                     yield step.ids, self._logits_at(step.ends, **step.inputs(self.device))[0], len(step.tokens)

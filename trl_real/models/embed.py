@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import fits_window, made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
 
@@ -176,7 +178,7 @@ class Embedder(ModelReader):
         self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
     def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
-        with packed(self.body):
+        with packed(self.body, self.attention):
             for pack in make_packs(work, self.batch_tokens):
                 yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
@@ -211,7 +213,7 @@ class Embedder(ModelReader):
         trees = [Tree((), [ids[1]], [0]), Tree((), [ids[2][::-1]], [1]), Tree(ids[0], ids[3:], [2, 3])]
 
         def together() -> Tensor:
-            with packed(self.body):
+            with packed(self.body, self.attention):
                 (pack,) = make_packs(trees, 10**6)
                 return self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
 

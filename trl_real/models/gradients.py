@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
+from trl_real.models.attention import packed
+from trl_real.models.exactness import fits_window, gives_the_same, made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.reader import ModelReader, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
@@ -195,10 +196,11 @@ class GradientFeatures(ModelReader):
         a, b, c, d, e = made_up(self.config.vocab_size, (7, 4, 5, 3, 9))
         rows = [Row(a, (b,)), Row((), (e,)), Row(d, (c,)), Row(a, (e, c[::-1]))]
         alone = self._collect("one by one", rows)
-        for method in ("packed", "padded") if fits_window(self.config, 2 * self.options.max_length) else ("padded",):
-            if gives_the_same(partial(self._collect, method, rows), lambda: alone, self.exact, rough=1e-1):
-                return method
-        return "one by one"
+        fits = fits_window(self.config, 2 * self.options.max_length)
+        if fits and self._is_exact(partial(self._collect, "packed", rows), lambda: alone, rough=1e-1):
+            return "packed"
+        padded = partial(self._collect, "padded", rows)
+        return "padded" if gives_the_same(padded, lambda: alone, self.exact, rough=1e-1) else "one by one"
 
     def _collect(self, method: str, rows: list[Row]) -> Tensor:
         vectors = torch.zeros(len(rows), self.projection.dim, dtype=self.sum_in)
@@ -222,7 +224,7 @@ class GradientFeatures(ModelReader):
         attention: AbstractContextManager = nullcontext()
         if method == "packed":
             passes = partial(packed_passes, share=not checkpointed_layers(self.model))
-            attention = packed(self.body)
+            attention = packed(self.body, self.attention)
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import Pack, Tree, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
 from trl_real.models.reader import ModelReader, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
@@ -102,7 +104,7 @@ class ResponseLogProbs(ModelReader):
         )
 
     def _run_packed(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
-        with packed(self.body):
+        with packed(self.body, self.attention):
             for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):
                 before, labels, ids = scored_places(pack)
                 logits = self._logits_at(before, **pack.inputs(self.device))

@@ -1,5 +1,7 @@
 """Devices of this machine. Nothing else in the package asks for an accelerator by its name."""
 
+from typing import Any
+
 
 def accelerator() -> str | None:
     """Return the type of this machine's accelerator, such as `"cuda"` (also ROCm), `"mps"` or `"xpu"`, or None."""
@@ -28,3 +30,8 @@ def bfloat16_is_fast() -> bool:
         return is_torch_bf16_gpu_available()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def has_kernel_compiler(device: Any) -> bool:
+    """Return whether torch compiles kernels for a device that are worth it: not for CPUs, nor for Apple's."""
+    return device.type not in ("cpu", "mps")

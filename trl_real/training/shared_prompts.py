@@ -16,7 +16,8 @@ from trl.trainer import utils as head
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import measured
-from trl_real.models.packing import attend_within_given_segments, gives_the_same, made_up
+from trl_real.models.attention import attend_within_given_segments, attentions_for
+from trl_real.models.exactness import gives_the_same, made_up
 from trl_real.models.passes import CHUNK
 from trl_real.models.prefixes import LEAST
 from trl_real.models.read_once import fits, is_random, lay_out
@@ -43,8 +44,6 @@ class SharedPrompts:
     def __init__(self, models: list[nn.Module], required: bool = False):
         self.models, self.required = models, required
         self.random = {model: is_random(model) for model in models}
-        for model in models:
-            attend_within_given_segments(_backbone(model))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -64,14 +63,19 @@ class SharedPrompts:
         packed = partial(self._forward, model, own)
 
         @cache
-        def found(forward: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        def found(forward: Callable[..., Any], _name: str = "") -> tuple[Tensor, Tensor]:
             return _log_probs_and_gradients(model, forward, inputs, vocabulary)
 
         def agree(i: int) -> bool:
-            return gives_the_same(lambda: found(packed)[i], lambda: found(own)[i], model.dtype == torch.float32)
+            return gives_the_same(lambda: found(packed, name)[i], lambda: found(own)[i], model.dtype == torch.float32)
 
+        names = attentions_for(model.device)
         with measured(model, []), torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
-            return agree(0) and agree(1)
+            for name in names[-1:] if self.random[model] else names:  # the last one has dropout
+                attend_within_given_segments(_backbone(model), name)
+                if agree(0) and agree(1):
+                    return True
+        return False
 
     @contextmanager
     def _installed(self, model: nn.Module) -> Iterator[None]:

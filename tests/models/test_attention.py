@@ -188,5 +188,5 @@ def test_compiled_kernel_equals_the_materialized_one_at_any_length():
         mask = block_mask(line.segments, 0, torch.device("cpu"))
         q, k, v = (torch.randn(1, heads, len(line.tokens), 16) for heads in (4, 2, 2))
         options = {"block_mask": mask, "scale": 0.3, "enable_gqa": True}
-        found = table.compiled_flex()(q, k, v, score_mod=table._capped(capped) if capped else None, **options)
+        found = table.compiled_flex()(q, k, v, score_mod=table.capped_by(capped, q.device), **options)
         torch.testing.assert_close(found, table._materialized(q, k, v, mask, 0.3, capped), rtol=1e-4, atol=1e-5)

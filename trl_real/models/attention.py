@@ -168,7 +168,7 @@ def flex(
             output = _materialized(q, k, v, mask, scaling, softcap)
         else:
             options = {"block_mask": mask, "scale": scaling, "enable_gqa": groups > 1}
-            output = compiled_flex()(q, k, v, score_mod=_capped(softcap) if softcap else None, **options)
+            output = compiled_flex()(q, k, v, score_mod=capped_by(softcap, q.device), **options)
     return output.transpose(1, 2).to(value.dtype), None
 
 
@@ -178,9 +178,14 @@ def compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def _capped(softcap: float) -> Callable[..., Tensor]:
+def capped_by(softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
+    """Return the function of a logit that caps it, None without a cap."""
+    if softcap is None:
+        return None
+    cap = torch.tensor(softcap, device=device)  # a number would become a symbol, which inductor does not compile
+
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     return capped
 

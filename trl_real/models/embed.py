@@ -30,7 +30,8 @@ class EmbedderOptions:
         context: Whether to read the response alone or after its prompt; only response tokens are averaged.
         layer: Index into `hidden_states` (0: the input embeddings), -1 for the last hidden state.
         max_length: Maximum number of tokens to read: of a response from its start, of a prompt from its end.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches), elsewhere as
+            many as fit, 16384 at most.
         include_bos: Whether to put the BOS token before the response and average it too (REAL's script on Llama).
         include_eos: Whether to put the EOS token after the response and average it too (REAL's script on SHP).
 

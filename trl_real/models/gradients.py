@@ -35,7 +35,8 @@ class GradientOptions:
         projection: Name in `PROJECTIONS`.
         projection_dim: Length of a vector, `d`; None for full gradients.
         max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches), elsewhere as
+            many as fit, 16384 at most.
         seed: Seed of the projection.
         all_processes: Whether all processes of the group (`torchrun`, `accelerate launch`) pass the same responses:
             each runs its share of the prompts, and all get all the vectors.
@@ -111,7 +112,7 @@ class GradientFeatures(ModelReader):
         TrlRealError: If the model has no such adapter.
     """
 
-    desc, counts_tokens = "Gradients", True
+    desc, counts_tokens, has_backward = "Gradients", True, True
 
     def __init__(
         self,

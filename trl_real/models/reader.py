@@ -12,9 +12,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.attention import attentions_for
 from trl_real.models.exactness import fits_window, gives_the_same
 from trl_real.models.load import is_forked
-
-
-ACCELERATOR_TOKENS = 16384  # default number of tokens in a forward pass, except on a CPU
+from trl_real.models.memory import tokens_that_fit
 
 
 class ModelReader:
@@ -31,13 +29,15 @@ class ModelReader:
         model: Model in evaluation or training mode; its mode is restored after each call.
         tokenizer: Tokenizer of the model.
         body: Part of the model that runs, by default the model itself.
-        batch_tokens: Number of tokens in a forward pass; by default `cpu_tokens` on a CPU and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default `cpu_tokens` on a CPU, elsewhere as many as fit
+            (`tokens_that_fit`).
         dtype: Precision of the matrix products (autocast); by default the weights'.
         cpu_tokens: Default number of tokens in a forward pass on a CPU (its caches).
     """
 
     desc, item = "Scoring", "text"  # for the progress bar and for messages
     counts_tokens = False  # whether the progress bar counts tokens rather than items
+    has_backward = False  # whether activations of all layers are kept
     _trial: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
     _run_packed: Callable[[list], Iterator[tuple]]
     _run_padded: Callable[[list], Iterator[tuple]]
@@ -55,7 +55,10 @@ class ModelReader:
         weights = next(self.body.parameters())
         config: Any = self.body.config
         self.device, self.config = weights.device, config.get_text_config()
-        self.batch_tokens = batch_tokens or (cpu_tokens if self.device.type == "cpu" else ACCELERATOR_TOKENS)
+        kind = self.device, weights.element_size()
+        self.batch_tokens = batch_tokens or (
+            cpu_tokens if self.device.type == "cpu" else tokens_that_fit(self.config, *kind, self.has_backward)
+        )
         self.cast_to = dtype if dtype not in (None, weights.dtype) else None
         self.sum_in = torch.promote_types(weights.dtype, torch.float32)
         self.exact = self.cast_to is None and weights.dtype == self.sum_in

@@ -35,3 +35,15 @@ def bfloat16_is_fast() -> bool:
 def has_kernel_compiler(device: Any) -> bool:
     """Return whether torch compiles kernels for a device that are worth it: not for CPUs, nor for Apple's."""
     return device.type not in ("cpu", "mps")
+
+
+def free_memory(device: Any) -> int | None:
+    """Return the number of free bytes on an accelerator; None for a CPU, and for a device that does not tell."""
+    import torch
+
+    if device.type == "cpu":
+        return None
+    try:
+        return torch.accelerator.get_memory_info(device)[0]
+    except (RuntimeError, NotImplementedError, AttributeError, ValueError):
+        return None

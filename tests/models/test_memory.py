@@ -128,11 +128,11 @@ def test_readers_on_a_cpu_take_what_its_caches_hold():
 def test_record_has_the_tokens_of_a_pass_that_were_used(selector):
     model = tiny_model() if selector == "embeddings" else adapted()
     made = {
-        "embeddings": lambda: EmbeddingPairSelector(model, tokenizer=TOKENIZER, batch_tokens=80),
-        "gradients": lambda: GradientPairSelector(model, tokenizer=TOKENIZER, batch_tokens=80, projection_dim=64),
-        "margins": lambda: MarginPairSelector(model, tokenizer=TOKENIZER, batch_tokens=80),
+        "embeddings": lambda: EmbeddingPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200),
+        "gradients": lambda: GradientPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200, projection_dim=64),
+        "margins": lambda: MarginPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200),
     }[selector]()
-    failed = run_out(model, 30, torch.OutOfMemoryError(MESSAGE))
+    failed = run_out(model, 60, torch.OutOfMemoryError(MESSAGE))
     pool = Dataset.from_dict({"prompt": PROMPTS, "responses": [[text, text[:9] + "?"] for text in RESPONSES]})
     made.select(pool, 4)
-    assert failed and made.record.settings["batch_tokens"] == 80 >> len(failed)
+    assert failed and made.record.settings["batch_tokens"] == 200 >> len(failed)

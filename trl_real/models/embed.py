@@ -14,13 +14,16 @@ from trl_real.models.attention import packed
 from trl_real.models.exactness import fits_window, made_up
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
-from trl_real.models.reader import ModelReader, check_lengths, without_peft
+from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
 from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
+from trl_real.runtime.ahead import ahead
+from trl_real.runtime.devices import computes_ahead, send
 
 
 Context = Literal["response", "prompt+response"]
 
 MEMO_BYTES = 2**25
+PART = 1024  # responses that are tokenized together for an accelerator
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,28 @@ class Embedder(ModelReader):
         """
         started = time.perf_counter()
         self._renew_copy()
-        sequences, truncated = self._tokenize(prompts, responses)
-        distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
-        vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
-        n_tokens = self._embed(list(distinct), vectors, progress)
-        self._add_to_memo(distinct, vectors)
-        rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
-        return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
+        found: dict[Any, Tensor] = {}
+        rows: list[Tensor] = []
+        cut: list[bool] = []
+        n_tokens = 0
+        for sequences, truncated in self._tokenized(prompts, responses):
+            distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence not in found]
+            vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
+            n_tokens += self._embed(distinct, vectors, progress)
+            found.update(zip(distinct, vectors, strict=True))
+            rows += [found[sequence] for sequence in sequences]
+            cut += truncated
+        self._add_to_memo(found)
+        together = torch.stack(rows) if rows else torch.zeros(0, 0)
+        return Embeddings(together, torch.tensor(cut), n_tokens, time.perf_counter() - started)
+
+    def _tokenized(self, prompts: list[Any], responses: list[str]) -> Iterator[tuple[list[tuple], list[bool]]]:
+        """Yield what `_tokenize` returns, at once; for an accelerator in parts, of which a thread makes the next."""
+        if not computes_ahead(self.device):
+            yield self._tokenize(prompts, responses)
+            return
+        parts = [slice(start, start + PART) for start in range(0, len(responses), PART)]
+        yield from ahead(lambda part: self._tokenize(prompts[part], responses[part]), parts)
 
     def _renew_copy(self) -> None:
         """Copy the weights to float32 again if they have changed."""
@@ -168,8 +186,8 @@ class Embedder(ModelReader):
         self.check_trees(work)
         n_tokens = sum(tree.n_tokens for tree in work)
         with self.passes(work, n_tokens, progress) as passes:
-            for ids, rows, _ in passes:
-                for i, row in zip(ids, rows.cpu(), strict=True):
+            for ids, rows, _ in brought(passes):
+                for i, row in zip(ids, rows, strict=True):
                     vectors[i] = row
         return n_tokens
 
@@ -185,7 +203,7 @@ class Embedder(ModelReader):
 
     def _run_pack(self, pack: Pack) -> Tensor:
         hidden = self._hidden_states(**pack.inputs(self.device))
-        return _segment_mean(hidden[0], torch.tensor(pack.owners, device=self.device), len(pack.ids))
+        return _segment_mean(hidden[0], send(pack.owners, self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Use half the budget per batch, which was the fastest with padding."""
@@ -195,8 +213,9 @@ class Embedder(ModelReader):
             tokens, mask = pad(list(sequences))
             columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
             owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
-            hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
-            vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
+            inputs = {"input_ids": tokens, "attention_mask": mask}
+            hidden = self._hidden_states(**{name: send(tensor, self.device) for name, tensor in inputs.items()})
+            vectors = _segment_mean(hidden.flatten(0, 1), send(owners.flatten(), self.device), len(batch))
             yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
@@ -225,11 +244,11 @@ class Embedder(ModelReader):
 
         return together, alone
 
-    def _add_to_memo(self, distinct: dict, vectors: list[Tensor]) -> None:
-        if self.memo is None:
+    def _add_to_memo(self, found: dict[Any, Tensor]) -> None:
+        if self.memo is None or not found:
             return
-        self.memo.update(zip(distinct, vectors, strict=True))
-        limit = MEMO_BYTES // (4 * len(vectors[0])) if vectors else 0
+        self.memo.update(found)
+        limit = MEMO_BYTES // (4 * len(next(iter(found.values()))))
         for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
             del self.memo[sequence]
 

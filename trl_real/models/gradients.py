@@ -17,8 +17,9 @@ from trl_real.models.attention import packed
 from trl_real.models.exactness import fits_window, gives_the_same, made_up
 from trl_real.models.memory import halves_batches
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
-from trl_real.models.reader import ModelReader, check_lengths
+from trl_real.models.reader import ModelReader, brought, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
+from trl_real.runtime.devices import send
 from trl_real.runtime.distributed import share, sum_over_processes
 
 
@@ -176,8 +177,8 @@ class GradientFeatures(ModelReader):
         n_tokens = torch.zeros(1, 1, dtype=torch.long)
         total = sum(map(len, my_prompts)) + sum(row.n_tokens - len(row.prompt) for row in mine)  # each prompt once
         with self.passes(mine, total, progress) as passes:
-            for ids, found, n_done in passes:
-                vectors.index_add_(0, places[ids], found.cpu())
+            for ids, found, n_done in brought(passes):
+                vectors.index_add_(0, places[ids], found)
                 n_tokens += n_done
         if self.options.all_processes:
             sum_over_processes(vectors, self.device)
@@ -205,8 +206,8 @@ class GradientFeatures(ModelReader):
 
     def _collect(self, method: str, rows: list[Row]) -> Tensor:
         vectors = torch.zeros(len(rows), self.projection.dim, dtype=self.sum_in)
-        for ids, found, _ in self._run_by(method, rows):
-            vectors.index_add_(0, torch.tensor(ids), found.cpu())
+        for ids, found, _ in brought(self._run_by(method, rows)):
+            vectors.index_add_(0, torch.tensor(ids), found)
         return vectors
 
     def _run(self, work: list[Row]) -> Generator[tuple[list[int], Tensor, int], None, None]:
@@ -257,7 +258,7 @@ class GradientFeatures(ModelReader):
     def _objective(self, step: Pass) -> Tensor:
         """Return the signed sum, not the mean, of the log-probabilities of all scored tokens."""
         logits = self._logits(step)
-        labels, signs = (torch.tensor(values, device=self.device) for values in (step.labels, step.signs))
+        labels, signs = (send(values, self.device) for values in (step.labels, step.signs))
         return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
 
     def _logits(self, step: Pass) -> Tensor:

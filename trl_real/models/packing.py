@@ -8,7 +8,7 @@ every response attends to it. `Segment`s describe who attends to whom; `attentio
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from trl_real.runtime.devices import send
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Line:
 
     def inputs(self, device: Any) -> dict[str, Any]:
         """Return the inputs of the model."""
-        tokens, positions = (torch.tensor([values], device=device) for values in (self.tokens, self.positions))
+        tokens, positions = (send([values], device) for values in (self.tokens, self.positions))
         return {"input_ids": tokens, "position_ids": positions, "segments": self.segments}
 
 

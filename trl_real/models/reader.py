@@ -13,6 +13,10 @@ from trl_real.models.attention import attentions_for
 from trl_real.models.exactness import fits_window, gives_the_same
 from trl_real.models.load import is_forked
 from trl_real.models.memory import tokens_that_fit
+from trl_real.runtime.devices import computes_ahead, send
+
+
+MAX_HELD = 2**26  # numbers that wait on the device; a quarter of a gigabyte
 
 
 class ModelReader:
@@ -108,7 +112,7 @@ class ModelReader:
 
     def _logits_at(self, places: list[int], **inputs: Any) -> Tensor:
         """Return the logits at a few positions of each row. Shape `(B, len(places), V)`."""
-        kept = torch.tensor(places, device=self.device)
+        kept = send(places, self.device)
         logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
         return logits if logits.shape[1] == len(places) else logits[:, kept]
 
@@ -128,6 +132,23 @@ class ModelReader:
             if gives_the_same(together, alone, self.exact, rough):
                 return True
         return False
+
+
+def brought(passes: Iterator[tuple]) -> Iterator[tuple[list[int], Tensor, int]]:
+    """
+    Yield sequence numbers, their values on the CPU and the number of tokens, of many passes at a time: to bring values
+    from an accelerator is to wait for it.
+    """
+    ids: list[int] = []
+    held: list[Tensor] = []
+    n_tokens = n_held = 0
+    for more, values, n_read in passes:
+        ids, held, n_tokens, n_held = ids + more, [*held, values], n_tokens + n_read, n_held + values.numel()
+        if n_held > MAX_HELD or not computes_ahead(values.device):
+            yield ids, torch.cat(held).cpu(), n_tokens
+            ids, held, n_tokens, n_held = [], [], 0, 0
+    if held:
+        yield ids, torch.cat(held).cpu(), n_tokens
 
 
 def check_lengths(max_length: int, batch_tokens: int | None) -> None:

@@ -47,3 +47,18 @@ def free_memory(device: Any) -> int | None:
         return torch.accelerator.get_memory_info(device)[0]
     except (RuntimeError, NotImplementedError, AttributeError, ValueError):
         return None
+
+
+def computes_ahead(device: Any) -> bool:
+    """Return whether a device works while the caller continues; a CPU does not."""
+    return device.type != "cpu"
+
+
+def send(values: Any, device: Any, **options: Any) -> Any:
+    """Return a tensor of the values on a device, without waiting for the copy where the memory can be pinned."""
+    import torch
+
+    tensor = torch.as_tensor(values, **options)
+    if has_kernel_compiler(device) and torch.accelerator.is_available():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

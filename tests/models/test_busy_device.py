@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from trl_real.errors import TrlRealError
 from trl_real.models import embed, reader
 from trl_real.models.choice import ChoiceReader
 from trl_real.models.embed import Embedder, EmbedderOptions
@@ -57,8 +58,10 @@ def test_equal_responses_of_different_parts_run_once(busy_device):
 
 
 def test_errors_of_the_thread_are_the_callers(busy_device):
-    with pytest.raises(Exception, match="(?i)text"):
-        Embedder(tiny_model(), TOKENIZER)([None] * 7, ["tea"] * 6 + [("a", 7)])
+    embedder = Embedder(tiny_model(), TOKENIZER, EmbedderOptions("prompt+response"))
+    with pytest.raises(TrlRealError, match="needs a prompt in every row"):
+        embedder([*PROMPTS[:8], None], RESPONSES[:9])
+    assert torch.isfinite(embedder(PROMPTS, RESPONSES).vectors).all()
 
 
 def test_values_leave_a_busy_device_together(busy_device, monkeypatch):

@@ -119,7 +119,7 @@ def test_under_deepspeed_prompts_are_read_as_trl_does_and_parts_of_weights_are_r
     """DeepSpeed is not installed here: its state is made up, and `ds_id`, with which ZeRO-3 marks weights."""
     rows = [{"prompt": "Tea? ", "chosen": "say tea", "rejected": "rain"}] * 2
     given = {"args": config(tmp_path), "train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer()}
-    trainer = REALDPOTrainer(tiny_model(), **given)
+    trainer = REALDPOTrainer(tiny_model(), tiny_model(1), **given)
     trainer.is_deepspeed_enabled = True
     assert "sharded" in reason_against(trainer) and trainer.shared_prompts is None
     with Recorder(trainer.model, None, with_states=True):  # under ZeRO-2 every process has all weights

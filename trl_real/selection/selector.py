@@ -66,7 +66,8 @@ class EmbeddingPairSelector(PairScorer):
             Text to embed: `"response"` is the response alone, as in the paper; `"prompt+response"` adds the prompt.
         layer (`int`, *optional*, defaults to `-1`): Index into `hidden_states`; -1 for the last hidden state.
         max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response, from its start.
-        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU and 16384 elsewhere.
+        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         dtype (`str`, *optional*):
             Precision, by default `"float32"` or that of the loaded model. With `"bfloat16"` or `"float16"`, `select`
             embeds the rows near a decision again in float32, so that it keeps the same rows as float32.

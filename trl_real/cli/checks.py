@@ -61,7 +61,7 @@ def strategies(*more: str) -> Callable[[str], str]:
     return check
 
 
-STRATEGY, ARM = strategies(), strategies(*ACQUISITIONS)
+STRATEGY, ARM = strategies(), strategies(*ACQUISITIONS, "auto_in_rounds")
 
 
 def whole(least: int) -> Callable[[str], int]:

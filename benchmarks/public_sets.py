@@ -115,12 +115,17 @@ def load_rows(name: str, data: Path) -> Dataset:
 
 
 def with_embeddings(name: str, data: Path, model: str, cache: Path) -> Dataset:
-    """Return the rows of a set with a column `embeddings`; parts in the cache are not computed again."""
+    """
+    Return the rows of a set with a column `embeddings`, without rows of which the model reads no token; parts in the
+    cache are not computed again.
+    """
     dataset = load_rows(name, data)
     encoder = Encoder(model, dtype="bfloat16", options=EmbedderOptions(max_length=MAX_LENGTH))
     rows = [Candidates(row["prompt"], row["responses"], list(range(len(row["responses"])))) for row in dataset]
     vectors = embed_rows(rows, encoder, cache / name)
-    return dataset.add_column("embeddings", [v.numpy().astype(np.float32).tolist() for v in vectors])
+    read = [i for i, v in enumerate(vectors) if bool(v.isfinite().all())]
+    found = [vectors[i].numpy().astype(np.float32).tolist() for i in read]
+    return dataset.select(read).add_column("embeddings", found)
 
 
 def models_of(given: list[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from trl_real.errors import TrlRealError
 
 
 VERBS = {
+    "advise": "say which rule and how many labels to use, before labels are bought",
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
     "sft": "fine-tune on the chosen responses, to get the starting model and reference of DPO",

@@ -312,7 +312,7 @@ MUTATIONS = [
     Mutation(
         "a response has its own finish reason", "models/generation/from_server.py",
         "[_completion(choice) for choice in completion",
-        "[_completion({**choice, 'finish_reason': completion['choices'][0].get('finish_reason')}) for choice in completion",
+        "[_completion({**completion['choices'][0], 'message': choice['message']}) for choice in completion",
         "models/generation/test_from_server.py",
     ),
     Mutation(
@@ -387,5 +387,17 @@ MUTATIONS = [
         "target=METRICS[name].sign * saving.target",
         "target=saving.target",
         "study/test_study_report.py study/test_curves.py",
+    ),
+    # What several processes share
+    Mutation(
+        "processes that run at the same time share a limit", "labeling/chat/claims.py",
+        "start = min([row[3] for row in others if not self._is_over(*row[:3])], default=self._total(database))",
+        "start = self._total(database)",
+        "labeling/chat/test_claims.py",
+    ),
+    Mutation(
+        "an answer in the ledger counts once", "labeling/chat/purse.py",
+        "self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost", "self._own += cost",
+        "labeling/chat/test_claims.py",
     ),
 ]  # fmt: skip

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 
 from support.studies import rows, study
 from trl_real import ACQUISITIONS, MissingColumnError, TrlRealError
-from trl_real.study.arms import ArmSelector
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
+from trl_real.study.learning_arms import LearningArms
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, split_by_size, study_pool
 from trl_real.study.report import write_study_report
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
     everything = study_pool(dataset, embeddings=True)
     pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
-    return FrozenCells(ArmSelector(pool, pool.vectors), test, test.vectors)
+    return FrozenCells(LearningArms(pool, pool.vectors), test, test.vectors)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_cell_equals_a_logistic_regression_on_the_chosen_pairs(cell):
             for i, (a, b) in zip(labeled.places, labeled.pairs, strict=True)
         ]
     ).double()
-    x = (x / frozen.scale).numpy()
+    x = (x / frozen.selector.scale).numpy()
     both, label = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # half the weight each: as one pair
     fit = LogisticRegression(C=1 / (2 * result.values["ridge"]), fit_intercept=False, tol=1e-10, max_iter=1000)
     fit.fit(both, label)
@@ -221,35 +221,35 @@ def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
 def test_a_head_buys_a_random_quarter_first_and_then_its_best(arm):
     """Every row once, the pilot with the pairs of random, and more labels that end with the same model as random's."""
     everything = study_pool(Dataset.from_dict(rows(60, k=3)), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
-    places, pairs = arms._bought_by_head(arm, 20, 3)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
+    places, pairs, _ = arms.bought(arm, 20, 3)
     random = arms.scored_pairs("random", 3)
     pilot = random.selected(5)
     assert len(set(places.tolist())) == 20 and set(pilot.tolist()) <= set(places.tolist())
     by_place = dict(zip(places.tolist(), pairs.tolist(), strict=True))
     assert all(by_place[row] == random.pairs[row].tolist() for row in pilot.tolist())
-    again = arms._bought_by_head(arm, 20, 3)
+    again = arms.bought(arm, 20, 3)
     np.testing.assert_array_equal(pairs, again[1])
 
 
 def test_a_head_without_a_decided_label_chooses_by_its_prior():
     data = rows(30, k=3) | {"scores": [[1.0, 1.0, 1.0]] * 30}
     everything = study_pool(Dataset.from_dict(data), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
-    assert len(arms._bought_by_head("fisher", 8, 0)[0]) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
+    assert len(arms.bought("fisher", 8, 0).places) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
 
 
 def test_large_and_small_gaps_are_those_of_the_head():
     """After a pilot of half the rows, the gaps that the best possible reward sees are larger for `large_gap`."""
     data = rows(200, d=3)
     everything = study_pool(Dataset.from_dict(data), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
     weights = FrozenCells(arms, everything, everything.vectors).fit(
         *(part.tobytes() for part in decided_pairs(everything))
     )[0].weights  # fmt: skip
     gaps = {}
     for arm in ("large_gap", "small_gap"):
-        places, pairs = arms._bought_by_head(arm, 80, 0)
+        places, pairs, _ = arms.bought(arm, 80, 0)
         utilities = [
             (everything.vectors[i].double() / arms.scale @ weights)[pair]
             for i, pair in zip(places, pairs, strict=True)

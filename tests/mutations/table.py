@@ -350,13 +350,13 @@ MUTATIONS = [
         "the card builds on the commit that it read", "hub/push.py",
         "        parent_commit=head,\n",
         "",
-        "hub/test_push.py",
+        "hub/test_push.py hub/test_push_failures.py",
     ),
     Mutation(
         "the commit message arrives", "hub/push.py",
         'commit_message=f"{message}: card and record"',
         'commit_message="card and record"',
-        "hub/test_push.py",
+        "hub/test_push.py hub/test_push_failures.py",
     ),
     Mutation(
         "the confidence of a paired comparison is the comparison's", "evaluation/comparison.py",

@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "trl", "datasets", "evaluate", "transformers", "huggingface-hub", "accelerate", "peft", "tokenizers",
-    "safetensors", "evalica", "filelock", "scipy", "numpy", "pandas", "pyarrow", "dill", "multiprocess", "xxhash", "matplotlib",
-    "sentence-transformers", "scikit-learn", "bitsandbytes",
+    "safetensors", "evalica", "filelock", "scipy", "numpy", "pandas", "pyarrow", "dill", "multiprocess", "xxhash",
+    "matplotlib", "sentence-transformers", "scikit-learn", "bitsandbytes",
 )  # fmt: skip
 # The machine has these, with torch.
 LEFT_OUT = ("torch-", "nvidia_", "triton-", "cuda_")

@@ -16,7 +16,7 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
 from trl_real.models import generate as generate_module
-from trl_real.models.generate import generate, generate_responses, seed_of
+from trl_real.models.generate import ends_of, generate, generate_responses, seed_of
 from trl_real.models.generation import decoding, paged
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well, nucleus
 
@@ -283,6 +283,24 @@ def test_responses_of_a_real_model_do_not_depend_on_the_batch():
         )
         output = model.generate(**chat, do_sample=False, max_new_tokens=32)[0, chat["input_ids"].shape[1] :]
         assert tokenizer.decode(output, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("given, ends", [(None, {END}), (7, {7, END}), ([7, 9], {7, 9, END}), ((), {END})])
+def test_a_response_ends_with_an_end_of_the_tokenizer_or_of_the_generation_config(given, ends):
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.generation_config.eos_token_id = given
+    assert ends_of(model, tokenizer) == ends
+    tokenizer.eos_token = None
+    assert ends_of(model, tokenizer) == ends - ({END} if given != END else set())
+
+
+def test_generation_stops_at_an_end_that_only_the_generation_config_names(policy):
+    model, tokenizer = tiny_model(), policy[1]
+    written, _ = one_by_one(model, tokenizer("one")["input_ids"], 0, 12, temperature=0.0)
+    model.generation_config.eos_token_id = [END, written[3]]
+    found = generate(model, tokenizer, ["one"], max_new_tokens=12, temperature=0.0)
+    said = tokenizer.decode(written[: written.index(written[3])])
+    assert found.texts == [[said]] and found.finish_reasons == [["stop"]]
 
 
 # On an accelerator, transformers' continuous batching decodes greedily.

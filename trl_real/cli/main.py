@@ -19,6 +19,7 @@ from trl_real.errors import TrlRealError
 
 
 VERBS = {
+    "advise": "say which rule and how many labels to use, before labels are bought",
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
     "sft": "fine-tune on the chosen responses, to get the starting model and reference of DPO",
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
         args = _parse(verb, module, argv[1:])
         check_given(args)
+        if args.allow_pickle:
+            os.environ["TRL_REAL_ALLOW_PICKLE"] = "1"
         _set_noise(args)
         args.stdout = sys.stdout
         with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print

@@ -15,7 +15,16 @@ from trl_real.models.exactness import fits_window, made_up
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
-from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
+from trl_real.models.sequences import (
+    check_prompt,
+    length_batches,
+    pad,
+    prompt_text,
+    readable,
+    readable_prompt,
+    response_texts,
+    tell_plain_prompts,
+)
 from trl_real.runtime.ahead import ahead
 from trl_real.runtime.devices import computes_ahead, send
 
@@ -155,13 +164,16 @@ class Embedder(ModelReader):
         read = [readable(self.tokenizer, text, self.options.max_length) for text in texts]
         ids = self.tokenizer(read, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
-        if self.options.context == "prompt+response":
+        if self.options.context == "prompt+response" and prompts:
             for prompt in prompts:
                 if prompt is None:
                     raise TrlRealError(
                         "context='prompt+response' needs a prompt in every row. Type context='response'."
                     )
                 check_prompt(prompt)
+            tell_plain_prompts(self.tokenizer, prompts)
+            length = self.options.max_length
+            prompts = [readable_prompt(self.tokenizer, prompt, length) for prompt in prompts]
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])

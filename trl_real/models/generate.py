@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from trl_real.data.chat import prompt_messages
 from trl_real.errors import TrlRealError
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
@@ -21,7 +22,8 @@ from trl_real.models.generation.paged import decode_paged, pages_well
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
-from trl_real.models.sequences import Ids, chat_ids, pad, prompt_text
+from trl_real.models.sequences import Ids, pad, prompt_text, tell_plain_prompts
+from trl_real.models.template import chat_ids
 from trl_real.runtime.distributed import gather, rank, share
 
 
@@ -65,6 +67,7 @@ def generate(
     desc: str = "Generating",
     journal: str | Path | None = None,
     all_processes: bool = False,
+    as_messages: bool = False,
 ) -> Generations:
     """
     Sample responses with a causal LM.
@@ -79,7 +82,7 @@ def generate(
     Args:
         model: Policy; a PEFT model samples with its adapter. Its generation config is ignored, except its EOS tokens.
         tokenizer: Tokenizer of the policy. Message lists go through its chat template, with the generation prompt;
-            texts are read unchanged, after the BOS token if the tokenizer adds one.
+            texts are read unchanged, after the BOS token if the tokenizer adds one, see `as_messages`.
         prompts: `N` texts or message lists.
         n: Number of responses per prompt, `K`.
         max_new_tokens: Maximum number of tokens of a response; fewer, if the model's context is full.
@@ -92,12 +95,15 @@ def generate(
             settings generates only the missing ones.
         all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
             generates for its share of the prompts, and all get all the texts.
+        as_messages: Whether to read a text as a message of the user, for chat models.
 
     Raises:
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
     """
     started = time.perf_counter()
     check_settings(n, max_new_tokens, temperature, top_p, batch_size=batch_size)
+    prompts = [prompt_messages(prompt) for prompt in prompts] if as_messages else prompts
+    tell_plain_prompts(tokenizer, prompts)
     texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}

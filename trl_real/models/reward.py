@@ -13,16 +13,16 @@ from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader, brought
 from trl_real.models.sequences import (
     Ids,
-    chat_ids,
     check_prompt,
     common_prefix,
-    continued,
     control_tokens,
     ids_without_control,
     length_batches,
     pad,
+    readable_prompt,
     readable_response,
 )
+from trl_real.models.template import chat_ids, continued
 from trl_real.runtime.devices import send
 
 
@@ -90,6 +90,7 @@ class RewardReader(ModelReader):
         for prompt in prompts:
             check_prompt(prompt)
         if self.max_length:
+            prompts = [readable_prompt(self.tokenizer, prompt, self.max_length) for prompt in prompts]
             responses = [readable_response(self.tokenizer, response, self.max_length) for response in responses]
         if self.tokenizer.chat_template:
             chats = [as_messages(prompt, "user") for prompt in prompts]

@@ -150,16 +150,26 @@ def named_strategy(record: SelectionRecord) -> str:
     return record.strategy if geometry == "raw" else f"{record.strategy}@{geometry}"
 
 
-def selection_section(record: SelectionRecord) -> str:
-    """Return the model card's section about the selection; it quotes nothing from the data."""
+def selection_section(record: SelectionRecord, earlier: bool = False) -> str:
+    """
+    Return the model card's section about the selection; it quotes nothing from the data.
+
+    Args:
+        record: Record of the selection.
+        earlier: Whether the rows were selected before they were labelled, by another model perhaps.
+    """
     budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
     basis = (
         "the similarity of their responses' embeddings in this model, before training" if record.model else "chance"
     )
+    if earlier and record.model:
+        name = Path(record.model).name if Path(record.model).is_absolute() else record.model
+        basis = f"their responses as the model `{name}` reads them, before they were labelled"
+    title, rows = ("Selection before labelling", "pool") if earlier else ("Selection", "training set")
     skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
     return (
-        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
+        f"\n\n## {title}\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
         f"seed {record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
-        f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
+        f"| {rows} | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
         f"| not chosen | {record.n_not_chosen} |\n{skipped}"
     )

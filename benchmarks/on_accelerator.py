@@ -151,18 +151,20 @@ def _exact(bench: Bench, name: str, model: Any) -> None:
     options = EmbedderOptions("prompt+response", max_length=256)
     embedder, scorer = Embedder(model, bench.tokenizer, options), ResponseLogProbs(model, bench.tokenizer, 256)
     together, sums = embedder(prompts, responses).vectors, scorer(prompts, responses).sums
+    attention, packs = embedder.attention, (embedder.packs_well, scorer.packs_well)
+    embedder.packs_well = scorer.packs_well = False  # the model's own attention, one response at a time
     alone = torch.cat([embedder(*row).vectors for row in rows])
     single = torch.cat([scorer(*row).sums for row in rows])
-    features = GradientFeatures(
-        get_peft_model(model, copy.deepcopy(LORA)), bench.tokenizer, GradientOptions(max_length=256)
-    )
-    found = features(prompts[:8], responses[:8]).vectors
-    lone = torch.cat([features(*row).vectors for row in rows[:8]])
+    adapted = get_peft_model(model, copy.deepcopy(LORA))
+    features = GradientFeatures(adapted, bench.tokenizer, GradientOptions(max_length=256))
+    found, method = features(prompts[:8], responses[:8]).vectors, features.method
+    features._method = "one by one"
+    lone = features(prompts[:8], responses[:8]).vectors
     bench.tell(
-        "exact", model=name, dtype=str(model.dtype), attention=embedder.attention, packs=embedder.packs_well,
+        "exact", model=name, dtype=str(model.dtype), attention=attention, packs=packs,
         embeddings_off=float((1 - torch.cosine_similarity(together.double(), alone.double())).max()),
         log_probs_off=float(((sums - single).abs() / single.abs()).max()),
-        gradients=features.method, gradients_with=features.attention,
+        gradients=method, gradients_with=features.attention,
         gradients_off=float((1 - torch.cosine_similarity(found.double(), lone.double())).max()),
     )  # fmt: skip
 

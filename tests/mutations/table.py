@@ -400,4 +400,41 @@ MUTATIONS = [
         "self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost", "self._own += cost",
         "labeling/chat/test_claims.py",
     ),
+    # On an accelerator
+    Mutation(
+        "blocks of a mask hold all that a token attends to", "models/block_mask.py",
+        "some = (first < end) & (first < low + BLOCK) & (end > low)",
+        "some = (first < end) & (first < low + 1) & (end > low)",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "a prompt is seen by all of its responses", "models/block_mask.py",
+        "ends[part.start] = end[part] = segment.stop", "ends[part.start] = segment.stop",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "an attention that differs is left for the next", "models/reader.py",
+        "if gives_the_same(together, alone, self.exact, rough):", "if True:",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "all values leave the device", "models/reader.py",
+        "    if held:\n        yield ids, torch.cat(held).cpu(), n_tokens", "    return",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "the record has the tokens of a pass that were used", "models/encoder.py",
+        'self.used["batch_tokens"] = embedder.batch_tokens', "self.used = {}",
+        "models/test_memory.py",
+    ),
+    Mutation(
+        "how threads wait is the user's to say", "cli/main.py",
+        "spins = {} if any(name in os.environ for name in WAITING) else SPINS", "spins = SPINS",
+        "cli/test_threads.py",
+    ),
+    Mutation(
+        "shared-out weights are gathered for the check", "training/forward_hooks.py",
+        "return isinstance(weight, DTensor) or hasattr(weight, \"ds_id\")", "return hasattr(weight, \"ds_id\")",
+        "training/test_sharded.py",
+    ),
 ]  # fmt: skip

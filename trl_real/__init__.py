@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from trl_real.data.chat import as_chat as as_chat
     from trl_real.data.sources import from_alpaca_eval as from_alpaca_eval
     from trl_real.data.sources import from_hh_rlhf as from_hh_rlhf
     from trl_real.data.sources import from_shp as from_shp
@@ -95,6 +96,7 @@ _HOME = {
     "VotesJudge": "trl_real.labeling.people.votes",
     "WinRateCallback": "trl_real.evaluation.callback",
     "advise": "trl_real.study.advise",
+    "as_chat": "trl_real.data.chat",
     "annotate": "trl_real.labeling.annotate",
     "check_judge": "trl_real.labeling.check",
     "active_rounds": "trl_real.rounds.active",

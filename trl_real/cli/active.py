@@ -75,7 +75,9 @@ def _as_pool(dataset: Any, responses: str) -> Any:
         return dataset
     from trl_real.data.convert import from_rows, iterate
     from trl_real.data.pairs import preference_candidates
+    from trl_real.data.row_check import check_texts
 
+    check_texts(dataset, (), optional=("prompt", "chosen", "rejected"), alike=True)
     rows = []
     for row in iterate(dataset):
         pair = preference_candidates(row.get("prompt"), row["chosen"], row["rejected"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import TimeLeft, locked, result, say
+from trl_real.cli.options import TimeLeft, add_chat, locked, result, rows_of, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -16,6 +16,7 @@ def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Add the flags of a run in rounds (`rounds` of them by default), including those of the judge."""
     add = parser.add_argument
     add("--model", help="Hub id or local path of the model before alignment")
+    add_chat(parser)
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
     about = f"number of rounds (default {rounds}); a larger one continues a run"
     add("--rounds", type=whole(1), default=rounds, help=about)
@@ -45,6 +46,7 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     if model.load_in_4bit or model.load_in_8bit:
         raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
     set_model_init_kwargs(config, model)
+    config.as_messages = config.as_messages or args.chat
     config.disable_tqdm = True
     return {
         "model": args.model,
@@ -127,7 +129,7 @@ def _win_rate(args: argparse.Namespace) -> Any:
     from trl_real.data.files import load
     from trl_real.rounds.win_rate import WinRateAgainstStart
 
-    rows = load(args.eval_prompts)
+    rows = rows_of(args, load(args.eval_prompts))
     check_columns(rows.column_names, ["prompt"], "Give --eval_prompts a file with prompts.")
     settings = {"max_new_tokens": args.eval_tokens}
     judge = reading_judge(args, "--eval_prompts")

@@ -140,8 +140,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     skipped = {count["values"]: count["counts"] for count in sorted(counts, key=str) if count["values"]}
     similarity = numbers(scored, "similarity")
     encoder = selector.encoder
-    options = vars(encoder.options) if encoder else {}
-    settings = {**options, "dtype": encoder.precision} if encoder else {}
+    settings = encoder.settings if encoder else {}
     return SelectionRecord(
         strategy=strategy_name(selector.strategy),
         budget=budget,

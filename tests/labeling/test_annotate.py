@@ -1,5 +1,6 @@
 """Tests of `annotate`: labels from scores and other judges."""
 
+import json
 import math
 import re
 
@@ -18,6 +19,7 @@ from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.reward_model import RewardModelJudge
 from trl_real.labeling.verdicts import Verdict
 from trl_real.runtime.journal import Journal
+from trl_real.selection.planning.plan import plan_selection
 
 
 def pool(**columns):
@@ -283,7 +285,7 @@ def test_panel_pools_verdicts_and_reports_agreement():
 
 
 @pytest.mark.parametrize("form", ["texts", "messages"])
-def test_ready_pairs_are_taken_without_a_selection(form):
+def test_ready_pairs_are_taken_without_a_selection(form, tmp_path):
     sides = {"response_a": ["good", "same", "fine"], "response_b": ["bad", "same", "poor"]}
     if form == "messages":
         sides = {name: [[{"role": "assistant", "content": text}] for text in texts] for name, texts in sides.items()}
@@ -296,7 +298,13 @@ def test_ready_pairs_are_taken_without_a_selection(form):
     labels = annotate(ready, judge)
     texts = [text_of(row[side]) for row in labels for side in ("chosen", "rejected")]
     assert texts == ["good", "bad", "poor", "fine"]
-    kept = EmbeddingPairSelector(strategy="random").select(ready, 1)
+    chooser = EmbeddingPairSelector(strategy="random")
+    assert plan_selection(chooser, ready, None).n_rows == 3
+    streamed = chooser.select(ready.to_iterable_dataset(), shards=tmp_path / "shards")
+    assert json.dumps(list(streamed)) == json.dumps(chooser.select(ready).to_list())
+    with pytest.raises(TrlRealError, match="These are ready pairs, which select and annotate take as they are"):
+        ready.map(chooser)
+    kept = chooser.select(ready, 1)
     assert len(annotate(kept, lambda batch: [0.9])) == 1
     assert len(Deck(ready)) == 2
 

@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from support.shared_data import DATA, needs_data
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real import STRATEGIES, EmbeddingPairSelector, MissingColumnError, TrlRealError
-from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS
+from trl_real.data.columns import POOL_COLUMNS, PREFERENCE_COLUMNS, to_columns
 from trl_real.data.pairs import EMPTY, IDENTICAL, MISSING, PROMPT_MISMATCH, TOO_FEW
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import candidate_similarity
@@ -1091,6 +1091,25 @@ def test_every_way_of_mapping_gives_the_same_python_values(way, kind):
         for mapped in (WAYS[way](rows, chooser), rows.map(chooser))
     )
     assert found == expected
+
+
+BATCHES = {
+    "numpy": lambda rows: {
+        name: np.array([*map(np.array, values), None], object)[:-1] for name, values in rows[:].items()
+    },
+    "pandas": lambda rows: rows.to_pandas(),
+    "pyarrow": lambda rows: rows.with_format("arrow")[:],
+}
+
+
+@pytest.mark.parametrize("batch_format", BATCHES)
+def test_batches_in_the_formats_of_ray_get_the_same_values(batch_format):
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "responses": [["x", "y", "z"], ["u", "v", "w"]]})
+    chooser = selector()
+    found, expected = to_columns(chooser(BATCHES[batch_format](rows))), rows.map(chooser)[:]
+    for name in ("pair", "response_a", "response_b", "skipped"):
+        assert found[name] == expected[name]
+    assert np.allclose(found["similarity"], expected["similarity"], atol=1e-4)
 
 
 def test_labels_that_a_push_has_left_columns_out_of_are_selected_again():

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "config": "test_settings_cli.py: a setting in YAML equals the flag",
     "json": "test_cli.py: strict JSON",
     "verbose": "test_verbosity.py",
+    "allow_pickle": "test_remote_code.py: pickle files are loaded only on request",
     "plan": "test_cli.py: no verb computes with it",
 }
 # Values that `another` cannot make: names in a table, and files.
@@ -29,6 +30,7 @@ NAMED = {
     "hardware": "h100", "judge": "score", "method": "bootstrap", "pick": "best_random", "arms": "expansion",
     "study arms": "hard",
     "split": "train[:1]", "device": "meta", "dataset": "other.jsonl", "eval_dataset": "other.jsonl",
+    "pilot": "other.jsonl",
     "eval_prompts": "other.jsonl", "seed_labels": "other.jsonl", "prompts": "other.jsonl", "check": "other.jsonl",
     "difficulty": "other.jsonl", "guidelines": "g.md", "votes": "other-votes.jsonl", "panel": "panel.yaml",
     "template": "pairrm", "preferences": "v2", "clusters": "c", "lengths": "l", "baseline_lengths": "l",
@@ -148,6 +150,10 @@ WAYS = {
          (("trl_real.study.dpo:DPOCells", False),), "learning_rates n_evaluations engine"),
         ("--dataset d.jsonl --output_dir out", (("trl_real.data.sources:converter", False),), "source"),
         ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
+    ],
+    "advise": [
+        ("--dataset d.jsonl --model user/m", (LOAD, ("trl_real.study.advise:advise", False)), ""),
+        ("--dataset d.jsonl", (("trl_real.data.sources:converter", False),), "source"),
     ],
     "report": [("--dataset out", (("trl_real.study.run:load_study", lambda folder: None),
                                    ("trl_real.study.report:write_study_report", False)), "")],

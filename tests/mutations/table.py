@@ -191,4 +191,16 @@ MUTATIONS = [
         "if budget == 1 and isinstance(budget, Integral)", "if budget == 1 and False",
         "cli/test_settings_cli.py",
     ),
+    # What several processes share
+    Mutation(
+        "processes that run at the same time share a limit", "labeling/chat/claims.py",
+        "start = min([row[3] for row in others if not self._is_over(*row[:3])], default=self._total(database))",
+        "start = self._total(database)",
+        "labeling/chat/test_claims.py",
+    ),
+    Mutation(
+        "an answer in the ledger counts once", "labeling/chat/purse.py",
+        "self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost", "self._own += cost",
+        "labeling/chat/test_claims.py",
+    ),
 ]  # fmt: skip

@@ -52,11 +52,14 @@ def rows_of(args: argparse.Namespace, rows: Any, **columns: str) -> Any:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--json` and `--verbose`."""
+    """Add `--config`, `--json`, `--allow_pickle` and `--verbose`."""
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="settings by the names of these flags; flags have priority"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--allow_pickle", action="store_true", help="load weights from pickle files (.bin), which may hold code"
+    )
     parser.add_argument(
         "--verbose", action="store_true", help="show the progress bars and warnings of other libraries"
     )

@@ -140,6 +140,8 @@ def _table(arms: Any) -> str:
     """Return a table of the last round of each arm."""
     import numpy as np
 
+    from trl_real.rounds.report import race_in_words
+
     names = arms.metrics
     lines = [f"{'arm':<12} {'pairs':>6} " + " ".join(f"{name:>10}" for name in names)]
     for name in arms.runs:
@@ -148,4 +150,7 @@ def _table(arms: Any) -> str:
         pairs = f"{next((curve[-1].x for curve in points if curve), last):.0f}"
         values = " ".join(f"{curve[-1].mean:>10.3f}" if curve else f"{'–':>10}" for curve in points)
         lines.append(f"{name:<12} {pairs:>6} {values}")
+    for name, runs in arms.runs.items():
+        last = [(i, run[-1]["race"]) for i, run in enumerate(runs) if run[-1].get("race")]
+        lines += [f"{name}, run {i}: {race_in_words(race)}" for i, race in last]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from trl_real.cli.options import (
     rows_of,
     say,
 )
+from trl_real.errors import TrlRealError
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -160,6 +161,8 @@ def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
     with scratch as folder:
+        if next(iter(kept), None) is None:
+            raise TrlRealError(f"No row of {args.dataset!r} was kept: it holds none, or none with a pair.")
         written = Dataset.from_generator(_RowsOf(kept), features=kept.features, cache_dir=folder)
         save(written, args.output_dir)
     return written
@@ -176,8 +179,6 @@ class _RowsOf:
 
 
 def _check_stream(args: argparse.Namespace) -> None:
-    from trl_real.errors import TrlRealError
-
     if not args.streaming:
         raise TrlRealError(f"--sample {args.sample} is for streams. Type --streaming as well, or leave it out.")
     if args.source:

@@ -26,7 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         choices=("frozen", "dpo"),
         help="frozen (default): a Bradley-Terry model on embeddings, seconds per cell; dpo: train the model",
     )
-    arms = "strategies, such as random easy@centered auto easy+random infomax"
+    arms = "strategies, such as random easy@centered auto easy+random infomax auto_in_rounds"
     parser.add_argument("--arms", nargs="+", type=ARM, help=arms)
     parser.add_argument("--budgets", nargs="+", type=budget, help="shares (0.1 0.35 1.0) or numbers of labels")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the cells (default: 0 to 9; dpo: 0 to 2)")

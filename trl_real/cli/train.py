@@ -59,7 +59,6 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     from trl import get_peft_config
 
     from trl_real.errors import without_remote_code
-    from trl_real.models.sequences import n_with_control_tokens
     from trl_real.selection.record import RECORD_FILE, SelectionRecord
     from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
@@ -92,14 +91,22 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
         trainer.earlier_selection = SelectionRecord.load(data.dataset)
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
-    n_control = n_with_control_tokens(trainer.processing_class, preferences)
-    if n_control:
-        say(f"{n_control} of {len(preferences)} rows hold control tokens in a response; TRL trains on them as such.")
+    n_control = tell_control_tokens(trainer, preferences)
     train_from(trainer, resume_from)
     trainer.save_model()
     trainer.create_model_card(model_name=Path(config.output_dir).name)
     counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
     result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
+
+
+def tell_control_tokens(trainer: Any, rows: Any) -> int:
+    """Say how many rows hold control tokens in a response, and return the number."""
+    from trl_real.models.sequences import n_with_control_tokens
+
+    n_control = n_with_control_tokens(trainer.processing_class, rows)
+    if n_control:
+        say(f"{n_control} of {len(rows)} rows hold control tokens in a response; TRL trains on them as such.")
+    return n_control
 
 
 def _print_plan(args: argparse.Namespace, preferences: Any, config: Any, peft_config: Any) -> None:
@@ -191,7 +198,7 @@ def labelled(path: str, split: str | None = None) -> Any:
     rows = load(path, split)
     fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
     check_columns(rows.column_names, ("chosen", "rejected"), fix)
-    check_texts(rows, ("chosen", "rejected", "prompt"))
+    check_texts(rows, ("chosen", "rejected", "prompt"), alike=True)
     return rows
 
 

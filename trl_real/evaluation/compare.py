@@ -12,6 +12,7 @@ import numpy as np
 from trl_real.data.chat import as_chat
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.row_check import check_texts
 from trl_real.data.thoughts import without_thoughts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.evaluation.checks import Doubt, cut_doubts, identity_doubts, judge_doubts, rate_doubts, text_doubts
@@ -141,6 +142,7 @@ def compare_columns(
     dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)
+    check_texts(dataset, (prompt, model, baseline))
     found = _Rows()
     batches = partial(_batches, dataset, model, baseline, prompt)
     for batch in batches():

@@ -5,7 +5,6 @@ import time
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,19 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.data.chat import prompt_messages
+from trl_real.data.template import chat_ids
 from trl_real.errors import TrlRealError
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
+from trl_real.models.generation.paged import decode_paged, pages_well
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
 from trl_real.models.sequences import Ids, pad, prompt_text, tell_plain_prompts
-from trl_real.models.template import chat_ids
 from trl_real.runtime.distributed import gather, rank, share
+
+
+PART = 1024  # responses that transformers generates before any is kept
 
 
 @dataclass
@@ -71,7 +74,8 @@ def generate(
 
     Prompts are sorted by length, a prompt is read once for all its responses, and a finished response is replaced by
     the next one (continuous batching), if a check on this model shows that this equals one text at a time; else
-    `model.generate` runs in batches. Except for rounding, texts do not depend on the batch: if the two best tokens are
+    `model.generate` runs in batches. Greedy decoding on an accelerator is transformers' own continuous batching, if a
+    check shows the same. Except for rounding, texts do not depend on the batch: if the two best tokens are
     closer than the rounding error, the other one may win. In float32 that is rare; bfloat16 rounds so coarsely that
     sampled texts change with the batch.
 
@@ -178,10 +182,17 @@ def _write(
 def _batches(
     model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
 ) -> Iterator[Response]:
+    if pages_well(model, sampler):
+        for start in range(0, len(responses), PART):
+            part = responses[start : start + PART]
+            decode_paged(model, ends, batch_size, part)
+            yield from (response for response in part if response.tokens)
+        responses = [response for response in responses if not response.tokens]  # transformers gave up on them
     if decodes_well(model):
-        return Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
-    batches = (responses[start : start + batch_size] for start in range(0, len(responses), batch_size))
-    return chain.from_iterable(_by_library(model, sampler, ends, batch) for batch in batches)
+        yield from Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
+        return
+    for start in range(0, len(responses), batch_size):
+        yield from _by_library(model, sampler, ends, responses[start : start + batch_size])
 
 
 def _by_library(

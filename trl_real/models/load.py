@@ -4,6 +4,8 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trl_real.errors import TrlRealError, without_remote_code
+from trl_real.errors import PickledWeightsError, TrlRealError, without_remote_code
 from trl_real.runtime.devices import default_device
 from trl_real.runtime.digests import sha256
 
@@ -19,6 +21,9 @@ from trl_real.runtime.digests import sha256
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+SAFE_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PICKLES = re.compile(r"(pytorch|adapter)_model.*\.bin(\.index\.json)?")
+ALLOW_PICKLE = "TRL_REAL_ALLOW_PICKLE"  # environment variable, so that worker processes have it, too
 OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,27 +50,49 @@ def resolve_revision(model: str, revision: str | None) -> str:
     local folder's config and weights.
 
     Raises:
-        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.
+        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached; or if the
+            weights are pickle files only.
     """
     if os.path.isdir(model):
+        refuse_pickle(model, os.listdir(model))
         return _folder_digest(Path(model))
     import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # None in lists of models only
+        found = HfApi().model_info(model, revision=revision, timeout=10)
+        refuse_pickle(model, (file.rfilename for file in found.siblings or ()))
+        return cast(str, found.sha)  # None in lists of models only
     except HFValidationError as error:
         raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:
         for file in ("config.json", "adapter_config.json"):
             if isinstance(cached := try_to_load_from_cache(model, file, revision=revision), str):
+                refuse_pickle(model, os.listdir(Path(cached).parent))
                 return Path(cached).parent.name
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(
             f"Model {model!r} is not a local folder, and the Hub does not return it ({reason}). "
             "Give a local path, or check the name and `hf auth login`."
         ) from error
+
+
+def refuse_pickle(model: str, files: Iterable[str]) -> None:
+    """
+    Check that the weights among the files of a model are safetensors, or that `$TRL_REAL_ALLOW_PICKLE` is set.
+
+    Raises:
+        PickledWeightsError: If they are pickle files only.
+    """
+    files = set(files)
+    pickles = sorted(filter(PICKLES.fullmatch, files))
+    if pickles and files.isdisjoint(SAFE_FILES) and not os.environ.get(ALLOW_PICKLE):
+        raise PickledWeightsError(
+            f"The weights of {model!r} are pickle files ({pickles[0]}), which may hold code. Save them as "
+            "safetensors: model.save_pretrained(…); or, if you trust them, type --allow_pickle "
+            f"({ALLOW_PICKLE}=1 in Python)."
+        )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -190,9 +217,14 @@ def load_adapter(model: str, revision: dict[str, str], auto: Any, **init: Any) -
         raise TrlRealError(f"{model!r} is no adapter: it has no adapter_config.json.")
     base, base_revision = found
     tell_base(model, base)
+    if os.path.isdir(model):
+        refuse_pickle(model, os.listdir(model))
     try:
+        resolve_revision(base, base_revision.get("revision"))  # refuses pickle files
         with without_remote_code(base):
             plain = auto.from_pretrained(base, **{"trust_remote_code": False, **base_revision, **init})
+    except PickledWeightsError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(

@@ -11,11 +11,11 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_real.data.chat import PLAIN_PROMPTS
-from trl_real.data.conversation import Reply, as_messages, text_of
+from trl_real.data.conversation import Chat, Reply, as_messages, text_of
 from trl_real.data.convert import iterate
 from trl_real.data.message import is_plain
+from trl_real.data.template import chat_ids, continued, templated
 from trl_real.errors import TrlRealError
-from trl_real.models.template import chat_ids, continued, templated
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Ids = tuple[int, ...]
 CHARACTERS_PER_TOKEN = 16  # more than in any running text
 MARGIN = 64  # tokens; what follows the cut can change only the last few
+TRAINED_ON = ("chosen", "rejected", "completion")
+BETWEEN_WORDS = re.compile(r"(?<=[a-z]) (?=[a-z])")
 
 
 class Sequence(NamedTuple):
@@ -55,6 +57,7 @@ def tokenize_pairs(
     tell_plain_prompts(tokenizer, prompts)
     ended = [True] * len(responses) if ended is None else ended
     responses = [readable_response(tokenizer, response, max_length) for response in responses]
+    prompts = [readable_prompt(tokenizer, prompt, max_length) for prompt in prompts]
     control = control_tokens(tokenizer)
     whole = [_whole(tokenizer, *row, control) for row in zip(prompts, responses, ended, strict=True)]
     alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
@@ -216,9 +219,11 @@ def ids_without_control(
 
 
 def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
-    """Return the number of rows with a control token in `chosen` or `rejected`, apart from an EOS at the end."""
+    """Return the number of rows with a control token in what is trained on, apart from an EOS at the end."""
     pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
-    rows = iterate(preferences.with_format(None).select_columns(["chosen", "rejected"]))
+    rows = iterate(
+        preferences.with_format(None).select_columns([name for name in TRAINED_ON if name in preferences.column_names])
+    )
     return sum(any(pattern.search(text_of(text or "").removesuffix(end)) for text in row.values()) for row in rows)
 
 
@@ -237,6 +242,37 @@ def readable(tokenizer: Any, text: str, n_tokens: int) -> str:
             return text[:length]
         length *= 2
     return text
+
+
+def readable_end(tokenizer: Any, text: str, n_tokens: int) -> str:
+    """
+    Return the end of a text that has the same last `n_tokens` tokens, and more than that if the text has.
+
+    The cut is before a word that follows a word, where every tokenizer begins a token; without such a place, nothing
+    is cut.
+    """
+    length = CHARACTERS_PER_TOKEN * (n_tokens + MARGIN)
+    while len(text) > 2 * length:
+        place = BETWEEN_WORDS.search(text, len(text) - 2 * length, len(text) - length)
+        if place and len(tokenizer(text[place.start() :], add_special_tokens=False)["input_ids"]) >= n_tokens + MARGIN:
+            return text[place.start() :]
+        length *= 2
+    return text
+
+
+def readable_prompt(tokenizer: Any, prompt: Any, n_tokens: int) -> Any:
+    """Apply `readable_end` to a prompt: a text, or messages, of which each content is cut that is a text."""
+    if isinstance(prompt, str):
+        return readable_end(tokenizer, prompt, n_tokens)
+    if not isinstance(prompt, list):
+        return prompt
+    cut = [
+        {**message, "content": readable_end(tokenizer, message["content"], n_tokens)}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in prompt
+    ]
+    return Chat(cut, prompt.template) if isinstance(prompt, Chat) else cut
 
 
 def readable_response(tokenizer: Any, response: Any, n_tokens: int) -> Any:

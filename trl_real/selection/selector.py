@@ -19,6 +19,7 @@ from trl_real.data.columns import (
     to_python,
 )
 from trl_real.data.pairs import ready_pairs
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns
@@ -65,7 +66,8 @@ class EmbeddingPairSelector(PairScorer):
             Text to embed: `"response"` is the response alone, as in the paper; `"prompt+response"` adds the prompt.
         layer (`int`, *optional*, defaults to `-1`): Index into `hidden_states`; -1 for the last hidden state.
         max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response, from its start.
-        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU and 16384 elsewhere.
+        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         dtype (`str`, *optional*):
             Precision, by default `"float32"` or that of the loaded model. With `"bfloat16"` or `"float16"`, `select`
             embeds the rows near a decision again in float32, so that it keeps the same rows as float32.
@@ -176,6 +178,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)

@@ -14,10 +14,10 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_real.data.conversation import text_of
+from trl_real.data.template import continued, templated
 from trl_real.functional.drift import embedding_drift
 from trl_real.functional.preference import implicit_margin
 from trl_real.models.embed import Embedder
-from trl_real.models.template import continued, templated
 from trl_real.study.results import WITH_PROMPT
 from trl_real.study.trained import RunPoint, TrainingRun
 from trl_real.training.adapters import load_tokenizer, revision_of

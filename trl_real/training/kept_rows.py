@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from trl_real.data.pairs import preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.forward_hooks import is_sharded
 
 
 ROWS_FILE = "selected_rows.npy"
@@ -126,7 +126,7 @@ def check_unsharded(model: nn.Module) -> None:
         TrlRealError: If a weight is sharded over processes.
     """
     for name, weight in model.named_parameters():
-        if hasattr(weight, "ds_id") or isinstance(weight, DTensor):
+        if is_sharded(weight):
             raise TrlRealError(
                 f"Weight {name!r} is sharded over processes, so the main one cannot select with it. Select "
                 "beforehand, in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "

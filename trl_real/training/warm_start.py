@@ -53,7 +53,7 @@ def demonstrations(dataset: Dataset) -> Dataset:
     if not len(dataset):
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"))
+    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"), alike=True)
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
     rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}

@@ -388,6 +388,47 @@ MUTATIONS = [
         "target=saving.target",
         "study/test_study_report.py study/test_curves.py",
     ),
+    # What users bring
+    Mutation(
+        "a prompt is said by the user", "data/chat.py",
+        'as_messages(prompt, "user")', "as_messages(prompt)",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "plain prompts are told once in a process", "models/sequences.py",
+        "@cache\ndef _tell_plain", "def _tell_plain",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "a chat that was rendered before is not told", "models/sequences.py",
+        "and not rendered.search(prompt)", "",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "the card follows a local base to the Hub", "reports/model_card.py",
+        "        model = base\n", "        return base\n",
+        "reports/test_model_card.py",
+    ),
+    Mutation(
+        "the writer of the chosen response is the pair's", "hub/facts.py",
+        "models if first else models[::-1]", "models",
+        "hub/test_push.py",
+    ),
+    Mutation(
+        "an adapter without a tokenizer has its base's", "models/load.py",
+        "        if base is None:\n            raise\n", "        raise\n",
+        "training/test_adapters.py",
+    ),
+    Mutation(
+        "a stream tells a type that shows late", "data/json_lines.py",
+        "shown.setdefault((name, _first_type(value)), number)", "shown.setdefault((name, ''), number)",
+        "data/test_files.py",
+    ),
+    Mutation(
+        "one row is no training set", "training/config.py",
+        "if budget == 1 and isinstance(budget, Integral)", "if budget == 1 and False",
+        "cli/test_settings_cli.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

@@ -5,12 +5,12 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
+from trl_real.data.template import continued, templated
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, prepare_process
 from trl_real.models.reader import CPU_TOKENS
-from trl_real.models.template import continued, templated
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.

@@ -108,6 +108,8 @@ def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: st
             found.skipped[row.skipped] += 1
             continue
         given = columns[scores][i] if pool else [1.0, 0.0]
+        if not all(score is None or isinstance(score, int | float) for score in given or ()):
+            raise TrlRealError(f"Column {scores!r} holds {given!r}. Give one number per response, None for none.")
         if given is None or len(given) <= max(row.indices):
             raise TrlRealError(
                 f"Column {scores!r} has {0 if given is None else len(given)} scores in a row of "

@@ -15,7 +15,7 @@ from trl_real import TrlRealError
 from trl_real.cli.main import main
 from trl_real.data.files import save
 from trl_real.models.load import ALLOW_PICKLE, load_model
-from trl_real.training.adapters import load_merged
+from trl_real.training.adapters import as_full_model
 
 
 CODE = """
@@ -99,9 +99,9 @@ def test_an_adapter_on_pickle_files_is_refused(pickled, tmp_path):
     get_peft_model(tiny_model(), LORA).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(pickled)}))
-    for load in (load_merged, lambda folder: load_model(folder, "sha256:x", None, "cpu", adapters=True)):
+    for load in (as_full_model, lambda folder, _: load_model(folder, "sha256:x", None, "cpu", adapters=True)):
         with pytest.raises(TrlRealError, match="are pickle files"):
-            load(str(tmp_path))
+            load(str(tmp_path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("verb", VERBS)

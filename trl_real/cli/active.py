@@ -22,7 +22,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--selectors",
         nargs="+",
         help="selectors to compare (default: gradient random): gradient, certainty, uncertainty, infomax, dts, "
-        "delta_ucb, drts, easy, random …",
+        "delta_ucb, drts, easy, random …; auto races its rules by the labels",
     )
     add("--budget", type=whole(1), default=50, help="number of labels in a round (default 50)")
     add("--continue", dest="restart", action="store_false", help="continue from the last adapter, with the new labels")

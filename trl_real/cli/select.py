@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, check_output, keep_settings, locked, require, result, say
+from trl_real.cli.options import (
+    add_chat,
+    add_common,
+    add_source,
+    check_output,
+    keep_settings,
+    locked,
+    require,
+    result,
+    rows_of,
+    say,
+)
 from trl_real.errors import TrlRealError
 
 
@@ -18,6 +29,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add flags with the names of `EmbeddingPairSelector`'s arguments."""
     add_common(parser)
     add_source(parser)
+    add_chat(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument(
         "--strategy",
@@ -83,12 +95,12 @@ def run(args: argparse.Namespace) -> None:
     if not args.plan:
         recorded = [name for name in names if name not in ("batch_tokens", "device")]
         own = ("dataset", "split", "source", "model", "budget", "responses", "seed", "sample")
-        kept_settings = check_output(args, "selection", *own, *recorded)
+        kept_settings = check_output(args, "selection", *own, *recorded, chat=args.chat or None)
     is_stream = (args.streaming or args.sample is not None) and not args.plan
     if is_stream:
         _check_stream(args)
     else:
-        dataset = converter(args.source)(load(args.dataset, args.split))
+        dataset = rows_of(args, converter(args.source)(load(args.dataset, args.split)), responses=args.responses)
         check_budget(args.budget, len(dataset))
     from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -144,7 +156,8 @@ def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
     output = Path(args.output_dir).expanduser().resolve()
     mode = {"sample": args.sample} if args.sample is not None else {"shards": f"{output}.shards"}
     with reading(args.dataset):
-        kept = selector.select(load_stream(args.dataset, args.split), args.budget, shard_rows=args.shard_rows, **mode)
+        stream = rows_of(args, load_stream(args.dataset, args.split), responses=args.responses)
+        kept = selector.select(stream, args.budget, shard_rows=args.shard_rows, **mode)
     if rank():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)

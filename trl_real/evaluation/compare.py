@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trl_real.data.chat import as_chat
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
 from trl_real.data.row_check import check_texts
@@ -56,7 +57,8 @@ def compare(
         names: Names of the model and the baseline in the results.
         tokenizer: Tokenizer of a loaded policy.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, `seed`, ….
-        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`, `people`.
+        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`, `people`,
+            `as_messages`.
 
     Returns:
         Rates, verdicts, lengths and doubts.
@@ -82,6 +84,8 @@ def compare(
             )
         rows[name] = list(values)
     dataset = Dataset.from_dict(rows)
+    if options.pop("as_messages", False):
+        dataset = as_chat(dataset)
     for name, policy in policies.items():
         dataset = add_completions(dataset, policy, name, tokenizer=tokenizer, **(generation or {}))
     return compare_columns(dataset, judge, model=names[0], baseline=names[1], **options)
@@ -100,6 +104,7 @@ def compare_columns(
     seed: int = 42,
     people: People | Judge | str | Path | None = None,
     tokenizer: Any = None,
+    as_messages: bool = False,
     **generation: Any,
 ) -> Comparison:
     """
@@ -123,6 +128,7 @@ def compare_columns(
         people: People's votes on some of the pairs, or `People`, which draws the pairs for them. The rates are then
             those by people, estimated with the help of the judge, see `people_win_rate`.
         tokenizer: Tokenizer of a loaded policy.
+        as_messages: Whether text prompts become messages of the user, for chat models.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, ….
 
     Returns:
@@ -132,6 +138,7 @@ def compare_columns(
         MissingColumnError: If a column is missing.
         TrlRealError: If a completion is neither a text nor messages, or the verdicts do not match the rows.
     """
+    dataset = as_chat(dataset, prompt) if as_messages else dataset
     dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)

@@ -54,7 +54,7 @@ def check_pool(dataset: Dataset, responses: str | None) -> None:
     check_texts(dataset, ("prompt",))
 
     def mistake(row: dict[str, Any]) -> str | None:
-        given = row[responses]
+        (given,) = row.values()
         if given is not None and not isinstance(given, list):
             return f"{responses!r} holds {_kind(given)} instead of a list of responses"
         bad = [one for one in given or () if one is not None and one != [] and not is_readable(one)]

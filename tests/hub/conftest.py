@@ -1,4 +1,4 @@
-"""Fixtures of tests that push."""
+"""Fixtures of the tests that push."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A push that fails, is refused or meets another one: nothing is lost, and it can be repeated."""
+"""A push that fails, is killed or meets another one leaves the Hub and the local rows whole, and can be repeated."""
 
 import json
 import subprocess
@@ -39,6 +39,51 @@ out["local"] = subset.to_list() == rows(8).to_list()
         unbroken = dict(hub.repo("user/unbroken").files())
         unbroken["README.md"] = unbroken["README.md"].replace(b"unbroken", name.encode())
         assert hub.repo(f"user/{name}").files() == unbroken
+
+
+def test_a_push_that_is_killed_at_any_request_can_be_repeated(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+import os, httpx2
+send = httpx2.HTTPTransport.handle_request
+
+def killed(point, answered, action):
+    child = os.fork()
+    if not child:
+        seen = []
+        def counted(self, request):
+            seen.append(request)
+            if len(seen) == point and not answered:
+                os._exit(137)
+            response = send(self, request)
+            if len(seen) == point:
+                os._exit(137)
+            return response
+        httpx2.HTTPTransport.handle_request = counted
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+subset = rows(8)
+push(subset, "user/unbroken")
+for answered in (False, True):
+    for point in range(1, 100):
+        name = f"user/killed-{point}-{answered}"
+        status = killed(point, answered, lambda: push(subset, name))
+        if status != 137:
+            break
+        out[name] = push(subset, name)
+out["local"] = subset.to_list() == rows(8).to_list()
+""",
+    )
+    assert out.pop("local") and len(out) >= 20
+    unbroken = hub.repo("user/unbroken").files()
+    for name, url in out.items():
+        assert url == f"{hub.url}/datasets/{name}"
+        readme = unbroken["README.md"].replace(b"user/unbroken", name.encode())
+        assert hub.repo(name).files() == {**unbroken, "README.md": readme}, name
 
 
 def test_refused_upload_lost_response_and_concurrent_commit(hub, tmp_path):

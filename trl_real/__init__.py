@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from trl_real.study.run import run_study as run_study
     from trl_real.training.config import REALDPOConfig as REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer as REALDPOTrainer
+    from trl_real.training.trainers import rows_for as rows_for
     from trl_real.training.warm_start import warm_start as warm_start
 
 
@@ -108,6 +109,7 @@ _HOME = {
     "load_study": "trl_real.study.run",
     "push_subset": "trl_real.hub.push",
     "relabel": "trl_real.labeling.relabel",
+    "rows_for": "trl_real.training.trainers",
     "run_study": "trl_real.study.run",
     "select_on_ray": "trl_real.selection.ray_engine",
     "self_annotate": "trl_real.labeling.self_annotate",

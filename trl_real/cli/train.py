@@ -81,6 +81,7 @@ def _refuse_others(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
     from trl import get_peft_config
 
+    from trl_real.data.images import IMAGE_COLUMNS
     from trl_real.errors import without_remote_code
     from trl_real.models.sequences import n_with_control_tokens
     from trl_real.training import trainers
@@ -95,6 +96,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
         return _print_plan(args, preferences, config, peft_config)
     args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
     rows = trainers.rows_for(preferences, args.trainer)
+    sees = bool({*IMAGE_COLUMNS} & {*rows.column_names})
     resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, rows, peft_config)
     config.resume_from_checkpoint = resume_from
     with without_remote_code(args.model):
@@ -103,7 +105,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
             args=config,
             train_dataset=rows,
             eval_dataset=eval_dataset and trainers.rows_for(eval_dataset, args.trainer),
-            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
+            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code, sees),
             peft_config=peft_config,
         )
     record = getattr(trainer, "selection_record", None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
-from trl_real.models.reader import ModelReader, check_lengths, without_peft
+from trl_real.models.reader import ModelReader, check_lengths, language_part, without_peft
 from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
 
 
@@ -93,7 +93,7 @@ class Embedder(ModelReader):
         memoize: bool = False,
     ):
         self.options = options = options or EmbedderOptions()
-        backbone: Any = without_peft(model).base_model
+        backbone: Any = language_part(without_peft(model).base_model)
         self.original: nn.Module | None = None
         if dtype == torch.float32 != next(backbone.parameters()).dtype:
             self.original, self.copied = backbone, _versions(backbone)
@@ -182,7 +182,7 @@ class Embedder(ModelReader):
 
     def _run_pack(self, pack: Pack) -> Tensor:
         hidden = self._hidden_states(**pack.inputs(self.device))
-        return _segment_mean(hidden[0], torch.tensor(pack.owners, device=self.device), len(pack.ids))
+        return segment_mean(hidden[0], torch.tensor(pack.owners, device=self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Use half the budget per batch, which was the fastest with padding."""
@@ -193,7 +193,7 @@ class Embedder(ModelReader):
             columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
             owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
             hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
-            vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
+            vectors = segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
             yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
@@ -231,7 +231,7 @@ class Embedder(ModelReader):
             del self.memo[sequence]
 
 
-def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
+def segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
     """Average the tokens of each owner in float32, except owner -1. Shapes `(T, d)`, `(T,)` to `(R, d)`."""
     sums = hidden.new_zeros(n_rows + 1, hidden.shape[-1], dtype=torch.float32)
     counts = sums.new_zeros(n_rows + 1)

@@ -148,8 +148,9 @@ def _from_pretrained(
     import transformers
     from transformers.utils import find_adapter_config_file
 
-    auto, tokenizer, safe = getattr(transformers, auto_class), transformers.AutoTokenizer, {"trust_remote_code": False}
+    tokenizer, safe = transformers.AutoTokenizer, {"trust_remote_code": False}
     if not adapters or find_adapter_config_file(model, **revision) is None:
+        auto = auto_of(model, auto_class, revision)
         return auto.from_pretrained(model, dtype=dtype, **safe, **revision), tokenizer.from_pretrained(
             model, **safe, **revision
         )
@@ -157,12 +158,25 @@ def _from_pretrained(
 
     config = PeftConfig.from_pretrained(model, **revision)
     base, base_revision = config.base_model_name_or_path, pinned(config.revision)
+    auto = auto_of(str(base), auto_class, base_revision)
     plain = auto.from_pretrained(base, dtype=dtype, **safe, **base_revision)
     loaded = PeftModel.from_pretrained(plain, model, **revision)
     try:
         return loaded, tokenizer.from_pretrained(model, **safe, **revision)
     except (OSError, ValueError):  # an adapter's folder may lack one
         return loaded, tokenizer.from_pretrained(base, **safe, **base_revision)
+
+
+def auto_of(model: str, auto_class: str, revision: dict[str, str]) -> Any:
+    """Return the class that loads a model: for a causal LM, that of models with images if it is one."""
+    import transformers
+    from transformers.utils import find_adapter_config_file
+
+    auto, sees = getattr(transformers, auto_class), transformers.AutoModelForImageTextToText
+    if auto is not transformers.AutoModelForCausalLM or find_adapter_config_file(model, **revision) is not None:
+        return auto
+    kind = type(transformers.AutoConfig.from_pretrained(model, trust_remote_code=False, **revision))
+    return sees if kind in sees._model_mapping and kind not in auto._model_mapping else auto
 
 
 def pick_device(device: str | None, rank: int | None) -> str:

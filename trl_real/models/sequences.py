@@ -244,7 +244,8 @@ def ids_without_control(
 
 def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
     """Return the number of rows with a control token in `chosen` or `rejected`, apart from an EOS at the end."""
-    pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    pattern, end = control_tokens(tokenizer), tokenizer.eos_token or ""
     rows = iterate(preferences.with_format(None).select_columns(["chosen", "rejected"]))
     return sum(any(pattern.search(text_of(text or "").removesuffix(end)) for text in row.values()) for row in rows)
 

@@ -40,7 +40,8 @@ def as_image(value: Any) -> Any:
         return value
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, value)
     try:
-        return Image.open(io.BytesIO(content) if content is not None else path)
+        source: Any = io.BytesIO(content) if content is not None else path
+        return Image.open(source)
     except (OSError, UnidentifiedImageError, AttributeError, TypeError, ValueError) as error:
         shown = repr(path)[:100] if content is None else f"{len(content)} bytes"
         raise TrlRealError(

@@ -34,7 +34,8 @@ class ImageEmbedder(ModelReader):
     desc = "Embedding"
 
     def __init__(self, model: nn.Module, processor: Any, options: EmbedderOptions, dtype: torch.dtype | None = None):
-        super().__init__(model, processor.tokenizer, without_peft(model).base_model, options.batch_tokens, dtype)
+        whole: Any = without_peft(model)
+        super().__init__(model, processor.tokenizer, whole.base_model, options.batch_tokens, dtype)
         self.processor, self.options = processor, options
 
     @halves_batches

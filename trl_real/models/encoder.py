@@ -137,10 +137,14 @@ class Encoder(LazyModel):
         model, _ = self.load(rank=rank)
         dtype = getattr(torch, self.dtype) if self.dtype else None
         embedder = ImageEmbedder(model, self._processor(), self.options, dtype)
-        parts.append(embedder(*([column[i] for i in seen] for column in (prompts, texts, images))))
+        parts.append(embedder([prompts[i] for i in seen], [texts[i] for i in seen], [images[i] for i in seen]))
         order = torch.tensor([*plain, *seen]).argsort()
-        columns = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("vectors", "truncated"))
-        return Embeddings(*columns, sum(part.n_tokens for part in parts), sum(part.seconds for part in parts))
+        return Embeddings(
+            torch.cat([part.vectors for part in parts])[order],
+            torch.cat([part.truncated for part in parts])[order],
+            sum(part.n_tokens for part in parts),
+            sum(part.seconds for part in parts),
+        )
 
     def _processor(self) -> Any:
         """Return the processor of the model, loaded at first use."""

@@ -1,12 +1,12 @@
 """Images of a row, in the columns `image` and `images` of TRL's trainers: as PIL images, data URLs and digests."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trl_real.errors import TrlRealError
-from trl_real.runtime.digests import sha256
 
 
 IMAGE_COLUMNS = ("image", "images")
@@ -66,8 +66,8 @@ def data_url(value: Any) -> str:
 
 def digests_of(images: Sequence[Any]) -> list[str]:
     """Return a digest of what each image shows, whatever its file format: size, mode and pixels."""
-    found = map(as_image, images)
-    return [sha256(repr((image.size, image.mode)), image.tobytes().hex()).hex()[:32] for image in found]
+    found = ((repr((image.size, image.mode)), image.tobytes()) for image in map(as_image, images))
+    return [hashlib.sha256(shape.encode() + pixels).hexdigest()[:32] for shape, pixels in found]
 
 
 def refuse_images(batch: Mapping[str, Sequence[Any]], judge: str) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from trl_real.data.sources import from_shp as from_shp
     from trl_real.data.sources import from_ultrafeedback as from_ultrafeedback
     from trl_real.data.sources import from_ultrafeedback_binarized as from_ultrafeedback_binarized
+    from trl_real.data.traces import from_traces as from_traces
+    from trl_real.data.turns import split_turns as split_turns
     from trl_real.errors import MissingColumnError as MissingColumnError
     from trl_real.errors import TrlRealError as TrlRealError
     from trl_real.evaluation.callback import WinRateCallback as WinRateCallback
@@ -104,6 +106,7 @@ _HOME = {
     "from_shp": "trl_real.data.sources",
     "from_ultrafeedback": "trl_real.data.sources",
     "from_ultrafeedback_binarized": "trl_real.data.sources",
+    "from_traces": "trl_real.data.traces",
     "generate": "trl_real.models.generate",
     "generate_from_server": "trl_real.models.generation.from_server",
     "load_study": "trl_real.study.run",
@@ -114,6 +117,7 @@ _HOME = {
     "select_on_ray": "trl_real.selection.ray_engine",
     "self_annotate": "trl_real.labeling.self_annotate",
     "self_annotation_rounds": "trl_real.rounds.self_annotation",
+    "split_turns": "trl_real.data.turns",
     "warm_start": "trl_real.training.warm_start",
     "write_rounds_report": "trl_real.rounds.report",
     "write_study_report": "trl_real.study.report",

@@ -182,12 +182,6 @@ class ChatJudge(VerdictJudge):
         question = Question(self.template.messages(pair.prompt, first, second), self.template.labels)
         return question.with_images(pair.images)
 
-    def evidence(self, batch: dict[str, list[Any]]) -> list[list[str] | None]:
-        """Return digests of the images of each row; None without any."""
-        from trl_real.data.images import digests_of, images_of
-
-        return [digests_of(images) if images else None for images in images_of(batch)]
-
     def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
         read = {swapped: answer.read(self.template.labels, self.min_label_mass) for swapped, answer in answers.items()}
         failures = [swapped for swapped, reading in read.items() if reading.failure]

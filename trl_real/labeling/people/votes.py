@@ -212,12 +212,6 @@ class VotesJudge(VerdictJudge):
         """Return the verdicts on a batch; `members` follows the order of `annotators`."""
         return [self._look_up(key, mirror) for key, mirror in row_keys(batch)]
 
-    def evidence(self, batch: dict[str, list[Any]]) -> list[list[str] | None]:
-        """Return digests of the images of each row, which voters saw; None without any."""
-        from trl_real.data.images import digests_of, images_of
-
-        return [digests_of(images) if images else None for images in images_of(batch)]
-
     def _look_up(self, key: str, mirror: str) -> Verdict:
         nobody = (math.nan,) * len(self.annotators)
         found = self._book.find(key)

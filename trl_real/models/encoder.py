@@ -9,7 +9,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, pinned, prepare_process
-from trl_real.models.sequences import continued, templated
+from trl_real.models.template import continued, templated
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -48,6 +48,7 @@ class Encoder(LazyModel):
         self.memoize = bool(self.name)  # a loaded model's weights may change
         self._embedders: dict[str, Embedder] = {}
         self.processor = tokenizer if hasattr(tokenizer, "image_processor") else None
+        self.used: dict[str, Any] = {}
         if self.name:
             self.tokenizer = None  # its own is read
         else:
@@ -121,7 +122,10 @@ class Encoder(LazyModel):
             if len(vectors) != len(texts):
                 raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
-        return self._embedder(rank)(prompts, texts)
+        embedder = self._embedder(rank)
+        found = embedder(prompts, texts)
+        self.used["batch_tokens"] = embedder.batch_tokens
+        return found
 
     def _with_images(
         self, prompts: list[Any], texts: list[str], images: list[list[Any]], rank: int | None
@@ -174,6 +178,11 @@ class Encoder(LazyModel):
         self.model, self.tokenizer, self.processor = inherited.model, inherited.tokenizer, inherited.processor
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Settings for the record; `batch_tokens` is what this process used last, else what was asked for."""
+        return {**vars(self.options), **self.used, "dtype": self.precision}
+
+    @property
     def in_half_precision(self) -> bool:
         """Whether a copy in float32 could give other embeddings."""
         return self.dtype not in (None, "float32") and self.has_backbone
@@ -190,7 +199,7 @@ class Encoder(LazyModel):
         if not self.memoize:
             return self
         other = Encoder(self.name, None, self.revision, self.dtype, self.device, self.options)
-        other.memoize, other._fingerprint = False, self._fingerprint
+        other.memoize, other._fingerprint, other.used = False, self._fingerprint, self.used
         return other
 
     def _embedder(self, rank: int | None) -> Embedder:
@@ -208,4 +217,4 @@ class Encoder(LazyModel):
         return {"_fingerprint": self.fingerprint(), **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=None, tokenizer=None, processor=None, _embedders={})
+        self.__dict__.update(state, model=None, tokenizer=None, processor=None, _embedders={}, used={})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import Dataset
+from transformers import AutoTokenizer
 
 from support.command_line import fails
 from support.project import MODEL, page_blocks
@@ -79,6 +80,13 @@ def test_trainer_in_a_settings_file(model, data, tmp_path, capsys):
     assert "--beta belongs to --trainer dpo and kto" in fails(capsys, "train", "--config", str(file))
     file.write_text(yaml.safe_dump(settings | {"trainer": "ppo"}))
     assert "No trainer 'ppo'" in fails(capsys, "train", "--config", str(file))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_chat_makes_messages_for_every_trainer(trainer, model, data, tmp_path):
+    argv = ["train", "--chat", "--trainer", trainer, "--dataset", data, "--model", model]
+    assert main([*argv, "--output_dir", str(tmp_path / "out"), *FLAGS]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template  # of a reward model, since it read messages
 
 
 def test_the_page_runs_from_labels_to_a_comparison_by_the_trained_reward_model(model, tmp_path, monkeypatch, capsys):

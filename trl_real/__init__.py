@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trl_real.data.sources import from_shp as from_shp
     from trl_real.data.sources import from_ultrafeedback as from_ultrafeedback
     from trl_real.data.sources import from_ultrafeedback_binarized as from_ultrafeedback_binarized
-    from trl_real.data.traces import from_traces as from_traces
+    from trl_real.data.traces.pool import from_traces as from_traces
     from trl_real.data.turns import split_turns as split_turns
     from trl_real.errors import MissingColumnError as MissingColumnError
     from trl_real.errors import TrlRealError as TrlRealError
@@ -110,7 +110,7 @@ _HOME = {
     "from_shp": "trl_real.data.sources",
     "from_ultrafeedback": "trl_real.data.sources",
     "from_ultrafeedback_binarized": "trl_real.data.sources",
-    "from_traces": "trl_real.data.traces",
+    "from_traces": "trl_real.data.traces.pool",
     "generate": "trl_real.models.generate",
     "generate_from_server": "trl_real.models.generation.from_server",
     "load_study": "trl_real.study.run",

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from trl_real import EmbeddingPairSelector, ScoreJudge, annotate, from_traces
-from trl_real.data.trace_formats import FORMATS, NOT_JSON, UNKNOWN
-from trl_real.data.traces import LONE, NO_ANSWER, NO_REQUEST, SEVERAL
+from trl_real.data.traces.formats import FORMATS, NOT_JSON, UNKNOWN
+from trl_real.data.traces.pool import LONE, NO_ANSWER, NO_REQUEST, SEVERAL
 from trl_real.errors import MissingColumnError, TrlRealError
 
 

@@ -219,13 +219,13 @@ MUTATIONS = [
         "data/test_turns.py",
     ),
     Mutation(
-        "a branch that was left is no part of a trace", "data/trace_formats.py",
+        "a branch that was left is no part of a trace", "data/traces/formats.py",
         'for event in _branch([event for event in events if event.get("type") != "session"]):',
         'for event in [event for event in events if event.get("type") != "session"]:',
         "data/test_traces.py",
     ),
     Mutation(
-        "a session in which the user spoke again is no attempt", "data/traces.py",
+        "a session in which the user spoke again is no attempt", "data/traces/pool.py",
         'SEVERAL: any(message["role"] == "user" for message in response)',
         "SEVERAL: False",
         "data/test_traces.py",

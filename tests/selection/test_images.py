@@ -12,7 +12,7 @@ from support.training import as_messages, pairs, words
 from support.vision import picture, save_vlm, tiny_processor, tiny_vlm, with_pictures
 from trl_real import EmbeddingPairSelector
 from trl_real.errors import TrlRealError
-from trl_real.models.embed import EmbedderOptions
+from trl_real.models.embed import Embedder, EmbedderOptions
 from trl_real.models.encoder import Encoder
 
 
@@ -41,6 +41,11 @@ def test_selection_equals_that_of_the_texts_with_the_language_model_alone(strate
     pictures = [own.index(prompt) for prompt in kept["prompt"]]
     shown = [value[0] if column == "images" else value for value in kept[column]]
     assert [np.array(each).tolist() for each in shown] == [np.array(picture(i)).tolist() for i in pictures]
+
+
+def test_a_response_alone_runs_the_language_model_only():
+    model, options = tiny_vlm(), EmbedderOptions()
+    assert Embedder(model, tiny_processor().tokenizer, options).body is model.model.language_model
 
 
 def test_map_adds_columns_and_leaves_images_as_they_are():

@@ -10,7 +10,7 @@ from datasets import Dataset, Features, List, Value
 
 from trl_real.data.convert import from_rows, iterate, report, require_columns
 from trl_real.data.message import is_message
-from trl_real.data.trace_formats import Session, plain_message, read_session
+from trl_real.data.traces.formats import Session, plain_message, read_session
 from trl_real.errors import TrlRealError
 
 

@@ -478,4 +478,72 @@ MUTATIONS = [
         "return isinstance(weight, DTensor) or hasattr(weight, \"ds_id\")", "return hasattr(weight, \"ds_id\")",
         "training/test_sharded.py",
     ),
+    # Other trainers
+    Mutation(
+        "doubtful labels ask a reward model for less", "training/trainers.py",
+        "2.0 * np.array(values, dtype=np.float32) - 2.0",
+        "2.0 - 2.0 * np.array(values, dtype=np.float32)",
+        "training/test_trainers.py",
+    ),
+    Mutation(
+        "a reward model of texts is read as it was trained", "training/trainers.py",
+        "processing_class.chat_template = None",
+        "pass",
+        "training/test_trainers.py",
+    ),
+    Mutation(
+        "an adapter of a reward model is merged", "training/trainers.py",
+        "if _internal_call or not isinstance(model, PeftModel):",
+        "if True:",
+        "cli/test_trainers_cli.py",
+    ),
+    # Images, turns and traces
+    Mutation(
+        "a response alone is read by the language model", "models/reader.py",
+        "return backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()",
+        "return backbone",
+        "selection/test_images.py",
+    ),
+    Mutation(
+        "padding of rows with images goes to the end", "models/embed_images.py",
+        "owners = torch.where(mask.bool(), owners, -1).gather(1, order)",
+        "owners = torch.where(mask.bool(), owners, -1)",
+        "selection/test_images.py",
+    ),
+    Mutation(
+        "rows with equal texts are told apart by their images", "labeling/people/votes.py",
+        "*digests_of(images)] if images else prompt",
+        "] if images else prompt",
+        "labeling/test_seen_images.py",
+    ),
+    Mutation(
+        "the page shows only images that it holds", "labeling/people/page_html.py",
+        'held = [url for url in urls if url.startswith("data:image/")]',
+        "held = list(urls)",
+        "labeling/test_seen_images.py",
+    ),
+    Mutation(
+        "the history is the chosen dialogue's", "data/turns.py",
+        "history = [*history, *mine[1]]",
+        "history = [*history, *other[1]]",
+        "data/test_turns.py",
+    ),
+    Mutation(
+        "turns of the users that differ are no shared beginning", "data/conversation.py",
+        "if end >= 0 and HUMAN_TURN not in shared[end:] else 0",
+        "if end >= 0 else 0",
+        "data/test_turns.py",
+    ),
+    Mutation(
+        "a branch that was left is no part of a trace", "data/traces/formats.py",
+        'for event in _branch([event for event in events if event.get("type") != "session"]):',
+        'for event in [event for event in events if event.get("type") != "session"]:',
+        "data/test_traces.py",
+    ),
+    Mutation(
+        "a session in which the user spoke again is no attempt", "data/traces/pool.py",
+        'SEVERAL: any(message["role"] == "user" for message in response)',
+        "SEVERAL: False",
+        "data/test_traces.py",
+    ),
 ]  # fmt: skip

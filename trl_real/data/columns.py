@@ -29,14 +29,14 @@ OWN_FEATURES = {
 }
 
 
-def to_columns(rows: Any) -> dict[str, Any]:
+def to_columns(rows: Any, unread: Collection[str] = ()) -> dict[str, Any]:
     """
     Convert a row or a batch in any format of `datasets` (mapping, `pandas.DataFrame` or `pyarrow.Table`) to a dict of
-    Python values, or lists of them for a batch. Embeddings are not converted.
+    Python values, or lists of them for a batch. Embeddings are not converted, and the columns `unread` are left out.
     """
     if hasattr(rows, "to_pydict"):
-        return rows.to_pydict()
-    columns = {name: rows[name] for name in rows.keys()}
+        return rows.drop_columns([name for name in unread if name in rows.column_names]).to_pydict()
+    columns = {name: rows[name] for name in rows.keys() if name not in unread}
     if not isinstance(rows, Mapping):  # pandas has NaN for a missing text
         columns = {name: series.astype(object).where(series.notna(), None) for name, series in columns.items()}
     return {name: value if name == EMBEDDINGS else to_python(value) for name, value in columns.items()}

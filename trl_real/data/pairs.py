@@ -7,7 +7,14 @@ from typing import Any
 from datasets import Dataset, Features, IterableDataset, List
 
 from trl_real.data.columns import OWN_FEATURES, is_ready
-from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, reply_of, without_prompt
+from trl_real.data.conversation import (
+    after_prompt,
+    implied_prompt,
+    is_messages,
+    reply_of,
+    shared_turns,
+    without_prompt,
+)
 from trl_real.errors import TrlRealError
 
 
@@ -100,6 +107,11 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
     if chosen is None or rejected is None:
         return Candidates(prompt, skipped=PROMPT_MISMATCH)
+    chosen, rejected = (after_prompt(side, prompt) for side in (chosen, rejected))
+    if shared := shared_turns(chosen, rejected) if chosen and rejected else None:
+        whole = isinstance(shared, str) == isinstance(prompt, str)
+        prompt = prompt + shared if whole else [{"role": "user", "content": prompt}, *shared]
+        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
     return pool_candidates(prompt, [chosen, rejected])
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
 from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say
-from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
-from trl_real.errors import TrlRealError
+from trl_real.cli.people import add_page_flags, add_routing_flags, routed_judge, take_votes, votes_behind, write_page
+from trl_real.errors import MissingExtraError, TrlRealError
 
 
 REPORT_FILE = "labels.json"
@@ -37,6 +37,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     people.add_argument("--pull", action="store_true", help="write the votes of --project to --votes")
     people.add_argument("--project", type=int, help="number of the project (default with --push: a new one)")
     add_judge_flags(parser)
+    add_page_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,6 +104,11 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
     keep_settings(args, settings)
     (folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    try:
+        data = {"votes": votes_behind(judge), "preferences": preferences}
+        say(f"Page: {write_page(args, folder, report.to_dict(), **data)}")
+    except MissingExtraError as error:
+        say(f"No page: {error}")
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow quality style docs bench clean
+.PHONY: help install tools demo test test-slow quality style docs bench clean url
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,12 +29,14 @@ $(TOOLS): $(INSTALLED)
 
 install: $(INSTALLED)  ## Make .venv with the package and what the demo needs
 
+tools: $(TOOLS)  ## Add what tests, checks and documentation need
+
 demo: $(INSTALLED)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 10 minutes on 2 cores)
 	$(BIN)/trl-real demo --output_dir demo_output
 
 # A process a core, each with one thread. Threads that spin while they wait make a busy machine ten times slower.
 test: $(TOOLS)  ## The tests that need no network and no real model
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: $(TOOLS)  ## Tests with a real model
 	$(BIN)/python -m pytest -m slow
@@ -59,3 +61,6 @@ bench: $(TOOLS)  ## Tokens a second of the embedder beside plain batches, senten
 
 clean:  ## Remove what was built
 	rm -rf $(VENV) build dist site *.egg-info demo_output
+
+url:  ## Build every link to the project from its address in pyproject.toml
+	$(BIN)/python docs/project_url.py

@@ -48,10 +48,8 @@ def test_the_front_matter_and_requirements_are_those_of_a_gradio_space():
 
 
 def test_evaluate_loads_the_pushed_space(tmp_path):
-    files = {
-        path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file() and path.name != "__init__.py"
-    }
-    assert {"app.py", "requirements.txt", "README.md", "pairwise_win_rate.py"} == set(files)
+    names = ("app.py", "requirements.txt", "README.md", "pairwise_win_rate.py")
+    files = {name: (FOLDER / name).read_bytes() for name in names}
     with HubServer() as hub:
         space = hub.repos["space", "user/pairwise_win_rate"] = Repo(private=False)
         space.commit("main", files)

@@ -87,7 +87,7 @@ class PanelAgreement(Report):
     def words(self) -> str:
         """Return a one-line summary."""
         return (
-            f"agreement of {self.n_judges} judges: Krippendorff's alpha {self.alpha:.2f} "
+            f"agreement of {self.n_judges} raters: Krippendorff's alpha {self.alpha:.2f} "
             f"[{self.ci_low:.2f}, {self.ci_high:.2f}] on {self.n_pairs} pairs{in_words(self.alpha)}"
         )
 

@@ -87,7 +87,8 @@ class Decoder:
         self.model, self.sampler, self.ends, self.batch_size = model, sampler, frozenset(ends), batch_size
         self.device = next(model.parameters()).device
         config: Any = model.config
-        causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal_lm: Any = model
+        causal_lm = causal_lm.get_base_model() if hasattr(model, "get_base_model") else model
         # transformers 5.24 renamed the argument, and warns of the old name.
         self.cache_name = "cache" if "cache" in signature(causal_lm.forward).parameters else "past_key_values"
         self.slots = Slots(config.get_text_config(), batch_size)

@@ -162,7 +162,9 @@ def test_code_fragments_are_valid_python(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["quickstart.md", "real.md", "study.md", "publishing.md", "troubleshooting.md", "papers.md", "data.md"]
+    "page",
+    ["quickstart.md", "real.md", "study.md", "publishing.md", "troubleshooting.md", "papers.md", "data.md"]
+    + ["own_data.md", "labelling_team.md", "trl_integration.md", "../README.md"],
 )
 def test_every_flag_on_a_page_exists(page):
     for command in re.findall(r"(?:trl-real|trl_real\.cli) (.*)", _shell(page)):

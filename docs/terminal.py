@@ -60,7 +60,8 @@ def draw(text: str) -> str:
         rows += [(part, style, at) for part in _wrapped(line)]
     height = 2 * LINE + LINE * len(rows)
     shown = "\n".join(
-        f'<text class="{style}" x="16" y="{LINE * (i + 1.7):.0f}" style="animation-delay:{at:.2f}s">'
+        f'<text xml:space="preserve" class="{style}" x="16" y="{LINE * (i + 1.7):.0f}" '
+        f'style="animation-delay:{at:.2f}s">'
         f"{html.escape(part)}</text>"
         for i, (part, style, at) in enumerate(rows)
     )

@@ -28,8 +28,8 @@ from trl_real.data.files import load
 from trl_real.data.sources import from_hh_rlhf
 from trl_real.functional.projection import make_projection
 from trl_real.models.adapters import adapter_parameters, measured
+from trl_real.models.attention import packed
 from trl_real.models.gradients import GradientFeatures, GradientOptions
-from trl_real.models.packing import packed
 from trl_real.models.passes import Row, packed_passes
 from trl_real.models.sequences import tokenize_pairs
 
@@ -117,7 +117,7 @@ class Bench:
     def bare(self, pairs: Pairs) -> None:
         """The same passes, and nobody looks at what flows through them: the floor."""
         features, model = self.ours(8192), self.model
-        with measured(model, []), packed(features.body):
+        with measured(model, []), packed(features.body, features.attention):
             handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, output: output.requires_grad_())
             for step in packed_passes(self.rows(pairs), features.batch_tokens):
                 if step.context and not step.context.extra["kept"]:

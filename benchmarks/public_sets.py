@@ -1,7 +1,7 @@
 """
 Public preference data as rows for studies, from a folder of Parquet files, with embeddings that are computed once.
 
-    python benchmarks/public_sets.py --data ../shared/data --model MODEL --cache FOLDER
+    python benchmarks/public_sets.py --data ../shared/data --models smollm2=PATH minilm=PATH --cache FOLDER
 
 Embeds every set, part by part: a second run continues. No text of these sets is printed.
 """
@@ -115,19 +115,29 @@ def load_rows(name: str, data: Path) -> Dataset:
 
 
 def with_embeddings(name: str, data: Path, model: str, cache: Path) -> Dataset:
-    """Return the rows of a set with a column `embeddings`; parts in the cache are not computed again."""
+    """
+    Return the rows of a set with a column `embeddings`, without rows of which the model reads no token; parts in the
+    cache are not computed again.
+    """
     dataset = load_rows(name, data)
     encoder = Encoder(model, dtype="bfloat16", options=EmbedderOptions(max_length=MAX_LENGTH))
     rows = [Candidates(row["prompt"], row["responses"], list(range(len(row["responses"])))) for row in dataset]
     vectors = embed_rows(rows, encoder, cache / name)
-    return dataset.add_column("embeddings", [v.numpy().astype(np.float32).tolist() for v in vectors])
+    read = [i for i, v in enumerate(vectors) if bool(v.isfinite().all())]
+    found = [vectors[i].numpy().astype(np.float32).tolist() for i in read]
+    return dataset.select(read).add_column("embeddings", found)
+
+
+def models_of(given: list[str]) -> dict[str, str]:
+    """Parse `name=path` texts."""
+    return dict(text.split("=", 1) for text in given)
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with the flags of every benchmark on these sets."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=PATH", help="models, each with a name")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     return parser
@@ -135,11 +145,12 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser_of(__doc__).parse_args()
-    for name in args.sets:
-        started = time.perf_counter()
-        dataset = with_embeddings(name, args.data, args.model, args.cache)
-        n = sum(map(len, dataset["responses"]))
-        print(f"{name}: {len(dataset)} rows, {n} responses, {time.perf_counter() - started:.0f} s", flush=True)
+    for model, path in models_of(args.models).items():
+        for name in args.sets:
+            started = time.perf_counter()
+            dataset = with_embeddings(name, args.data, path, args.cache / model / "features")
+            n, seconds = sum(map(len, dataset["responses"])), time.perf_counter() - started
+            print(f"{name}, {model}: {len(dataset)} rows, {n} responses, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

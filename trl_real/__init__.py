@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from trl_real.data.chat import as_chat as as_chat
     from trl_real.data.sources import from_alpaca_eval as from_alpaca_eval
     from trl_real.data.sources import from_hh_rlhf as from_hh_rlhf
     from trl_real.data.sources import from_shp as from_shp
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from trl_real.selection.scorer import ALGORITHM_VERSION as ALGORITHM_VERSION
     from trl_real.selection.selector import EmbeddingPairSelector as EmbeddingPairSelector
     from trl_real.selection.strategies import STRATEGIES as STRATEGIES
+    from trl_real.study.advise import advise as advise
     from trl_real.study.report import write_study_report as write_study_report
     from trl_real.study.run import load_study as load_study
     from trl_real.study.run import run_study as run_study
@@ -93,6 +95,8 @@ _HOME = {
     "TrlRealError": "trl_real.errors",
     "VotesJudge": "trl_real.labeling.people.votes",
     "WinRateCallback": "trl_real.evaluation.callback",
+    "advise": "trl_real.study.advise",
+    "as_chat": "trl_real.data.chat",
     "annotate": "trl_real.labeling.annotate",
     "check_judge": "trl_real.labeling.check",
     "active_rounds": "trl_real.rounds.active",

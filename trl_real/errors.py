@@ -39,6 +39,10 @@ class TooFewPairsError(TrlRealError):
         return type(self), (*self.args, self.room)
 
 
+class PickledWeightsError(TrlRealError):
+    """The weights of a model are pickle files, which may hold code."""
+
+
 class MissingExtraError(ImportError, TrlRealError):
     """An optional dependency is not installed."""
 

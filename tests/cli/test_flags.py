@@ -21,6 +21,7 @@ ELSEWHERE = {
     "config": "test_settings_cli.py: a setting in YAML equals the flag",
     "json": "test_cli.py: strict JSON",
     "verbose": "test_verbosity.py",
+    "allow_pickle": "test_remote_code.py: pickle files are loaded only on request",
     "plan": "test_cli.py: no verb computes with it",
 }
 # Values that `another` cannot make: names in a table, and files.
@@ -29,6 +30,7 @@ NAMED = {
     "hardware": "h100", "judge": "score", "method": "bootstrap", "pick": "best_random", "arms": "expansion",
     "study arms": "hard",
     "split": "train[:1]", "device": "meta", "dataset": "other.jsonl", "eval_dataset": "other.jsonl",
+    "pilot": "other.jsonl",
     "eval_prompts": "other.jsonl", "seed_labels": "other.jsonl", "prompts": "other.jsonl", "check": "other.jsonl",
     "difficulty": "other.jsonl", "guidelines": "g.md", "votes": "other-votes.jsonl", "panel": "panel.yaml",
     "template": "pairrm", "preferences": "v2", "clusters": "c", "lengths": "l", "baseline_lengths": "l",
@@ -55,6 +57,7 @@ SELECTOR = ("trl_real.selection.selector:EmbeddingPairSelector.__init__", True)
 SELECT = ("trl_real.selection.selector:EmbeddingPairSelector.select", False)
 COMPARE = ("trl_real.evaluation.compare:compare_columns", False)
 COMPLETE = ("trl_real.evaluation.completions:add_completions", False)
+CHAT = ("trl_real.data.chat:as_chat", False)
 TOKENIZER = ("transformers:AutoTokenizer.from_pretrained", lambda *_, **__: None)
 NO_WEIGHTS = ("trl_real.rounds.base:weights_of", lambda *_: None)
 NO_CHECKPOINT = ("trl_real.training.resume:checkpoint_of_run", lambda *_: None)
@@ -70,6 +73,7 @@ WAYS = {
         ("--dataset d.jsonl --output_dir out --streaming", (("trl_real.data.files:load_stream", True), SELECT),
          "streaming sample"),
         ("--dataset d.jsonl --output_dir out", (("trl_real.data.sources:converter", False),), "source"),
+        ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
     ],
     "label": [
         ("--dataset d.jsonl --output_dir out", (LOAD, ("trl_real.labeling.annotate:annotate", False)), ""),
@@ -86,6 +90,7 @@ WAYS = {
          (("trl_real.labeling.routed:RoutedJudge", False),), "budget random_share"),
         ("--dataset d.jsonl --output_dir out", (("trl_real.labeling.label_page:write_label_page", False),),
          "price_per_vote currency"),
+        ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
     ],
     "sft": [("--dataset d.jsonl --output_dir out --model user/m --use_cpu True --bf16 False",
              (LOAD, TOKENIZER, ("trl_real.training.warm_start:warm_start", False)), "")],
@@ -109,6 +114,7 @@ WAYS = {
          "people_verdicts inclusion_probabilities"),
         ("--dataset d.jsonl --model a --baseline b --output_dir out",
          (("trl_real.evaluation.report:write_comparison_report", False),), "output_dir"),
+        ("--dataset d.jsonl --model a --baseline b --chat", (CHAT,), "chat"),
     ],
     "active": [
         ("--dataset d.jsonl --model user/m --output_dir out --bf16 False",
@@ -145,6 +151,11 @@ WAYS = {
         ("--dataset d.jsonl --output_dir out --model user/m --engine dpo --bf16 False",
          (("trl_real.study.dpo:DPOCells", False),), "learning_rates n_evaluations engine"),
         ("--dataset d.jsonl --output_dir out", (("trl_real.data.sources:converter", False),), "source"),
+        ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
+    ],
+    "advise": [
+        ("--dataset d.jsonl --model user/m", (LOAD, ("trl_real.study.advise:advise", False)), ""),
+        ("--dataset d.jsonl", (("trl_real.data.sources:converter", False),), "source"),
     ],
     "report": [("--dataset out", (("trl_real.study.run:load_study", lambda folder: None),
                                    ("trl_real.study.report:write_study_report", False)), ""),

@@ -5,14 +5,8 @@ import yaml
 from datasets import Dataset
 
 from support.command_line import fails
-from support.tiny import save_tiny
 from trl_real import TrlRealError
 from trl_real.cli.main import main
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of `trl_real.evaluation.compare` and `trl_real.evaluation.tournament`."""
+"""Tests of comparing a model with a baseline."""
 
 import json
 import math
@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from support.comparisons import LongerIsBetter, many
 from support.shared_data import DATA, needs_data
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.evaluation.compare import compare, compare_columns
-from trl_real.evaluation.tournament import tournament
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.judges import ScoreJudge
@@ -25,20 +25,6 @@ ALPACA_EVAL = DATA / "alpaca_eval"
 def plain(rates: dict) -> dict:
     """Rates that are equal where both are NaN."""
     return {name: None if value != value else value for name, value in rates.items()}
-
-
-class LongerIsBetter:
-    """A judge that is sure, fair to both positions, and writes down what it was shown."""
-
-    name = "longer"
-
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, batch):
-        self.batches.append(batch)
-        pairs = zip(batch["response_a"], batch["response_b"], strict=True)
-        return [(len(a) > len(b)) + 0.5 * (len(a) == len(b)) for a, b in pairs]
 
 
 @pytest.fixture
@@ -246,28 +232,6 @@ def test_a_policy_and_a_list_are_compared_as_two_lists_are():
     assert plain(found.rates) == plain(same.rates)
 
 
-def many(n: int = 60, **columns) -> Dataset:
-    rows = {
-        "prompt": [f"p{i}" for i in range(n)],
-        "base": [f"base {i}" for i in range(n)],
-        "good": [f"a good answer {i} " + "x" * (i % 7) for i in range(n)],
-        "weak": [f"w {i} " + "x" * (i % 5) for i in range(n)],
-    }
-    return Dataset.from_dict({**rows, **columns})
-
-
-def test_two_models_are_compared_prompt_by_prompt():
-    good, weak = (compare_columns(many(), LongerIsBetter(), model=m, baseline="base") for m in ("good", "weak"))
-    test = good.against(weak)
-    assert test.difference == pytest.approx(good.rates["win_rate"] - weak.rates["win_rate"])
-    assert test.sign_p < 0.01 and weak.against(good).difference == -test.difference
-    other_prompts = compare_columns(many(59), LongerIsBetter(), model="weak", baseline="base")
-    with pytest.raises(TrlRealError, match="differ in their prompts"):
-        good.against(other_prompts)
-    with pytest.raises(TrlRealError, match="differ in their baseline"):
-        good.against(compare_columns(many(), LongerIsBetter(), model="weak", baseline="good"))
-
-
 def names(comparison) -> dict[str, bool]:
     return {doubt.name: doubt.grave for doubt in comparison.doubts}
 
@@ -327,15 +291,17 @@ def test_null_model_is_the_only_leaderboard_entry_with_a_length_warning():
     assert [model for model, is_grave in grave.items() if is_grave] == ["NullModel"]
 
 
-def test_many_models_are_ranked_and_compared():
-    found = tournament(many(), LongerIsBetter(), ["weak", "good", "base"], rounds=50)
-    assert [row.model for row in found.ranking.rows] == ["good", "base", "weak"] or found.ranking.notes
-    assert len(found.comparisons) == 3 and set(found.against_reference) == {("weak", "good")}
-    only = tournament(many(), LongerIsBetter(), ["weak", "good", "base"], everyone=False, rounds=50)
-    assert len(only.comparisons) == 2
-    json.dumps(found.to_dict(), allow_nan=False)
-    with pytest.raises(TrlRealError, match="Give two columns or more"):
-        tournament(many(), LongerIsBetter(), ["good"])
+def test_lengths_are_those_of_the_model_and_of_the_baseline():
+    rows = many(good=["x" * (30 + i % 9) for i in range(60)], base=["y" * (26 + (i * 7) % 11) for i in range(60)])
+    found = compare_columns(rows, LongerIsBetter(), model="good", baseline="base", confidence=0.8)
+    lengths, others = ([len(text) for text in rows[name]] for name in ("good", "base"))
+    assert (found.rows["length"], found.rows["baseline_length"]) == (lengths, others)
+    assert (found.model_length, found.baseline_length) == pytest.approx((sum(lengths) / 60, sum(others) / 60))
+    settings = {"clusters": rows["prompt"][:], "confidence": 0.8}
+    expected = win_rate(found.rows["preference"], **settings, lengths=lengths, baseline_lengths=others)
+    assert plain(found.rates) == plain(expected)
+    wide = compare_columns(rows, LongerIsBetter(), model="good", baseline="base", confidence=0.99)
+    assert wide.rates["ci_low"] < found.rates["ci_low"] and wide.confidence == 0.99
 
 
 def test_thoughts_are_neither_judged_nor_measured():

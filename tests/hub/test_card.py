@@ -82,8 +82,8 @@ def test_section_states_recipe_counts_and_the_line_that_loads_it():
     assert (shown["strategy"], shown["seed"], shown["model"]) == ("easy", "42", "user/encoder")
     assert shown["budget"] == "0.25 of the rows with a pair"
     assert shown["responses cut to the context"] == "3 of 200 (1.5%)"
-    parts = ["kept", "not chosen", "skipped: identical responses", "skipped: empty response"]
-    assert int(shown["in the pool"]) == sum(int(shown[name]) for name in parts)
+    rows = ["in the pool", "kept", "not chosen", "skipped: identical responses", "skipped: empty response"]
+    assert [shown[name] for name in rows] == ["100", "25", "70", "3", "2"]
     assert 'load_dataset("user/subset", "easy-0.25", split="train")' in section()
 
 
@@ -182,6 +182,7 @@ def test_other_configs_are_left_alone_even_if_one_name_begins_the_other():
         f"kept 1\n{BEGIN}\nkept 2\n{BEGIN}\nold\n{END}\nkept 3",
         f"kept 1\n{BEGIN}\nold\n{END}\nkept 2\n{END}\nkept 3",
         f"kept 1\n{BEGIN}\nold\n{END}\nkept 2\n{BEGIN}\nkept 3",
+        f"{BEGIN}\nkept 1\n{END}\nkept 2\n{BEGIN}\nold\n{END}\nkept 3",
         f"the words `{BEGIN}` and `{END}` kept 1 inside a line",
         f"{BEGIN} kept 1",
     ],
@@ -203,6 +204,15 @@ def test_histogram_counts_every_row_and_scales_to_its_own_largest_bin():
     assert lines[0].split()[-2] == "█" * longest
 
 
+def test_histogram_shows_the_edges_and_counts_of_each_bin():
+    found = histogram({"edges": [-1.0, 0.0, 0.5, 1.0], "pool": [20, 0, 5], "kept": [0, 0, 3]}).splitlines()
+    lines = [line.replace("█", "").split() for line in found[2:-1]]
+    assert lines == [["-1.000", "to", "0.000", "20", "0"], ["0.000", "to", "0.500", "0", "0"],
+                     ["0.500", "to", "1.000", "5", "3"]]  # fmt: skip
+    bars = [line.count("█") for line in found[2:-1]]
+    assert bars[1] == 0 and bars[0] * 5 / 20 + bars[0] == bars[2], "each column by its own largest bin"
+
+
 def test_histogram_of_nothing_kept_and_of_one_value():
     assert "kept" in section(histogram=describe_similarity(np.ones(3), np.array([]))["histogram"])
     assert "Similarity" not in section(similarity={}, similarity_kept={}, histogram={})
@@ -211,8 +221,9 @@ def test_histogram_of_nothing_kept_and_of_one_value():
 
 def test_a_record_that_loses_rows_or_bins_is_refused():
     check_record(make_record())
-    with pytest.raises(TrlRealError, match="100 rows in, but 24 kept"):
-        check_record(make_record(n_kept=24))
+    for changes in ({"n_kept": 24}, {"n_kept": 26}, {"n_not_chosen": 71}, {"n_rows": 101}, {"skipped": {}}):
+        with pytest.raises(TrlRealError, match="rows in, but .* kept .* not chosen .* skipped"):
+            check_record(make_record(**changes))
     with pytest.raises(TrlRealError, match="2 edges, 2 pool counts and 2 kept"):
         check_record(make_record(histogram={"edges": [0, 1], "pool": [1, 1], "kept": [0, 1]}))
 

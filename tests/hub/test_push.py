@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.hub_server import TOKEN, HubServer
+from trl_real.hub.facts import CardFacts
 
 
 PRELUDE = '''
@@ -161,6 +162,55 @@ out["local"] = labels.column_names[-3]
     assert "| people | 3 | 0.900 |" in text and "| chat:x&#124;y | 1 | 0.600 |" in text
 
 
+def test_the_card_says_who_wrote_who_labelled_what_it_cost_and_what_people_state(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+from trl_real import ScoreJudge, annotate
+from trl_real.labeling.annotate import LabelReport
+
+names = [["small", "large", "other"], ["large", "small", "other"], [None, "small", "x|y"]]
+pool = Dataset.from_dict({"prompt": ["p", "q", "r"], "responses": [["a", "b", "c"]] * 3, "models": names,
+                          "scores": [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [2.0, 1.0, 0.0]], "pair": [[0, 1]] * 3,
+                          "response_a": ["a"] * 3, "response_b": ["b"] * 3, "similarity": [0.5] * 3,
+                          "skipped": [""] * 3})
+report = LabelReport()
+labels = annotate(pool, ScoreJudge(), gold=ScoreJudge(), report=report)
+report.verdicts.cost, report.verdicts.input_tokens = 0.0123, 456
+stated = {"title": "Pairs of | mine", "license": "cc-by-4.0", "language": ["en", "de"], "currency": "USD"}
+push(labels, "user/subset", record=record(3), labels=report, **stated)
+push(pool, "user/pool", record=record(3))
+push(labels, "user/subset", record=record(3), labels=report.to_dict())
+back = load_dataset("user/subset", "easy-0.25", split="train")
+out["rows"] = [back["chosen_model"][:], back["rejected_model"][:]]
+out["streams"] = len(list(load_dataset("user/subset", "easy-0.25", split="train", streaming=True)))
+""",
+    )
+    assert out["rows"] == [["large", "small", None], ["small", "large", "small"]] and out["streams"] == 3
+    text = card(hub, "user/subset")
+    assert "# Pairs of &#124; mine\n" in text and "pretty_name: Pairs of | mine" in text
+    assert "license: cc-by-4.0" in text and "language:\n- en\n- de" in text  # the second push stated nothing
+    assert "| agreement with gold labels | 1.00 \\[0.44, 1.00\\], n = 3 |" in text
+    assert "| pairs with a label | 3 |" in text and "| tokens of the judge | 456 read, 0 generated |" in text
+    assert "| cost of the labels | 0.0123 in the currency of the judge's prices, which was not stated |" in text
+    assert "| model | chosen | rejected |" in text and "| small | 1 | 2 |" in text and "| not known | 1 | 0 |" in text
+    whole = card(hub, "user/pool")
+    assert "# pool\n" in whole and "| model | responses |" in whole and "| other | 2 |" in whole
+    assert "license" not in whole and "cost" not in whole
+
+
+def test_the_currency_stands_beside_the_cost():
+    report = {"judge": "chat:m", "verdicts": {"cost": 1.5, "position_bias": 0.04}, "panel": {"alpha": None}}
+    ((title, _, rows),) = CardFacts(currency="EUR", labels=report).label_table()
+    assert title == "Labelling" and ("cost of the labels", "1.5 EUR") in rows
+    assert ("bias for the response shown first", "+0.040") in rows
+    assert not any("agreement" in row[0] for row in rows)  # nobody measured one
+    votes = {"alpha": 0.5, "alpha_low": 0.25, "alpha_high": 0.75, "n_shared": 8}
+    ((_, _, rows),) = CardFacts(labels={"votes": votes}).label_table()
+    assert ("agreement of the people", "Krippendorff's alpha 0.50 [0.25, 0.75], n = 8") in rows
+
+
 def test_splits_branches_and_other_files(hub, tmp_path):
     out = run(
         hub,
@@ -237,7 +287,7 @@ out["local"] = subset.to_list() == rows(8).to_list()
     for name in ("rows", "card", "old"):
         assert out[name][-1] == f"{hub.url}/datasets/user/{name}"
         unbroken = dict(hub.repo("user/unbroken").files())
-        unbroken["README.md"] = unbroken["README.md"].replace(b"user/unbroken", f"user/{name}".encode())
+        unbroken["README.md"] = unbroken["README.md"].replace(b"unbroken", name.encode())
         assert hub.repo(f"user/{name}").files() == unbroken
 
 

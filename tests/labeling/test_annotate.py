@@ -4,34 +4,15 @@ import math
 import re
 
 import pytest
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
+from support.chosen_pairs import Once, pool
 from trl_real import EmbeddingPairSelector, MissingColumnError, ScoreJudge, TrlRealError, annotate
 from trl_real.data.conversation import text_of
 from trl_real.labeling.annotate import LabelReport
-from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.chat.judge import ChatJudge
-from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.people.queue import Deck
-from trl_real.labeling.people.votes import pair_key
-from trl_real.labeling.reward_model import RewardModelJudge
-from trl_real.labeling.verdicts import Verdict
-from trl_real.runtime.journal import Journal
-
-
-def pool(**columns):
-    rows = {
-        "prompt": ["p0", "p1", "p2", "p3"],
-        "responses": [["a", "b"], ["c", "d", "e"], ["f", "g"], ["h", "i"]],
-        "scores": [[1.0, 2.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]],
-        "pair": [[0, 1], [0, 2], [0, 1], [0, 1]],
-        "response_a": ["a", "c", "f", "h"],
-        "response_b": ["b", "e", "g", "i"],
-        "similarity": [0.1, 0.2, 0.3, 0.4],
-        "skipped": ["", "", "", ""],
-    }
-    return Dataset.from_dict({**rows, **columns})
 
 
 def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_apart():
@@ -184,70 +165,6 @@ def test_a_missing_column_can_be_caught_by_name():
         annotate(pool().remove_columns("pair"), ScoreJudge())
 
 
-class Once:
-    """A judge that is never asked about the same pair twice."""
-
-    def __init__(self, name="once", stop_after=None):
-        self.name, self.stop_after, self.seen = name, stop_after, []
-
-    def __call__(self, batch):
-        answers = []
-        for prompt in batch["prompt"]:
-            if len(self.seen) == self.stop_after:
-                raise KeyboardInterrupt
-            assert prompt not in self.seen
-            self.seen.append(prompt)
-            answers.append({"p0": 0.9, "p1": 0.2, "p2": 0.5, "p3": None}[prompt])
-        return answers
-
-
-def test_interrupted_run_resumes_without_asking_twice(tmp_path):
-    judge, journal = Once(stop_after=2), tmp_path / "verdicts.jsonl"
-    with pytest.raises(KeyboardInterrupt):
-        annotate(pool(), judge, batch_size=1, journal=journal)
-    judge.stop_after, report = None, LabelReport()
-    labeled = annotate(pool(), judge, batch_size=1, journal=journal, report=report)
-    assert judge.seen == ["p0", "p1", "p2", "p3"] and report.n_resumed == 2
-    assert labeled.to_list() == annotate(pool(), Once(), batch_size=3).to_list()
-    judge.seen = []
-    again = annotate(pool(), judge, journal=journal, report=report)
-    assert judge.seen == ["p3"] and report.n_resumed == 3  # what failed is asked again
-    assert again.to_list() == labeled.to_list()
-
-
-def test_a_journal_keeps_the_verdicts_of_different_judges_apart(tmp_path):
-    for name in ("one", "other"):
-        judge = Once(name)
-        annotate(pool(), judge, journal=tmp_path / "j.jsonl")
-        assert len(judge.seen) == 4
-    assert {line["name"] for line in Journal(tmp_path / "j.jsonl").read()} == {"one", "other"}
-
-
-@pytest.mark.parametrize("judge", [ScoreJudge(), JudgePanel([ScoreJudge(), ScoreJudge(min_gap=0.5)])])
-def test_journal_key_of_a_row_includes_its_scores(judge, tmp_path):
-    corrected = pool(scores=[[2.0, 1.0], [3.0, 9.0, 2.0], [5.0, 5.0], [None, 1.0]])
-    for rows in (pool(), corrected, concatenate_datasets([pool(), corrected])):
-        labeled = annotate(rows, judge, journal=tmp_path / "j.jsonl")
-        assert labeled.to_list() == annotate(rows, judge).to_list()
-    report = LabelReport()
-    annotate(corrected, judge, journal=tmp_path / "j.jsonl", report=report)
-    assert report.n_resumed == 3  # all but the failure
-
-
-def test_journal_keys_of_text_judges_equal_the_pair_keys(tmp_path):
-    annotate(pool(), JudgePanel([Once(), Once()]), journal=tmp_path / "j.jsonl")
-    keys = [line["key"] for line in Journal(tmp_path / "j.jsonl").read()]
-    assert keys == [pair_key(*row) for row in (("p0", "a", "b"), ("p1", "c", "e"), ("p2", "f", "g"))]
-
-
-def test_the_order_of_rows_changes_no_verdict_and_equal_rows_are_asked_once(tmp_path):
-    doubled = concatenate_datasets([pool(), pool().select([2, 1, 0])])
-    judge = Once()
-    labeled = annotate(doubled, judge, journal=tmp_path / "j.jsonl")
-    assert judge.seen == ["p0", "p1", "p2", "p3"]
-    assert labeled["prompt"][:] == ["p0", "p1", "p1", "p0"]
-
-
 def test_agreement_with_gold_counts_the_pairs_that_both_decided():
     report = LabelReport()
     annotate(pool(), Once(), gold=ScoreJudge(), report=report)
@@ -339,46 +256,3 @@ def test_the_label_follows_the_texts_of_messages_and_prompts_that_repeat():
     rows = {"prompt": [asked], "responses": [answers], "scores": [[2.0, 1.0]], "pair": [[0, 1]]}
     found = annotate(Dataset.from_dict({**rows, "response_a": ["p"], "response_b": ["q"]}), ScoreJudge())
     assert found[0]["chosen"] == answers[0][1:] and found[0]["rejected"] == answers[1][1:]
-
-
-class Stopped(Exception):
-    pass
-
-
-class InProcess(VerdictJudge):
-    """Judge that runs in this process and is killed after some calls."""
-
-    name, rows_per_save = "in process", ROWS_PER_SAVE
-
-    def __init__(self, calls):
-        self.left, self.n_asked = calls, 0
-
-    def verdicts(self, batch):
-        if not self.left:
-            raise Stopped
-        self.left -= 1
-        self.n_asked += len(batch["prompt"])
-        return [Verdict(1.0)] * len(batch["prompt"])
-
-
-@pytest.mark.parametrize("wrap", [lambda judge: judge, lambda judge: JudgePanel([judge, ScoreJudge()])])
-def test_a_kill_costs_one_call_of_a_judge_in_this_process(wrap, tmp_path):
-    n = 250
-    texts = {"prompt": [f"p{i}" for i in range(n)], "responses": [["a", "b"]] * n, "scores": [[2.0, 1.0]] * n}
-    rows = Dataset.from_dict({**texts, "pair": [[0, 1]] * n, "response_a": ["a"] * n, "response_b": ["b"] * n})
-    killed, again = InProcess(4), InProcess(99)
-    with pytest.raises(Stopped):
-        annotate(rows, wrap(killed), journal=tmp_path / "verdicts.jsonl")
-    assert len(annotate(rows, wrap(again), journal=tmp_path / "verdicts.jsonl")) == n
-    assert killed.n_asked == 4 * ROWS_PER_SAVE and again.n_asked == n - killed.n_asked
-
-
-def test_judges_that_run_a_model_in_this_process_save_often():
-    assert {cls.rows_per_save for cls in (RewardModelJudge, ImplicitRewardJudge)} == {ROWS_PER_SAVE}
-
-
-def test_a_journal_in_use_is_reported_before_anything_is_asked(tmp_path):
-    judge = InProcess(99)
-    with Journal(tmp_path / "verdicts.jsonl"), pytest.raises(TrlRealError, match="Another process is writing"):
-        annotate(pool(), judge, journal=tmp_path / "verdicts.jsonl")
-    assert judge.n_asked == 0

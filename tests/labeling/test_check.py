@@ -17,9 +17,12 @@ from trl_real.functional.statistics.calibration import (
     calibration_temperature,
     log_loss,
 )
+from trl_real.functional.statistics.intervals import wilson_interval
+from trl_real.labeling.agreement import gold_agreement
 from trl_real.labeling.chat.judge import ChatJudge, calibrated
 from trl_real.labeling.check import check_judge
 from trl_real.labeling.people.votes import VotesJudge, pair_key
+from trl_real.labeling.verdicts import Verdict
 
 
 def longer(batch):
@@ -60,6 +63,30 @@ def test_pairs_with_ties_and_a_gold_preference():
     }
     found = check_judge(Dataset.from_dict(rows), longer)
     assert (found.n, found.accuracy, found.n_label_ties, found.n_skipped) == (2, 1.0, 1, 4)
+
+
+UNDECIDED = [0.8, 0.3, 0.6, 0.5, None, 0.5, 0.9, 0.1]
+GOLD = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.5, 0.0]  # decided by both: three of four agree
+
+
+def test_pairs_that_one_side_left_undecided_count_apart():
+    sides = {f"response_{side}": [f"{side} {i}" for i in range(8)] for side in "ab"}
+    rows = Dataset.from_dict({"prompt": ["p"] * 8, **sides, "preference": GOLD})
+    found = check_judge(rows, lambda batch: UNDECIDED, confidence=0.8)
+    assert (found.n, found.accuracy, found.n_undecided, found.n_label_ties) == (4, 0.75, 2, 2)
+    assert (found.ci_low, found.ci_high) == pytest.approx(wilson_interval(3, 4, 0.8))
+    known = [i for i in range(8) if UNDECIDED[i] is not None]
+    p, t = (np.array([values[i] for i in known]) for values in (UNDECIDED, GOLD))
+    assert found.loss == pytest.approx(-np.mean(t * np.log(p) + (1 - t) * np.log(1 - p)))
+    assert found.brier == pytest.approx(np.mean((p - t) ** 2)) and found.calibrated_loss <= found.loss
+    assert (found.verdicts.n_failed, found.verdicts.n_ties) == (1, 2)
+    ours, theirs = ([Verdict(math.nan if p is None else p) for p in values] for values in (UNDECIDED, GOLD))
+    agreement = gold_agreement(ours, theirs)
+    assert (agreement.n, agreement.n_agree, agreement.n_undecided, agreement.rate) == (4, 3, 2, 0.75)
+    assert (agreement.ci_low, agreement.ci_high) == pytest.approx(wilson_interval(3, 4, 0.95))
+    twice = agreement + agreement
+    assert (twice.n, twice.n_agree, twice.n_undecided, twice.rate) == (8, 6, 4, 0.75)
+    assert math.isnan(gold_agreement(ours[3:4], theirs[3:4]).rate)
 
 
 def test_the_calibration_temperature_is_the_one_with_the_lowest_loss():

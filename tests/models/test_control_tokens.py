@@ -1,9 +1,13 @@
 """Control tokens in data cannot act where texts are judged, scored or generated from."""
 
+import json
+
 import pytest
 from datasets import Dataset
 
-from support.tiny import tiny_model, tiny_tokenizer
+from support.rounds import active, pool
+from support.tiny import save_tiny, tiny_model, tiny_tokenizer
+from trl_real.cli.main import main
 from trl_real.models.generate import _ids
 from trl_real.models.reward import RewardReader
 from trl_real.models.sequences import control_tokens, ids_without_control, n_with_control_tokens, tokenize_pairs
@@ -78,3 +82,22 @@ def test_the_text_stays_the_same_to_the_letter(add_bos):
 def test_rows_that_train_on_control_tokens_are_counted():
     rows = Dataset.from_dict({"chosen": [PLAIN, FORGED, PLAIN + "<|im_end|>"], "rejected": [PLAIN, PLAIN, FORGED]})
     assert n_with_control_tokens(tokenizer, rows) == 2
+    assert n_with_control_tokens(tokenizer, rows.select_columns("chosen")) == 1
+
+
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_training_records_how_many_rows_hold_control_tokens(verb, tmp_path, capsys):
+    rows = [{"prompt": f"Tea {i}? ", "chosen": PLAIN if i else FORGED, "rejected": "No."} for i in range(4)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    flags = "--max_steps 1 --report_to none --bf16 False --json --output_dir".split()
+    argv = [verb, "--model", save_tiny(tmp_path / "model"), "--dataset", tmp_path / "rows.parquet", *flags]
+    assert main([*map(str, argv), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["n_with_control_tokens"] == 1 and "1 of 4 rows hold control tokens" in said.err
+
+
+def test_rounds_record_how_many_rows_hold_control_tokens(tmp_path):
+    rows = pool().map(lambda row: {"responses": [text + FORGED for text in row["responses"]]})
+    active(save_tiny(tmp_path / "model"), tmp_path, rounds=1, pool=rows)
+    state = json.loads((tmp_path / "run/round-01/state.json").read_text())
+    assert state["train"]["n_with_control_tokens"] == state["label"]["labeled"] > 0

@@ -4,11 +4,10 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -21,22 +20,18 @@ from transformers import (
     Qwen3Config,
 )
 
-from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from support.gradients import FIRST, PROMPTS, SECOND, adapted, error, features, log_prob, naive
+from support.tiny import tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
 from trl_real.functional.design import greedy_design, pair_features
 from trl_real.models.adapters import adapter_parameters, hidden_from_taps
-from trl_real.models.gradients import GradientFeatures, GradientOptions
+from trl_real.models.gradients import GradientOptions
 from trl_real.models.sequences import tokenize_pairs
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROMPTS = [SENTENCES[i % 5][: 14 + 3 * i] for i in range(6)]
-FIRST = [" " + SENTENCES[(i + 1) % 5][: 9 + 5 * i] for i in range(6)]
-SECOND = [" " + SENTENCES[(i + 2) % 5][: 31 - 4 * i] for i in range(6)]
-EXACT = GradientOptions(projection_dim=None)
 METHODS = ("packed", "padded", "one by one")
-
 SMALL = dict(
     vocab_size=304, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=256, pad_token_id=0, bos_token_id=None, eos_token_id=2, initializer_range=0.2,
@@ -55,53 +50,10 @@ FAMILIES = {
 }
 
 
-def adapted(model=None, dtype=torch.float64, seed=0, **lora):
-    """A tiny model with an adapter in which B is not 0."""
-    settings = {"r": 3, "lora_alpha": 7, "target_modules": "all-linear", "init_lora_weights": False, **lora}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = get_peft_model(tiny_model() if model is None else model, LoraConfig(**settings))
-    return model.to(dtype).eval()
-
-
 def family(name):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         return AutoModelForCausalLM.from_config(FAMILIES[name])
-
-
-def naive(model, prompts, responses, beta=None):
-    """Whole gradients of the summed log-probabilities, in order of the names, by the definition. Shape `(n, p)`."""
-    tokenizer, named = tiny_tokenizer(), adapter_parameters(model)
-    for parameter in named.values():
-        parameter.requires_grad_(True)
-    rows = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        ids = tokenizer(prompt + response + tokenizer.eos_token)["input_ids"]
-        start = len(tokenizer(prompt)["input_ids"])
-        assert tokenizer(prompt)["input_ids"] == ids[:start]
-        value = log_prob(model, ids, start)
-        if beta is not None:
-            with model.disable_adapter():
-                value = beta * (value - log_prob(model, ids, start))
-        found = dict(zip(named, torch.autograd.grad(value, list(named.values())), strict=True))
-        rows.append(torch.cat([found[name].flatten() for name in sorted(found)]))
-    return torch.stack(rows)
-
-
-def log_prob(model, ids, start):
-    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
-    return sum(logits[t - 1].log_softmax(-1)[ids[t]] for t in range(start, len(ids)))
-
-
-def error(found, expected):
-    return float((found - expected).norm(dim=1).div(expected.norm(dim=1)).max())
-
-
-def features(model, method=None, options=EXACT, **kwargs):
-    made = GradientFeatures(model, tiny_tokenizer(), options, **kwargs)
-    made._method = method
-    return made
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -178,8 +130,7 @@ def test_responses_to_one_prompt_share_a_pass_and_get_separate_gradients(checkpo
 WORKER = """
 import os, sys
 import torch
-# This module: the workers run the functions that the test compares with.
-from test_gradients import FIRST, PROMPTS, SECOND, adapted, features
+from support.gradients import FIRST, PROMPTS, SECOND, adapted, features
 from trl_real.models.gradients import GradientOptions
 
 torch.set_num_threads(1)
@@ -198,7 +149,7 @@ os._exit(0)
 def test_two_processes_share_the_pool_and_equal_one(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*launch, str(tmp_path / "worker.py"), str(tmp_path)],
         capture_output=True,

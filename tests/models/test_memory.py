@@ -4,16 +4,21 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from trl_real import EmbeddingPairSelector, GradientPairSelector
 from trl_real.models.choice import ChoiceReader
 from trl_real.models.embed import Embedder, EmbedderOptions
 from trl_real.models.generate import generate
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.log_probs import ResponseLogProbs
+from trl_real.models.memory import tokens_that_fit
 from trl_real.models.reward import RewardReader
+from trl_real.runtime.devices import free_memory
+from trl_real.selection.active.margin import MarginPairSelector
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,3 +94,45 @@ def test_other_errors_are_raised_at_once():
     with pytest.raises(RuntimeError, match="shapes differ"):
         JOBS["judging"][1](model)
     assert len(failed) == 1
+
+
+CONFIG = tiny_model().config  # 12 x 32 + 4 x 64 numbers a token and layer, 2 layers
+
+
+@pytest.mark.parametrize(
+    ("free", "backward", "tokens"),
+    [
+        (None, False, 16384),
+        (10**12, False, 16384),
+        (2 * 640 * 4 * 5000, False, 5000),
+        (2 * 640 * 4 * 5000, True, 2500),
+        (1000, True, 512),
+    ],
+)
+def test_tokens_of_a_pass_follow_what_is_free_on_the_device(free, backward, tokens, monkeypatch):
+    monkeypatch.setattr("trl_real.models.memory.free_memory", lambda device: free)
+    assert tokens_that_fit(CONFIG, torch.device("xpu"), 4, backward) == tokens
+
+
+def test_free_memory_is_what_torch_says_and_unknown_elsewhere(monkeypatch):
+    assert free_memory(torch.device("cpu")) is None and free_memory(torch.device("xpu")) is None
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (7, 9))
+    assert free_memory(torch.device("xpu")) == 7 and free_memory(torch.device("cpu")) is None
+
+
+def test_readers_on_a_cpu_take_what_its_caches_hold():
+    assert Embedder(tiny_model(), TOKENIZER).batch_tokens == 1024
+
+
+@pytest.mark.parametrize("selector", ["embeddings", "gradients", "margins"])
+def test_record_has_the_tokens_of_a_pass_that_were_used(selector):
+    model = tiny_model() if selector == "embeddings" else adapted()
+    made = {
+        "embeddings": lambda: EmbeddingPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200),
+        "gradients": lambda: GradientPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200, projection_dim=64),
+        "margins": lambda: MarginPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200),
+    }[selector]()
+    failed = run_out(model, 60, torch.OutOfMemoryError(MESSAGE))
+    pool = Dataset.from_dict({"prompt": PROMPTS, "responses": [[text, text[:9] + "?"] for text in RESPONSES]})
+    made.select(pool, 4)
+    assert failed and made.record.settings["batch_tokens"] == 200 >> len(failed)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.families import family
-from trl_real.models.packing import attend_within_given_segments
+from trl_real.models.attention import ATTENTIONS, attend_within_given_segments
 from trl_real.models.read_once import fits, is_random, lay_out
 from trl_real.models.sequences import pad
 
@@ -82,11 +82,12 @@ def test_dropout_of_layers_functions_and_whole_layers_is_found():
     assert is_random(models["llama"])
 
 
-def test_attention_switches_where_segments_are_given_and_back():
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_switches_where_segments_are_given_and_back(attention):
     model = family("llama")
     plain = model(input_ids=torch.tensor([[5, 6, 7]])).logits
-    attend_within_given_segments(model.model)
-    attend_within_given_segments(model.model)  # once only
+    attend_within_given_segments(model.model, "flex")
+    attend_within_given_segments(model.model, attention)  # one hook, for the last one
     assert len(model.model._forward_pre_hooks) == 1
     layout, _ = lay_out(*batch([(5, 6, 7), (6, 7, 8)], n_prompt=1), LEAST)
     states = model.model(**layout.inputs("cpu")).last_hidden_state

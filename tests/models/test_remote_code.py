@@ -1,16 +1,21 @@
-"""No verb runs the code of a model's repository, whatever is typed or piped in."""
+"""No verb runs the code of a model's repository or loads a pickle file, whatever is typed or piped in."""
 
 import io
 import json
 
 import pytest
+import torch
 from datasets import Dataset
+from peft import get_peft_model
 
 from support.rounds import pool, prompts
-from support.tiny import save_tiny
-from support.training import pairs
+from support.tiny import save_tiny, tiny_model
+from support.training import LORA, pairs
+from trl_real import TrlRealError
 from trl_real.cli.main import main
 from trl_real.data.files import save
+from trl_real.models.load import ALLOW_PICKLE, load_model
+from trl_real.training.adapters import as_full_model
 
 
 CODE = """
@@ -64,6 +69,39 @@ def given(tmp_path_factory):
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}}
     file.write_text(json.dumps({**json.loads(file.read_text()), **own}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def pickled(tmp_path_factory):
+    """A model whose weights are a pickle file."""
+    folder = tmp_path_factory.mktemp("pickled")
+    save_tiny(folder)
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "plan"])
+def test_pickle_files_are_loaded_only_on_request(verb, given, pickled, tmp_path, capsys):
+    argv = [str(given / part) if (given / part).exists() else part for part in VERBS[verb]]
+    assert main([*argv, str(pickled), "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "are pickle files (pytorch_model.bin)" in said and "type --allow_pickle" in said
+
+
+def test_pickle_files_are_loaded_on_request(given, pickled, tmp_path, monkeypatch):
+    monkeypatch.setenv(ALLOW_PICKLE, "")  # restored at the end
+    argv = ["select", "--dataset", str(given / "POOL"), "--model", str(pickled), "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--allow_pickle"]) == 0
+
+
+def test_an_adapter_on_pickle_files_is_refused(pickled, tmp_path):
+    get_peft_model(tiny_model(), LORA).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(pickled)}))
+    for load in (as_full_model, lambda folder, _: load_model(folder, "sha256:x", None, "cpu", adapters=True)):
+        with pytest.raises(TrlRealError, match="are pickle files"):
+            load(str(tmp_path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("verb", VERBS)

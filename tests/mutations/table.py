@@ -176,4 +176,16 @@ MUTATIONS = [
         "setattr(self, new, getattr(self, old))", "pass",
         "project/test_renamed.py",
     ),
+    # What several processes share
+    Mutation(
+        "processes that run at the same time share a limit", "labeling/chat/claims.py",
+        "start = min([row[3] for row in others if not self._is_over(*row[:3])], default=self._total(database))",
+        "start = self._total(database)",
+        "labeling/chat/test_claims.py",
+    ),
+    Mutation(
+        "an answer in the ledger counts once", "labeling/chat/purse.py",
+        "self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost", "self._own += cost",
+        "labeling/chat/test_claims.py",
+    ),
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.question import Question
 from trl_real.labeling.chat.server import Endpoint
+from trl_real.labeling.people import label_studio
 
 
 pytest.importorskip("openai", reason="openai is not installed")
@@ -49,6 +50,33 @@ def dripping(status):
     return play
 
 
+def raw(content):
+    return lambda send: send(content)
+
+
+def endless(start, piece, pause=0.0):
+    """A server that never stops: with a header, a chunk, an interim answer or a byte at a time."""
+
+    def play(send):
+        send(start)
+        for _ in range(10**7):
+            send(piece)
+            time.sleep(pause)
+
+    return play
+
+
+def odd(**message):
+    """A good answer, but for some fields of its only choice."""
+    choice = {"message": {"role": "assistant", "content": None}, "finish_reason": "stop", **message}
+    return whole(200, json.dumps({"choices": [choice], "model": "m"}).encode())
+
+
+def inside(**completion):
+    return whole(200, json.dumps({"choices": [{"message": {"content": None}}], "model": "m", **completion}).encode())
+
+
+OK, CHUNKED = b"HTTP/1.1 200 X\r\n", b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n"
 BOMB = gzip.compress(b"[" * 300_000_000, 1)
 STATUSES = (200, 400, 429, 500)
 ROGUES = {
@@ -64,7 +92,52 @@ ROGUES = {
     "control characters": whole(400, json.dumps({"error": {"message": "\x1b]0;gone\x07\x1b[2J no"}}).encode()),
     "echoed key in an error": whole(400, json.dumps({"error": {"message": f"key {KEY}"}}).encode()),
     "nothing": lambda send: None,
+    # Headers
+    "dripping status line": endless(b"", b"H", 0.1),
+    "dripping headers": endless(OK + b"X-", b"a", 0.1),
+    "endless headers": endless(OK, b"X-Header: more and more\r\n"),
+    "one endless header": endless(OK + b"X-Header: ", b"a" * 100_000),
+    "endless interim answers": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "another protocol": raw(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "an upgrade": raw(b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"),
+    "a negative length": raw(OK + b"Content-Length: -1\r\n\r\n" + answer()),
+    "two lengths": raw(OK + b"Content-Length: 5\r\nContent-Length: 500\r\n\r\n" + answer()),
+    "a split header": raw(OK + b"X: a\r\r\nContent-Length: 2\r\n\r\n{}"),
+    "a status of words": raw(b"HTTP/1.1 fine X\r\n\r\n"),
+    "a status of 999": whole(999, b"{}"),
+    "no content": raw(b"HTTP/1.1 204 X\r\n\r\n"),
+    # Bodies
+    "endless chunks": endless(CHUNKED, b"10000\r\n" + b" " * 2**16 + b"\r\n"),
+    "dripping chunks": endless(CHUNKED, b"1\r\n \r\n", 0.1),
+    "a chunk of a bad size": raw(CHUNKED + b"zz\r\n{}\r\n"),
+    "endless trailers": endless(CHUNKED + b"0\r\n", b"X-Trailer: more\r\n"),
+    "shorter than told": raw(OK + b"Content-Length: 5000\r\n\r\n" + answer()[:20]),
+    "no end told": endless(OK + b"\r\n", b" " * 10_000),
+    "deflated": whole(200, b"x\x9c", "Content-Encoding: deflate"),
+    "an encoding of its own": whole(200, answer(), "Content-Encoding: secret"),
+    "UTF-16": whole(200, answer().decode().encode("utf-16")),
+    "empty": whole(200, b""),
+    # Waits
+    "a wait of years": whole(429, b"{}", "Retry-After: 1e9"),
+    "a wait that is no number": whole(429, b"{}", "Retry-After: nan"),
+    "an infinite wait": whole(503, b"{}", "Retry-After: inf"),
+    "a wait before now": whole(429, b"{}", "Retry-After: -5"),
+    "a wait in words": whole(429, b"{}", "Retry-After: soon"),
+    # Completions
+    "no choices": whole(200, b'{"choices": [], "model": "m"}'),
+    "choices of another kind": whole(200, b'{"choices": {"0": 1}, "model": "m"}'),
+    "a message of another kind": odd(message=["A"]),
+    "content of another kind": odd(message={"content": 7}),
+    "nested content": odd(message={"content": {"content": {"content": [[{"text": 1}]]}}}),
+    "log-probabilities of words": odd(logprobs={"content": [{"token": 5, "top_logprobs": "many"}]}),
+    "log-probabilities of another kind": odd(logprobs={"tokens": 5, "top_logprobs": 7}),
+    "an end of another kind": odd(finish_reason={"a": [1]}),
+    "an error inside": inside(error={"code": "x" * 10_000, "message": "\x1b[2J" + KEY}),
+    "an error of another kind": inside(error=[[7]]),
+    "another model": inside(model="m" * 100_000),
+    "a model of another kind": inside(model=[1]),
 }
+assert len(ROGUES) + 6 >= 43 + 20  # with the redirects, and the key that is not kept
 
 
 @pytest.fixture
@@ -90,21 +163,41 @@ def server():
         running.shutdown()
 
 
+LABEL_STUDIO = [
+    *(name for name in ROGUES if name.startswith(("huge", "dripping", "endless", "bomb", "one endless"))),
+    "deep", "not JSON", "no choices", "an upgrade", "shorter than told", "control characters", "no content",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABEL_STUDIO)
+def test_label_studio_reads_with_the_same_bounds(name, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_studio, "TIMEOUT", DEADLINE)
+    server.play[0] = ROGUES[name]
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(TrlRealError) as told:
+        label_studio.pull_votes(label_studio.LabelStudio(server.url, KEY), 1, tmp_path / "votes.jsonl")
+    assert time.monotonic() - started < DEADLINE + 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
+    assert str(told.value).isprintable() and KEY not in str(told.value)
+
+
 def ask(server, tmp_path):
     settings = {"timeout": 1.0, "deadline": DEADLINE, "max_retries": 3, "price": (1.0, 1.0), "api_key": KEY}
     endpoint = Endpoint("m", server.url, cache=tmp_path / "answers.sqlite", **settings)
+    started = time.monotonic()
     try:
-        return endpoint.answers([QUESTION])[0].failure, endpoint
+        failure = endpoint.answers([QUESTION])[0].read(QUESTION.labels).failure
     except TrlRealError as error:
-        return str(error), endpoint
+        failure = str(error)
+    return failure, endpoint, time.monotonic() - started
 
 
 @pytest.mark.parametrize("name", ROGUES)
 def test_a_rogue_answer_is_a_failure_in_bounded_memory_and_time(name, server, tmp_path):
     server.play[0] = ROGUES[name]
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    failure, endpoint = ask(server, tmp_path)
-    assert time.monotonic() - started < DEADLINE + 2
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    failure, endpoint, seconds = ask(server, tmp_path)
+    assert seconds < DEADLINE + 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
     assert (failure or name == "usage of a list") and failure.isprintable() and KEY not in failure
     assert endpoint.spent >= 0
@@ -124,7 +217,7 @@ def test_nothing_is_sent_to_another_host(status, server, tmp_path):
         server.play[0] = whole(
             status, b"", f"Location: http://127.0.0.1:{other.server_address[1]}/v1/chat/completions"
         )
-        failure, _ = ask(server, tmp_path)
+        failure, *_ = ask(server, tmp_path)
         other.shutdown()
     assert failure and not elsewhere
 

@@ -3,70 +3,20 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from support.active_selectors import adapted
-from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from support.shared_work import POOL, work
+from support.tiny import tiny_tokenizer
 from trl_real.errors import TrlRealError
-from trl_real.labeling.annotate import LabelReport, annotate
-from trl_real.models.generate import generate
 from trl_real.runtime.journal import Journal
 from trl_real.selection.active.gradient import GradientPairSelector
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-TEXTS = [f"{sentence} {i}" for i in range(4) for sentence in SENTENCES]
-POOL = Dataset.from_list(
-    [{"prompt": f"prompt {i // 2}", "responses": [TEXTS[i], TEXTS[i - 1], TEXTS[i - 3]]} for i in range(14)]
-)
-
-
-class Counting:
-    """A judge that prefers the longer text, does not know what to say of some, and counts what it is asked."""
-
-    name, asked = "longer", 0
-
-    def __call__(self, batch):
-        self.asked += len(batch["response_a"])
-        pairs = zip(batch["response_a"], batch["response_b"], strict=True)
-        return [float("nan") if len(a) % 5 == 0 else float(len(a) > len(b)) for a, b in pairs]
-
-
-def pairs_of(pool):
-    columns = {"pair": [[0, 1]] * len(pool)}
-    columns |= {f"response_{side}": [row[i] for row in pool["responses"]] for i, side in enumerate("ab")}
-    return Dataset.from_dict({**pool[:], **columns, "similarity": [0.5] * len(pool), "skipped": [""] * len(pool)})
-
-
-def work(folder: Path, together: bool) -> dict:
-    """Texts, labels and picks, with how much was done for them here and now."""
-    prompts = [f"tell me {i}" for i in range(7)]
-    settings = {"n": 2, "max_new_tokens": 6, "journal": folder / "texts.jsonl", "all_processes": together}
-    texts = generate(tiny_model(), tiny_tokenizer(), prompts, **settings)
-    judge, free, report = Counting(), Counting(), LabelReport()
-    settings = {"batch_size": 3, "all_processes": together}
-    labels = annotate(pairs_of(POOL), judge, journal=folder / "verdicts.jsonl", report=report, **settings)
-    assert annotate(pairs_of(POOL), free, **settings)[:] == labels[:]
-    selector = GradientPairSelector(
-        adapted(), tokenizer=tiny_tokenizer(), projection_dim=64, shards=folder / "gradients"
-    )
-    picks = selector.select(POOL, 5)
-    return {
-        "texts": texts.texts,
-        "written": texts.n_tokens,
-        "labels": labels[:],
-        "failed": report.verdicts.n_failed,
-        "asked": (judge.asked, free.asked),
-        "picks": (picks["prompt"][:], picks["pair"][:]),
-        "uncertainty": picks["uncertainty"][:],
-        "tokens": selector.record.tokens,
-    }
 
 
 def same(found: dict, expected: dict) -> None:
@@ -82,7 +32,7 @@ def test_two_processes_share_the_work_and_a_later_one_resumes_it(tmp_path):
 import os, sys
 from pathlib import Path
 import torch
-from test_distributed import work  # this module: the workers run the function that the test compares with
+from support.shared_work import work
 from trl_real.runtime.distributed import init_distributed, rank
 init_distributed()
 torch.set_num_threads(1)
@@ -94,7 +44,7 @@ os._exit(0)
 """
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*launch, str(tmp_path / "worker.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

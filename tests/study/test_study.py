@@ -1,9 +1,6 @@
-"""The efficiency study: which data it may read, how a cell is computed, and resuming after a kill."""
+"""The efficiency study: which data it may read, and how a cell is computed."""
 
-import json
 import math
-import multiprocessing
-import time
 
 import numpy as np
 import pytest
@@ -11,44 +8,22 @@ import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 
+from support.studies import rows, study
 from trl_real import ACQUISITIONS, MissingColumnError, TrlRealError
-from trl_real.runtime import atomic_files
-from trl_real.study import grid
-from trl_real.study.arms import ArmSelector
 from trl_real.study.frozen import FrozenCells
-from trl_real.study.grid import Cell, StudyFolder
+from trl_real.study.grid import Cell
+from trl_real.study.learning_arms import LearningArms
 from trl_real.study.pool import decided_pairs, preferences, split_by_prompt, split_by_size, study_pool
 from trl_real.study.report import write_study_report
-from trl_real.study.run import grid_cells, load_study, run_study
 
 
-GRID = {"arms": ["random", "easy", "hard@centered"], "budgets": [0.25, 1.0], "seeds": [0, 1], "n_test": 40}
-
-
-def rows(n: int = 160, d: int = 6, seed: int = 0, k: int = 2) -> dict[str, list]:
-    """Responses with a quality that is linear in their embeddings; two rows share a prompt."""
-    generator = np.random.default_rng(seed)
-    vectors = generator.normal(size=(n, k, d)) + 2
-    quality = vectors @ generator.normal(size=d) + generator.logistic(size=(n, k))
-    found = {"prompt": [f"prompt {i // 2}" for i in range(n)], "embeddings": []}
-    if k == 2:
-        better = quality[:, 0] > quality[:, 1]
-        found["chosen"] = [f"good {i} {seed}" for i in range(n)]
-        found["rejected"] = [f"bad {i} {seed}" for i in range(n)]
-        found["embeddings"] = [v.tolist() if b else v[::-1].tolist() for v, b in zip(vectors, better, strict=True)]
-        return found
-    found["responses"] = [[f"response {i} {j}" for j in range(k)] for i in range(n)]
-    return {**found, "scores": quality.round(1).tolist(), "embeddings": vectors.tolist()}
-
-
-def study(folder, dataset=None, **changes):
-    return run_study(dataset or Dataset.from_dict(rows()), None, folder, **{**GRID, **changes})
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def prepared(dataset: Dataset, n_test: int = 40) -> FrozenCells:
     everything = study_pool(dataset, embeddings=True)
     pool, test = (everything.take(part) for part in split_by_prompt(everything, n_test, 1, 0)[0])
-    return FrozenCells(ArmSelector(pool, pool.vectors), test, test.vectors)
+    return FrozenCells(LearningArms(pool, pool.vectors), test, test.vectors)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +37,6 @@ def test_small_studies_test_in_folds_by_default(n_rows, given, splits):
     found = split_by_prompt(pool, *sizes, 0)
     assert len(found) == splits
     assert splits == 1 or sorted(i for _, test in found for i in test) == list(range(n_rows))
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What it may not look at.
@@ -136,7 +108,7 @@ def test_cell_equals_a_logistic_regression_on_the_chosen_pairs(cell):
             for i, (a, b) in zip(labeled.places, labeled.pairs, strict=True)
         ]
     ).double()
-    x = (x / frozen.scale).numpy()
+    x = (x / frozen.selector.scale).numpy()
     both, label = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # half the weight each: as one pair
     fit = LogisticRegression(C=1 / (2 * result.values["ridge"]), fit_intercept=False, tol=1e-10, max_iter=1000)
     fit.fit(both, label)
@@ -203,79 +175,6 @@ def test_agreement_with_a_second_opinion_is_reported_by_similarity(tmp_path):
     assert sum(row.n for row in bins) == 108 and 0.3 < np.mean([row.agreement for row in bins]) < 0.7
 
 
-# The run folder.
-
-
-def test_finished_cells_are_not_repeated_and_the_grid_may_grow(tmp_path, monkeypatch):
-    first = study(tmp_path / "s")
-    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "s" / "cells").iterdir()}
-    assert study(tmp_path / "s") == first and load_study(tmp_path / "s") == first
-    grown = study(tmp_path / "s", budgets=[0.5], seeds=[2], arms=["easy@centered"])
-    assert grown.budgets == [0.25, 0.5, 1.0] and grown.seeds == [0, 1, 2] and grown.n_cells == 4 * 3 * 3
-    assert all(file.stat().st_mtime_ns == at for file, at in times.items())
-
-
-def test_incomplete_study_reports_its_finished_cells(tmp_path):
-    study(tmp_path / "s")
-    for file in (tmp_path / "s" / "cells").glob("*-1.json"):
-        file.unlink()
-    found = load_study(tmp_path / "s")
-    assert (found.n_done, found.n_cells) == (6, 12) and found.curves["loss"]["easy"].points[0].value > 0
-    for file in (tmp_path / "s" / "cells").glob("easy-0.25-0.json"):
-        file.unlink()
-    assert load_study(tmp_path / "s").curves == {}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"n_test": 30}, "n_test=40, not 30"), ({"pool_share": 0.5}, "pool_share=0.9, not 0.5")],
-)
-def test_another_study_in_the_folder_is_refused(changes, message, tmp_path):
-    study(tmp_path / "s")
-    with pytest.raises(TrlRealError, match=message):
-        study(tmp_path / "s", **changes)
-    with pytest.raises(TrlRealError, match="holds a study with data="):
-        study(tmp_path / "s", Dataset.from_dict(rows(seed=1)))
-
-
-def slow_study(folder, **changes):
-    """For a process that is killed: each write takes a while."""
-    torch.set_num_threads(1)
-    write = atomic_files.write_atomic
-
-    def slow(file, content):
-        time.sleep(0.01)
-        write(file, content)
-
-    grid.write_atomic = atomic_files.write_atomic = slow
-    study(folder, **changes)
-
-
-def test_study_killed_at_any_moment_resumes_to_the_same_tables(tmp_path):
-    larger = {"seeds": [0, 1, 2], "budgets": [0.25, 0.5, 1.0]}
-    expected = study(tmp_path / "whole", **larger)
-    generator, n_killed, context = np.random.default_rng(0), 0, multiprocessing.get_context("fork")
-    for _ in range(6):
-        process = context.Process(target=slow_study, args=(tmp_path / "killed",), kwargs=larger)
-        process.start()
-        time.sleep(generator.uniform(0.0, 0.6))
-        n_killed += process.is_alive()
-        process.kill()
-        process.join()
-    assert n_killed
-    done = len(list((tmp_path / "killed").glob("cells/*.json")))
-    again = study(tmp_path / "killed", **larger)
-    assert again == expected and done <= again.n_cells == 27
-
-
-def test_files_of_a_study_are_plain_json(tmp_path):
-    study(tmp_path / "s")
-    for name in ("study.json", "grid.json", "facts.json", "cells/easy-0.25-0.json"):
-        assert isinstance(json.loads((tmp_path / "s" / name).read_text()), dict)
-    assert StudyFolder(tmp_path / "s", None).result(Cell("easy", 0.25, 0)).arrays["loss"].shape == (20,)
-    assert len(grid_cells(["a"], [1, 2], [3, 4])) == 4
-
-
 # What a user can get wrong.
 
 
@@ -318,49 +217,39 @@ def test_dataset_without_labels_or_vectors_gets_a_one_line_error(tmp_path):
         study(tmp_path / "s", Dataset.from_dict(useless))
 
 
-def test_folder_with_other_files_is_not_changed(tmp_path):
-    (tmp_path / "mine").write_text("x")
-    with pytest.raises(TrlRealError, match="holds files, but not a study"):
-        study(tmp_path)
-    with pytest.raises(TrlRealError, match="is a file"):
-        study(tmp_path / "mine")
-    with pytest.raises(TrlRealError, match="No study in"):
-        load_study(tmp_path)
-
-
 @pytest.mark.parametrize("arm", ACQUISITIONS)
 def test_a_head_buys_a_random_quarter_first_and_then_its_best(arm):
     """Every row once, the pilot with the pairs of random, and more labels that end with the same model as random's."""
     everything = study_pool(Dataset.from_dict(rows(60, k=3)), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
-    places, pairs = arms._bought_by_head(arm, 20, 3)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
+    places, pairs, _ = arms.bought(arm, 20, 3)
     random = arms.scored_pairs("random", 3)
     pilot = random.selected(5)
     assert len(set(places.tolist())) == 20 and set(pilot.tolist()) <= set(places.tolist())
     by_place = dict(zip(places.tolist(), pairs.tolist(), strict=True))
     assert all(by_place[row] == random.pairs[row].tolist() for row in pilot.tolist())
-    again = arms._bought_by_head(arm, 20, 3)
+    again = arms.bought(arm, 20, 3)
     np.testing.assert_array_equal(pairs, again[1])
 
 
 def test_a_head_without_a_decided_label_chooses_by_its_prior():
     data = rows(30, k=3) | {"scores": [[1.0, 1.0, 1.0]] * 30}
     everything = study_pool(Dataset.from_dict(data), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
-    assert len(arms._bought_by_head("fisher", 8, 0)[0]) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
+    assert len(arms.bought("fisher", 8, 0).places) == 8 and not len(arms.labeled(Cell("fisher", 8, 0)).places)
 
 
 def test_large_and_small_gaps_are_those_of_the_head():
     """After a pilot of half the rows, the gaps that the best possible reward sees are larger for `large_gap`."""
     data = rows(200, d=3)
     everything = study_pool(Dataset.from_dict(data), embeddings=True)
-    arms = ArmSelector(everything, everything.vectors, pool_share=1.0)
+    arms = LearningArms(everything, everything.vectors, pool_share=1.0)
     weights = FrozenCells(arms, everything, everything.vectors).fit(
         *(part.tobytes() for part in decided_pairs(everything))
     )[0].weights  # fmt: skip
     gaps = {}
     for arm in ("large_gap", "small_gap"):
-        places, pairs = arms._bought_by_head(arm, 80, 0)
+        places, pairs, _ = arms.bought(arm, 80, 0)
         utilities = [
             (everything.vectors[i].double() / arms.scale @ weights)[pair]
             for i, pair in zip(places, pairs, strict=True)

@@ -7,8 +7,11 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from support.tiny import SENTENCES, tiny_model, tiny_tokenizer
+from trl_real.labeling.annotate import annotate
+from trl_real.labeling.judges import ScoreJudge
 from trl_real.selection.active.gradient import GradientPairSelector
 from trl_real.selection.active.head import HeadPairSelector
+from trl_real.selection.active.margin import MarginPairSelector
 
 
 RIDGE = 0.5
@@ -31,6 +34,11 @@ def head(acquisition="infomax", model=None, **settings):
     return HeadPairSelector(model, acquisition=acquisition, tokenizer=tiny_tokenizer(), **settings)
 
 
+def margin(strategy, model=None, **settings):
+    model = adapted() if model is None else model
+    return MarginPairSelector(model, strategy=strategy, tokenizer=tiny_tokenizer(), **settings)
+
+
 def words(seed, n):
     return " ".join(random.Random(seed).choices(" ".join(SENTENCES).split(), k=n))
 
@@ -45,3 +53,16 @@ def pool_of(n=6, k=3):
 
 def picked(kept):
     return [(str(row["prompt"]), frozenset((row["response_a"], row["response_b"]))) for row in kept.with_format(None)]
+
+
+def shuffled(pool, seed=0):
+    rng, rows = random.Random(seed), list(pool)
+    for row in rows:
+        order = rng.sample(range(len(row["responses"])), len(row["responses"]))
+        row["responses"], row["scores"] = ([row[name][i] for i in order] for name in ("responses", "scores"))
+    rng.shuffle(rows)
+    return Dataset.from_list(rows)
+
+
+def labels(kept):
+    return annotate(kept, ScoreJudge("scores"))

@@ -181,3 +181,21 @@ FAULTS = {
     "huge": lambda handler, body: handler.send(200, b" " * 3_000_000),
 }
 QUICK = [name for name in FAULTS if name != "drip"]
+
+
+def expected(batch: dict[str, list[str]], bias: float = 0.0) -> list[float]:
+    pairs = zip(batch["response_a"], batch["response_b"], strict=True)
+    return [(probability(a, b, bias) + 1 - probability(b, a, bias)) / 2 for a, b in pairs]
+
+
+# Labels rows with a judge behind a server, in a process of its own.
+CHILD = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from support.project import TESTS
+from support.judge_server import rows
+from trl_real.labeling.chat.judge import ChatJudge
+judge = ChatJudge("test-judge", base_url={url!r}, cache={cache!r}, timeout=1.0, concurrency=8, max_retries=30)
+print("begun", flush=True)
+print(json.dumps(judge(rows({n}))), flush=True)
+"""

@@ -6,6 +6,12 @@ from html.parser import HTMLParser
 
 
 HOSTILE = '<script>alert("x")</script>\u202e\u200f$a$ {{ 7 * 7 }} \ud800\x00<img src=http://evil.example/x>'
+# For the page on which people vote: what a browser may not run, and what it must show.
+HOSTILE_RESPONSE = (
+    "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'></div></section><style>body{display:none}"
+    "</style> ${window.hacked=1} {{value}} &lt; \u202eoverride \u2067isolate \u200f \x00\x1b[31m \u200b\u200b\u200b"
+    "\U000e0041 \u05e9\u05dc\u05d5\u05dd\n\u2028"
+)
 
 
 def cells(page: str, row: str) -> list[list[str]]:

@@ -2,17 +2,22 @@
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
+from support.hub_server import HubServer
 from support.tiny import save_tiny, tiny_tokenizer
 from support.training import LORA
 from trl_real import TrlRealError
-from trl_real.models.load import load_model, resolve_revision
-from trl_real.training.adapters import as_full_model, is_adapter, load_base
+from trl_real.models.load import adapter_base, load_model, resolve_revision
+from trl_real.selection.planning.model_shape import empty_model, tokenizer_of
+from trl_real.training.adapters import as_full_model, load_base
+from trl_real.training.model_card import origin_of
 
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -33,18 +38,73 @@ def adapter(tmp_path):
 
 def test_every_way_of_loading_gives_the_base_with_the_adapter_and_says_so(adapter, tmp_path, caplog):
     folder, expected = adapter
-    assert is_adapter(folder) and not is_adapter(str(tmp_path / "base"))
+    base = str(tmp_path / "base")
+    assert adapter_base(folder, {}) == (base, {}) and adapter_base(base, {}) is None
     full = as_full_model(folder, tmp_path / "out")
     with caplog.at_level(logging.WARNING):
         loaded = [
             AutoModelForCausalLM.from_pretrained(full),
             load_base(folder, None, cpu=True)[0],
             load_model(folder, resolve_revision(folder, None), None, "cpu")[0],
+            load_model(folder, resolve_revision(folder, None), None, "cpu", adapters=True)[0],
         ]
     for model in loaded:
         torch.testing.assert_close(model.eval()(IDS).logits, expected, atol=1e-4, rtol=1e-4)
-    assert caplog.text.count(f"{folder!r} is an adapter: its base {str(tmp_path / 'base')!r}") == 3
+    assert caplog.text.count(f"{folder!r} is an adapter: its base {str(tmp_path / 'base')!r}") == 4
+    assert empty_model(folder).num_parameters() == loaded[0].num_parameters()  # for `--plan`
     assert as_full_model(full, tmp_path / "other") == full
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(adapter, tmp_path):
+    folder, _ = adapter
+    (tmp_path / "adapter" / "tokenizer.json").unlink()
+    (tmp_path / "adapter" / "tokenizer_config.json").unlink()
+    found = [
+        load_base(folder, None, cpu=True)[1],
+        load_model(folder, resolve_revision(folder, None), None, "cpu")[1],
+        load_model(folder, resolve_revision(folder, None), None, "cpu", adapters=True)[1],
+        tokenizer_of(folder),
+    ]
+    assert all(tokenizer.chat_template == tiny_tokenizer().chat_template for tokenizer in found)
+
+
+ON_THE_HUB = """
+import json, sys
+from pathlib import Path
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoModelForCausalLM
+from trl_real.models.load import load_model, resolve_revision
+from trl_real.training.adapters import as_full_model, load_base
+from trl_real.training.model_card import origin_of
+
+home, ids = Path(sys.argv[1]), torch.tensor([[5, 6, 7, 8]])
+config = home / "adapter" / "adapter_config.json"
+config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "user/base"}))
+for name in ("base", "adapter"):
+    HfApi().create_repo(f"user/{name}")
+    HfApi().upload_folder(repo_id=f"user/{name}", folder_path=str(home / name))
+revision = resolve_revision("user/adapter", None)
+found = [
+    load_model("user/adapter", revision, None, "cpu")[0],
+    load_model("user/adapter", revision, None, "cpu", adapters=True)[0],
+    load_base("user/adapter", None, cpu=True)[0],
+    AutoModelForCausalLM.from_pretrained(as_full_model("user/adapter", home / "out")),
+]
+print(json.dumps([model.eval()(ids).logits.tolist() for model in found]))
+"""
+
+
+def test_an_adapter_on_the_hub_is_a_model(adapter, tmp_path):
+    _, expected = adapter
+    with HubServer() as hub:
+        argv = [sys.executable, "-c", ON_THE_HUB, str(tmp_path)]
+        done = subprocess.run(argv, env=hub.environment(tmp_path / "home"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for logits in json.loads(done.stdout):
+        torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-4, rtol=1e-4)
+    assert done.stderr.count("'user/adapter' is an adapter: its base 'user/base' is loaded with it") == 4
+    assert origin_of(str(tmp_path / "out.base")) == "user/adapter"
 
 
 def test_a_base_that_is_gone_is_one_line(adapter, tmp_path):

@@ -1,4 +1,4 @@
-"""Labels that can be wrong: soft labels from a column, and SPA's smoothing of uncertain pairs."""
+"""SPA's smoothing of uncertain pairs: every step equals a hand computation."""
 
 import json
 import math
@@ -10,237 +10,17 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
-from trl import DPOConfig, DPOTrainer, TrlParser
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl import DPOConfig, DPOTrainer
 
-from support.tiny import save_tiny
-from support.training import LORA, config, history, naive_log_probs, pairs, words
+from support.noise import BETA, MODES, checking, naive_quantile, short_pairs, soft_pairs
+from support.training import LORA, config, history, pairs
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs, implicit_margin
 from trl_real.training import forward_hooks
 from trl_real.training.noise_window import NoiseWindow
 
 
-MODES = ["plain", "lora", "precompute", "lora precompute", "reference", "streaming", "accumulation", "ld_alpha"]
-BETA = 0.1
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    return save_tiny(tmp_path_factory.mktemp("model"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory) -> str:
-    """Another model's weights, as a reference from which the policy differs at once."""
-    return save_tiny(tmp_path_factory.mktemp("other"), seed=2)
-
-
-def short_pairs(n: int = 24) -> list[dict]:
-    """Of few words, so that sums of log-probabilities in float32 are right to 1e-6."""
-    return [
-        {"prompt": f"{i}? ", "chosen": words(i, 1 + i % 2), "rejected": words(i + 50, 1 + i % 3)} for i in range(n)
-    ]
-
-
-def soft_pairs(n: int = 24) -> list[dict]:
-    return [{**row, "label_confidence": [1.0, 0.9, 0.5, 0.75][i % 4]} for i, row in enumerate(short_pairs(n))]
-
-
-# A naive reference: logits of the whole vocabulary, float64, one row at a time.
-
-
-def naive_quantile(margins, share):
-    """The order statistic number `share (h + 1)`, between two of them by the straight line."""
-    ordered, place = sorted(margins), share / 100 * (len(margins) + 1)
-    low = min(max(math.floor(place), 1), len(ordered))
-    high = min(max(math.ceil(place), 1), len(ordered))
-    return ordered[low - 1] + (place - math.floor(place)) * (ordered[high - 1] - ordered[low - 1])
-
-
-def naive_loss(margin, flip):
-    log_sigmoid = -np.logaddexp(0, -margin)
-    return -(1 - flip) * log_sigmoid - flip * (log_sigmoid - margin)
-
-
-class Checking(REALDPOTrainer):
-    """Works out every step's loss from logits before it is taken, with the weights that it is taken at."""
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        inputs = {name: value.clone() for name, value in inputs.items()}
-        alpha = 1.0 if self.ld_alpha is None else self.ld_alpha
-        policy = naive_log_probs([self.model], inputs, ld_alpha=alpha)
-        reference = naive_log_probs([self.reference], inputs, ld_alpha=alpha)
-        margin = BETA * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
-        flip = (
-            1 - inputs["label_confidence"].double().numpy() if "label_confidence" in inputs else np.zeros(len(margin))
-        )
-        self.plain.append(naive_loss(margin, 0 * flip).mean())
-        if self._noise is not None:
-            flip = self.naive_smoothing(inputs, margin, reference, flip, alpha)
-        self.expected.append(naive_loss(margin, flip).mean())
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.found.append(loss.item() * self.current_gradient_accumulation_steps)
-        return loss
-
-    def naive_smoothing(self, inputs, margin, reference, flip, alpha):
-        args, detected = self.args, margin
-        if args.noise_extrapolation:
-            extrapolated = naive_log_probs([self.model, self.reference], inputs, args.noise_extrapolation, alpha)
-            detected = BETA * ((extrapolated[0] - reference[0]) - (extrapolated[1] - reference[1]))
-        known, self.seen = self.seen[-args.noise_window :], [*self.seen, *detected]
-        late = self.state.global_step >= args.noise_warmup * self.state.max_steps
-        if len(known) < min(args.noise_window, 50):
-            return flip
-        threshold = naive_quantile(known, args.noise_share)
-        self.thresholds.append(threshold)
-        doubtful = (detected < threshold) & late
-        self.flagged.append(doubtful.mean())
-        smoothing = args.noise_smoothing * doubtful
-        return flip * (1 - smoothing) + (1 - flip) * smoothing
-
-
-def checking(mode, folder, model, other, rows, kind=REALDPOConfig, **changes):
-    """A trainer in a mode, which is given the reference's weights for its own sums."""
-    dataset = Dataset.from_list(rows)
-    given = {"peft_config": LORA} if "lora" in mode else {}
-    reference = AutoModelForCausalLM.from_pretrained(other if mode == "reference" else model)
-    if mode == "reference":
-        given["ref_model"] = AutoModelForCausalLM.from_pretrained(other)
-    settings = {"precompute_ref_log_probs": "precompute" in mode, "gradient_checkpointing": False, **changes}
-    settings |= {"accumulation": {"gradient_accumulation_steps": 3}, "ld_alpha": {"ld_alpha": 0.4}}.get(mode, {})
-    if mode == "streaming":
-        dataset = dataset.to_iterable_dataset()
-    trainer = Checking(model, args=config(folder, kind, **settings), train_dataset=dataset, **given)
-    trainer.reference = reference.eval()
-    for name in ("found", "expected", "plain", "flagged", "thresholds", "seen"):
-        setattr(trainer, name, [])
-    return trainer
-
-
-# Soft labels.
-
-
-@pytest.mark.parametrize(("mode", "kind"), [*((mode, REALDPOConfig) for mode in MODES), ("plain", DPOConfig)])
-def test_loss_with_label_confidence_equals_a_hand_computation(mode, kind, model, other, tmp_path):
-    trainer = checking(mode, tmp_path, model, other, soft_pairs(), kind)
-    trainer.train()
-    assert trainer.found == pytest.approx(trainer.expected, rel=1e-6, abs=1e-6)
-    assert max(np.abs(np.array(trainer.found) - trainer.plain)) > 1e-3, "the confidences changed nothing"
-    confidences = [log["label_confidence"] for log in trainer.state.log_history if "label_confidence" in log]
-    assert len(confidences) == 3 and all(0.5 <= c <= 1 for c in confidences)
-
-
-@pytest.mark.parametrize("mode", ["plain", "lora"])
-def test_certain_labels_equal_dpotrainer_for_every_loss(mode, model, tmp_path):
-    def run(trainer, rows, loss_type):
-        given = {"peft_config": LORA} if mode == "lora" else {}
-        args = config(tmp_path, loss_type=loss_type, shared_prompts=False)
-        logs = history(trainer(model, args=args, train_dataset=Dataset.from_list(rows), **given))
-        return [{k: v for k, v in log.items() if k != "label_confidence"} for log in logs]
-
-    for loss_type in ("sigmoid", "ipo"):
-        sure = run(REALDPOTrainer, [{**row, "label_confidence": 1.0} for row in pairs(8)], loss_type)
-        assert sure == run(DPOTrainer, pairs(8), loss_type)
-
-
-def test_gradient_equals_that_of_the_two_sided_loss(model, other, tmp_path):
-    trainer = checking("reference", tmp_path, model, other, soft_pairs(8), max_steps=1, max_grad_norm=0.0)
-    seen = {}
-
-    def step(trained, inputs, num_items_in_batch=None):
-        policy = AutoModelForCausalLM.from_pretrained(model)
-        logps = []
-        for net in (policy, trainer.reference):
-            logits = net(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-            labels = inputs["input_ids"][:, 1:, None]
-            per_token = logits.log_softmax(-1).gather(2, labels)[..., 0] * inputs["completion_mask"][:, 1:]
-            logps += per_token.sum(1).chunk(2)
-        margin = BETA * ((logps[0] - logps[2]) - (logps[1] - logps[3]))
-        flip = 1 - inputs["label_confidence"]
-        loss = -(1 - flip) * margin.sigmoid().log() - flip * (-margin).sigmoid().log()
-        loss.mean().backward()
-        result = REALDPOTrainer.training_step(trainer, trained, inputs, num_items_in_batch)
-        seen.update({name: (p.grad.clone(), q.grad) for (name, p), q in
-                     zip(trainer.model.named_parameters(), policy.parameters(), strict=True)})  # fmt: skip
-        return result
-
-    trainer.training_step = step
-    trainer.train()
-    assert len(seen) > 10
-    for name, (ours, theirs) in seen.items():
-        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-3), name
-
-
-def test_custom_collator_gets_no_unknown_column(model, tmp_path):
-    class Own(DataCollatorForPreference):
-        def torch_call(self, examples):
-            assert {"prompt_ids", "chosen_ids", "rejected_ids"} == set(examples[0])
-            return super().torch_call(examples)
-
-    args, rows = config(tmp_path), Dataset.from_list(soft_pairs(8))
-    own = REALDPOTrainer(model, args=args, train_dataset=rows, data_collator=Own(pad_token_id=0))
-    assert history(own) == history(REALDPOTrainer(model, args=args, train_dataset=rows))
-
-
-def test_model_does_not_get_the_confidence_column(model, tmp_path):
-    def forbid(_module, _args, kwargs):
-        assert "label_confidence" not in kwargs
-
-    args = config(tmp_path, precompute_ref_log_probs=True)
-    trainer = REALDPOTrainer(
-        model, args=args, train_dataset=Dataset.from_list(soft_pairs(8)), peft_config=LORA, eval_dataset=None
-    )
-    trainer.model.register_forward_pre_hook(forbid, with_kwargs=True)
-    trainer.train()
-    assert trainer.evaluate(Dataset.from_list(soft_pairs(5)))["eval_loss"] > 0, "precomputed with the column"
-
-
-@pytest.mark.parametrize("wrong", [0.49, 1.01, -1.0, float("nan"), None, "sure", True])
-def test_invalid_confidence_gets_a_one_line_error_with_its_row(wrong, model, tmp_path):
-    values = [0.9, 1.0, 0.5, 1 + 1e-7, wrong, 0.7] if not isinstance(wrong, str | bool) else [wrong] * 6
-    row = 0 if isinstance(wrong, str | bool) else 4
-    rows = Dataset.from_list(
-        [{**pair, "label_confidence": value} for pair, value in zip(pairs(6), values, strict=True)]
-    )
-    line = rf"'label_confidence' is {wrong!r} in row {row} of .*not a number in \[0\.5, 1\]"
-    with pytest.raises(TrlRealError, match=line + ".*remove_columns") as raised:
-        REALDPOTrainer("no-such-model", args=config(tmp_path), train_dataset=rows)
-    assert "\n" not in str(raised.value) and "the training set" in str(raised.value)
-    with pytest.raises(TrlRealError, match="the evaluation set held_out"):
-        REALDPOTrainer(
-            "no-such-model",
-            args=config(tmp_path),
-            train_dataset=Dataset.from_list(pairs()),
-            eval_dataset={"held_out": rows},
-        )
-    stream = REALDPOTrainer(
-        model, args=config(tmp_path, per_device_train_batch_size=6), train_dataset=rows.to_iterable_dataset()
-    )
-    with pytest.raises(TrlRealError, match=line):
-        stream.train()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"loss_type": "ipo"},
-        {"loss_type": ["sigmoid", "sft"]},
-        {"f_divergence_type": "js_divergence"},
-        {"use_weighting": True},
-    ],
-)
-def test_confidence_that_the_loss_ignores_gets_a_one_line_error(settings, model, tmp_path):
-    rows = Dataset.from_list(soft_pairs(4))
-    with pytest.raises(TrlRealError, match=r"below 1 .* ignored .*Type loss_type='sigmoid'.*remove_columns") as raised:
-        REALDPOTrainer("no-such-model", args=config(tmp_path, **settings), train_dataset=rows)
-    assert "\n" not in str(raised.value)
-    stream = REALDPOTrainer(model, args=config(tmp_path, **settings), train_dataset=rows.to_iterable_dataset())
-    with pytest.raises(TrlRealError, match="would be ignored"):
-        stream.train()
 
 
 # Which pairs are doubtful.
@@ -410,6 +190,8 @@ def test_bfloat16_head_is_recognized_as_a_plain_product(model, tmp_path):
 
 
 SIZES = {"vocab_size": 304, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "pad_token_id": 0}
+
+
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 2}
 
 
@@ -446,98 +228,6 @@ def test_full_training_on_precomputed_references_cannot_extrapolate(model, tmp_p
     args = config(tmp_path, noise_smoothing=0.1, noise_extrapolation=0.5, precompute_ref_log_probs=True)
     with pytest.raises(TrlRealError, match="Type precompute_ref_log_probs=False, or give a ref_model"):
         REALDPOTrainer("no-such-model", args=args, train_dataset=Dataset.from_list(pairs(4)))
-
-
-# Settings.
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("noise_smoothing", [0.5, -0.1, float("nan"), "a", True]),
-        ("noise_share", [0, 100, -5, float("nan")]),
-        ("noise_extrapolation", [-0.5, float("inf"), float("nan")]),
-        ("noise_warmup", [1, -0.1]),
-        ("noise_window", [0, 10.5, -1]),
-    ],
-)
-def test_number_out_of_range_gets_a_one_line_error(name, values, tmp_path):
-    for value in values:
-        with pytest.raises(TrlRealError, match=f"^{name}=.* is not ") as raised:
-            config(tmp_path, **{"noise_smoothing": 0.1, name: value})
-        assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "fix"),
-    [
-        ({"label_smoothing": 0.1}, r"loss_type=\['sigmoid'\] does not read it.*loss_type='robust'.*label_confidence"),
-        ({"label_smoothing": 0.1, "loss_type": ["ipo", "sft"]}, "does not read it"),
-        ({"discopop_tau": 0.1}, "Type loss_type='discopop'"),
-        ({"f_alpha_divergence_coef": 0.2}, "Type f_divergence_type='alpha_divergence'"),
-        ({"noise_extrapolation": 0.5}, "Type noise_smoothing=0.1"),
-        ({"noise_share": 20.0}, "Type noise_smoothing=0.1"),
-        ({"noise_warmup": 0.0}, "Type noise_smoothing=0.1"),
-        ({"noise_window": 100}, "Type noise_smoothing=0.1"),
-        ({"noise_smoothing": 0.1, "loss_type": "ipo"}, "Type loss_type='sigmoid'"),
-        ({"noise_smoothing": 0.1, "loss_type": ["sigmoid", "sft"]}, "Type loss_type='sigmoid'"),
-        ({"noise_smoothing": 0.1, "f_divergence_type": "forward_kl"}, "Type loss_type='sigmoid'"),
-        ({"noise_smoothing": 0.1, "use_weighting": True}, "Type loss_type='sigmoid'"),
-    ],
-)
-def test_unused_setting_gets_a_one_line_error(settings, fix, tmp_path):
-    with pytest.raises(TrlRealError, match=f"would be ignored: .*{fix}") as raised:
-        config(tmp_path, **settings)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        *(
-            {"label_smoothing": 0.1, "loss_type": loss}
-            for loss in ("robust", "exo_pair", "aot", ["sft", "aot_unpaired"])
-        ),
-        {"loss_type": "discopop", "discopop_tau": 0.1},
-        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.2},
-        {"noise_smoothing": 0, "noise_share": 10, "noise_window": 512},
-        {
-            "noise_smoothing": 0.1,
-            "noise_share": 20,
-            "noise_extrapolation": 1,
-            "noise_warmup": 0,
-            "loss_type": "sigmoid",
-        },
-    ],
-)
-def test_used_setting_is_accepted(settings, tmp_path):
-    config(tmp_path, **settings)
-
-
-def test_window_too_short_for_its_share_gets_a_one_line_error(tmp_path):
-    with pytest.raises(TrlRealError, match="noise_window=512 is too short .* Type noise_window=1000 or more"):
-        config(tmp_path, noise_smoothing=0.1, noise_share=0.1)
-    with pytest.raises(TrlRealError, match="Type noise_window=20 or more"):
-        config(tmp_path, noise_smoothing=0.1, noise_share=95, noise_window=19)
-
-
-def test_flags_and_yaml_give_the_same_settings(tmp_path):
-    written = {
-        "noise_smoothing": 0.1,
-        "noise_share": 20,
-        "noise_extrapolation": 0.5,
-        "noise_warmup": 0,
-        "noise_window": 99,
-    }
-    lines = ["output_dir: out", "use_cpu: true", "loss_type: sigmoid", *(f"{k}: {v}" for k, v in written.items())]
-    (tmp_path / "run.yaml").write_text("\n".join(lines))
-    flags = [part for name, value in written.items() for part in (f"--{name}", str(value))]
-    for arguments in (["--config", str(tmp_path / "run.yaml")], ["--output_dir", "out", "--use_cpu", *flags]):
-        (args,) = TrlParser(REALDPOConfig).parse_args_and_config(arguments)
-        assert {name: getattr(args, name) for name in written} == written
-    for arguments in (["--label_smoothing", "0.1"], ["--noise_share", "20"]):
-        with pytest.raises(TrlRealError, match="would be ignored"):
-            TrlParser(REALDPOConfig).parse_args_and_config(["--output_dir", "out", "--use_cpu", *arguments])
 
 
 # A run that is killed.

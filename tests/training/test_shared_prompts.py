@@ -16,6 +16,7 @@ from support.families import CONFIGS, WIDE
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from support.training import as_dialogues, as_messages, config, words
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
+from trl_real.models.attention import ATTENTIONS, VARIABLE
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,9 +157,11 @@ def test_step_equals_trls_for_every_loss(loss, couple, monkeypatch):
     assert_same(*map(Step, couple))
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_step_equals_trls_in_every_family(name, kind, tmp_path):
+def test_step_equals_trls_in_every_family(name, kind, attention, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, attention)
     given = {"ref_model": random_model(name, seed=2)} if kind == "full" else {"peft_config": lora()}
     assert_shares(tmp_path, model=random_model(name), **given)
 
@@ -177,8 +180,10 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_step_equals_trls_with_other_settings(settings, saved, tmp_path):
+def test_step_equals_trls_with_other_settings(settings, attention, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, attention)
     assert_shares(tmp_path, model=saved, peft_config=lora(), **settings)
 
 

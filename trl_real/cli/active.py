@@ -22,7 +22,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         "--selectors",
         nargs="+",
         help="selectors to compare (default: gradient random): gradient, certainty, uncertainty, infomax, dts, "
-        "delta_ucb, drts, easy, random …",
+        "delta_ucb, drts, easy, random …; auto races its rules by the labels",
     )
     add("--budget", type=whole(1), default=50, help="number of labels in a round (default 50)")
     add("--continue", dest="restart", action="store_false", help="continue from the last adapter, with the new labels")
@@ -75,7 +75,9 @@ def _as_pool(dataset: Any, responses: str) -> Any:
         return dataset
     from trl_real.data.convert import from_rows, iterate
     from trl_real.data.pairs import preference_candidates
+    from trl_real.data.row_check import check_texts
 
+    check_texts(dataset, (), optional=("prompt", "chosen", "rejected"), alike=True)
     rows = []
     for row in iterate(dataset):
         pair = preference_candidates(row.get("prompt"), row["chosen"], row["rejected"])

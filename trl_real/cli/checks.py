@@ -11,7 +11,7 @@ from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError, check_budget
 
 
-DATA = ("dataset", "eval_dataset", "eval_prompts", "seed_labels", "prompts", "check", "difficulty")
+DATA = ("dataset", "pilot", "eval_dataset", "eval_prompts", "seed_labels", "prompts", "check", "difficulty")
 TEXT_FILES = ("guidelines", "panel")
 MODELS = ("model", "judge_model", "judge_reference", "baseline")
 DATA_SUFFIX = re.compile(r"\.(parquet|jsonl|json|csv)(\.gz)?$", re.IGNORECASE)
@@ -61,7 +61,7 @@ def strategies(*more: str) -> Callable[[str], str]:
     return check
 
 
-STRATEGY, ARM = strategies(), strategies(*ACQUISITIONS)
+STRATEGY, ARM = strategies(), strategies(*ACQUISITIONS, "auto_in_rounds")
 
 
 def whole(least: int) -> Callable[[str], int]:

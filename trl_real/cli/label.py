@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
-from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say
+from trl_real.cli.options import (
+    add_chat,
+    add_common,
+    check_output,
+    keep_settings,
+    locked,
+    require,
+    result,
+    rows_of,
+    say,
+)
 from trl_real.cli.people import add_page_flags, add_routing_flags, routed_judge, take_votes, votes_behind, write_page
 from trl_real.errors import MissingExtraError, TrlRealError
 
@@ -20,6 +30,7 @@ STUDIO_KEY = "LABEL_STUDIO_API_KEY"
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the flags, named as the arguments of `annotate` and of the judges."""
     add_common(parser)
+    add_chat(parser)
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--gold", metavar="COLUMN", help="column with the true scores, to report the agreement")
     parser.add_argument("--plan", action="store_true", help="print the estimated cost, and stop")
@@ -58,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     if args.check:
         return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
-    dataset = ready_pairs(load(args.dataset, args.split), args.responses)
+    rows = rows_of(args, load(args.dataset, args.split), responses=args.responses)
+    dataset = ready_pairs(rows, args.responses)
     paired = paired_rows(dataset, args.responses).select_columns(["prompt", "response_a", "response_b"])
     if not tell_price(args, judge, lambda: paired[:]):
         _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
@@ -83,7 +95,9 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.selection.record import RECORD_FILE
 
     check_target(dataset, args.output_dir)
-    settings = check_output(args, "labelling", "dataset", "split", "responses", "gold", **recorded_judge(args))
+    settings = check_output(
+        args, "labelling", "dataset", "split", "responses", "gold", **recorded_judge(args), chat=args.chat or None
+    )
     init_distributed()
     report = LabelReport()
     preferences = annotate(
@@ -103,14 +117,21 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
     keep_settings(args, settings)
-    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    _write_report(args, folder, report, votes=votes_behind(judge), preferences=preferences)
+    say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
+    result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
+
+
+def _write_report(args: argparse.Namespace, folder: Path, report: Any, **data: Any) -> None:
+    """Write the report as JSON, and as a page if the extra for pages is installed."""
+    from trl_real.labeling.people.report import vote_report
+
+    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
+    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
     try:
-        data = {"votes": votes_behind(judge), "preferences": preferences}
         say(f"Page: {write_page(args, folder, report.to_dict(), **data)}")
     except MissingExtraError as error:
         say(f"No page: {error}")
-    say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
-    result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 
 
 def _serve(args: argparse.Namespace) -> None:

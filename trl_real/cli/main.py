@@ -19,6 +19,7 @@ from trl_real.errors import TrlRealError
 
 
 VERBS = {
+    "advise": "say which rule and how many labels to use, before labels are bought",
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
     "sft": "fine-tune on the chosen responses, to get the starting model and reference of DPO",
@@ -34,6 +35,10 @@ VERBS = {
 PLANNED = "select, label, train and win-rate"
 # Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
 COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+# How often a waiting thread of GNU OpenMP, which torch's wheels contain, looks for work before it sleeps. By default
+# 300,000 times, which keeps a core from other programs; see benchmarks/threads.py.
+SPINS = {"GOMP_SPINCOUNT": "1000"}
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         Exit code: 0; 2 after a user's mistake and 1 after an error that nobody foresaw, each told in one line; or 130
         after an interruption.
     """
-    for name, value in COUNTERS_OFF.items():
+    spins = {} if any(name in os.environ for name in WAITING) else SPINS
+    for name, value in (COUNTERS_OFF | spins).items():
         os.environ.setdefault(name, value)
     argv = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace(output_dir=None)
@@ -61,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
         args = _parse(verb, module, argv[1:])
         check_given(args)
+        if args.allow_pickle:
+            os.environ["TRL_REAL_ALLOW_PICKLE"] = "1"
         _set_noise(args)
         args.stdout = sys.stdout
         with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print

@@ -38,12 +38,28 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=one_of("source", SOURCES), help=about)
 
 
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """Add `--chat`."""
+    about = "chat models: read text prompts as messages of the user, and text responses as messages of the assistant"
+    parser.add_argument("--chat", action="store_true", help=about)
+
+
+def rows_of(args: argparse.Namespace, rows: Any, **columns: str) -> Any:
+    """Return rows as they are, or with `--chat` as messages; `columns` are arguments of `as_chat`."""
+    from trl_real.data.chat import as_chat
+
+    return as_chat(rows, **columns) if args.chat else rows
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--json` and `--verbose`."""
+    """Add `--config`, `--json`, `--allow_pickle` and `--verbose`."""
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="settings by the names of these flags; flags have priority"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--allow_pickle", action="store_true", help="load weights from pickle files (.bin), which may hold code"
+    )
     parser.add_argument(
         "--verbose", action="store_true", help="show the progress bars and warnings of other libraries"
     )

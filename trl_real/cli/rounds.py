@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_real.cli.checks import whole
 from trl_real.cli.judges import add_judge_flags, judge_from, judge_settings, reading_judge
-from trl_real.cli.options import TimeLeft, locked, result, say
+from trl_real.cli.options import TimeLeft, add_chat, locked, result, rows_of, say
 from trl_real.cli.train import labelled, parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError, check_columns
 
@@ -16,6 +16,7 @@ def add_rounds_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
     """Add the flags of a run in rounds (`rounds` of them by default), including those of the judge."""
     add = parser.add_argument
     add("--model", help="Hub id or local path of the model before alignment")
+    add_chat(parser)
     add("--seeds", nargs="+", type=int, help="seeds; each seed is a run of its own (default: 0)")
     about = f"number of rounds (default {rounds}); a larger one continues a run"
     add("--rounds", type=whole(1), default=rounds, help=about)
@@ -45,6 +46,7 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     if model.load_in_4bit or model.load_in_8bit:
         raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
     set_model_init_kwargs(config, model)
+    config.as_messages = config.as_messages or args.chat
     config.disable_tqdm = True
     return {
         "model": args.model,
@@ -127,7 +129,7 @@ def _win_rate(args: argparse.Namespace) -> Any:
     from trl_real.data.files import load
     from trl_real.rounds.win_rate import WinRateAgainstStart
 
-    rows = load(args.eval_prompts)
+    rows = rows_of(args, load(args.eval_prompts))
     check_columns(rows.column_names, ["prompt"], "Give --eval_prompts a file with prompts.")
     settings = {"max_new_tokens": args.eval_tokens}
     judge = reading_judge(args, "--eval_prompts")
@@ -138,6 +140,8 @@ def _table(arms: Any) -> str:
     """Return a table of the last round of each arm."""
     import numpy as np
 
+    from trl_real.rounds.report import race_in_words
+
     names = arms.metrics
     lines = [f"{'arm':<12} {'pairs':>6} " + " ".join(f"{name:>10}" for name in names)]
     for name in arms.runs:
@@ -146,4 +150,7 @@ def _table(arms: Any) -> str:
         pairs = f"{next((curve[-1].x for curve in points if curve), last):.0f}"
         values = " ".join(f"{curve[-1].mean:>10.3f}" if curve else f"{'–':>10}" for curve in points)
         lines.append(f"{name:<12} {pairs:>6} {values}")
+    for name, runs in arms.runs.items():
+        last = [(i, run[-1]["race"]) for i, run in enumerate(runs) if run[-1].get("race")]
+        lines += [f"{name}, run {i}: {race_in_words(race)}" for i, race in last]
     return "\n".join(lines)

@@ -7,7 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, check_output, keep_settings, locked, require, result, say
+from trl_real.cli.options import (
+    add_chat,
+    add_common,
+    add_source,
+    check_output,
+    keep_settings,
+    locked,
+    require,
+    result,
+    rows_of,
+    say,
+)
+from trl_real.errors import TrlRealError
 
 
 PRICES = ("hardware", "n_devices", "price", "price_per_label")
@@ -17,6 +29,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add flags with the names of `EmbeddingPairSelector`'s arguments."""
     add_common(parser)
     add_source(parser)
+    add_chat(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument(
         "--strategy",
@@ -82,12 +95,12 @@ def run(args: argparse.Namespace) -> None:
     if not args.plan:
         recorded = [name for name in names if name not in ("batch_tokens", "device")]
         own = ("dataset", "split", "source", "model", "budget", "responses", "seed", "sample")
-        kept_settings = check_output(args, "selection", *own, *recorded)
+        kept_settings = check_output(args, "selection", *own, *recorded, chat=args.chat or None)
     is_stream = (args.streaming or args.sample is not None) and not args.plan
     if is_stream:
         _check_stream(args)
     else:
-        dataset = converter(args.source)(load(args.dataset, args.split))
+        dataset = rows_of(args, converter(args.source)(load(args.dataset, args.split)), responses=args.responses)
         check_budget(args.budget, len(dataset))
     from trl_real.selection.selector import EmbeddingPairSelector
 
@@ -143,12 +156,15 @@ def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
     output = Path(args.output_dir).expanduser().resolve()
     mode = {"sample": args.sample} if args.sample is not None else {"shards": f"{output}.shards"}
     with reading(args.dataset):
-        kept = selector.select(load_stream(args.dataset, args.split), args.budget, shard_rows=args.shard_rows, **mode)
+        stream = rows_of(args, load_stream(args.dataset, args.split), responses=args.responses)
+        kept = selector.select(stream, args.budget, shard_rows=args.shard_rows, **mode)
     if rank():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
     with reading(args.dataset), scratch as folder:
+        if next(iter(kept), None) is None:
+            raise TrlRealError(f"No row of {args.dataset!r} was kept: it holds none, or none with a pair.")
         written = Dataset.from_generator(_RowsOf(kept), features=kept.features, cache_dir=folder)
         save(written, args.output_dir)
     return written
@@ -165,8 +181,6 @@ class _RowsOf:
 
 
 def _check_stream(args: argparse.Namespace) -> None:
-    from trl_real.errors import TrlRealError
-
     if not args.streaming:
         raise TrlRealError(f"--sample {args.sample} is for streams. Type --streaming as well, or leave it out.")
     if args.source:

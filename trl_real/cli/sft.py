@@ -2,8 +2,8 @@
 
 import argparse
 
-from trl_real.cli.options import add_common, result, say
-from trl_real.cli.train import last_metrics, training_settings
+from trl_real.cli.options import add_chat, add_common, result, say
+from trl_real.cli.train import last_metrics, tell_control_tokens, training_settings
 
 
 # Other flags, and names in the YAML file, are those of SFTConfig and ModelConfig.
@@ -14,6 +14,7 @@ CONFIG_BY_FLAG = False
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's own flags; TRL parses the others."""
     add_common(parser)
+    add_chat(parser)
     parser.add_argument("--model", help="Hub id or local path of the base model")
     parser.epilog = (
         "Other flags are those of trl.SFTConfig and trl.ModelConfig: --learning_rate 2e-5 --num_train_epochs 1 "
@@ -31,12 +32,16 @@ def run(args: argparse.Namespace) -> None:
 
     data, config, model = training_settings(args, SFTConfig)
     args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
+    rows = load(data.dataset, data.split)
     trainer = warm_start(
         args.model,
-        load(data.dataset, data.split),
+        rows,
         config,
         processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
         peft_config=get_peft_config(model),
+        as_messages=args.chat,
     )
-    say(f"Next: trl-real train --dataset {data.dataset} --model {config.output_dir} --output_dir …")
-    result(args, {"output_dir": config.output_dir, **last_metrics(trainer)}, config.output_dir)
+    counts = {"n_with_control_tokens": tell_control_tokens(trainer, rows.select_columns("chosen"))}
+    chat = " --chat" if args.chat else ""
+    say(f"Next: trl-real train{chat} --dataset {data.dataset} --model {config.output_dir} --output_dir …")
+    result(args, {"output_dir": config.output_dir, **counts, **last_metrics(trainer)}, config.output_dir)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from trl_real.cli.checks import ARM, CONTEXTS, DTYPES, budget, one_of, real, whole
-from trl_real.cli.options import add_common, add_source, locked, require, result, say
+from trl_real.cli.options import add_chat, add_common, add_source, locked, require, result, rows_of, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
@@ -18,6 +18,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     """Add flags with the names of the arguments of `run_study`."""
     add_common(parser)
     add_source(parser)
+    add_chat(parser)
     parser.add_argument("--model", help="Hub id or local path of the model that will be aligned")
     parser.add_argument(
         "--engine",
@@ -25,7 +26,7 @@ def register(parser: argparse.ArgumentParser) -> None:
         choices=("frozen", "dpo"),
         help="frozen (default): a Bradley-Terry model on embeddings, seconds per cell; dpo: train the model",
     )
-    arms = "strategies, such as random easy@centered auto easy+random infomax"
+    arms = "strategies, such as random easy@centered auto easy+random infomax auto_in_rounds"
     parser.add_argument("--arms", nargs="+", type=ARM, help=arms)
     parser.add_argument("--budgets", nargs="+", type=budget, help="shares (0.1 0.35 1.0) or numbers of labels")
     parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the cells (default: 0 to 9; dpo: 0 to 2)")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     convert = converter(args.source)
     refuse_one_of_many(args.rest)
     check_extras()
-    dataset = convert(load(args.dataset, args.split))
+    dataset = rows_of(args, convert(load(args.dataset, args.split)), responses=args.responses)
     names = ("n_test", "n_folds", "pool_share", "min_gap", "context", "layer", "batch_tokens", "dtype", "device")
     more = ("responses", "scores", "second_opinion", "n_validation")
     trainer = _dpo_cells(args) if args.engine == "dpo" else None

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import Any
 
-from trl_real.cli.options import add_common, locked, read_settings, require, result, say
+from trl_real.cli.options import add_chat, add_common, locked, read_settings, require, result, say
 from trl_real.cli.parser import Parser, did_you_mean
 from trl_real.errors import TrlRealError
 
@@ -34,6 +35,7 @@ class EvalArguments:
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the verb's own flags; TRL parses the others."""
     add_common(parser)
+    add_chat(parser)
     parser.add_argument("--eval_dataset", help="preferences to evaluate on")
     parser.add_argument("--model", help="Hub id or local path of the model to align")
     parser.add_argument("--plan", action="store_true", help="print the cost of this training and stop")
@@ -57,7 +59,7 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     from trl import get_peft_config
 
     from trl_real.errors import without_remote_code
-    from trl_real.models.sequences import n_with_control_tokens
+    from trl_real.selection.record import RECORD_FILE, SelectionRecord
     from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
     from trl_real.training.trainer import REALDPOTrainer
@@ -85,15 +87,26 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
             processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
             peft_config=peft_config,
         )
+    if (Path(data.dataset) / RECORD_FILE).exists():
+        trainer.earlier_selection = SelectionRecord.load(data.dataset)
     if trainer.selection_record is not None:
         say(trainer.selection_record.summary())
-    n_control = n_with_control_tokens(trainer.processing_class, preferences)
-    if n_control:
-        say(f"{n_control} of {len(preferences)} rows hold control tokens in a response; TRL trains on them as such.")
+    n_control = tell_control_tokens(trainer, preferences)
     train_from(trainer, resume_from)
     trainer.save_model()
+    trainer.create_model_card(model_name=Path(config.output_dir).name)
     counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
     result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
+
+
+def tell_control_tokens(trainer: Any, rows: Any) -> int:
+    """Say how many rows hold control tokens in a response, and return the number."""
+    from trl_real.models.sequences import n_with_control_tokens
+
+    n_control = n_with_control_tokens(trainer.processing_class, rows)
+    if n_control:
+        say(f"{n_control} of {len(rows)} rows hold control tokens in a response; TRL trains on them as such.")
+    return n_control
 
 
 def _print_plan(args: argparse.Namespace, preferences: Any, config: Any, peft_config: Any) -> None:
@@ -115,6 +128,8 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
     own = ("dataset", "split", "output_dir", "config", "eval_dataset", "model")
     given = [(f"--{name}", getattr(args, name)) for name in own if getattr(args, name, None) is not None]
     data, *others, config, model = parsed((PreferenceArguments, *classes), [*args.rest, *chain(*given)])
+    if args.chat and hasattr(config, "as_messages"):
+        config.as_messages = True
     args.dataset, args.model, args.output_dir = data.dataset, data.model or model.model_name_or_path, config.output_dir
     require(args, "dataset", "model", *(() if getattr(args, "plan", False) else ("output_dir",)))
     set_model_init_kwargs(config, model)
@@ -180,7 +195,7 @@ def labelled(path: str, split: str | None = None) -> Any:
     rows = load(path, split)
     fix = f"Label its pairs first: trl-real label --dataset {path} --output_dir …"
     check_columns(rows.column_names, ("chosen", "rejected"), fix)
-    check_texts(rows, ("chosen", "rejected", "prompt"))
+    check_texts(rows, ("chosen", "rejected", "prompt"), alike=True)
     return rows
 
 

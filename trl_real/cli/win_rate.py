@@ -6,7 +6,18 @@ from typing import Any
 
 from trl_real.cli.checks import METHODS, one_of, real, whole
 from trl_real.cli.judges import add_judge_flags, judge_from, recorded_judge, seed_of, tell_price
-from trl_real.cli.options import add_common, check_output, keep_settings, locked, require, result, say, strict_json
+from trl_real.cli.options import (
+    add_chat,
+    add_common,
+    check_output,
+    keep_settings,
+    locked,
+    require,
+    result,
+    rows_of,
+    say,
+    strict_json,
+)
 from trl_real.cli.people import add_people_flags, people_from, say_what_is_open, take_votes
 from trl_real.errors import TrlRealError
 
@@ -14,6 +25,7 @@ from trl_real.errors import TrlRealError
 def register(parser: argparse.ArgumentParser) -> None:
     """Add the flags: a column of verdicts; two columns of completions or two policies; or several columns."""
     add_common(parser)
+    add_chat(parser)
     add = parser.add_argument
     add("--preferences", help="column of verdicts in [0, 1]: 1 the model wins, 0 the baseline, 0.5 a tie")
     add("--clusters", help="with --preferences: column with an id per prompt, equal in rows that share a prompt")
@@ -52,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     if args.people is not None and (args.preferences or args.models):
         raise TrlRealError("--people draws pairs of --model and --baseline. Leave out --preferences and --models.")
     settings = _check_output(args)
-    dataset = load(args.dataset, args.split)
+    dataset = rows_of(args, load(args.dataset, args.split), prompt=args.prompt)
     run_one = _from_verdicts if args.preferences else _tournament if args.models else _two_sides
     run_one = _from_people if args.people_verdicts else run_one
     run_one(args, dataset)
@@ -65,7 +77,7 @@ def _check_output(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     names = "dataset split preferences clusters lengths baseline_lengths models reference model baseline model_score "
     names += "baseline_score prompt confidence method difficulty max_new_tokens temperature"
-    return check_output(args, "win rate", *names.split(), **recorded_judge(args))
+    return check_output(args, "win rate", *names.split(), **recorded_judge(args), chat=args.chat or None)
 
 
 def _from_verdicts(args: argparse.Namespace, dataset: Any) -> None:
@@ -180,6 +192,9 @@ def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
 def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tuple[str, str]]) -> bool:
     """Print the estimate for these pairs of columns; return whether `--plan` ends the run here."""
     from trl_real.data.conversation import text_of
+    from trl_real.data.row_check import check_texts
+
+    check_texts(dataset, dict.fromkeys([args.prompt, *(name for pair in pairs for name in pair)]))
 
     def batch() -> dict[str, list]:
         sides = ([text_of(text) for pair in pairs for text in _column(dataset, pair[side])] for side in (0, 1))

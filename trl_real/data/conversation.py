@@ -117,7 +117,7 @@ def dialogue(prompt: str | Messages) -> str:
     Raises:
         TrlRealError: If the prompt is neither text nor messages.
     """
-    if not isinstance(prompt, str | list):
+    if not isinstance(prompt, str) and prompt != [] and not is_messages(prompt):
         raise TrlRealError(
             f"Column 'prompt' holds {type(prompt).__name__} where a text or messages should be. Remove such rows: "
             "dataset.filter(lambda row: row['prompt'] is not None)"

@@ -1,5 +1,6 @@
 """Datasets read from the Hub or from disk, and saved to disk completely or not at all."""
 
+import glob
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from datasets import (
     Dataset,
     IterableDataset,
@@ -21,7 +23,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from trl_real.data.json_lines import WHOLE, check_texts, reading
+from trl_real.data.json_lines import WHOLE, check_encoding, check_texts, reading
 from trl_real.errors import TrlRealError
 
 
@@ -92,6 +94,7 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
     """
     target = check_target(dataset, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
     new, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("new", "old"))
     try:
         # An empty dataset gets no shard by default, and `load_from_disk` then fails.
@@ -106,6 +109,14 @@ def save(dataset: Dataset, folder: str | Path) -> Path:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
     return Path(folder)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of their saving to this folder."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        process, _, word = leftover.name.removeprefix(f".{target.name}.").partition(".")
+        if word in ("new", "old") and process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_target(dataset: Dataset, folder: str | Path) -> Path:
@@ -138,7 +149,7 @@ def _splits(path_or_id: str | Path, on_disk: dict, on_hub: dict) -> tuple[str, d
         return name, _read_path(path, **on_disk) if path.exists() else _read_hub(name, on_hub)
     except TrlRealError:
         raise
-    except (DatasetsError, OSError, ValueError, LookupError, StopIteration) as error:
+    except (DatasetsError, OSError, ValueError, LookupError, StopIteration, RecursionError) as error:
         raise TrlRealError(
             f"Cannot read {name!r}: {_reason(error)}. Check that it is complete and that its suffix fits its format."
         ) from error
@@ -161,9 +172,10 @@ def _read_file(file_format: str, path: Path, **options: Any) -> dict[str, Any]:
 
 def _read_lines(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Read JSON; a file in which the type of a column shows late is read at once."""
+    check_encoding(path, whole=not options.get("streaming"))
     try:
         splits = _read_file("json", path, **options)
-    except (DatasetsError, OSError, ValueError, TypeError):
+    except (DatasetsError, OSError, ValueError, TypeError, RecursionError):
         size = path.stat().st_size
         with reading(path):
             if size > WHOLE or path.suffix == ".gz":
@@ -187,6 +199,9 @@ def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
             f"Nothing to read in the folder {str(folder)!r}: no saved dataset, and no file that ends in one of "
             f"{sorted(FORMATS)}. Give another folder or a file."
         )
+    for file in found:
+        if _format(file) == "json":
+            check_encoding(file, whole=not options.get("streaming"))
     files = load_dataset_builder(str(folder)).config.data_files
     read = {Path(file) for names in files.values() for file in names}
     left_out = sorted(str(file.relative_to(folder)) for file in found if file.resolve() not in read)

@@ -1,5 +1,6 @@
 """What is wrong in a JSONL file, told by column and line: columns whose type changes, and lines that are no JSON."""
 
+import codecs
 import gzip
 import json
 from collections.abc import Iterator
@@ -37,9 +38,32 @@ def type_change(path: str | Path) -> str:
                     if kind != before:
                         change = f"column {name!r} holds {before} in line {first} and {kind} in line {number}"
                         return f"{change}. Write one type a column, messages as lists in every line"
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         return f"line {number} is not JSON ({getattr(error, 'msg', error)}). Correct or remove it"
     return ""
+
+
+def check_encoding(path: Path, whole: bool = True) -> None:
+    """
+    Raise `TrlRealError` for what pyarrow does not report of a JSON file: a start with neither an object nor a list
+    (null ends the process) and, if the file is read to its end (`whole`), bytes that are not UTF-8.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+        file.seek(0)
+        for number, line in enumerate(file if whole else (), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise TrlRealError(
+                    f"Cannot read {str(path)!r}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}). "
+                    f"Convert it: iconv -f latin1 -t utf-8 {path.name}"
+                ) from error
+    if start and start[:1] not in b"{[":
+        raise TrlRealError(
+            f"Cannot read {str(path)!r}: it begins with neither an object nor a list of JSON in UTF-8. Write one "
+            'object with columns a line: {"prompt": "…", …}'
+        )
 
 
 @contextmanager
@@ -49,9 +73,11 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except TrlRealError:
         raise
-    except (DatasetsError, CastError, pa.ArrowInvalid, TypeError, ValueError) as error:
+    except (DatasetsError, CastError, pa.ArrowInvalid, TypeError, ValueError, RecursionError) as error:
         is_lines = Path(path).is_file() and str(path).removesuffix(".gz").endswith(".jsonl")
         found = type_change(path) if is_lines else ""
+        if not found and is_lines and isinstance(error, DatasetsError | CastError | pa.ArrowInvalid):
+            found = " ".join(str(error.__cause__ or error).split())[:300].rstrip(".")
         if not found:
             raise
         raise TrlRealError(f"Cannot read {str(path)!r}: {found}.") from error

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trl_real.errors import TrlRealError
+
 
 # Fields of a message, besides its content, that are part of what it says.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -46,6 +48,11 @@ def message_text(message: Mapping[str, Any], role: bool = True) -> str:
 def _content(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
+    if not isinstance(content, list | tuple):
+        raise TrlRealError(
+            f"A message has a content of type {type(content).__name__}. Give a text, or a list of parts: "
+            '{"role": "user", "content": "…"}'
+        )
     return "".join(part["text"] or "" if _is_text(part) else _placeholder(part) for part in map(_as_part, content))
 
 

@@ -56,6 +56,7 @@ def pool_candidates(prompt: Any, responses: list | None, column: str = "response
             f"Column {column!r} holds one {type(responses).__name__} a row where a list of responses should be. "
             "Group the rows by prompt first, or name the column with the lists: responses='…'."
         )
+    _check_prompt(prompt)
     texts = [_checked_text(after_prompt(response, prompt), column) for response in responses or []]
     seen: dict[str, int] = {}
     for index, text in enumerate(texts):
@@ -87,6 +88,7 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         raise TrlRealError(
             "One of 'chosen' and 'rejected' holds texts and the other messages. Convert one: dataset.map(…)."
         )
+    _check_prompt(prompt)
     if prompt is None:
         if chosen == rejected:
             return Candidates(skipped=IDENTICAL)
@@ -133,6 +135,14 @@ def drop_copies(row: Candidates, read: list[str]) -> None:
     row.texts, row.indices = [row.texts[i] for i in first], [row.indices[i] for i in first]
     if len(first) == 1:
         row.texts, row.indices, row.skipped = [], [], SAME_AS_TRAINED
+
+
+def _check_prompt(prompt: Any) -> None:
+    if prompt and not isinstance(prompt, str) and not is_messages(prompt):
+        raise TrlRealError(
+            "Column 'prompt' holds something else than a text or messages. Correct such rows, or remove them: "
+            "dataset.filter(…)"
+        )
 
 
 def _checked_text(response: Any, column: str) -> str | None:

@@ -10,7 +10,7 @@ from trl_real.data.convert import iterate
 from trl_real.errors import TrlRealError
 
 
-def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str] = ()) -> None:
+def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str] = (), alike: bool = False) -> None:
     """
     Check that columns hold texts or messages in every row.
 
@@ -18,6 +18,7 @@ def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str
         dataset: Rows to check.
         columns: Columns in which every row needs a text or messages; those that the dataset lacks are left out.
         optional: Columns that may also hold None.
+        alike: Whether the columns of a row are either all texts or all messages.
 
     Raises:
         TrlRealError: If a row holds something else; counts such rows by reason, and names the first of each.
@@ -25,11 +26,21 @@ def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str
     allowed = {name: name in optional for name in (*columns, *optional) if name in dataset.column_names}
 
     def mistake(row: dict[str, Any]) -> str | None:
-        bad = (name for name, none in allowed.items() if not (is_readable(row[name]) or none and row[name] is None))
-        name = next(bad, None)
-        return name and f"{name!r} holds {_kind(row[name])} instead of a text or messages"
+        bad = (name for name, none in allowed.items() if not (is_readable(row[name]) or none and not row[name]))
+        if (name := next(bad, None)) is not None:
+            return f"{name!r} holds {_kind(row[name])} instead of a text or messages"
+        kinds = {name: isinstance(value, str) for name, value in row.items() if value}
+        mixed = alike and len(set(kinds.values())) > 1
+        return f"{min(kinds, key=kinds.__getitem__)!r} holds messages, and another column a text" if mixed else None
 
-    refuse_rows(dataset.with_format(None).select_columns(list(allowed)), mistake, "Nothing was done.")
+    if not all(_holds_texts(dataset, name, none) for name, none in allowed.items()):
+        refuse_rows(dataset.with_format(None).select_columns(list(allowed)), mistake, "Nothing was done.")
+
+
+def _holds_texts(dataset: Dataset, name: str, none: bool) -> bool:
+    """Return whether the type of a column says that every row is fine, so that none has to be read."""
+    is_text = getattr(dataset.features[name], "dtype", "") in ("string", "large_string")
+    return is_text and (none or not dataset.data.column(name).null_count)
 
 
 def refuse_rows(rows: Dataset, mistake: Callable[[dict[str, Any]], str | None], fix: str) -> None:

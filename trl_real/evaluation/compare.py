@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trl_real.data.chat import as_chat
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
+from trl_real.data.row_check import check_texts
 from trl_real.data.thoughts import without_thoughts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.evaluation.checks import Doubt, cut_doubts, identity_doubts, judge_doubts, rate_doubts, text_doubts
@@ -55,7 +57,8 @@ def compare(
         names: Names of the model and the baseline in the results.
         tokenizer: Tokenizer of a loaded policy.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, `seed`, ….
-        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`, `people`.
+        **options: Arguments of `compare_columns`: `confidence`, `method`, `difficulty`, `seed`, `people`,
+            `as_messages`.
 
     Returns:
         Rates, verdicts, lengths and doubts.
@@ -81,6 +84,8 @@ def compare(
             )
         rows[name] = list(values)
     dataset = Dataset.from_dict(rows)
+    if options.pop("as_messages", False):
+        dataset = as_chat(dataset)
     for name, policy in policies.items():
         dataset = add_completions(dataset, policy, name, tokenizer=tokenizer, **(generation or {}))
     return compare_columns(dataset, judge, model=names[0], baseline=names[1], **options)
@@ -99,6 +104,7 @@ def compare_columns(
     seed: int = 42,
     people: People | Judge | str | Path | None = None,
     tokenizer: Any = None,
+    as_messages: bool = False,
     **generation: Any,
 ) -> Comparison:
     """
@@ -122,6 +128,7 @@ def compare_columns(
         people: People's votes on some of the pairs, or `People`, which draws the pairs for them. The rates are then
             those by people, estimated with the help of the judge, see `people_win_rate`.
         tokenizer: Tokenizer of a loaded policy.
+        as_messages: Whether text prompts become messages of the user, for chat models.
         generation: Arguments of `generate` for policies: `max_new_tokens`, `temperature`, ….
 
     Returns:
@@ -131,9 +138,11 @@ def compare_columns(
         MissingColumnError: If a column is missing.
         TrlRealError: If a completion is neither a text nor messages, or the verdicts do not match the rows.
     """
+    dataset = as_chat(dataset, prompt) if as_messages else dataset
     dataset, model = _with_completions(dataset, model, "model", prompt, tokenizer, generation)
     dataset, baseline = _with_completions(dataset, baseline, "baseline", prompt, tokenizer, generation)
     _check_request(dataset, model, baseline)
+    check_texts(dataset, (prompt, model, baseline))
     found = _Rows()
     batches = partial(_batches, dataset, model, baseline, prompt)
     for batch in batches():

@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from trl_real.errors import TrlRealError
+from trl_real.hub.facts import CardFacts, Table
 from trl_real.selection.record import SelectionRecord
 
 
@@ -40,7 +41,8 @@ def update_card(
     repo_id: str,
     *,
     columns: Iterable[str] = (),
-    labels: Sequence[tuple] = (),
+    tables: Sequence[Table] = (),
+    facts: CardFacts | None = None,
     revision: str | None = None,
 ) -> str:
     """
@@ -52,7 +54,8 @@ def update_card(
         content (`str`): Full text of `README.md`; its metadata block has the number of rows of each split.
         record, config_name, repo_id, revision: Arguments of `push_subset`.
         columns (iterable of `str`): Columns of the dataset; `chosen` and `rejected` make it a `dpo` dataset.
-        labels: Source, number of rows and mean confidence of the labels.
+        tables: Further tables of our section: title, header and rows.
+        facts: Title, licence and language for the metadata; what is not given stays.
 
     Returns:
         The new `README.md`.
@@ -68,7 +71,12 @@ def update_card(
             f"Correct it on the page of {repo_id}, then push again."
         ) from error
     n_rows = _rows_by_split(card.data.to_dict(), config_name)
-    section = render_section(record, config_name, repo_id, n_rows, revision, labels)
+    section = render_section(record, config_name, repo_id, n_rows, revision, tables)
+    for name, value in (facts.metadata() if facts else {}).items():
+        card.data[name] = value
+    if not card.text.strip():
+        title = card.data.get("pretty_name") or repo_id.rpartition("/")[2]
+        card.data["pretty_name"], card.text = title, f"\n# {escape(title)}\n"
     if _find_section(card.text, config_name) is None:
         tags = TAGS + (LABELLED_TAGS if LABELLED_COLUMNS <= set(columns) else [])
         card.data["tags"] = _merged(card.data.get("tags"), tags)
@@ -105,7 +113,7 @@ def render_section(
     repo_id: str,
     n_rows: dict[str, int],
     revision: str | None = None,
-    labels: Sequence[tuple] = (),
+    tables: Sequence[Table] = (),
 ) -> str:
     """
     Render our section of the card, with its two markers; equal arguments give equal text.
@@ -124,7 +132,7 @@ def render_section(
         _load_snippet(config_name, repo_id, next(iter(n_rows), None), revision),
         "### Recipe\n\n" + _table(["setting", "value"], _recipe(record)),
         "### Counts\n\n" + _table(["rows", "count"], _counts(record, n_rows)),
-        *(["### Labels\n\n" + _table(["labelled by", "rows", "mean confidence"], labels)] if labels else []),
+        *(f"### {title}\n\n{_table(header, rows)}" for title, header, rows in tables),
         *_similarity(record),
         f"The whole record: `selection_records/{config_name}.json`.",
         f"<!-- trl-real:end {config_name} -->",

@@ -28,6 +28,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from trl_real.errors import TrlRealError
 from trl_real.hub.card import check_record, public_record, update_card
+from trl_real.hub.facts import CardFacts, as_pushed, authors, columns_of, label_sources
 from trl_real.selection.record import SelectionRecord
 
 
@@ -60,6 +61,7 @@ def push_subset(
     token: str | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    **facts: Any,
 ) -> str:
     """
     Push a subset as one config of a dataset repository, with its recipe in the card.
@@ -71,7 +73,8 @@ def push_subset(
 
     Args:
         dataset (`Dataset` or `DatasetDict`): Rows to push. A `DatasetDict` replaces all splits of its config. Of
-            labelled rows, `response_a`, `response_b` and an empty `skipped` are left out.
+            labelled rows, `response_a`, `response_b` and an empty `skipped` are left out; `chosen_model` and
+            `rejected_model` are added if `models` says who wrote the responses.
         repo_id (`str`): Repository, `user/name` or `name` for your own; created if it does not exist.
         record (`SelectionRecord` or `dict`): Record of the selection: `selector.record` after `select`.
         config_name (`str`, *optional*): Name of the config. Defaults to strategy and budget, such as `easy-0.25`.
@@ -81,6 +84,10 @@ def push_subset(
         token (`str`, *optional*): Access token. Defaults to that of `hf auth login`.
         revision (`str`, *optional*): Branch to push to, created if needed. Defaults to `main`.
         commit_message (`str`, *optional*): Commit message. Defaults to one with the name of the config.
+        **facts:
+            What the card says of the data (`trl_real.hub.facts.CardFacts`): `title`, `license`, `language`,
+            `currency` of the judge's prices, and `labels`, the report of `annotate`. What is not given stays as the
+            card has it.
 
     Returns:
         URL of the repository (of the branch, if `revision` is given).
@@ -89,8 +96,7 @@ def push_subset(
         TrlRealError: If an argument is invalid, or the Hub cannot be reached or refuses the push.
     """
     _check_rows(dataset)
-    dataset = without_repeats(dataset)
-    labels = labellers(dataset)
+    dataset, stated = as_pushed(dataset), CardFacts(**facts)
     _check_names(repo_id, split)
     record = _as_record(record)
     config_name = checked_config_name(config_name if config_name is not None else default_config_name(record))
@@ -100,7 +106,7 @@ def push_subset(
         target: dict[str, Any] = {"repo_id": repo_id, "config_name": config_name, "revision": revision}
         _again_on_conflict(lambda: _push_rows(api, dataset, split, commit_message=message, **target))
     with _one_line(repo_id, "The rows are pushed, their card may not be: correct this and push again."):
-        _again_on_conflict(lambda: _push_card(api, record, dataset, labels, message=message, **target))
+        _again_on_conflict(lambda: _push_card(api, record, dataset, stated, message=message, **target))
     url = f"{api.endpoint}/datasets/{repo_id}"
     return f"{url}/tree/{quote(revision, safe='')}" if revision else url
 
@@ -110,36 +116,6 @@ def default_config_name(record: SelectionRecord) -> str:
     strategy = re.sub(r"[^A-Za-z0-9._]+", "-", record.strategy).strip("._-") or "selection"
     budget = round(record.budget, 6) if isinstance(record.budget, float) else record.budget or "all"
     return f"{strategy[-64:].lstrip('._-')}-{budget}"
-
-
-def without_repeats(dataset: Any) -> Any:
-    """Return the rows without columns that repeat: the texts of a pair that is labelled, and an empty `skipped`."""
-    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
-    columns = _columns(dataset)
-    if not {"chosen", "rejected"} <= set(columns):
-        return dataset
-    repeated = ["response_a", "response_b"]
-    if "skipped" in columns and not any(reason for rows in splits for reason in rows.unique("skipped")):
-        repeated.append("skipped")
-    return dataset.remove_columns([name for name in repeated if name in columns])
-
-
-def labellers(dataset: Dataset | DatasetDict) -> list[tuple]:
-    """Return the source of the labels, the number of its rows and their mean confidence, most rows first."""
-    if not {"label_source", "label_confidence"} <= set(_columns(dataset)):
-        return []
-    splits = list(dataset.values()) if isinstance(dataset, DatasetDict) else [dataset]
-    found: dict[str, list[float]] = {}
-    for rows in splits:
-        plain = rows.with_format(None)
-        for source, confidence in zip(plain["label_source"], plain["label_confidence"], strict=True):
-            found.setdefault(str(source), []).append(confidence or 0.0)
-    sources = sorted(found, key=lambda source: (-len(found[source]), source))
-    return [(name, len(found[name]), f"{sum(found[name]) / len(found[name]):.3f}") for name in sources]
-
-
-def _columns(dataset: Dataset | DatasetDict) -> list[str]:
-    return (next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset).column_names
 
 
 def _check_rows(dataset: Dataset | DatasetDict) -> None:
@@ -240,7 +216,7 @@ def _push_card(
     api: HfApi,
     record: SelectionRecord,
     dataset: Dataset | DatasetDict,
-    labels: list[tuple],
+    facts: CardFacts,
     *,
     repo_id: str,
     config_name: str,
@@ -251,9 +227,11 @@ def _push_card(
     readme = hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=head, token=api.token)
     with open(readme, encoding="utf-8", newline="") as file:
         content = file.read()
+    columns = columns_of(dataset)
+    tables = [*label_sources(dataset), *facts.label_table(), *authors(dataset)]
     files = {
         "README.md": update_card(
-            content, record, config_name, repo_id, columns=_columns(dataset), labels=labels, revision=revision
+            content, record, config_name, repo_id, columns=columns, tables=tables, facts=facts, revision=revision
         ),
         f"{RECORDS_FOLDER}/{config_name}.json": json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
     }

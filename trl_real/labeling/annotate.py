@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 from tqdm.auto import tqdm
 
+from trl_real.data.chat import as_chat
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
 from trl_real.data.pairs import ready_pairs
@@ -88,6 +89,7 @@ def annotate(
     gold: Judge | None = None,
     report: LabelReport | None = None,
     all_processes: bool = False,
+    as_messages: bool = False,
 ) -> Dataset:
     """
     Ask a judge which response of each selected pair is better, and return the answers in TRL's preference format.
@@ -110,6 +112,7 @@ def annotate(
         report: Report to fill in.
         all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together. Each
             process asks about its share of the pairs and gets all the preferences.
+        as_messages: Whether text prompts and responses become messages, for chat models (`trl_real.as_chat`).
 
     Returns:
         Dataset with `prompt`, `chosen`, `rejected`, `label_confidence` (float32 in [0.5, 1]), `label_source` and the
@@ -122,6 +125,7 @@ def annotate(
             otherwise (before anything is asked); if a verdict is not a probability, or a row has no verdict.
     """
     started = time.perf_counter()
+    dataset = as_chat(dataset, responses=responses) if as_messages else dataset
     dataset = ready_pairs(dataset, responses)
     plain = paired_rows(dataset, responses)
     report = LabelReport() if report is None else report

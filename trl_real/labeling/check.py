@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
+from trl_real.data.row_check import check_texts
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.alternative_annotator import AnnotatorTest, alternative_annotator_test
 from trl_real.functional.statistics.calibration import (
@@ -197,6 +198,7 @@ def _labeled_rows(dataset: Dataset, seed: int) -> tuple[list[dict[str, Any]], in
 
 
 def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
+    check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
     for row in iterate(dataset):
         pair = preference_candidates(row.get("prompt"), row["chosen"], row["rejected"])
         if pair.skipped:
@@ -209,6 +211,7 @@ def _from_preferences(dataset: Dataset, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _from_pairs(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    check_texts(dataset, ("prompt",), optional=("response_a", "response_b"))
     for number, row in enumerate(iterate(dataset)):
         values = [row[name] for name in ("response_a", "response_b", PREFERENCE)]
         if None in values or values[0] == values[1]:

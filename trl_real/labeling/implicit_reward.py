@@ -47,7 +47,8 @@ class ImplicitRewardJudge(VerdictJudge):
         min_gap: Smallest score difference that decides, in units of the score; by default 0.001 nats, or 0.00001 nats
             per token. Sums in float32 vary by half of that with the composition of a batch.
         max_length: Maximum number of tokens of a response, from its start, and of a prompt, from its end.
-        batch_tokens: Number of tokens in a forward pass. The default is 1024 on a CPU and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass. The default is 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         dtype: Precision of the weights of a model given by name, float32 by default. For a loaded model, precision of
             the matrix products.
         device: Device of the model; the accelerator by default, else the CPU. A loaded model stays where it is.

@@ -66,7 +66,12 @@ class ScoreJudge(VerdictJudge):
                 f"Column {self.column!r} has {len(scores)} scores in a row with the pair {list(pair)}. "
                 "Give one score per response, None for a missing one."
             )
-        a, b = (math.nan if score is None else float(score) for score in (scores[first], scores[second]))
+        two = scores[first], scores[second]
+        if not all(score is None or isinstance(score, int | float) for score in two):
+            raise TrlRealError(
+                f"Column {self.column!r} holds {two!r}, not two numbers. Correct it, or remove the row."
+            )
+        a, b = (math.nan if score is None else float(score) for score in two)
         return a, b
 
     def _verdict(self, first: float, second: float) -> float:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import made_up, packed
 from trl_real.models.prefixes import LEAST, grow, tree_passes
-from trl_real.models.reader import ModelReader
+from trl_real.models.reader import ModelReader, brought
 from trl_real.models.sequences import Ids, length_batches, pad
+from trl_real.runtime.devices import send
 
 
 class ChoiceReader(ModelReader):
@@ -58,10 +60,8 @@ class ChoiceReader(ModelReader):
         distinct = {chat: i for i, chat in enumerate(dict.fromkeys(chats))}
         found = torch.full((len(distinct), len(labels)), torch.nan)
         with self.passes(list(distinct), len(distinct), progress) as passes:
-            for ids, logits, _ in passes:
-                log_probs = logits.float().log_softmax(-1)
-                sums = [log_probs[:, variants].logsumexp(-1) for variants in tokens]
-                found[ids] = torch.stack(sums, dim=1).cpu()
+            for ids, sums, _ in brought((ids, _sums(logits, tokens), n) for ids, logits, n in passes):
+                found[ids] = sums
         return found[[distinct[chat] for chat in chats]]
 
     def tokens_of(self, label: str) -> list[int]:
@@ -86,7 +86,7 @@ class ChoiceReader(ModelReader):
         return max(map(len, work))
 
     def _run_packed(self, work: list[Ids], max_tokens: int | None = None, least: int = LEAST) -> Iterator[tuple]:
-        with packed(self.model):
+        with packed(self.model, self.attention):
             for step in tree_passes(grow(work, least), max_tokens or self.batch_tokens):
                 if step.ids:
                     yield step.ids, self._logits_at(step.ends, **step.inputs(self.device))[0], len(step.tokens)
@@ -97,7 +97,7 @@ class ChoiceReader(ModelReader):
             # Counted from the end, since a prompt-tuned model adds virtual tokens at the start.
             last = [len(work[i]) - 1 - tokens.shape[1] for i in ids]
             kept = sorted(set(last))
-            inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
+            inputs = {"input_ids": send(tokens, self.device), "attention_mask": send(mask, self.device)}
             logits = self._logits_at(kept, **inputs)
             yield ids, logits[range(len(ids)), [kept.index(column) for column in last]], int(mask.sum())
 
@@ -114,3 +114,9 @@ class ChoiceReader(ModelReader):
             return torch.cat([self._logits_at([-1], input_ids=one)[:, 0] for one in ids]).float()
 
         return together, alone
+
+
+def _sums(logits: Tensor, tokens: list[list[int]]) -> Tensor:
+    """Return the log-probability of any of a label's tokens. Shape `(B, V)` to `(B, L)`."""
+    log_probs = logits.float().log_softmax(-1)
+    return torch.stack([log_probs[:, variants].logsumexp(-1) for variants in tokens], dim=1)

@@ -10,15 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import fits_window, made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import Pack, Tree, fits_window, made_up, make_packs, packed
-from trl_real.models.reader import ModelReader, check_lengths, without_peft
-from trl_real.models.sequences import check_prompt, length_batches, pad, prompt_text, readable, response_texts
+from trl_real.models.packing import Pack, Tree, make_packs
+from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
+from trl_real.models.sequences import (
+    check_prompt,
+    length_batches,
+    pad,
+    prompt_text,
+    readable,
+    readable_prompt,
+    response_texts,
+    tell_plain_prompts,
+)
+from trl_real.runtime.ahead import ahead
+from trl_real.runtime.devices import computes_ahead, send
 
 
 Context = Literal["response", "prompt+response"]
 
 MEMO_BYTES = 2**25
+PART = 1024  # responses that are tokenized together for an accelerator
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,8 @@ class EmbedderOptions:
         context: Whether to read the response alone or after its prompt; only response tokens are averaged.
         layer: Index into `hidden_states` (0: the input embeddings), -1 for the last hidden state.
         max_length: Maximum number of tokens to read: of a response from its start, of a prompt from its end.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches), elsewhere as
+            many as fit, 16384 at most.
         include_bos: Whether to put the BOS token before the response and average it too (REAL's script on Llama).
         include_eos: Whether to put the EOS token after the response and average it too (REAL's script on SHP).
 
@@ -114,13 +129,28 @@ class Embedder(ModelReader):
         """
         started = time.perf_counter()
         self._renew_copy()
-        sequences, truncated = self._tokenize(prompts, responses)
-        distinct = {sequence: i for i, sequence in enumerate(dict.fromkeys(sequences))}
-        vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
-        n_tokens = self._embed(list(distinct), vectors, progress)
-        self._add_to_memo(distinct, vectors)
-        rows = torch.stack([vectors[distinct[sequence]] for sequence in sequences]) if sequences else torch.zeros(0, 0)
-        return Embeddings(rows, torch.tensor(truncated), n_tokens, time.perf_counter() - started)
+        found: dict[Any, Tensor] = {}
+        rows: list[Tensor] = []
+        cut: list[bool] = []
+        n_tokens = 0
+        for sequences, truncated in self._tokenized(prompts, responses):
+            distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence not in found]
+            vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
+            n_tokens += self._embed(distinct, vectors, progress)
+            found.update(zip(distinct, vectors, strict=True))
+            rows += [found[sequence] for sequence in sequences]
+            cut += truncated
+        self._add_to_memo(found)
+        together = torch.stack(rows) if rows else torch.zeros(0, 0)
+        return Embeddings(together, torch.tensor(cut), n_tokens, time.perf_counter() - started)
+
+    def _tokenized(self, prompts: list[Any], responses: list[str]) -> Iterator[tuple[list[tuple], list[bool]]]:
+        """Yield what `_tokenize` returns, at once; for an accelerator in parts, of which a thread makes the next."""
+        if not computes_ahead(self.device):
+            yield self._tokenize(prompts, responses)
+            return
+        parts = [slice(start, start + PART) for start in range(0, len(responses), PART)]
+        yield from ahead(lambda part: self._tokenize(prompts[part], responses[part]), parts)
 
     def _renew_copy(self) -> None:
         """Copy the weights to float32 again if they have changed."""
@@ -134,13 +164,16 @@ class Embedder(ModelReader):
         read = [readable(self.tokenizer, text, self.options.max_length) for text in texts]
         ids = self.tokenizer(read, add_special_tokens=False)["input_ids"] if responses else []
         prefixes: list[tuple[int, ...]] = [()] * len(responses)
-        if self.options.context == "prompt+response":
+        if self.options.context == "prompt+response" and prompts:
             for prompt in prompts:
                 if prompt is None:
                     raise TrlRealError(
                         "context='prompt+response' needs a prompt in every row. Type context='response'."
                     )
                 check_prompt(prompt)
+            tell_plain_prompts(self.tokenizer, prompts)
+            length = self.options.max_length
+            prompts = [readable_prompt(self.tokenizer, prompt, length) for prompt in prompts]
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             prefixes = [
                 tuple(tokens[-self.options.max_length :])
@@ -165,8 +198,8 @@ class Embedder(ModelReader):
         self.check_trees(work)
         n_tokens = sum(tree.n_tokens for tree in work)
         with self.passes(work, n_tokens, progress) as passes:
-            for ids, rows, _ in passes:
-                for i, row in zip(ids, rows.cpu(), strict=True):
+            for ids, rows, _ in brought(passes):
+                for i, row in zip(ids, rows, strict=True):
                     vectors[i] = row
         return n_tokens
 
@@ -176,13 +209,13 @@ class Embedder(ModelReader):
         self.check_length(trees, f"Type max_length={(self.max_tokens or 0) // n_texts}.")
 
     def _run_packed(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
-        with packed(self.body):
+        with packed(self.body, self.attention):
             for pack in make_packs(work, self.batch_tokens):
                 yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
     def _run_pack(self, pack: Pack) -> Tensor:
         hidden = self._hidden_states(**pack.inputs(self.device))
-        return _segment_mean(hidden[0], torch.tensor(pack.owners, device=self.device), len(pack.ids))
+        return _segment_mean(hidden[0], send(pack.owners, self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Use half the budget per batch, which was the fastest with padding."""
@@ -192,8 +225,9 @@ class Embedder(ModelReader):
             tokens, mask = pad(list(sequences))
             columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
             owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
-            hidden = self._hidden_states(input_ids=tokens.to(self.device), attention_mask=mask.to(self.device))
-            vectors = _segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(batch))
+            inputs = {"input_ids": tokens, "attention_mask": mask}
+            hidden = self._hidden_states(**{name: send(tensor, self.device) for name, tensor in inputs.items()})
+            vectors = _segment_mean(hidden.flatten(0, 1), send(owners.flatten(), self.device), len(batch))
             yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
@@ -211,7 +245,7 @@ class Embedder(ModelReader):
         trees = [Tree((), [ids[1]], [0]), Tree((), [ids[2][::-1]], [1]), Tree(ids[0], ids[3:], [2, 3])]
 
         def together() -> Tensor:
-            with packed(self.body):
+            with packed(self.body, self.attention):
                 (pack,) = make_packs(trees, 10**6)
                 return self._run_pack(pack)[torch.tensor(pack.ids).argsort()]
 
@@ -222,11 +256,11 @@ class Embedder(ModelReader):
 
         return together, alone
 
-    def _add_to_memo(self, distinct: dict, vectors: list[Tensor]) -> None:
-        if self.memo is None:
+    def _add_to_memo(self, found: dict[Any, Tensor]) -> None:
+        if self.memo is None or not found:
             return
-        self.memo.update(zip(distinct, vectors, strict=True))
-        limit = MEMO_BYTES // (4 * len(vectors[0])) if vectors else 0
+        self.memo.update(found)
+        limit = MEMO_BYTES // (4 * len(next(iter(found.values()))))
         for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
             del self.memo[sequence]
 

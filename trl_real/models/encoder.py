@@ -9,7 +9,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, prepare_process
-from trl_real.models.sequences import continued, templated
+from trl_real.models.template import continued, templated
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -47,6 +47,7 @@ class Encoder(LazyModel):
         super().__init__(model, tokenizer, revision, dtype, device)
         self.memoize = bool(self.name)  # a loaded model's weights may change
         self._embedders: dict[str, Embedder] = {}
+        self.used: dict[str, Any] = {}
         if self.name:
             self.tokenizer = None  # its own is read
         else:
@@ -114,7 +115,10 @@ class Encoder(LazyModel):
             if len(vectors) != len(texts):
                 raise TrlRealError(f"encode() returned {len(vectors)} vectors for {len(texts)} texts.")
             return Embeddings(vectors, torch.zeros(len(texts), dtype=torch.bool))
-        return self._embedder(rank)(prompts, texts)
+        embedder = self._embedder(rank)
+        found = embedder(prompts, texts)
+        self.used["batch_tokens"] = embedder.batch_tokens
+        return found
 
     def _adopt(self) -> None:
         """Take the model that this process inherited; the settings stay this encoder's own."""
@@ -127,6 +131,11 @@ class Encoder(LazyModel):
                 "A loaded model cannot be sent to a new process (spawn). Give the selector a path or a Hub id."
             )
         self.model, self.tokenizer = inherited.model, inherited.tokenizer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings for the record; `batch_tokens` is what this process used last, else what was asked for."""
+        return {**vars(self.options), **self.used, "dtype": self.precision}
 
     @property
     def in_half_precision(self) -> bool:
@@ -144,7 +153,7 @@ class Encoder(LazyModel):
         if not self.memoize:
             return self
         other = Encoder(self.name, None, self.revision, self.dtype, self.device, self.options)
-        other.memoize, other._fingerprint = False, self._fingerprint
+        other.memoize, other._fingerprint, other.used = False, self._fingerprint, self.used
         return other
 
     def _embedder(self, rank: int | None) -> Embedder:
@@ -162,4 +171,4 @@ class Encoder(LazyModel):
         return {"_fingerprint": self.fingerprint(), **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=None, tokenizer=None, _embedders={})
+        self.__dict__.update(state, model=None, tokenizer=None, _embedders={}, used={})

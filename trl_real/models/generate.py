@@ -5,7 +5,6 @@ import time
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from trl_real.data.chat import prompt_messages
 from trl_real.errors import TrlRealError
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
+from trl_real.models.generation.paged import decode_paged, pages_well
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
-from trl_real.models.sequences import Ids, chat_ids, pad, prompt_text
+from trl_real.models.sequences import Ids, pad, prompt_text, tell_plain_prompts
+from trl_real.models.template import chat_ids
 from trl_real.runtime.distributed import gather, rank, share
+
+
+PART = 1024  # responses that transformers generates before any is kept
 
 
 @dataclass
@@ -62,20 +67,22 @@ def generate(
     desc: str = "Generating",
     journal: str | Path | None = None,
     all_processes: bool = False,
+    as_messages: bool = False,
 ) -> Generations:
     """
     Sample responses with a causal LM.
 
     Prompts are sorted by length, a prompt is read once for all its responses, and a finished response is replaced by
     the next one (continuous batching), if a check on this model shows that this equals one text at a time; else
-    `model.generate` runs in batches. Except for rounding, texts do not depend on the batch: if the two best tokens are
+    `model.generate` runs in batches. Greedy decoding on an accelerator is transformers' own continuous batching, if a
+    check shows the same. Except for rounding, texts do not depend on the batch: if the two best tokens are
     closer than the rounding error, the other one may win. In float32 that is rare; bfloat16 rounds so coarsely that
     sampled texts change with the batch.
 
     Args:
         model: Policy; a PEFT model samples with its adapter. Its generation config is ignored, except its EOS tokens.
         tokenizer: Tokenizer of the policy. Message lists go through its chat template, with the generation prompt;
-            texts are read unchanged, after the BOS token if the tokenizer adds one.
+            texts are read unchanged, after the BOS token if the tokenizer adds one, see `as_messages`.
         prompts: `N` texts or message lists.
         n: Number of responses per prompt, `K`.
         max_new_tokens: Maximum number of tokens of a response; fewer, if the model's context is full.
@@ -88,12 +95,15 @@ def generate(
             settings generates only the missing ones.
         all_processes: Whether all processes of a launcher (`torchrun`, `accelerate launch`) call this together: each
             generates for its share of the prompts, and all get all the texts.
+        as_messages: Whether to read a text as a message of the user, for chat models.
 
     Raises:
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
     """
     started = time.perf_counter()
     check_settings(n, max_new_tokens, temperature, top_p, batch_size=batch_size)
+    prompts = [prompt_messages(prompt) for prompt in prompts] if as_messages else prompts
+    tell_plain_prompts(tokenizer, prompts)
     texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
@@ -172,10 +182,17 @@ def _write(
 def _batches(
     model: nn.Module, sampler: Sampler, ends: Collection[int], batch_size: int, responses: list[Response]
 ) -> Iterator[Response]:
+    if pages_well(model, sampler):
+        for start in range(0, len(responses), PART):
+            part = responses[start : start + PART]
+            decode_paged(model, ends, batch_size, part)
+            yield from (response for response in part if response.tokens)
+        responses = [response for response in responses if not response.tokens]  # transformers gave up on them
     if decodes_well(model):
-        return Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
-    batches = (responses[start : start + batch_size] for start in range(0, len(responses), batch_size))
-    return chain.from_iterable(_by_library(model, sampler, ends, batch) for batch in batches)
+        yield from Decoder(model, sampler, ends, min(batch_size, len(responses)))(responses)
+        return
+    for start in range(0, len(responses), batch_size):
+        yield from _by_library(model, sampler, ends, responses[start : start + batch_size])
 
 
 def _by_library(

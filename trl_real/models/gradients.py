@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
+from trl_real.models.attention import packed
+from trl_real.models.exactness import fits_window, gives_the_same, made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import fits_window, gives_the_same, made_up, packed
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
-from trl_real.models.reader import ModelReader, check_lengths
+from trl_real.models.reader import ModelReader, brought, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
+from trl_real.runtime.devices import send
 from trl_real.runtime.distributed import share, sum_over_processes
 
 
@@ -34,7 +36,8 @@ class GradientOptions:
         projection: Name in `PROJECTIONS`.
         projection_dim: Length of a vector, `d`; None for full gradients.
         max_length: Maximum number of tokens: of a response from its start, of a prompt from its end.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches) and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU (its caches), elsewhere as
+            many as fit, 16384 at most.
         seed: Seed of the projection.
         all_processes: Whether all processes of the group (`torchrun`, `accelerate launch`) pass the same responses:
             each runs its share of the prompts, and all get all the vectors.
@@ -110,7 +113,7 @@ class GradientFeatures(ModelReader):
         TrlRealError: If the model has no such adapter.
     """
 
-    desc, counts_tokens = "Gradients", True
+    desc, counts_tokens, has_backward = "Gradients", True, True
 
     def __init__(
         self,
@@ -174,8 +177,8 @@ class GradientFeatures(ModelReader):
         n_tokens = torch.zeros(1, 1, dtype=torch.long)
         total = sum(map(len, my_prompts)) + sum(row.n_tokens - len(row.prompt) for row in mine)  # each prompt once
         with self.passes(mine, total, progress) as passes:
-            for ids, found, n_done in passes:
-                vectors.index_add_(0, places[ids], found.cpu())
+            for ids, found, n_done in brought(passes):
+                vectors.index_add_(0, places[ids], found)
                 n_tokens += n_done
         if self.options.all_processes:
             sum_over_processes(vectors, self.device)
@@ -195,15 +198,16 @@ class GradientFeatures(ModelReader):
         a, b, c, d, e = made_up(self.config.vocab_size, (7, 4, 5, 3, 9))
         rows = [Row(a, (b,)), Row((), (e,)), Row(d, (c,)), Row(a, (e, c[::-1]))]
         alone = self._collect("one by one", rows)
-        for method in ("packed", "padded") if fits_window(self.config, 2 * self.options.max_length) else ("padded",):
-            if gives_the_same(partial(self._collect, method, rows), lambda: alone, self.exact, rough=1e-1):
-                return method
-        return "one by one"
+        fits = fits_window(self.config, 2 * self.options.max_length)
+        if fits and self._is_exact(partial(self._collect, "packed", rows), lambda: alone, rough=1e-1):
+            return "packed"
+        padded = partial(self._collect, "padded", rows)
+        return "padded" if gives_the_same(padded, lambda: alone, self.exact, rough=1e-1) else "one by one"
 
     def _collect(self, method: str, rows: list[Row]) -> Tensor:
         vectors = torch.zeros(len(rows), self.projection.dim, dtype=self.sum_in)
-        for ids, found, _ in self._run_by(method, rows):
-            vectors.index_add_(0, torch.tensor(ids), found.cpu())
+        for ids, found, _ in brought(self._run_by(method, rows)):
+            vectors.index_add_(0, torch.tensor(ids), found)
         return vectors
 
     def _run(self, work: list[Row]) -> Generator[tuple[list[int], Tensor, int], None, None]:
@@ -222,7 +226,7 @@ class GradientFeatures(ModelReader):
         attention: AbstractContextManager = nullcontext()
         if method == "packed":
             passes = partial(packed_passes, share=not checkpointed_layers(self.model))
-            attention = packed(self.body)
+            attention = packed(self.body, self.attention)
         now: dict[str, Any] = {}
 
         def project(of_context: bool, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -254,7 +258,7 @@ class GradientFeatures(ModelReader):
     def _objective(self, step: Pass) -> Tensor:
         """Return the signed sum, not the mean, of the log-probabilities of all scored tokens."""
         logits = self._logits(step)
-        labels, signs = (torch.tensor(values, device=self.device) for values in (step.labels, step.signs))
+        labels, signs = (send(values, self.device) for values in (step.labels, step.signs))
         return LabelLogProbs.apply(step.scored(logits), labels, self.sum_in) @ signs.to(self.sum_in)
 
     def _logits(self, step: Pass) -> Tensor:

@@ -65,7 +65,8 @@ class ImplicitRewardReader:
         tokenizer: Tokenizer of both, for loaded models.
         revision: Branch, tag or commit of the policy, for a Hub id.
         max_length: Maximum number of tokens, of a response and of a prompt.
-        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         dtype: Precision: of the weights of models given by name, of a loaded model's matrix products.
         device: Device of models given by name; a loaded one stays where it is.
         cache: Summed log-probabilities, keyed by weights, precision and tokens. Cached sums are not computed again;
@@ -99,7 +100,7 @@ class ImplicitRewardReader:
         self.policy = LazyModel(policy, tokenizer, revision, dtype, device)
         self.reference = None if reference is None else LazyModel(reference, tokenizer, None, dtype, device)
         self.max_length, self.batch_tokens, self.cache = max_length, batch_tokens, cache
-        self._scorers: dict[int, ResponseLogProbs] = {}
+        self._scorers: dict[int, ResponseLogProbs] = {}  # by `id(model)`
         self._digests: dict[tuple[int, bool], tuple[Any, str]] = {}
 
     def __call__(
@@ -136,6 +137,11 @@ class ImplicitRewardReader:
         """Digest of the reference's weights, as `trl_real.models.load.weights_digest` computes it."""
         with self._opened_reference() as (model, _):
             return self._digest(model).partition("-")[0]
+
+    @property
+    def used_batch_tokens(self) -> int | None:
+        """Number of tokens in a forward pass, the smaller one of policy and reference; what was asked for, before."""
+        return min((scorer.batch_tokens for scorer in self._scorers.values()), default=self.batch_tokens)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Revision, digest, device and loading of a model."""
 
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
+import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from trl_real.errors import TrlRealError, without_remote_code
+from trl_real.errors import PickledWeightsError, TrlRealError, without_remote_code
 from trl_real.runtime.devices import default_device
 from trl_real.runtime.digests import sha256
 
@@ -20,6 +21,9 @@ from trl_real.runtime.digests import sha256
 logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+SAFE_FILES = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PICKLES = re.compile(r"(pytorch|adapter)_model.*\.bin(\.index\.json)?")
+ALLOW_PICKLE = "TRL_REAL_ALLOW_PICKLE"  # environment variable, so that worker processes have it, too
 OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -46,27 +50,49 @@ def resolve_revision(model: str, revision: str | None) -> str:
     local folder's config and weights.
 
     Raises:
-        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached.
+        TrlRealError: If there is no such folder, and the Hub does not have the name or cannot be reached; or if the
+            weights are pickle files only.
     """
     if os.path.isdir(model):
+        refuse_pickle(model, os.listdir(model))
         return _folder_digest(Path(model))
     import httpx2
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return cast(str, HfApi().model_info(model, revision=revision, timeout=10).sha)  # None in lists of models only
+        found = HfApi().model_info(model, revision=revision, timeout=10)
+        refuse_pickle(model, (file.rfilename for file in found.siblings or ()))
+        return cast(str, found.sha)  # None in lists of models only
     except HFValidationError as error:
         raise TrlRealError(f"No folder {model!r}, and it is not a Hub id either. Check the path.") from error
     except (httpx2.HTTPError, OSError) as error:
-        cached = try_to_load_from_cache(model, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
+        for file in ("config.json", "adapter_config.json"):
+            if isinstance(cached := try_to_load_from_cache(model, file, revision=revision), str):
+                refuse_pickle(model, os.listdir(Path(cached).parent))
+                return Path(cached).parent.name
         reason = str(error).strip().splitlines()[0]
         raise TrlRealError(
             f"Model {model!r} is not a local folder, and the Hub does not return it ({reason}). "
             "Give a local path, or check the name and `hf auth login`."
         ) from error
+
+
+def refuse_pickle(model: str, files: Iterable[str]) -> None:
+    """
+    Check that the weights among the files of a model are safetensors, or that `$TRL_REAL_ALLOW_PICKLE` is set.
+
+    Raises:
+        PickledWeightsError: If they are pickle files only.
+    """
+    files = set(files)
+    pickles = sorted(filter(PICKLES.fullmatch, files))
+    if pickles and files.isdisjoint(SAFE_FILES) and not os.environ.get(ALLOW_PICKLE):
+        raise PickledWeightsError(
+            f"The weights of {model!r} are pickle files ({pickles[0]}), which may hold code. Save them as "
+            "safetensors: model.save_pretrained(…); or, if you trust them, type --allow_pickle "
+            f"({ALLOW_PICKLE}=1 in Python)."
+        )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -127,11 +153,7 @@ def load_model(
         alike = [other for other in _loaded if other[:2] == key[:2]]
         for other in alike[: max(0, len(alike) - adapters)]:
             del _loaded[other]
-        if (config := Path(model) / "adapter_config.json").exists():
-            base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-            logger.warning("%r is an adapter: its base %r is loaded with it.", model, base)
-        with without_remote_code(model):
-            loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
+        loaded, tokenizer = _from_pretrained(model, pinned(revision), dtype or "float32", auto_class, adapters)
         found = loaded.to(device).eval(), tokenizer
     _loaded[key] = found
     return found
@@ -146,23 +168,86 @@ def _from_pretrained(
     model: str, revision: dict[str, str], dtype: str, auto_class: str, adapters: bool
 ) -> tuple[Any, Any]:
     import transformers
+
+    auto, base = getattr(transformers, auto_class), adapter_base(model, revision)
+    if base is not None and adapters:
+        return load_adapter(model, revision, auto, dtype=dtype)
+    if base is not None:
+        tell_base(model, base[0])
+    with without_remote_code(model):
+        loaded = auto.from_pretrained(model, dtype=dtype, trust_remote_code=False, **revision)
+        return loaded, _tokenizer(model, revision, base)
+
+
+def adapter_base(model: str, revision: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """
+    Return the name of an adapter's base and the base's revision; None for a model that is no adapter.
+
+    Args:
+        model: Folder, such as the output of `train --use_peft`, or Hub id.
+        revision: Revision on the Hub, as `pinned` returns it.
+    """
+    from peft import PeftConfig
     from transformers.utils import find_adapter_config_file
 
-    auto, tokenizer, safe = getattr(transformers, auto_class), transformers.AutoTokenizer, {"trust_remote_code": False}
-    if not adapters or find_adapter_config_file(model, **revision) is None:
-        return auto.from_pretrained(model, dtype=dtype, **safe, **revision), tokenizer.from_pretrained(
-            model, **safe, **revision
-        )
-    from peft import PeftConfig, PeftModel
-
-    config = PeftConfig.from_pretrained(model, **revision)
-    base, base_revision = config.base_model_name_or_path, pinned(config.revision)
-    plain = auto.from_pretrained(base, dtype=dtype, **safe, **base_revision)
-    loaded = PeftModel.from_pretrained(plain, model, **revision)
     try:
-        return loaded, tokenizer.from_pretrained(model, **safe, **revision)
-    except (OSError, ValueError):  # an adapter's folder may lack one
-        return loaded, tokenizer.from_pretrained(base, **safe, **base_revision)
+        if find_adapter_config_file(model, **revision) is None:
+            return None
+        config = PeftConfig.from_pretrained(model, **revision)
+    except (OSError, ValueError):  # what loads the model next says why it cannot
+        return None
+    return str(config.base_model_name_or_path), pinned(config.revision)
+
+
+def load_adapter(model: str, revision: dict[str, str], auto: Any, **init: Any) -> tuple[Any, Any]:
+    """
+    Load an adapter on its base, as a PEFT model, and the tokenizer: the adapter's if it has one, else the base's.
+
+    Args:
+        model, revision: As in `adapter_base`.
+        auto: Class of transformers that loads the base.
+        **init: Arguments of its `from_pretrained`.
+
+    Raises:
+        TrlRealError: If this is no adapter, or the base cannot be loaded.
+    """
+    from peft import PeftModel
+
+    if (found := adapter_base(model, revision)) is None:
+        raise TrlRealError(f"{model!r} is no adapter: it has no adapter_config.json.")
+    base, base_revision = found
+    tell_base(model, base)
+    if os.path.isdir(model):
+        refuse_pickle(model, os.listdir(model))
+    try:
+        resolve_revision(base, base_revision.get("revision"))  # refuses pickle files
+        with without_remote_code(base):
+            plain = auto.from_pretrained(base, **{"trust_remote_code": False, **base_revision, **init})
+    except PickledWeightsError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrlRealError(
+            f"{model!r} is an adapter, and its base {base!r} cannot be loaded ({reason}). Correct "
+            "'base_model_name_or_path' in its adapter_config.json."
+        ) from error
+    return PeftModel.from_pretrained(plain, model, **revision), _tokenizer(model, revision, found)
+
+
+def tell_base(model: str, base: str) -> None:
+    """Say which base is loaded for an adapter."""
+    logger.warning("%r is an adapter: its base %r is loaded with it.", model, base)
+
+
+def _tokenizer(model: str, revision: dict[str, str], base: tuple[str, dict[str, str]] | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False, **revision)
+    except (OSError, ValueError):
+        if base is None:
+            raise
+        return AutoTokenizer.from_pretrained(base[0], trust_remote_code=False, **base[1])  # adapters may lack one
 
 
 def pick_device(device: str | None, rank: int | None) -> str:

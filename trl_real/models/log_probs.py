@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import packed
+from trl_real.models.exactness import made_up
 from trl_real.models.memory import halves_batches
-from trl_real.models.packing import Pack, Tree, made_up, make_packs, packed
+from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
-from trl_real.models.reader import ModelReader, check_lengths, without_peft
+from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
+from trl_real.runtime.devices import send
 
 
 # Maximum number of logits in a pass: a quarter of a gigabyte in float32 on a CPU, a gigabyte elsewhere.
@@ -102,7 +105,7 @@ class ResponseLogProbs(ModelReader):
         )
 
     def _run_packed(self, work: list[Row]) -> Iterator[tuple[list[int], Tensor, int]]:
-        with packed(self.body):
+        with packed(self.body, self.attention):
             for pack in make_packs(prompt_trees(work, self.batch_tokens), self.batch_tokens):
                 before, labels, ids = scored_places(pack)
                 logits = self._logits_at(before, **pack.inputs(self.device))
@@ -118,7 +121,7 @@ class ResponseLogProbs(ModelReader):
             )
 
     def _label_log_probs(self, logits: Tensor, labels: list[int]) -> Tensor:
-        return LabelLogProbs.apply(logits, torch.tensor(labels, device=self.device), self.sum_in)
+        return LabelLogProbs.apply(logits, send(labels, self.device, dtype=torch.long), self.sum_in)
 
     def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         a, b, c, d = made_up(self.config.vocab_size, (7, 4, 3, 9))
@@ -131,8 +134,8 @@ class ResponseLogProbs(ModelReader):
 def _summed(passes: Iterator[tuple], n: int) -> tuple[Tensor, int]:
     """Return the sums of the tokens' log-probabilities for each of `n` responses, and the number of tokens read."""
     sums, n_tokens = torch.zeros(n, dtype=torch.float64), 0
-    for ids, values, n_read in passes:
-        sums.index_add_(0, torch.tensor(ids), values.cpu().double())
+    for ids, values, n_read in brought(passes):
+        sums.index_add_(0, torch.tensor(ids), values.double())
         n_tokens += n_read
     return sums, n_tokens
 

@@ -6,13 +6,35 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from trl_real.runtime.devices import free_memory
 
 
 logger = logging.getLogger(__name__)
 
+ACCELERATOR_TOKENS = 16384  # default number of tokens in a forward pass, except on a CPU
+LEAST_TOKENS = 512
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def tokens_that_fit(config: Any, device: torch.device, bytes_per_number: int, backward: bool) -> int:
+    """
+    Return how many tokens of a forward pass fit into half of the device's free memory, from 512 to 16384; 16384 if it
+    does not tell what is free. A token is counted as its largest layer's inputs and products, of all layers with a
+    backward pass. What is wrong with that is corrected when memory runs out.
+    """
+    free = free_memory(device)
+    if free is None:
+        return ACCELERATOR_TOKENS
+    hidden = config.hidden_size
+    numbers = 12 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
+    layers = config.num_hidden_layers if backward else 1
+    fit = free // 2 // (numbers * layers * bytes_per_number)
+    return max(LEAST_TOKENS, min(ACCELERATOR_TOKENS, fit))
 
 
 def halved(size: int, unit: str, error: RuntimeError) -> int:

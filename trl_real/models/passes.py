@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trl_real.models.packing import Line
 from trl_real.models.sequences import length_batches, pad
+from trl_real.runtime.devices import send
 
 
 # Number of logits processed together: they should fit into a core's cache.
@@ -116,10 +117,10 @@ class Pass:
 
     def inputs(self, device: Any) -> dict[str, Any]:
         """Return the inputs of the model; logits are computed only before scored tokens."""
-        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in self.extra.items()}
+        moved = {name: send(x, device) if isinstance(x, Tensor) else x for name, x in self.extra.items()}
         return {
-            "input_ids": self.tokens.to(device),
-            "logits_to_keep": torch.tensor(self._kept(), dtype=torch.long, device=device),
+            "input_ids": send(self.tokens, device),
+            "logits_to_keep": send(self._kept(), device, dtype=torch.long),
             **moved,
         }
 

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
+from trl_real.models.attention import attentions_for
+from trl_real.models.exactness import fits_window, gives_the_same
 from trl_real.models.load import is_forked
-from trl_real.models.packing import fits_window, gives_the_same
+from trl_real.models.memory import tokens_that_fit
+from trl_real.runtime.devices import computes_ahead, send
 
 
-ACCELERATOR_TOKENS = 16384  # default number of tokens in a forward pass, except on a CPU
+MAX_HELD = 2**26  # numbers that wait on the device; a quarter of a gigabyte
 
 
 class ModelReader:
@@ -22,20 +25,23 @@ class ModelReader:
     forward passes.
 
     A subclass implements `_run_packed(work)` and `_run_padded(work)`, which yield what `_run` yields, and `_trial()`,
-    two functions that read made-up sequences, packed and one at a time: packing is used if their results are equal.
+    two functions that read made-up sequences, packed and one at a time: packing is used if their results are equal,
+    with the first name of `ATTENTIONS` for the device that makes them so.
     Its call has an argument `progress`: whether to show a progress bar, from the third second on.
 
     Args:
         model: Model in evaluation or training mode; its mode is restored after each call.
         tokenizer: Tokenizer of the model.
         body: Part of the model that runs, by default the model itself.
-        batch_tokens: Number of tokens in a forward pass; by default `cpu_tokens` on a CPU and 16384 elsewhere.
+        batch_tokens: Number of tokens in a forward pass; by default `cpu_tokens` on a CPU, elsewhere as many as fit
+            (`tokens_that_fit`).
         dtype: Precision of the matrix products (autocast); by default the weights'.
         cpu_tokens: Default number of tokens in a forward pass on a CPU (its caches).
     """
 
     desc, item = "Scoring", "text"  # for the progress bar and for messages
     counts_tokens = False  # whether the progress bar counts tokens rather than items
+    has_backward = False  # whether activations of all layers are kept
     _trial: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
     _run_packed: Callable[[list], Iterator[tuple]]
     _run_padded: Callable[[list], Iterator[tuple]]
@@ -53,11 +59,16 @@ class ModelReader:
         weights = next(self.body.parameters())
         config: Any = self.body.config
         self.device, self.config = weights.device, config.get_text_config()
-        self.batch_tokens = batch_tokens or (cpu_tokens if self.device.type == "cpu" else ACCELERATOR_TOKENS)
+        kind = self.device, weights.element_size()
+        self.batch_tokens = batch_tokens or (
+            cpu_tokens if self.device.type == "cpu" else tokens_that_fit(self.config, *kind, self.has_backward)
+        )
         self.cast_to = dtype if dtype not in (None, weights.dtype) else None
         self.sum_in = torch.promote_types(weights.dtype, torch.float32)
         self.exact = self.cast_to is None and weights.dtype == self.sum_in
         self.packs_well: bool | None = None
+        self.attentions = attentions_for(self.device)
+        self.attention = self.attentions[0]
 
     @property
     def max_tokens(self) -> int | None:
@@ -101,7 +112,7 @@ class ModelReader:
 
     def _logits_at(self, places: list[int], **inputs: Any) -> Tensor:
         """Return the logits at a few positions of each row. Shape `(B, len(places), V)`."""
-        kept = torch.tensor(places, device=self.device)
+        kept = send(places, self.device)
         logits = self.body(**inputs, use_cache=False, logits_to_keep=kept).logits
         return logits if logits.shape[1] == len(places) else logits[:, kept]
 
@@ -110,9 +121,34 @@ class ModelReader:
         if not work:
             return
         if self.packs_well is None:
-            self.packs_well = gives_the_same(*self._trial(), self.exact)
+            self.packs_well = self._is_exact(*self._trial())
         packs = self.packs_well and fits_window(self.config, self._longest(work))
         yield from self._run_packed(work) if packs else self._run_padded(work)
+
+    def _is_exact(self, together: Callable[[], Tensor], alone: Callable[[], Tensor], rough: float = 5e-2) -> bool:
+        """Return whether packing is exact with one of the device's attentions, which is used from now on."""
+        for name in self.attentions:
+            self.attention = name
+            if gives_the_same(together, alone, self.exact, rough):
+                return True
+        return False
+
+
+def brought(passes: Iterator[tuple]) -> Iterator[tuple[list[int], Tensor, int]]:
+    """
+    Yield sequence numbers, their values on the CPU and the number of tokens, of many passes at a time: to bring values
+    from an accelerator is to wait for it.
+    """
+    ids: list[int] = []
+    held: list[Tensor] = []
+    n_tokens = n_held = 0
+    for more, values, n_read in passes:
+        ids, held, n_tokens, n_held = ids + more, [*held, values], n_tokens + n_read, n_held + values.numel()
+        if n_held > MAX_HELD or not computes_ahead(values.device):
+            yield ids, torch.cat(held).cpu(), n_tokens
+            ids, held, n_tokens, n_held = [], [], 0, 0
+    if held:
+        yield ids, torch.cat(held).cpu(), n_tokens
 
 
 def check_lengths(max_length: int, batch_tokens: int | None) -> None:

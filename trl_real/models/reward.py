@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from trl_real.data.conversation import as_messages, text_of
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
-from trl_real.models.reader import ModelReader
+from trl_real.models.reader import ModelReader, brought
 from trl_real.models.sequences import (
     Ids,
-    chat_ids,
     check_prompt,
     common_prefix,
-    continued,
     control_tokens,
     ids_without_control,
     length_batches,
     pad,
+    readable_prompt,
     readable_response,
 )
+from trl_real.models.template import chat_ids, continued
+from trl_real.runtime.devices import send
 
 
 class Rewards(NamedTuple):
@@ -76,8 +77,8 @@ class RewardReader(ModelReader):
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)
         with self.passes(list(distinct), len(distinct), progress) as passes:
-            for rows, scores, _ in passes:
-                found[rows] = scores.float().cpu()
+            for rows, scores, _ in brought(passes):
+                found[rows] = scores.float()
         scores = found[[distinct[ids] for ids, _ in read]]
         truncated = torch.tensor([cut for _, cut in read], dtype=torch.bool)
         return Rewards(scores, truncated, torch.tensor([len(ids) for ids, _ in read], dtype=torch.long))
@@ -89,6 +90,7 @@ class RewardReader(ModelReader):
         for prompt in prompts:
             check_prompt(prompt)
         if self.max_length:
+            prompts = [readable_prompt(self.tokenizer, prompt, self.max_length) for prompt in prompts]
             responses = [readable_response(self.tokenizer, response, self.max_length) for response in responses]
         if self.tokenizer.chat_template:
             chats = [as_messages(prompt, "user") for prompt in prompts]
@@ -125,7 +127,7 @@ class RewardReader(ModelReader):
         # A decoder scores at the last token that is not the pad token of its config.
         self.config.pad_token_id = fill
         try:
-            inputs = {"input_ids": tokens.to(self.device), "attention_mask": mask.to(self.device)}
+            inputs = {"input_ids": send(tokens, self.device), "attention_mask": send(mask, self.device)}
             return self.model(**inputs).logits[:, 0]
         finally:
             self.config.pad_token_id = configured

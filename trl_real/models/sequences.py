@@ -1,25 +1,30 @@
 """Prompts and responses as token ids, the way DPO scores them: the prompt is context, the response is scored."""
 
-import json
+import logging
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from jinja2 import TemplateError
 from torch import Tensor
 
+from trl_real.data.chat import PLAIN_PROMPTS
 from trl_real.data.conversation import Chat, Reply, as_messages, text_of
 from trl_real.data.convert import iterate
 from trl_real.data.message import is_plain
 from trl_real.errors import TrlRealError
+from trl_real.models.template import chat_ids, continued, templated
 
+
+logger = logging.getLogger(__name__)
 
 Ids = tuple[int, ...]
 CHARACTERS_PER_TOKEN = 16  # more than in any running text
 MARGIN = 64  # tokens; what follows the cut can change only the last few
+TRAINED_ON = ("chosen", "rejected", "completion")
+BETWEEN_WORDS = re.compile(r"(?<=[a-z]) (?=[a-z])")
 
 
 class Sequence(NamedTuple):
@@ -49,8 +54,10 @@ def tokenize_pairs(
     Raises:
         TrlRealError: If a prompt is neither text nor messages.
     """
+    tell_plain_prompts(tokenizer, prompts)
     ended = [True] * len(responses) if ended is None else ended
     responses = [readable_response(tokenizer, response, max_length) for response in responses]
+    prompts = [readable_prompt(tokenizer, prompt, max_length) for prompt in prompts]
     control = control_tokens(tokenizer)
     whole = [_whole(tokenizer, *row, control) for row in zip(prompts, responses, ended, strict=True)]
     alone = _ids(tokenizer, [prompt or "" for prompt in prompts], add_generation_prompt=True)
@@ -70,6 +77,24 @@ def check_prompt(prompt: Any) -> None:
     """Raise `TrlRealError` if a prompt is neither text nor messages."""
     if not isinstance(prompt, str | list):
         raise TrlRealError(f"Column 'prompt' holds {type(prompt).__name__} instead of a text or messages.")
+
+
+def tell_plain_prompts(tokenizer: Any, prompts: Iterable[Any]) -> None:
+    """
+    Warn, once in a process, if a prompt is a text although the model has a chat template.
+
+    Blank prompts do not count, nor do chats that were rendered before: texts with control tokens.
+    """
+    if not getattr(tokenizer, "chat_template", None) or _tell_plain.cache_info().currsize:
+        return
+    rendered = control_tokens(tokenizer)
+    if any(isinstance(prompt, str) and prompt.strip() and not rendered.search(prompt) for prompt in prompts):
+        _tell_plain()
+
+
+@cache
+def _tell_plain() -> None:
+    logger.warning(PLAIN_PROMPTS)
 
 
 def prompt_text(tokenizer: Any, prompt: Any) -> str:
@@ -93,55 +118,6 @@ def response_texts(tokenizer: Any, prompts: list[Any], responses: list[str]) -> 
         for i, before, text in zip(by_template, alone, templated(tokenizer, both, tokenize=False), strict=True):
             texts[i] = text[common_prefix(before, text) :]
     return texts
-
-
-def end_of_turn(tokenizer: Any) -> str:
-    """Return the special token that the chat template writes after a response; empty if there is none."""
-    said = "0817"
-    turns = [{"role": role, "content": said} for role in ("user", "assistant")]
-    text = templated(tokenizer, [turns], tokenize=False)[0]
-    ids = tokenizer(text[text.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
-    return next((tokenizer.decode([i]) for i in ids if i in tokenizer.added_tokens_decoder), "")
-
-
-def continued(prompt: list[dict], response: Any) -> list[dict]:
-    """Return a prompt of messages with the response after it, and the prompt's arguments of the template."""
-    chat = [*prompt, *as_messages(response)]
-    return Chat(chat, prompt.template) if isinstance(prompt, Chat) else chat
-
-
-def templated(tokenizer: Any, chats: list[list[dict]], tokenize: bool = True, **options: Any) -> list[Any]:
-    """
-    Apply the chat template to conversations, each with the arguments of its `Chat`; return ids, or texts.
-
-    Raises:
-        TrlRealError: If the template refuses a conversation.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i, chat in enumerate(chats):
-        groups[json.dumps(getattr(chat, "template", {}), sort_keys=True, default=str)].append(i)
-    found: dict[int, Any] = {}
-    for places in groups.values():
-        own = {**options, **getattr(chats[places[0]], "template", {})}
-        try:
-            done = tokenizer.apply_chat_template(
-                [list(chats[i]) for i in places], tokenize=tokenize, return_dict=tokenize, **own
-            )
-        except (TemplateError, TypeError, KeyError, IndexError) as error:
-            raise TrlRealError(_refused([chats[i] for i in places], error)) from error
-        found.update(zip(places, done["input_ids"] if tokenize else done, strict=True))
-    return [found[i] for i in range(len(chats))]
-
-
-def _refused(chats: list[list[dict]], error: Exception) -> str:
-    roles = sorted({str([message.get("role") for message in chat]) for chat in chats}, key=len)[-1]
-    fix = "Rewrite such messages (a system text may become the start of the first user message): dataset.map(…)"
-    return f"The model's chat template refuses messages with the roles {roles}: {error}. {fix}, or give another model."
-
-
-def chat_ids(tokenizer: Any, chats: list[list[dict]], **template: Any) -> list[list[int]]:
-    """Return the ids of conversations by the chat template, with control tokens in the messages as plain text."""
-    return templated(tokenizer, chats, sanitize_control_tokens=True, **template)
 
 
 def common_prefix(first: Iterable[int], second: Iterable[int]) -> int:
@@ -243,9 +219,11 @@ def ids_without_control(
 
 
 def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
-    """Return the number of rows with a control token in `chosen` or `rejected`, apart from an EOS at the end."""
+    """Return the number of rows with a control token in what is trained on, apart from an EOS at the end."""
     pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
-    rows = iterate(preferences.with_format(None).select_columns(["chosen", "rejected"]))
+    rows = iterate(
+        preferences.with_format(None).select_columns([name for name in TRAINED_ON if name in preferences.column_names])
+    )
     return sum(any(pattern.search(text_of(text or "").removesuffix(end)) for text in row.values()) for row in rows)
 
 
@@ -264,6 +242,37 @@ def readable(tokenizer: Any, text: str, n_tokens: int) -> str:
             return text[:length]
         length *= 2
     return text
+
+
+def readable_end(tokenizer: Any, text: str, n_tokens: int) -> str:
+    """
+    Return the end of a text that has the same last `n_tokens` tokens, and more than that if the text has.
+
+    The cut is before a word that follows a word, where every tokenizer begins a token; without such a place, nothing
+    is cut.
+    """
+    length = CHARACTERS_PER_TOKEN * (n_tokens + MARGIN)
+    while len(text) > 2 * length:
+        place = BETWEEN_WORDS.search(text, len(text) - 2 * length, len(text) - length)
+        if place and len(tokenizer(text[place.start() :], add_special_tokens=False)["input_ids"]) >= n_tokens + MARGIN:
+            return text[place.start() :]
+        length *= 2
+    return text
+
+
+def readable_prompt(tokenizer: Any, prompt: Any, n_tokens: int) -> Any:
+    """Apply `readable_end` to a prompt: a text, or messages, of which each content is cut that is a text."""
+    if isinstance(prompt, str):
+        return readable_end(tokenizer, prompt, n_tokens)
+    if not isinstance(prompt, list):
+        return prompt
+    cut = [
+        {**message, "content": readable_end(tokenizer, message["content"], n_tokens)}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in prompt
+    ]
+    return Chat(cut, prompt.template) if isinstance(prompt, Chat) else cut
 
 
 def readable_response(tokenizer: Any, response: Any, n_tokens: int) -> Any:

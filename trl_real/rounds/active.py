@@ -5,17 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 
 from trl_real.data.conversation import after_prompt, in_form
 from trl_real.data.convert import from_rows, iterate
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.verdicts import TIE, Judge
 from trl_real.rounds.base import NothingLeft, Rounds, RoundsResult, drawn, phases_of, setting_of
+from trl_real.rounds.race import ROUND, SELECTED_BY
 from trl_real.rounds.selectors import ROUND_SELECTORS, Chooser
 from trl_real.rounds.training import round_config, train_adapter
 from trl_real.runtime.run_folder import SETTINGS_FILE, Round
@@ -52,6 +54,7 @@ class ActiveRounds(Rounds):
             raise TrlRealError(f"Unknown selector {self.selector!r}. Choose one of {', '.join(ROUND_SELECTORS)}.")
         if self.budget < 1 or (self.n_prompts is not None and self.n_prompts < 1):
             raise TrlRealError(f"budget={self.budget}, n_prompts={self.n_prompts}: both must be 1 or more.")
+        check_texts(self.pool, (), optional=("prompt",))
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that every round depends on, as plain values."""
@@ -79,7 +82,9 @@ class ActiveRounds(Rounds):
         tested = this.step("test", lambda: self.test(this))
         counts = {"n_asked": labeled["n_asked"], "n_labels": labeled["labeled"]}
         spent = {name: before[name] + value for name, value in counts.items()}
-        return {"round": number, **spent, **tested["metrics"], "phases": phases_of(this)}
+        race = this.state["select"]["record"].get("settings", {}).get("race")
+        told = {"race": race} if race else {}
+        return {"round": number, **spent, **tested["metrics"], **told, "phases": phases_of(this)}
 
     def _generate(self, this: Round, last: Round) -> dict[str, Any]:
         """Generate responses to the round's prompts with the policy of the previous round."""
@@ -151,17 +156,22 @@ class ActiveRounds(Rounds):
         if not earlier:
             return None
         labels = self._labels(number - 1)
-        decided = {pair_key(row["prompt"], row["response_a"], row["response_b"]) for row in iterate(labels)}
-        rows = [{name: row[name] for name in HISTORY} for row in iterate(labels)]
+        mixed = [SELECTED_BY] if SELECTED_BY in labels.column_names else []
+        names = [*HISTORY, *mixed]
         prompt_type, response_type = labels.features["prompt"], labels.features["chosen"]
+        rows = []
         for this in earlier:
+            found = list(iterate(load(str(this / "labels"))))
+            decided = {pair_key(row["prompt"], row["response_a"], row["response_b"]) for row in found}
+            rows += [{**{name: row[name] for name in names}, ROUND: this.number} for row in found]
             for row in iterate(load(str(this / "selected"))):
                 prompt = in_form(prompt_type, row["prompt"], "user")
                 if pair_key(prompt, row["response_a"], row["response_b"]) not in decided:
                     both = (after_prompt(row[self.responses][i], row["prompt"]) for i in row["pair"])
                     first, second = (in_form(response_type, response) for response in both)
-                    rows.append({"prompt": prompt, "chosen": first, "rejected": second, "label_confidence": TIE})
-        return from_rows(rows, {name: labels.features[name] for name in HISTORY})
+                    tie = {"prompt": prompt, "chosen": first, "rejected": second, "label_confidence": TIE}
+                    rows.append({**tie, **{name: row[name] for name in mixed}, ROUND: this.number})
+        return from_rows(rows, {**{name: labels.features[name] for name in names}, ROUND: Value("int32")})
 
 
 def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: Any) -> RoundsResult:
@@ -174,7 +184,7 @@ def active_rounds(pool: Dataset, judge: Judge, *, rounds: int = 5, **settings: A
         model: Hub id or path of the model before alignment: the start of the training and the reference of all rounds.
         args: Arguments of the trainer.
         output_dir: Folder of the run.
-        selector: Name in `ROUND_SELECTORS`.
+        selector: Name in `ROUND_SELECTORS`; `"auto"` races its parts, and each round says under `race` what it chose.
         budget: Number of pairs to label per round.
         peft_config: Configuration of the adapter; rank 16 on all linear layers by default.
         restart: Whether each round trains a new adapter on all labels, as in the theory, or continues training the

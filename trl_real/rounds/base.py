@@ -12,6 +12,7 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig
 
+from trl_real.data.chat import as_chat
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
 from trl_real.errors import TrlRealError, check_columns
@@ -42,7 +43,7 @@ COST = ("seconds", "n_tokens")
 UNTRAINED = {"loss": math.log(2), "accuracy": 0.5, "margin": 0.0}
 # Arguments of the trainer that may change when a run continues, or that each round sets itself.
 NOT_SETTINGS: tuple[str, ...] = ("output_dir", "logging_dir", "logging_steps", "disable_tqdm", "report_to", "run_name")
-NOT_SETTINGS += ("seed", "shared_prompts")
+NOT_SETTINGS += ("seed", "shared_prompts", "as_messages")
 
 
 class NothingLeft(TrlRealError):
@@ -76,6 +77,8 @@ class Rounds(ABC):
 
     def __post_init__(self) -> None:
         self.peft_config = copy.deepcopy(self.peft_config) or default_lora()  # PEFT changes it in place
+        for name in ("pool", "seed_labels", "prompts", "eval_dataset") if self.args.as_messages else ():
+            setattr(self, name, as_chat(getattr(self, name, None), responses=getattr(self, "responses", "responses")))
         self.check()
         if self.eval_dataset is not None:
             columns = self.eval_dataset.column_names

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 REPORT_FILE, TEMPLATE = "report.html", "rounds.html.j2"
-NOT_METRICS = ("stage", "round", "n_asked", "n_labels", "n_pairs", "annotation", "phases")
+NOT_METRICS = ("stage", "round", "n_asked", "n_labels", "n_pairs", "annotation", "race", "phases")
 
 
 class Kind(NamedTuple):
@@ -123,6 +123,18 @@ class Arms:
                     found.append({"arm": arm, "stage": rows[0]["stage"], **_means(annotations)})
         return found
 
+    @property
+    def races(self) -> list[dict[str, Any]]:
+        """Standing of each rule in each round of a race: shares, and estimates as `[value, low, high]` or None."""
+        return [
+            {"arm": arm, "run": run, "round": row["round"], **rule, "regret": row["race"].get("regret")}
+            for arm, runs in self.runs.items()
+            for run, rows in enumerate(runs)
+            for row in rows
+            if row.get("race")
+            for rule in _standings(row["race"])
+        ]
+
     def costs(self, arm: str) -> dict[str, tuple[float, float]]:
         """Return the seconds and tokens of each phase, summed over rounds, averaged over seeds."""
         found: dict[str, tuple[float, float]] = {}
@@ -185,6 +197,36 @@ def write_rounds_report(
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _standings(race: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one mapping for each rule of a race."""
+    unknown = [None] * len(race["rules"])
+    each = zip(race["rules"], race["shares"], race.get("loss", unknown), race.get("difference", unknown), strict=True)
+    return [
+        {"rule": rule, "share": share, "out": rule in race["out"], "loss": loss, "difference": difference}
+        for rule, share, loss, difference in each
+    ]
+
+
+def race_in_words(race: Mapping[str, Any]) -> str:
+    """Return what a race chose for a round and why, in one sentence or two."""
+    shares = [f"{rule} {share:.0%}" for rule, share in zip(race["rules"], race["shares"], strict=True) if share > 0]
+    told = f"shares {', '.join(shares)}"
+    if "difference" not in race:
+        return f"{told}; no test of the rules yet."
+    each = zip(race["rules"][1:], race["difference"][1:], strict=True)
+    gaps = [f"{rule} {_interval(gap)}" for rule, gap in each]
+    out = f"; out: {', '.join(race['out'])}" if race["out"] else ""
+    return (
+        f"{told}{out}. Loss minus random's by {race['n_tests']} random labels, in nats: {', '.join(gaps)}; "
+        f"regret against random {_interval(race['regret'])}."
+    )
+
+
+def _interval(found: Sequence[float | None]) -> str:
+    value, low, high = found
+    return f"{value:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

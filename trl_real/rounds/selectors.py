@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from datasets import Dataset
@@ -10,6 +11,7 @@ from trl_real.data.conversation import text_of
 from trl_real.data.convert import from_rows, iterate
 from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.selection import strategies
+from trl_real.selection.mixture.parts import MIXTURES
 from trl_real.selection.record import SelectionRecord
 
 
@@ -56,17 +58,22 @@ class WithoutLabeled:
 
     def select(self, dataset: Dataset, budget: int, *, history: Dataset | None = None) -> Dataset:
         """Select among the responses that are not in a labelled pair."""
-        labeled: dict[str, set[str]] = {}
-        for row in iterate(history) if history is not None else ():
-            pair = {text_of(row["chosen"]), text_of(row["rejected"])}
-            labeled.setdefault(repr(row["prompt"]), set()).update(pair)
-        rows = []
-        for row in iterate(dataset):
-            used = labeled.get(repr(row["prompt"]), set())
-            free = [i for i, response in enumerate(row[self.responses] or []) if not _is_in(response, used)]
-            of_responses = {name: values for name, values in row.items() if _one_each(values, row[self.responses])}
-            rows.append({**row, **{name: [values[i] for i in free] for name, values in of_responses.items()}})
-        return self.selector.select(from_rows(rows, dataset.features) if labeled else dataset, budget)
+        return self.selector.select(without_labeled(dataset, history, self.responses), budget)
+
+
+def without_labeled(dataset: Dataset, history: Dataset | None, responses: str) -> Dataset:
+    """Return a pool without the responses that stand in a labelled pair."""
+    labeled: dict[str, set[str]] = {}
+    for row in iterate(history) if history is not None else ():
+        pair = {text_of(row["chosen"]), text_of(row["rejected"])}
+        labeled.setdefault(repr(row["prompt"]), set()).update(pair)
+    rows = []
+    for row in iterate(dataset) if labeled else ():
+        used = labeled.get(repr(row["prompt"]), set())
+        free = [i for i, response in enumerate(row[responses] or []) if not _is_in(response, used)]
+        of_responses = {name: values for name, values in row.items() if _one_each(values, row[responses])}
+        rows.append({**row, **{name: [values[i] for i in free] for name, values in of_responses.items()}})
+    return from_rows(rows, dataset.features) if labeled else dataset
 
 
 def _is_in(response: Any, texts: set[str]) -> bool:
@@ -104,7 +111,11 @@ def _embedding(name: str, chooser: Chooser) -> RoundSelector:
 
     own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
     selector = EmbeddingPairSelector(chooser.base, strategy=name, **{**own, **chooser.settings})
-    return WithoutLabeled(selector, chooser.responses)
+    if name not in MIXTURES:
+        return WithoutLabeled(selector, chooser.responses)
+    from trl_real.rounds.race import RaceSelector
+
+    return RaceSelector(selector, partial(without_labeled, responses=chooser.responses), chooser.responses)
 
 
 COLORS = strategies.COLORS | {"certainty": "#E69F00"}
@@ -114,5 +125,5 @@ ROUND_SELECTORS: dict[str, Factory] = {
     "certainty": _margin,
     "uncertainty": _margin,
     **dict.fromkeys(ACQUISITIONS, _head),
-    **dict.fromkeys(strategies.STRATEGIES, _embedding),
+    **dict.fromkeys((*strategies.STRATEGIES, *MIXTURES), _embedding),
 }

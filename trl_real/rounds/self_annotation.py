@@ -12,6 +12,7 @@ from peft import load_peft_weights
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge
@@ -67,6 +68,8 @@ class SelfAnnotationRounds(Rounds):
         preference, fix = ("prompt", "chosen", "rejected"), "seed_labels needs labelled pairs."
         check_columns(self.seed_labels.column_names, preference, fix)
         check_columns(self.prompts.column_names, ["prompt"], "Rename the column with rename_column.")
+        check_texts(self.seed_labels, preference, alike=True)
+        check_texts(self.prompts, ("prompt",))
         if not len(self.seed_labels):
             raise TrlRealError("seed_labels has no rows. Give labelled pairs, for example 100.")
         sizes = [self.n_prompts] if isinstance(self.n_prompts, int) else list(self.n_prompts)

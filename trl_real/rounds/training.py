@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from trl_real.models.sequences import n_with_control_tokens
 from trl_real.training.adapters import with_adapter
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.resume import last_checkpoint, put_aside_incomplete, train_from
@@ -28,6 +29,7 @@ class Trained(NamedTuple):
     log: list[dict[str, float]]
     n_tokens: int = 0  # without passes of the reference
     reference: str = ""  # `adapter_digest` of the reference; "" for the base model
+    n_with_control_tokens: int = 0  # rows
 
     def logged(self, name: str) -> list[float]:
         """Return the logged values of a name, in the order of the steps."""
@@ -36,7 +38,8 @@ class Trained(NamedTuple):
     @property
     def summary(self) -> dict[str, Any]:
         """
-        Steps, last loss, tokens, mean share of doubtful pairs (None without smoothing), and digest of the reference.
+        Steps, last loss, tokens, mean share of doubtful pairs (None without smoothing), digest of the reference, and
+        number of rows with control tokens in a response, which TRL trains on as such.
         """
         losses, flagged = map(self.logged, ("loss", "noise/flagged"))
         return {
@@ -45,6 +48,7 @@ class Trained(NamedTuple):
             "n_tokens": self.n_tokens,
             "flagged": sum(flagged) / len(flagged) if flagged else None,
             "reference": self.reference,
+            "n_with_control_tokens": self.n_with_control_tokens,
         }
 
 
@@ -91,8 +95,8 @@ def train_adapter(
     train_from(trainer, last_checkpoint(config.output_dir))
     policy = trainer.accelerator.unwrap_model(trainer.model)
     reference = adapter_digest(get_peft_model_state_dict(policy, adapter_name=REFERENCE)) if own_reference else ""
-    n_tokens = trainer._total_train_tokens
-    return Trained(policy, trainer.state.global_step, trainer.state.log_history, n_tokens, reference)
+    n_tokens, n_control = trainer._total_train_tokens, n_with_control_tokens(tokenizer, labels)
+    return Trained(policy, trainer.state.global_step, trainer.state.log_history, n_tokens, reference, n_control)
 
 
 def adapter_digest(weights: dict[str, Tensor]) -> str:

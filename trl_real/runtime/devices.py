@@ -1,5 +1,7 @@
 """Devices of this machine. Nothing else in the package asks for an accelerator by its name."""
 
+from typing import Any
+
 
 def accelerator() -> str | None:
     """Return the type of this machine's accelerator, such as `"cuda"` (also ROCm), `"mps"` or `"xpu"`, or None."""
@@ -28,3 +30,35 @@ def bfloat16_is_fast() -> bool:
         return is_torch_bf16_gpu_available()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def has_kernel_compiler(device: Any) -> bool:
+    """Return whether torch compiles kernels for a device that are worth it: not for CPUs, nor for Apple's."""
+    return device.type not in ("cpu", "mps")
+
+
+def free_memory(device: Any) -> int | None:
+    """Return the number of free bytes on an accelerator; None for a CPU, and for a device that does not tell."""
+    import torch
+
+    if device.type == "cpu":
+        return None
+    try:
+        return torch.accelerator.get_memory_info(device)[0]
+    except (RuntimeError, NotImplementedError, AttributeError, ValueError):
+        return None
+
+
+def computes_ahead(device: Any) -> bool:
+    """Return whether a device works while the caller continues; a CPU does not."""
+    return device.type != "cpu"
+
+
+def send(values: Any, device: Any, **options: Any) -> Any:
+    """Return a tensor of the values on a device, without waiting for the copy where the memory can be pinned."""
+    import torch
+
+    tensor = torch.as_tensor(values, **options)
+    if has_kernel_compiler(device) and torch.accelerator.is_available():
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, concatenate_datasets
 from trl_real.selection.engines import Engine, Sharded
 from trl_real.selection.fitting import fitted_geometry
 from trl_real.selection.half_precision import decide, settle_doubts
+from trl_real.selection.mixture.parts import MIXTURE_VERSIONS
 from trl_real.selection.mixture.rows import decide_mixture, kept_by_part, rows_of_parts
 from trl_real.selection.mixture.shares import Taken
 from trl_real.selection.record import SelectionRecord, describe_similarity
@@ -122,6 +123,8 @@ def cut_mixture(selector: PairScorer, scored: Dataset, budget: float | int | Non
     taken = decide_mixture(selector, scored, budget)
     record = _record(selector, budget, scored, taken.rows, 0)
     record.settings["parts"] = kept_by_part(selector, taken)
+    if selector.strategy in MIXTURE_VERSIONS:
+        record.settings["version"] = MIXTURE_VERSIONS[selector.strategy]
     return taken, record
 
 
@@ -137,8 +140,7 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     skipped = {count["values"]: count["counts"] for count in sorted(counts, key=str) if count["values"]}
     similarity = numbers(scored, "similarity")
     encoder = selector.encoder
-    options = vars(encoder.options) if encoder else {}
-    settings = {**options, "dtype": encoder.precision} if encoder else {}
+    settings = encoder.settings if encoder else {}
     return SelectionRecord(
         strategy=strategy_name(selector.strategy),
         budget=budget,

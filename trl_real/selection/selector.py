@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
+from trl_real.data.chat import as_chat
 from trl_real.data.columns import (
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -18,6 +19,7 @@ from trl_real.data.columns import (
     to_python,
 )
 from trl_real.data.pairs import ready_pairs
+from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns
@@ -64,7 +66,8 @@ class EmbeddingPairSelector(PairScorer):
             Text to embed: `"response"` is the response alone, as in the paper; `"prompt+response"` adds the prompt.
         layer (`int`, *optional*, defaults to `-1`): Index into `hidden_states`; -1 for the last hidden state.
         max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response, from its start.
-        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU and 16384 elsewhere.
+        batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         dtype (`str`, *optional*):
             Precision, by default `"float32"` or that of the loaded model. With `"bfloat16"` or `"float16"`, `select`
             embeds the rows near a decision again in float32, so that it keeps the same rows as float32.
@@ -131,6 +134,7 @@ class EmbeddingPairSelector(PairScorer):
         shards: str | Path | None = None,
         shard_rows: int = SHARD_ROWS,
         sample: int | None = None,
+        as_messages: bool = False,
     ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
         """
         Select the rows most worth a label, ranked over the whole pool, and set `record`.
@@ -146,6 +150,7 @@ class EmbeddingPairSelector(PairScorer):
             shard_rows: Number of rows per shard.
             sample: For a stream, number of rows to take a threshold from instead of the exact cut
                 (`trl_real.selection.streaming.select_by_sample`).
+            as_messages: Whether text prompts and responses become messages, for chat models (`trl_real.as_chat`).
 
         Returns:
             The kept rows in the order of the dataset, with the columns that `map` adds; for a stream a stream.
@@ -154,6 +159,8 @@ class EmbeddingPairSelector(PairScorer):
             TrlRealError: If the budget is out of range, or a stream has no `shards` and no `sample`.
         """
         check_budget(budget)
+        if as_messages:
+            dataset = as_chat(dataset, responses=self.responses)
         settings: dict[str, Any] = {"batch_size": batch_size, "shard_rows": shard_rows, "sample": sample}
         if isinstance(dataset, DatasetDict | IterableDatasetDict):
             kept, self.record = select_splits(self, dataset, budget, shards, num_proc=num_proc, **settings)
@@ -170,6 +177,7 @@ class EmbeddingPairSelector(PairScorer):
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
+        check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
         dataset = ready_pairs(dataset, self.responses)
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)

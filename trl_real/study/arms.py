@@ -1,26 +1,49 @@
 """Arms of a study: the pairs that each arm selects, and their labels."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trl_real.errors import TrlRealError
-from trl_real.functional.bayesian_head import ACQUISITIONS, Acquisition, Posterior, fit_head, normal_draws
+from trl_real.functional.design import Design
 from trl_real.functional.geometry import GEOMETRIES
-from trl_real.functional.similarity import candidate_pairs, pair_similarity
+from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.annotation import choose
-from trl_real.selection.budget import budget_rows, budget_size, lowest_rows
+from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.mixture.parts import Part, is_mixture, parts_of
 from trl_real.selection.mixture.shares import Scored, Taken, take_shares
-from trl_real.selection.strategies import Strategy, lowest
+from trl_real.selection.strategies import SetBudget, Strategy
 from trl_real.study.grid import Cell
 from trl_real.study.pool import StudyPool, decided, decided_pairs, pair_vectors
 
 
-PILOT = 0.25  # share of the budget that is random if a head chooses the rest
+AHEAD = 4  # a longer sequence of picks is computed this many times as long, for the next budgets
+
+
+class KeptPicks:
+    """
+    Set budget that keeps its picks: a greedy set of a smaller size is the beginning of a larger one, so that the
+    budgets of an arm, and all mixtures with it, share them.
+
+    Args:
+        budget: Set budget of a strategy. It is called with the same differences each time.
+    """
+
+    def __init__(self, budget: SetBudget):
+        self.budget = budget
+        self.found: Design | None = None
+
+    def __call__(self, differences: Tensor, size: int) -> Design:
+        """Return the first `size` picks; `log_det` is that of the longer sequence."""
+        if self.found is None or len(self.found.indices) < size:
+            known = 0 if self.found is None else len(self.found.indices)
+            self.found = self.budget(differences, min(len(differences), max(size, AHEAD * known)))
+        return Design(self.found.indices[:size], self.found.scores[:size], self.found.log_det)
 
 
 class ScoredPairs(NamedTuple):
@@ -71,18 +94,30 @@ class MixedPairs(NamedTuple):
         """Similarity of the pairs of the first part."""
         return self.scored[0].similarity
 
-    def taken(self, budget: float | int) -> Taken:
-        """Return the rows that each part takes, as ascending indices into the arrays."""
-        parts = [Scored(own.scores, own.differences) for own in self.scored]
-        return take_shares(self.mixture, parts, budget_size(budget, len(self.scored[0].scores)))
+    def taken(self, size: int, shares: Sequence[float] | None = None, before: np.ndarray | None = None) -> Taken:
+        """
+        Return the rows that each part takes, as ascending indices into the arrays.
+
+        Args:
+            size: Number of rows.
+            shares: Shares of the parts instead of the mixture's own.
+            before: Mask of rows that earlier rounds took.
+        """
+        shares = [part.share for part in self.mixture] if shares is None else shares
+        each = zip(self.mixture, self.scored, shares, strict=True)
+        parts = [replace(part, strategy=own.strategy, share=float(share)) for part, own, share in each]
+        return take_shares(parts, [Scored(own.scores, own.differences) for own in self.scored], size, before)
 
     def selected(self, budget: float | int) -> np.ndarray:
         """Return the rows in the budget, as ascending indices into the arrays."""
-        return self.taken(budget).rows
+        return self.taken(budget_size(budget, len(self.similarity))).rows
 
     def bought(self, budget: float | int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows in the budget, as places in the pool, and the pair of the part that took each."""
-        taken = self.taken(budget)
+        return self.rows_of(self.taken(budget_size(budget, len(self.similarity))))
+
+    def rows_of(self, taken: Taken) -> tuple[np.ndarray, np.ndarray]:
+        """Return taken rows as places in the pool, and the pair of the part that took each."""
         pairs = np.stack([own.pairs for own in self.scored])
         return self.scored[0].places[taken.rows], pairs[taken.parts, taken.rows]
 
@@ -95,11 +130,21 @@ class Labeled(NamedTuple):
         places: Indices of the rows with a label. Shape `(m,)`.
         pairs: Candidates of each row, the better one first. Shape `(m, 2)`.
         n_labels: Number of labels paid for, ties included.
+        notes: What the arm decided on the way.
     """
 
     places: np.ndarray
     pairs: np.ndarray
     n_labels: int
+    notes: dict[str, Any] = {}
+
+
+class Bought(NamedTuple):
+    """Rows of the pool that an arm labels, shape `(k,)`, their pairs, shape `(k, 2)`, and what it decided."""
+
+    places: np.ndarray
+    pairs: np.ndarray
+    notes: dict[str, Any] = {}
 
 
 class ArmSelector:
@@ -118,13 +163,12 @@ class ArmSelector:
         if not 0 < pool_share <= 1:
             raise TrlRealError(f"pool_share={pool_share} is not in (0, 1]. Type 0.9, or 1.0 for the whole pool.")
         self.pool, self.vectors, self.pool_share, self.min_gap = pool, vectors, pool_share, min_gap
-        self.scored_pairs = lru_cache(maxsize=64)(self._score_pairs)
+        self.of_part = lru_cache(maxsize=16)(self._of_part)
 
     def labeled(self, cell: Cell) -> Labeled:
         """Return the labelled pairs of the cell's budget; ties and missing scores count as labels but are left out."""
-        bought = self._bought_by_head if cell.arm in ACQUISITIONS else self._bought
-        places, pairs = bought(cell.arm, cell.budget, cell.seed)
-        return Labeled(*decided(self.pool, places, pairs, self.min_gap), len(places))
+        places, pairs, notes = self.bought(cell.arm, cell.budget, cell.seed)
+        return Labeled(*decided(self.pool, places, pairs, self.min_gap), len(places), notes)
 
     def validation_pairs(self, seed: int, n: int) -> Labeled:
         """Return up to `n` labelled pairs, one per row, from the rows that the seed may not select from."""
@@ -149,44 +193,27 @@ class ArmSelector:
         within = torch.cat([v.double() - v.double().mean(0) for v in self.vectors])
         return within.square().mean(0).sqrt().clamp_min(1e-12)
 
-    def _bought(self, arm: str, budget: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.scored_pairs(arm, seed).bought(budget)
+    def differences(self, places: np.ndarray, pairs: np.ndarray, vectors: list[Tensor] | None = None) -> Tensor:
+        """
+        Return the first minus the second response of pairs, in units of the features' spread. Shape `(n, d)`, float64.
 
-    def _bought_by_head(self, arm: str, budget: float | int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a random quarter of the budget, and the pairs that a head, fitted to its labels, would label next."""
-        random = self._of_part(Part("random"), seed)
-        size = budget_size(budget, len(random.places))
-        pilot = random.selected(max(1, round(PILOT * size)))
-        known = decided(self.pool, random.places[pilot], random.pairs[pilot], self.min_gap)
-        none = torch.zeros(2, 0, len(self.scale))
-        better, worse = pair_vectors(self.vectors, *known) if len(known[0]) else none
-        head = fit_head(better.double() / self.scale, worse.double() / self.scale, ridge=None)
-        scores, pairs = self._acquired(ACQUISITIONS[arm], head, random.places, seed)
-        scores[pilot], pairs[pilot] = np.nan, random.pairs[pilot]
-        rows = np.sort(np.concatenate([pilot, lowest_rows(scores, size - len(pilot))]))
-        return random.places[rows], pairs[rows]
+        Args:
+            places, pairs: Pairs, as in `decided`.
+            vectors: Embeddings of other rows than the pool's.
+        """
+        if not len(places):
+            return torch.zeros(0, len(self.scale), dtype=torch.float64)
+        better, worse = pair_vectors(self.vectors if vectors is None else vectors, places, pairs)
+        return (better.double() - worse.double()) / self.scale
 
-    def _acquired(
-        self, acquire: Acquisition, head: Posterior, places: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the score and the candidates of each row's best pair. Shapes `(n,)` and `(n, 2)`."""
-        scores, pairs = np.zeros(len(places)), np.zeros((len(places), 2), int)
-        sizes = np.array([len(self.vectors[place]) for place in places])
-        for k in np.unique(sizes).tolist():
-            rows = np.flatnonzero(sizes == k)
-            features = torch.stack([self.vectors[place] for place in places[rows]]).double() / self.scale
-            draws = normal_draws(len(rows), k, torch.Generator().manual_seed(seed))
-            found = acquire(*head.utilities(features), draws)
-            best = lowest(found)
-            scores[rows], pairs[rows] = (
-                found.gather(1, best[:, None])[:, 0].numpy(),
-                candidate_pairs(k).T[best].numpy(),
-            )
-        return scores, pairs
+    def bought(self, arm: str, budget: float | int, seed: int) -> Bought:
+        """Return the rows that an arm labels, and the pair of each."""
+        return Bought(*self.scored_pairs(arm, seed).bought(budget))
 
-    def _score_pairs(self, arm: str, seed: int) -> ScoredPairs | MixedPairs:
+    def scored_pairs(self, arm: str, seed: int) -> ScoredPairs | MixedPairs:
+        """Return the pair of each row that the arm picks, with its score; of a mixture those of each part."""
         parts = parts_of(arm)
-        scored = [self._of_part(part, seed) for part in parts]
+        scored = [self.of_part(replace(part, share=1.0), seed) for part in parts]
         return MixedPairs(parts, scored) if is_mixture(arm) else scored[0]
 
     def _of_part(self, part: Part, seed: int) -> ScoredPairs:
@@ -197,4 +224,5 @@ class ArmSelector:
         both = zip(rows, choice.pairs.tolist(), strict=True)
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         similarity = pair_similarity(*pair_vectors(self.vectors, places, pairs)).numpy()
-        return ScoredPairs(places, pairs, similarity, part.rule, choice.scores, choice.differences)
+        rule = replace(part.rule, budget=KeptPicks(part.rule.budget)) if part.rule.budget else part.rule
+        return ScoredPairs(places, pairs, similarity, rule, choice.scores, choice.differences)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from trl_real.data.conversation import text_of
-from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.functional.bradley_terry import left_out_margins, tune_bradley_terry
 from trl_real.functional.similarity import pair_similarity
 from trl_real.functional.statistics.agreement_by_similarity import agreement_by_similarity
@@ -15,6 +14,7 @@ from trl_real.selection.record import describe_similarity, library_versions
 from trl_real.study.arms import MixedPairs, ScoredPairs
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell
+from trl_real.study.learning_arms import LEARNING
 from trl_real.study.pool import StudyPool, pair_vectors
 from trl_real.study.results import RANDOM
 
@@ -33,7 +33,7 @@ def describe(
     """
     selector = frozen.selector
     budget = budgets[(len(budgets) - 1) // 2]
-    chosen = [arm for arm in arms if arm != RANDOM and arm not in ACQUISITIONS]
+    chosen = [arm for arm in arms if arm != RANDOM and arm not in LEARNING]
     scored = {arm: selector.scored_pairs(arm, seed) for arm in chosen}
     return {
         "n_pool": selector.n_pool(),
@@ -80,7 +80,7 @@ def _agreement(frozen: FrozenCells, seed: int) -> dict[str, list]:
     if len(labeled.places) < 2:
         return {}
     similarity = pair_similarity(*pair_vectors(vectors, labeled.places, labeled.pairs)).numpy()
-    differences = frozen.differences(vectors, labeled.places, labeled.pairs)
+    differences = frozen.selector.differences(labeled.places, labeled.pairs)
     fit, _ = tune_bradley_terry(differences)
     verdicts = torch.sigmoid(left_out_margins(differences, fit)).numpy()
     found = {LEFT_OUT: agreement_by_similarity(similarity, verdicts)}

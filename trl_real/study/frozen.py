@@ -3,13 +3,12 @@
 from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trl_real.functional.bradley_terry import Fit, pair_loss, tune_bradley_terry
 from trl_real.study.arms import ArmSelector
 from trl_real.study.grid import Cell, Result
-from trl_real.study.pool import StudyPool, pair_vectors, pairs_to_test
+from trl_real.study.pool import StudyPool, pairs_to_test
 from trl_real.study.trained import cell_result, metric_sums
 
 
@@ -29,9 +28,8 @@ class FrozenCells:
 
     def __init__(self, selector: ArmSelector, test: StudyPool, test_vectors: list[Tensor]):
         self.selector, self.test = selector, test
-        self.scale = selector.scale
         places, pairs, self.test_prompts = pairs_to_test(test, selector.min_gap)
-        self.test_differences, self.n_test = self.differences(test_vectors, places, pairs), len(pairs)
+        self.test_differences, self.n_test = selector.differences(places, pairs, test_vectors), len(pairs)
         # With two responses per row, the whole pool is the same set for every arm.
         self.fit = lru_cache(maxsize=2)(self._fit)
 
@@ -43,13 +41,6 @@ class FrozenCells:
         arrays = metric_sums(self.test_differences @ best.weights, self.test_prompts)
         return cell_result(cell, labeled, arrays, ridge=best.ridge, losses=losses, best_loss=min(losses.values()))
 
-    def differences(self, vectors: list[Tensor], places: np.ndarray, pairs: np.ndarray) -> Tensor:
-        """Return better minus worse response, in units of the features' spread. Shape `(n, d)`, float64."""
-        if not len(places):
-            return torch.zeros(0, len(self.scale), dtype=torch.float64)
-        better, worse = pair_vectors(vectors, places, pairs)
-        return (better.double() - worse.double()) / self.scale
-
     def _fit(self, places: bytes, pairs: bytes) -> tuple[Fit, list[Fit]]:
         where, which = np.frombuffer(places, dtype=int), np.frombuffer(pairs, dtype=int).reshape(-1, 2)
-        return tune_bradley_terry(self.differences(self.selector.vectors, where, which))
+        return tune_bradley_terry(self.selector.differences(where, which))

@@ -11,11 +11,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
+from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.runtime.atomic_files import read_json, write_atomic, write_json
 from trl_real.runtime.run_folder import RunFolder
+from trl_real.selection.mixture.parts import MIXTURE_VERSIONS
 
 
 SETTINGS_FILE, CELLS = "study.json", "cells"
+# Arms that chose otherwise in an earlier version: their cells have names of their own.
+VERSIONS = {"auto": MIXTURE_VERSIONS["auto"], **dict.fromkeys(ACQUISITIONS, 2)}
 
 
 class Result(NamedTuple):
@@ -43,7 +47,8 @@ class Cell:
     @property
     def key(self) -> str:
         """File name of the cell, without extension."""
-        return f"{self.arm}-{self.budget:g}-{self.seed}"
+        version = f".{VERSIONS[self.arm]}" if self.arm in VERSIONS else ""
+        return f"{self.arm}{version}-{self.budget:g}-{self.seed}"
 
 
 class StudyFolder(RunFolder):

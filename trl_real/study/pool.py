@@ -69,6 +69,7 @@ def study_pool(
     scores: str = "scores",
     second_opinion: str | None = None,
     embeddings: bool = False,
+    labels: bool = True,
 ) -> StudyPool:
     """
     Read the rows of a study from labelled pairs (`chosen`, `rejected`), or from a pool with responses and scores.
@@ -76,6 +77,7 @@ def study_pool(
     Args:
         dataset, responses, scores, second_opinion: Arguments of `run_study`.
         embeddings: Whether to use the column `embeddings`.
+        labels: Whether to read the labels; else all scores are missing.
 
     Raises:
         MissingColumnError: If the dataset has no labels.
@@ -87,27 +89,29 @@ def study_pool(
             f"second_opinion={second_opinion!r} needs labelled pairs, but the dataset is a pool with "
             f"{responses!r}. Leave it out, or give the columns 'chosen' and 'rejected'."
         )
-    needed = ([scores] if pool else []) + ([second_opinion] if second_opinion else [])
+    needed = ([scores] if pool and labels else []) + ([second_opinion] if second_opinion else [])
     fix = "A study needs labels: scores of the responses (--scores), or the columns 'chosen' and 'rejected'."
     check_columns(dataset.column_names, needed, fix)
     check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
     found = StudyPool([], [], np.zeros(0) if second_opinion else None, [] if embeddings else None)
     for batch in dataset.with_format(None).iter(batch_size=BATCH):
-        _add(found, to_columns(batch), pool, responses, scores, second_opinion)
+        _add(found, to_columns(batch), pool, responses, scores if labels else None, second_opinion)
     if not found.rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(found.skipped.items()))
         raise TrlRealError(f"None of the {len(dataset)} rows has a pair to study ({reasons or 'no rows'}).")
     return found
 
 
-def _add(found: StudyPool, columns: dict, pool: bool, responses: str, scores: str, second_opinion: str | None) -> None:
+def _add(
+    found: StudyPool, columns: dict, pool: bool, responses: str, scores: str | None, second_opinion: str | None
+) -> None:
     rows = gather_candidates(columns, pool, responses)
     vectors = given_vectors(rows, columns) if found.vectors is not None else None
     for i, row in enumerate(rows):
         if row.skipped:
             found.skipped[row.skipped] += 1
             continue
-        given = columns[scores][i] if pool else [1.0, 0.0]
+        given = [None] * (max(row.indices) + 1) if scores is None else columns[scores][i] if pool else [1.0, 0.0]
         if given is None or len(given) <= max(row.indices):
             raise TrlRealError(
                 f"Column {scores!r} has {0 if given is None else len(given)} scores in a row of "

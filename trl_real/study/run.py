@@ -12,18 +12,17 @@ from datasets import Dataset
 
 from trl_real.data.columns import EMBEDDINGS
 from trl_real.errors import TrlRealError
-from trl_real.functional.bayesian_head import ACQUISITIONS
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.runtime.run_lock import run_lock
 from trl_real.selection.budget import check_budget
 from trl_real.selection.mixture.parts import parts_of
-from trl_real.study.arms import ArmSelector
 from trl_real.study.facts import describe
 from trl_real.study.features import embed_rows
 from trl_real.study.frozen import FrozenCells
 from trl_real.study.grid import Cell, StudyFolder, run_cells
+from trl_real.study.learning_arms import LEARNING, LearningArms
 from trl_real.study.pool import StudyPool, split_by_prompt, split_by_size, study_pool
 from trl_real.study.results import RANDOM, Study
 from trl_real.study.summarize import summarize
@@ -77,8 +76,8 @@ def run_study(
         tokenizer: Tokenizer of a loaded model.
         revision: Branch, tag or commit of the model on the Hub.
         arms: Strategies, such as `"easy"`, or `"easy@centered"` in another geometry, or mixtures, such as `"auto"` or
-            `"easy+random"`; or a name in `ACQUISITIONS`, which a head chooses by that learned from a random quarter of
-            the budget. Random is added if missing.
+            `"easy+random"`; or arms that choose in four rounds by the labels so far: a name in `ACQUISITIONS`, by
+            which a head chooses after a random round, or `"auto_in_rounds"`. Random is added if missing.
         budgets: Shares of the rows that a seed may select from, or numbers of labels.
         seeds: Seeds of the cells.
         n_test: Number of test rows of a single split; by default 500.
@@ -113,7 +112,7 @@ def run_study(
     settings = {
         "version": VERSION,
         "engine": trainer.engine if trainer else "frozen",
-        "data": _digest(everything),
+        "data": rows_digest(everything),
         "model": encoder.fingerprint() if encoder else EMBEDDINGS,
         "embedding": {"context": context, "layer": layer, "max_length": max_length, "dtype": dtype or "float32"},
         "n_test": n_test if n_folds == 1 else None,
@@ -128,7 +127,7 @@ def run_study(
             everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
         arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
         taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
-        frozen = [_frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
+        frozen = [frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
         run = FoldedCells(frozen)
         if trainer:
             followed = [(RANDOM, seeds[0]), *[None] * (len(frozen) - 1)]  # one training is enough to measure the drift
@@ -143,8 +142,9 @@ def run_study(
         return load_study(folder.folder)
 
 
-def _frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:
-    return FrozenCells(ArmSelector(pool, pool.vectors or [], pool_share, min_gap), test, test.vectors or [])
+def frozen_cells(pool: StudyPool, test: StudyPool, pool_share: float, min_gap: float) -> FrozenCells:
+    """Return the cells of a split on the rows' embeddings."""
+    return FrozenCells(LearningArms(pool, pool.vectors or [], pool_share, min_gap), test, test.vectors or [])
 
 
 def load_study(folder: str | Path) -> Study:
@@ -182,7 +182,7 @@ def checked_grid(
         if isinstance(side, str) or not len(side):
             raise TrlRealError(f"{name}={side!r} is not a list of {name}. Give at least one.")
     for arm in arms:
-        if arm not in ACQUISITIONS:
+        if arm not in LEARNING:
             parts_of(arm)
     for budget in budgets:
         check_budget(budget)
@@ -201,7 +201,7 @@ def _grown(file: Path, arms: list, budgets: list, seeds: list) -> tuple[list, li
     return arms, budgets, seeds
 
 
-def _digest(pool: StudyPool) -> str:
+def rows_digest(pool: StudyPool) -> str:
     """Return a digest of the rows' texts and labels."""
     digest = hashlib.sha256()
     for row, scores in zip(pool.rows, pool.scores, strict=True):

@@ -187,7 +187,7 @@ def cell_result(cell: Cell, labeled: Labeled, sums: dict[str, np.ndarray], **val
     named = {"arm": cell.arm, "budget": cell.budget, "seed": cell.seed}
     counted = {"n_labels": n_labels, "n_undecided": n_labels - len(labeled.places)}
     means = {name: float(sums[name].sum() / sums["counts"].sum()) for name in METRICS}
-    return Result({**named, **counted, **values, **means}, sums)
+    return Result({**named, **counted, **labeled.notes, **values, **means}, sums)
 
 
 def metric_sums(margins: torch.Tensor, prompts: np.ndarray) -> dict[str, np.ndarray]:

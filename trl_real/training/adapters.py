@@ -1,7 +1,6 @@
 """PEFT adapters: create, save and load them on top of a base model."""
 
 import json
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -13,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
 from trl_real.errors import TrlRealError, without_remote_code
+from trl_real.models.load import adapter_base, load_adapter, pinned
 from trl_real.runtime.devices import default_device
+from trl_real.training.model_card import write_origin
 
-
-logger = logging.getLogger(__name__)
 
 # Arguments of `from_pretrained` that a user's own come before.
 SAFE_INIT = {"dtype": "float32", "trust_remote_code": False}
@@ -51,55 +50,35 @@ def load_tokenizer(model: str, init: dict[str, Any] | None, trust_remote_code: b
         return AutoTokenizer.from_pretrained(model, revision=revision_of(init), trust_remote_code=trust_remote_code)
 
 
-def is_adapter(model: str) -> bool:
-    """Return whether a local folder holds an adapter instead of a model, such as the output of `train --use_peft`."""
-    return (Path(model) / "adapter_config.json").exists() and not (Path(model) / "config.json").exists()
-
-
-def load_merged(model: str, init: dict[str, Any] | None = None) -> tuple[Any, Any]:
-    """
-    Load the base of an adapter's folder with the adapter merged into it, and the tokenizer.
-
-    Raises:
-        TrlRealError: If the base cannot be loaded.
-    """
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
-    try:
-        with without_remote_code(base):
-            loaded = AutoModelForCausalLM.from_pretrained(base, **(SAFE_INIT | (init or {})))
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrlRealError(
-            f"{model!r} is an adapter, and its base {base!r} cannot be loaded ({reason}). Correct "
-            "'base_model_name_or_path' in its adapter_config.json."
-        ) from error
-    logger.warning("%r is an adapter: its base %r is loaded, and the adapter is merged into it.", model, base)
-    has_own = (Path(model) / "tokenizer_config.json").exists()
-    tokenizer = load_tokenizer(model if has_own else str(base), None)
-    return PeftModel.from_pretrained(loaded, model).merge_and_unload(), tokenizer
-
-
 def as_full_model(model: str, output_dir: str | Path, init: dict[str, Any] | None = None) -> str:
     """
-    Return the model's name; for an adapter's folder the folder `OUTPUT_DIR.base`, with the merged model.
+    Return the model's name; for an adapter, in a folder or on the Hub, the folder `OUTPUT_DIR.base`, with the merged
+    model and a card that says what it was made of.
 
     DPO's reference is then the model with the adapter, and what is trained starts from it.
     """
-    if not is_adapter(model):
+    if adapter_base(model, pinned(revision_of(init))) is None:
         return model
     folder = Path(f"{str(output_dir).rstrip('/')}.base")
     with PartialState().main_process_first():
         if PartialState().is_main_process:
-            merged, tokenizer = load_merged(model, init)
+            merged, tokenizer = _load_merged(model, init)
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            write_origin(folder, model)
     return str(folder)
+
+
+def _load_merged(model: str, init: dict[str, Any] | None) -> tuple[Any, Any]:
+    of_base = {**SAFE_INIT, **(init or {})}
+    loaded, tokenizer = load_adapter(model, pinned(of_base.pop("revision", None)), AutoModelForCausalLM, **of_base)
+    return loaded.merge_and_unload(), tokenizer
 
 
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
     """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
-    if is_adapter(model):
-        loaded, tokenizer = load_merged(model, init)
+    if adapter_base(model, pinned(revision_of(init))) is not None:
+        loaded, tokenizer = _load_merged(model, init)
     else:
         with without_remote_code(model):
             loaded = AutoModelForCausalLM.from_pretrained(model, **(SAFE_INIT | (init or {})))

@@ -112,6 +112,9 @@ class REALDPOConfig(DPOConfig):
             Share of the training steps, in [0, 1), before labels are smoothed.
         noise_window (`int`, *optional*, defaults to `512`):
             Number of the last pairs among which the doubtful ones are found.
+        as_messages (`bool`, *optional*, defaults to `False`):
+            Whether texts of training and evaluation sets become messages, for chat models: a prompt a message of the
+            user, a response one of the assistant ([`as_chat`]).
         shared_prompts (`bool`, *optional*):
             Whether the prompt that two responses share is read once, without padding; losses and gradients stay the
             same, up to rounding. By default it is, wherever a check on the model finds that it may. True makes it an
@@ -159,6 +162,13 @@ class REALDPOConfig(DPOConfig):
     )
     noise_window: int = field(
         default=512, metadata={"help": "Number of the last pairs among which the doubtful ones are found."}
+    )
+    as_messages: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether text prompts become messages of the user and text responses messages of the assistant, "
+            "for chat models."
+        },
     )
     shared_prompts: bool | None = field(
         default=None,

@@ -15,6 +15,10 @@ from trl_real.functional.preference import Head, extrapolated_log_probs
 
 # Largest relative error in `check_head`. In half precision the order of a sum changes how a logit is rounded.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
+SHARDED_HEAD = (
+    "noise_extrapolation applies the language model's head itself, but its weights are sharded over processes. "
+    "Type noise_extrapolation=0, or train without sharding."
+)
 N_CHECKED = 64  # tokens; all their logits are in memory at once
 
 
@@ -58,6 +62,8 @@ class Recorder:
     def __init__(self, policy: nn.Module, reference: nn.Module | None, with_states: bool = False):
         self.models = [policy] if reference is None else [policy, reference]
         self.with_states = with_states
+        if with_states and any(is_sharded(weight) for model in self.models for weight in model.parameters()):
+            raise TrlRealError(SHARDED_HEAD)  # in the forward pass, weights look whole, and are gone after it
         self.calls: dict[nn.Module, list[Call]] = {model: [] for model in self.models}
         self._states: tuple[Tensor, Head, torch.dtype] | None = None
         self._handles: list[Any] = []
@@ -112,6 +118,11 @@ class Recorder:
             self._states = states, Head(layer.weight, bias), dtype
 
         return keep
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Return whether a process has only a part of a weight, as under FSDP2, tensor parallelism or DeepSpeed ZeRO-3."""
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
 def logit_scale(config: Any) -> float:
@@ -233,11 +244,8 @@ def _at_completions(record: Recorder, inputs: dict[str, Any], mask: Tensor, with
     for call in calls:
         assert call.head is not None and call.states is not None
         weight = call.head.weight
-        if isinstance(weight, DTensor) or hasattr(weight, "ds_id") or weight.dim() != 2:
-            raise TrlRealError(
-                "noise_extrapolation applies the language model's head itself, but its weights are sharded over "
-                "processes. Type noise_extrapolation=0, or train without sharding."
-            )
+        if is_sharded(weight) or weight.dim() != 2:
+            raise TrlRealError(SHARDED_HEAD)
         read_once = len(call.states) != len(mask)  # then there are only the states before labels. Shape (1, N, d)
         states = call.states[0] if read_once else aligned(call.states[:, :-1], mask)[mask.bool()]
         found.append((states.to(weight.device), call.head))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from trl_real.data.pairs import preference_candidates
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.runtime.atomic_files import write_atomic
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.training.config import REALDPOConfig
+from trl_real.training.forward_hooks import is_sharded
 
 
 ROWS_FILE = "selected_rows.npy"
@@ -126,7 +126,7 @@ def check_unsharded(model: nn.Module) -> None:
         TrlRealError: If a weight is sharded over processes.
     """
     for name, weight in model.named_parameters():
-        if hasattr(weight, "ds_id") or isinstance(weight, DTensor):
+        if is_sharded(weight):
             raise TrlRealError(
                 f"Weight {name!r} is sharded over processes, so the main one cannot select with it. Select "
                 "beforehand, in one process, with EmbeddingPairSelector(model).select(dataset, budget), and leave "
@@ -150,16 +150,26 @@ def named_strategy(record: SelectionRecord) -> str:
     return record.strategy if geometry == "raw" else f"{record.strategy}@{geometry}"
 
 
-def selection_section(record: SelectionRecord) -> str:
-    """Return the model card's section about the selection; it quotes nothing from the data."""
+def selection_section(record: SelectionRecord, earlier: bool = False) -> str:
+    """
+    Return the model card's section about the selection; it quotes nothing from the data.
+
+    Args:
+        record: Record of the selection.
+        earlier: Whether the rows were selected before they were labelled, by another model perhaps.
+    """
     budget = f"{record.budget:g} of the pairs" if isinstance(record.budget, float) else f"{record.budget} pairs"
     basis = (
         "the similarity of their responses' embeddings in this model, before training" if record.model else "chance"
     )
+    if earlier and record.model:
+        name = Path(record.model).name if Path(record.model).is_absolute() else record.model
+        basis = f"their responses as the model `{name}` reads them, before they were labelled"
+    title, rows = ("Selection before labelling", "pool") if earlier else ("Selection", "training set")
     skipped = "".join(f"| skipped: {reason} | {count} |\n" for reason, count in sorted(record.skipped.items()))
     return (
-        f"\n\n## Selection\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
+        f"\n\n## {title}\n\nThe training pairs were chosen by strategy `{named_strategy(record)}`, budget {budget}, "
         f"seed {record.seed}, from {basis}; their labels were not read. Details are in `{RECORD_FILE}`.\n\n"
-        f"| training set | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
+        f"| {rows} | rows |\n|---|---|\n| all | {record.n_rows} |\n| kept | {record.n_kept} |\n"
         f"| not chosen | {record.n_not_chosen} |\n{skipped}"
     )

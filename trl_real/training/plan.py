@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftConfig
 from trl import DPOConfig
 from trl.data_utils import maybe_extract_prompt
 
+from trl_real.data.chat import as_chat
 from trl_real.errors import TrlRealError
 from trl_real.models.read_once import lay_out
 from trl_real.models.sequences import Ids, pad, tokenize_pairs
@@ -129,6 +130,7 @@ def plan_training(
     """
     if not len(dataset):
         raise TrlRealError("The training set is empty. Give one with rows.")
+    dataset = as_chat(dataset) if getattr(args, "as_messages", False) else dataset
     shape, dtype = model_shape(empty_model(model)), "bfloat16" if args.bf16 else "float32"
     device = this_cpu(shape.width, dtype) if hardware == "cpu" else hardware_named(hardware)
     drawn = np.random.default_rng(args.seed).permutation(sampled_rows(len(dataset), args.seed))

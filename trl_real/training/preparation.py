@@ -6,6 +6,7 @@ TRL appends, which would teach the model that they are complete.
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import pyarrow.compute as pc
@@ -13,9 +14,11 @@ from datasets import Dataset, Value
 from jinja2 import TemplateError
 
 from trl_real.data.conversation import implied_prompt, is_messages
+from trl_real.data.convert import iterate
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import ends_of
-from trl_real.models.sequences import end_of_turn
+from trl_real.models.sequences import tell_plain_prompts
+from trl_real.models.template import end_of_turn
 
 
 logger = logging.getLogger(__name__)
@@ -66,8 +69,13 @@ def tell_dropped(n_rows: int, n_left: int, name: str, max_length: int | None) ->
 
 
 def check_ends(model: Any, tokenizer: Any, rows: Any) -> None:
-    """Warn if `rows` hold messages and the end of the template's turns does not end the model's generations."""
+    """
+    Warn if `rows` hold messages and the end of the template's turns does not end the model's generations, or if they
+    hold texts although the model has a chat template.
+    """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if isinstance(rows, Dataset):
+        tell_plain_prompts(tokenizer, (row.get("prompt") for row in islice(iterate(rows), 100)))
     is_chat = isinstance(rows, Dataset) and not isinstance(rows.features.get("prompt"), Value)
     end = end_of_turn(tokenizer) if is_chat and tokenizer.chat_template else ""
     ends = ends_of(model, tokenizer)

@@ -12,7 +12,9 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import get_config_model_id
 
+from trl_real.data.chat import as_chat
 from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
@@ -31,6 +33,7 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
+from trl_real.training.model_card import CARD, complete_card
 from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row, without_ends
 from trl_real.training.resume import last_checkpoint
 
@@ -56,6 +59,8 @@ PAPER = {
 class SelectingDPOTrainer(DPOTrainer):
     """Base class of [`REALDPOTrainer`] that selects training rows at init, saves their numbers and resumes on them."""
 
+    # Record of the selection that chose the rows before they were labelled, for the card; set it before training.
+    earlier_selection: SelectionRecord | None = None
     _pool: Dataset | None = None
     _candidates: Dataset | None = None
     _kept: KeptRows | None = None
@@ -65,9 +70,11 @@ class SelectingDPOTrainer(DPOTrainer):
         @wraps(DPOTrainer.__init__, assigned=())
         def __init__(self, *args, **kwargs):
             given = signature(DPOTrainer).bind(*args, **kwargs).arguments
+            if getattr(given.get("args"), "as_messages", False):
+                given |= {name: as_chat(given.get(name)) for name in ("train_dataset", "eval_dataset")}
             if selects(given.get("args")):
                 check_selectable(given.get("train_dataset"), given["args"])
-            super().__init__(*args, **kwargs)
+            super().__init__(**given)
             if isinstance(self.train_dataset, Dataset):
                 check_vocabulary(self.model, self.train_dataset)
             check_ends(self.model, self.processing_class, given.get("train_dataset"))
@@ -97,20 +104,36 @@ class SelectingDPOTrainer(DPOTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write TRL's model card with a section about the selection, and the selection record."""
+        """
+        Write TRL's model card, with the origin of a model in a local folder and a section about each selection, and
+        the selection record.
+        """
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if self._kept is not None and self.is_world_process_zero():
-            with (Path(self.args.output_dir) / "README.md").open("a", encoding="utf-8") as card:
+        if not self.is_world_process_zero():
+            return
+        complete_card(self.args.output_dir, get_config_model_id(self.model.config))
+        with (Path(self.args.output_dir) / CARD).open("a", encoding="utf-8") as card:
+            if self.earlier_selection is not None:
+                card.write(selection_section(self.earlier_selection, earlier=True))
+            if self._kept is not None:
                 card.write(selection_section(self._kept.record))
-            self._kept.save(self.args.output_dir)
+        self._save_records(self.args.output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, the selection record and the selected rows."""
-        if self._kept is not None and self.args.should_save:
-            self._kept.save(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self._save_records(output_dir or self.args.output_dir)
         super().save_model(output_dir, _internal_call=_internal_call)
 
+    def _save_records(self, folder: str) -> None:
+        if self._kept is not None:
+            self._kept.save(folder)
+        elif self.earlier_selection is not None:
+            self.earlier_selection.save(folder)
+
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if getattr(args, "as_messages", False):  # of `evaluate`; those of the start are messages already
+            dataset = as_chat(dataset)
         first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))

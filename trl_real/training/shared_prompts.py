@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from trl.trainer import utils as head
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import measured
-from trl_real.models.packing import attend_within_given_segments, gives_the_same, made_up
+from trl_real.models.attention import attend_within_given_segments, attentions_for
+from trl_real.models.exactness import gives_the_same, made_up
 from trl_real.models.passes import CHUNK
 from trl_real.models.prefixes import LEAST
 from trl_real.models.read_once import fits, is_random, lay_out
@@ -43,8 +44,6 @@ class SharedPrompts:
     def __init__(self, models: list[nn.Module], required: bool = False):
         self.models, self.required = models, required
         self.random = {model: is_random(model) for model in models}
-        for model in models:
-            attend_within_given_segments(_backbone(model))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -60,18 +59,23 @@ class SharedPrompts:
         a, b, c, d, e = made_up(vocabulary, (LEAST + 4, 5, 3, 9, 7))
         if not fits(model.config.get_text_config(), len(a + b)):
             return False
-        inputs, own = _padded([a + b, d, a + c, e], model.device), model.forward
-        packed = partial(self._forward, model, own)
+        inputs = _padded([a + b, d, a + c, e], model.device)
 
         @cache
-        def found(forward: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-            return _log_probs_and_gradients(model, forward, inputs, vocabulary)
+        def found(name: str = "") -> tuple[Tensor, Tensor]:
+            with self._installed(model) if name else nullcontext():
+                return _log_probs_and_gradients(model, inputs, vocabulary)
 
         def agree(i: int) -> bool:
-            return gives_the_same(lambda: found(packed)[i], lambda: found(own)[i], model.dtype == torch.float32)
+            return gives_the_same(lambda: found(name)[i], lambda: found()[i], model.dtype == torch.float32)
 
+        names = attentions_for(model.device)
         with measured(model, []), torch.enable_grad(), torch.autocast(model.device.type, enabled=False):
-            return agree(0) and agree(1)
+            for name in names[-1:] if self.random[model] else names:  # the last one has dropout
+                attend_within_given_segments(_backbone(model), name)
+                if agree(0) and agree(1):
+                    return True
+        return False
 
     @contextmanager
     def _installed(self, model: nn.Module) -> Iterator[None]:
@@ -203,9 +207,7 @@ def _padded(rows: list[tuple[int, ...]], device: torch.device) -> dict[str, Any]
     return {"input_ids": tokens, "attention_mask": (column < lengths).long(), "labels": labels, "fused_lm_head": True}
 
 
-def _log_probs_and_gradients(
-    model: Any, forward: Callable[..., Any], inputs: dict[str, Any], vocabulary: int
-) -> tuple[Tensor, Tensor]:
+def _log_probs_and_gradients(model: Any, inputs: dict[str, Any], vocabulary: int) -> tuple[Tensor, Tensor]:
     """Return log-probabilities, shape `(B, L - 1)`, and the gradient of their sum per input token, shape `(V, d)`."""
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -215,7 +217,7 @@ def _log_probs_and_gradients(
 
     handle = model.get_input_embeddings().register_forward_hook(embedded)
     try:
-        log_probs = forward(**inputs).log_probs
+        log_probs = model(**inputs).log_probs  # with its hooks, which gather sharded weights
     finally:
         handle.remove()
     tokens, states = seen[0]

@@ -1,22 +1,34 @@
 """Supervised fine-tuning on chosen responses: the start, and the reference, of DPO in the papers."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
 from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_extract_prompt
+from trl.trainer.utils import get_config_model_id
 
+from trl_real.data.chat import as_chat
 from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.runtime.run_lock import run_lock
+from trl_real.training.model_card import complete_card
 from trl_real.training.preparation import check_ends
 from trl_real.training.resume import checkpoint_of_run, train_from
 
 
 class QuietSFTTrainer(SFTTrainer):
-    """[`~trl.SFTTrainer`] without telemetry."""
+    """[`~trl.SFTTrainer`] without telemetry, whose card says where a model in a local folder comes from."""
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write TRL's model card, with the origin of a model in a local folder."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if self.is_world_process_zero():
+            complete_card(self.args.output_dir, get_config_model_id(self.model.config))
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the run here."""
@@ -41,7 +53,7 @@ def demonstrations(dataset: Dataset) -> Dataset:
     if not len(dataset):
         raise TrlRealError("The dataset has no preferences to learn from. If all labels are ties, label more pairs.")
     columns = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
-    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"))
+    check_texts(dataset, needed if "prompt" not in columns else ("prompt", "chosen"), alike=True)
     rows = dataset.with_format(None).select_columns(columns).map(maybe_extract_prompt)
     rows = rows.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
     first: dict[str, int] = {}
@@ -51,7 +63,13 @@ def demonstrations(dataset: Dataset) -> Dataset:
 
 
 def warm_start(
-    model: str, dataset: Dataset, args: SFTConfig, *, processing_class: Any = None, peft_config: Any = None
+    model: str,
+    dataset: Dataset,
+    args: SFTConfig,
+    *,
+    processing_class: Any = None,
+    peft_config: Any = None,
+    as_messages: bool = False,
 ) -> SFTTrainer:
     """
     Fine-tune a model on chosen responses with TRL's SFT, with the loss on completions only, and save the full model.
@@ -67,6 +85,7 @@ def warm_start(
         args: Arguments of the trainer; the model is saved in `output_dir`.
         processing_class: Tokenizer; the model's by default.
         peft_config: Configuration of an adapter to train instead of all weights.
+        as_messages: Whether text prompts and responses become messages, for chat models (`trl_real.as_chat`).
 
     Returns:
         Trainer after training.
@@ -75,7 +94,7 @@ def warm_start(
         MissingColumnError: If the chosen responses are missing.
         TrlRealError: If the dataset has no rows, or `output_dir` has a run with other settings.
     """
-    rows = demonstrations(dataset)
+    rows = demonstrations(as_chat(dataset) if as_messages else dataset)
     with run_lock(args.output_dir):
         return _warm_start(model, rows, args, processing_class, peft_config)
 
@@ -98,4 +117,5 @@ def _warm_start(model: str, rows: Dataset, args: SFTConfig, processing_class: An
         trainer.processing_class.save_pretrained(args.output_dir)
     elif not isinstance(trainer.model, PeftModel):
         trainer.save_model()
+    trainer.create_model_card(model_name=Path(args.output_dir).name)
     return trainer

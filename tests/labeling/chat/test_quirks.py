@@ -3,6 +3,7 @@
 import math
 import time
 from contextlib import contextmanager
+from email.utils import formatdate
 
 import pytest
 
@@ -183,3 +184,24 @@ def test_names_are_compared_as_servers_write_them():
         assert same_model(found, asked) and same_model(asked, found), (found, asked)
     for found, asked in OTHER:
         assert not same_model(found, asked), (found, asked)
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_no_thread_asks_again_before_the_time_that_the_server_told(as_date, judge):
+    """Seconds, or a date, which holds whole seconds only."""
+    arrived, refused = [], []
+
+    def reply(body):
+        arrived.append(time.monotonic())
+        if len(arrived) == 3:
+            refused.append(time.monotonic())
+            after = formatdate(time.time() + 2, usegmt=True) if as_date else "1.2"
+            return 429, refusal("slow down"), {"Retry-After": after}
+        time.sleep(0.15)
+        return 200, completion({"content": "A"})
+
+    with answering(reply) as server:
+        assert not any(v.failure for v in judge(server, concurrency=2).verdicts(rows(8)))
+    late = [t - refused[0] for t in arrived[3:]]
+    assert len(late) == 14 and sum(t < 0.1 for t in late) <= 1  # one may have been on its way
+    assert all(t < 0.1 or t >= (0.9 if as_date else 1.2) for t in late)

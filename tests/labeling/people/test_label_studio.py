@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from support.studio_server import Studio
 from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
+from trl_real.labeling.people import label_studio
 from trl_real.labeling.people.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
 from trl_real.labeling.people.votes import VoteBook, VotesJudge
 
@@ -34,6 +37,18 @@ def selected(n: int = 6) -> Dataset:
             "pair": [[0, 1]] * (n - 1) + [[-1, -1]],
         }
     )
+
+
+def plain_pairs(n: int) -> Dataset:
+    texts = {f"response_{side}": [f"{word} {i}" for i in range(n)] for side, word in (("a", "one"), ("b", "two"))}
+    return Dataset.from_dict({"prompt": [f"prompt {i}" for i in range(n)], **texts, "pair": [[0, 1]] * n})
+
+
+def answer(studio: LabelStudio, task: dict, *choices: str, **fields) -> None:
+    """What a person would click, through the API that the page uses."""
+    value = {"from_name": "verdict", "to_name": "prompt", "type": "choices", "value": {"choices": list(choices)}}
+    said = {"result": [value] if choices else [], "lead_time": 3.5, **fields}
+    studio.ask("POST", f"/api/tasks/{task['id']}/annotations/", json=said)
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -177,8 +192,18 @@ def installed() -> Path:
     return program
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@pytest.fixture(scope="module", params=["imitated", pytest.param("real", marks=pytest.mark.slow)])
+def server(request):
+    """Address of a server: one that answers like Label Studio, and in the slow tests Label Studio itself."""
+    if request.param == "real":
+        yield from _label_studio(request.getfixturevalue("tmp_path_factory"))
+        return
+    studio = Studio(TOKEN)
+    yield studio.url
+    studio.close()
+
+
+def _label_studio(tmp_path_factory):
     folder = tmp_path_factory.mktemp("label-studio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -214,24 +239,20 @@ def server(tmp_path_factory):
 
 
 def annotate(studio: LabelStudio, project: int, choices: list[str | None]) -> list[dict]:
-    """What a person would click, through the API that the page uses."""
     tasks = sorted(studio.tasks(project), key=lambda task: task["data"]["row"])
     for task, choice in zip(tasks, choices, strict=True):
         if choice is not None:
-            value = {"from_name": "verdict", "to_name": "prompt", "type": "choices", "value": {"choices": [choice]}}
-            said = {"result": [value], "lead_time": 3.5}
-            studio.ask("POST", f"/api/tasks/{task['id']}/annotations/", json=said)
+            answer(studio, task, choice)
     return tasks
 
 
-@pytest.mark.slow
 def test_pairs_are_pushed_and_votes_pulled_once(server, tmp_path, capsys):
     studio, votes = LabelStudio(server, TOKEN), tmp_path / "votes.jsonl"
     project, n = push_pairs(selected(), studio, guidelines="Pick the better one.")
     assert n == 5 and push_pairs(selected(), studio, project=project) == (project, 0)
     choices = ["left is better", "right is better", "tie", "skip", None]
     tasks = annotate(studio, project, choices)
-    assert {task["data"]["left"] for task in tasks} & {HOSTILE, "two 1"}
+    assert tasks[1]["data"]["left"] in (HOSTILE, "two 1")
     assert pull_votes(studio, project, votes) == 4 and pull_votes(studio, project, votes) == 0
 
     judged = VotesJudge(votes)(selected()[:5])
@@ -240,11 +261,10 @@ def test_pairs_are_pushed_and_votes_pulled_once(server, tmp_path, capsys):
     assert judged[3] != judged[3] and judged[4] != judged[4]
     assert VoteBook.read(votes).annotators == ["ann@example.org"]
 
-    annotation = next(iter(studio.tasks(project)))["annotations"]
     first = next(task for task in studio.tasks(project) if task["data"]["row"] == 0)["annotations"][0]
     value = {"from_name": "verdict", "to_name": "prompt", "type": "choices", "value": {"choices": ["tie"]}}
     studio.ask("PATCH", f"/api/annotations/{first['id']}/", json={"result": [value]})
-    assert annotation is not None and pull_votes(studio, project, votes) == 1
+    assert pull_votes(studio, project, votes) == 1
     assert VotesJudge(votes)(selected()[:1]) == [0.5]  # a vote that was changed
     studio.ask("DELETE", f"/api/annotations/{first['id']}/")
     assert pull_votes(studio, project, votes) == 1 and pull_votes(studio, project, votes) == 0
@@ -252,7 +272,6 @@ def test_pairs_are_pushed_and_votes_pulled_once(server, tmp_path, capsys):
     assert undone[0] != undone[0]  # and one that was deleted
 
 
-@pytest.mark.slow
 def test_the_command_line_does_the_same(server, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
     selected().to_parquet(str(tmp_path / "pairs.parquet"))
@@ -269,6 +288,76 @@ def test_the_command_line_does_the_same(server, tmp_path, capsys, monkeypatch):
         pull_votes(LabelStudio(server, TOKEN), 9999, votes)
     with pytest.raises(TrlRealError, match="rejects the key"):
         LabelStudio(server, "b" * 40).names()
+
+
+PREFERRED = {"a": ("one", 1.0), "b": ("two", 0.0)}
+
+
+@pytest.fixture
+def imitated(monkeypatch):
+    """A server that answers like Label Studio, asked for three tasks at a time."""
+    monkeypatch.setattr(label_studio, "AT_A_TIME", 3)
+    studio = Studio(TOKEN)
+    yield studio
+    studio.close()
+
+
+@pytest.mark.parametrize("side", PREFERRED)
+def test_a_person_who_prefers_one_text_votes_for_it_on_both_sides(side, imitated, tmp_path):
+    """No key of ours is read here: only the texts on the left and the right, and what the judge says of them."""
+    pairs, client = plain_pairs(12), LabelStudio(imitated.url, TOKEN)
+    project, n = push_pairs(pairs, client)
+    start, verdict = PREFERRED[side]
+    shown = [task["data"]["left"].startswith(start) for task in client.tasks(project)]
+    assert n == len(shown) == 12 and 0 < sum(shown) < 12
+    for task in client.tasks(project):
+        data = task["data"]
+        assert data["left"][4:] == data["right"][4:] == data["prompt"].strip()[-2:].strip()
+        answer(client, task, "left is better" if data["left"].startswith(start) else "right is better")
+    assert pull_votes(client, project, tmp_path / "votes.jsonl") == 12
+    assert VotesJudge(tmp_path / "votes.jsonl")(pairs) == [verdict] * 12
+    swapped = pairs.rename_columns({"response_a": "response_b", "response_b": "response_a"})
+    assert VotesJudge(tmp_path / "votes.jsonl")(swapped) == [1 - verdict] * 12
+    (votes,) = [VoteBook.read(tmp_path / "votes.jsonl").votes("ann@example.org")]
+    assert sum(vote.verdict == vote.shown_first for vote in votes) == sum(shown)
+    assert all(vote.seconds == 3.5 and vote.time.startswith("2026-11-28T10:00") for vote in votes)
+
+
+def test_no_pair_is_pushed_twice_in_either_order_of_its_responses(imitated):
+    pairs, client = plain_pairs(7), LabelStudio(imitated.url, TOKEN)
+    project, n = push_pairs(pairs.select(range(4)), client)
+    swapped = pairs.rename_columns({"response_a": "response_b", "response_b": "response_a"})
+    assert n == 4 and push_pairs(swapped, client, project=project) == (project, 3)
+    assert push_pairs(pairs, client, project=project) == (project, 0) and len(list(client.tasks(project))) == 7
+
+
+def test_cancelled_and_unknown_annotations_are_no_votes(imitated, tmp_path):
+    client = LabelStudio(imitated.url, TOKEN)
+    project, _ = push_pairs(plain_pairs(4), client)
+    cancelled, empty, other, kept = client.tasks(project)
+    answer(client, cancelled, "tie", was_cancelled=True)
+    answer(client, empty)
+    answer(client, other, "left is better", "tie")
+    answer(client, kept, "skip")
+    assert pull_votes(client, project, tmp_path / "votes.jsonl") == 1
+    (vote,) = VoteBook.read(tmp_path / "votes.jsonl").votes("ann@example.org")
+    assert vote.verdict == "skip" and vote.key == kept["data"]["pair_key"]
+
+
+def test_a_new_project_has_the_title_the_guidelines_and_a_choice_for_every_verdict(imitated):
+    client = LabelStudio(imitated.url, TOKEN)
+    push_pairs(plain_pairs(2), client, title="Which?", guidelines="Be kind.")
+    push_pairs(plain_pairs(2), client)
+    first, second = imitated.projects
+    assert (first["title"], first["expert_instruction"], first["show_instruction"]) == ("Which?", "Be kind.", True)
+    assert second["show_instruction"] is False
+    assert re.findall('<Choice value="(.*?)"', first["label_config"]) == [
+        "left is better", "tie", "right is better", "skip"
+    ]  # fmt: skip
+
+
+def test_a_personal_access_token_is_exchanged_for_a_short_lived_one(imitated):
+    assert LabelStudio(imitated.url, "a.b.c").names() == {1: "ann@example.org"}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The labeling page: display of hostile text, and a real browser driven by keys."""
+"""The page on which people vote: keys, reloads, kills, and who gets in."""
 
-import html
 import json
 import os
 import re
@@ -9,77 +8,19 @@ import socket
 import subprocess
 import sys
 import time
-import unicodedata
 import urllib.error
 import urllib.request
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from support.browser import Browser, rows
+from support.pages import HOSTILE_RESPONSE
 from support.project import ROOT
 from trl_real.errors import TrlRealError
 from trl_real.labeling.people.desk import Desk
-from trl_real.labeling.people.page_html import end_html, pair_html, status_html, text_html
-from trl_real.labeling.people.queue import Pair, Progress
 from trl_real.runtime.journal import Journal
-
-
-HOSTILE = (
-    "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'></div></section><style>body{display:none}"
-    "</style> ${window.hacked=1} {{value}} &lt; \u202eoverride \u2067isolate \u200f \x00\x1b[31m \u200b\u200b\u200b"
-    "\U000e0041 \u05e9\u05dc\u05d5\u05dd\n\u2028"
-)
-
-
-@pytest.mark.parametrize("text", [HOSTILE, "", " \n", "\ud800x\udfff", "a\r\nb\rc", "x" * 20000, "<" * 9])
-def test_text_is_shown_unchanged(text):
-    shown = text_html(text)
-    shown.encode("utf-8")
-    plain = re.sub(r'<span class="mark" title="[A-Za-z0-9 -]+">U\+[0-9A-F]{4,6}( ×[0-9,]+)?</span>', "", shown)
-    assert not set("<>\"'") & set(plain)
-    hidden = {char for char in plain if unicodedata.category(char) in ("Cc", "Cf", "Cs")}
-    assert hidden <= set("\n\t\u200e\u200f\u061c")
-    expected = "".join(c for c in text.replace("\r\n", "\n").replace("\r", "\n") if not _unseen(c))
-    assert html.unescape(plain) == expected
-
-
-def _unseen(char: str) -> bool:
-    kept = "\n\t\u200e\u200f\u061c"
-    return char not in kept and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def test_consecutive_invisible_characters_get_one_mark():
-    assert text_html("a" + "\u200b" * 10_000 + "b").count("mark") == 1 and "×10,000" in text_html("\u200b" * 10_000)
-    family = "\U0001f468\u200d\U0001f469"
-    assert text_html(family) == family  # joiners make one emoji of two
-
-
-@pytest.mark.parametrize("prompt", [HOSTILE, [{"role": HOSTILE, "content": HOSTILE}], [], None, ""])
-def test_no_field_of_a_pair_escapes_its_element(prompt):
-    class Tags(HTMLParser):
-        found: list = []
-
-        def handle_starttag(self, tag, attrs):
-            self.found.append(tag)
-            assert not any(name.startswith("on") for name, _ in attrs)
-
-    progress = Progress(3, {"a": 1, "tie": 0, "b": 0, "skip": 1}, 1, 0, 2.0)
-    pair = Pair("k", 0, prompt, HOSTILE, "", "a")
-    for shown in (pair_html(pair, progress, HOSTILE, 1, HOSTILE), end_html(progress, HOSTILE, 1, HOSTILE)):
-        tags = Tags()
-        tags.found = []
-        tags.feed(shown)
-        assert not {"script", "img", "style"} & set(tags.found) and shown.count("<div") == shown.count("</div")
-    assert "(empty)" in pair_html(pair, progress, "ann", 1)
-
-
-def test_status_shows_counts_and_pace():
-    status = status_html(Progress(1000, {"a": 90, "tie": 5, "b": 3, "skip": 2}, 50, 43, 12.0), "ann")
-    for part in ("<b>100</b> of 1,000 pairs", "2 skipped", "12 s a pair", "300 pairs an hour", "about 3.0 h to go"):
-        assert part in status
 
 
 def test_desk_accepts_each_vote_once_and_reports_stale_votes(tmp_path):
@@ -122,8 +63,10 @@ def _key(view: str) -> str:
     return view.split('data-key="')[1].split('"')[0]
 
 
+# A shell starts its background jobs with SIGINT ignored, and so does pytest its processes there: as in a terminal.
 SERVER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from datasets import Dataset
 from trl_real.labeling.people.page import serve_page
 data, options = (json.loads(open(path).read()) for path in sys.argv[1:3])
@@ -217,6 +160,12 @@ def test_a_person_votes_by_keys_reloads_and_undoes(serve, browser):
     assert not written  # Matplotlib, which Gradio imports where it is installed, keeps a list of fonts
 
 
+def test_ctrl_c_ends_the_server_and_closes_the_votes(serve):
+    server = serve(rows(2))
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0 and (server.folder / "errors.txt").read_text() == ""
+
+
 def _another_person_in_another_tab(browser: Browser, server: Server) -> None:
     first = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
@@ -233,7 +182,12 @@ def _another_person_in_another_tab(browser: Browser, server: Server) -> None:
 @pytest.mark.slow
 def test_killed_server_loses_no_vote_and_hostile_text_is_escaped(serve, browser):
     data = rows(4) + [
-        {"prompt": HOSTILE, "response_a": HOSTILE + "x" * 20_000, "response_b": "\u200b", "pair": [0, 1]}
+        {
+            "prompt": HOSTILE_RESPONSE,
+            "response_a": HOSTILE_RESPONSE + "x" * 20_000,
+            "response_b": "\u200b",
+            "pair": [0, 1],
+        }
     ]
     server = serve(data, annotator="bob", until_done=True)
     browser.asked_for()

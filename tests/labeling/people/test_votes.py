@@ -6,12 +6,12 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
 
+from support.votes import pool, row
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.crowd import AGGREGATIONS
 from trl_real.labeling.annotate import LabelReport, annotate
@@ -20,20 +20,6 @@ from trl_real.labeling.people.report import vote_report
 from trl_real.labeling.people.votes import VERDICTS, VoteBook, VotesJudge, pair_key
 from trl_real.labeling.verdicts import ask, summarize
 from trl_real.runtime.journal import Journal
-
-
-def row(i: int, **changes) -> dict:
-    return {
-        "prompt": f"question {i}",
-        "response_a": f"answer {i}",
-        "response_b": f"another {i}",
-        "pair": [0, 1],
-        **changes,
-    }
-
-
-def pool(n: int, **changes) -> Dataset:
-    return Dataset.from_list([row(i, **changes) for i in range(n)])
 
 
 def mirrored(dataset: Dataset) -> Dataset:
@@ -269,6 +255,25 @@ def test_always_voting_left_shows_as_position_bias(tmp_path):
     assert report.annotators["ann"].first_shown_rate == 1 and report.annotators["ann"].first_shown_low > 0.9
 
 
+def test_the_shown_side_of_a_mirrored_vote_is_mirrored_too(tmp_path):
+    """Ann always votes left, also on pairs that were pushed the other way round after Bob had seen them."""
+    dataset, path = pool(30), tmp_path / "votes.jsonl"
+    voted(path, dataset, bob=["skip"] * 30)  # the first to see a pair decides how it is stored
+    for asked in (dataset, mirrored(dataset)):
+        path_of_one = tmp_path / f"{asked[0]['response_a']}.jsonl"
+        path_of_one.write_text(path.read_text())
+        with Journal(path_of_one) as journal:
+            queue = VoteQueue(asked, journal, "ann")
+            while queue.next():
+                queue.vote_side("left", 1.0)
+        for shown in (dataset, mirrored(dataset)):
+            found = ask(VotesJudge(path_of_one, share, annotators=["ann"]), shown[:])
+            assert summarize(found).position_bias == 0.5
+            sides = [(v.a_first, v.b_first) for v in found]
+            assert {(1.0 if a == a else None, 0.0 if b == b else None) for a, b in sides} == {(1.0, None), (None, 0.0)}
+            assert all(v.probability == (a if a == a else b) for v, (a, b) in zip(found, sides, strict=True))
+
+
 def test_report_counts_only_current_votes(tmp_path):
     dataset, path = pool(4), tmp_path / "votes.jsonl"
     with Journal(path) as journal:
@@ -312,7 +317,7 @@ KILLED = """
 import os, sys
 from trl_real.runtime.journal import Journal
 from trl_real.labeling.people.queue import VoteQueue
-from test_votes import pool  # this module: the test reads the journal with the same pool
+from support.votes import pool
 queue = VoteQueue(pool(60), Journal(sys.argv[1]), "ann")
 while queue.next():
     queue.vote("a", 1.0)
@@ -322,7 +327,7 @@ while queue.next():
 
 def test_kill_loses_no_accepted_vote(tmp_path):
     path = tmp_path / "votes.jsonl"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", KILLED, path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
         told = [int(worker.stdout.readline()) for _ in range(25)]

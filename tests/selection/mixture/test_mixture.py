@@ -13,7 +13,7 @@ from trl_real import EmbeddingPairSelector, TrlRealError
 from trl_real.cli.main import main
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import choose
-from trl_real.selection.mixture.parts import MIXTURES, is_mixture, mixture_name, parts_of
+from trl_real.selection.mixture.parts import MIXTURE_VERSIONS, MIXTURES, is_mixture, mixture_name, parts_of
 from trl_real.selection.mixture.shares import Scored, sizes_of, take_shares
 from trl_real.selection.planning.plan import plan_selection
 from trl_real.study.arms import ArmSelector
@@ -181,8 +181,11 @@ class TestSelect:
         assert found[0] == found[1]
 
     def test_the_whole_pool_is_shared_out(self):
-        kept = EmbeddingPairSelector(strategy="auto").select(pool())
-        assert len(kept) == 60 and kept["selected_by"].count("i_optimal") == 30
+        selector = EmbeddingPairSelector(strategy="auto")
+        kept = selector.select(pool())
+        counts = {name: kept["selected_by"].count(name) for name in MIXTURES["auto"]}
+        assert len(kept) == 60 and counts == {name: 60 * share for name, share in MIXTURES["auto"].items()}
+        assert selector.record.settings["version"] == MIXTURE_VERSIONS["auto"]
 
     def test_texts_are_embedded_once(self):
         seen = []
@@ -216,7 +219,7 @@ class TestSelect:
         rows = [{"prompt": f"p{i}", "chosen": f"{i} a", "rejected": f"{i} b", "embeddings": v}
                 for i, v in enumerate(np.random.default_rng(0).normal(size=(30, 2, 4)).tolist())]  # fmt: skip
         kept = EmbeddingPairSelector(strategy="auto").select(Dataset.from_list(rows), 8)
-        assert sorted(set(kept["selected_by"])) == ["easy@centered", "i_optimal", "random"]
+        assert set(kept["selected_by"]) == set(MIXTURES["auto"])
 
     def test_where_a_mixture_cannot_work_one_line_says_what_to_type(self):
         selector = EmbeddingPairSelector(strategy="auto")
@@ -230,7 +233,7 @@ def test_a_plan_counts_the_rows_of_each_set():
     def width(strategy):
         return plan_selection(EmbeddingPairSelector(strategy=strategy), pool(), 10).kept_width
 
-    assert [width(s) for s in ("easy", "easy+random", "d_optimal", "auto", "d_optimal+i_optimal")] == [0, 0, 8, 8, 16]
+    assert [width(s) for s in ("easy", "easy+random", "d_optimal", "auto", "d_optimal+i_optimal")] == [0, 0, 8, 16, 16]
 
 
 @every_mixture

@@ -108,18 +108,22 @@ def _places(log_probabilities: Any, labels: Sequence[str]) -> tuple[Place, ...]:
     if isinstance(told, list):
         found = [_place(each, each.get("top_logprobs")) for each in told if isinstance(each, dict)]
     else:  # the older form: parallel lists, with a dictionary of alternatives for each token
-        tokens, tops = (log_probabilities.get(name) or [] for name in ("tokens", "top_logprobs"))
+        tokens, tops = (_list(log_probabilities.get(name)) for name in ("tokens", "top_logprobs"))
         found = [_place({"token": token}, top) for token, top in zip(tokens, tops, strict=False)]
     closed = [number for number, place in enumerate(found) if CLOSING.search(place.token)]
     found = found[closed[-1] + 1 if closed else 0 :][-MOST_PLACES:]
     return tuple(place if not labels or bare(place.token, labels) in labels else Place(place.token) for place in found)
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _place(told: dict[str, Any], top: Any) -> Place:
     token = str(told.get("token", ""))
     if isinstance(top, dict):
         top = [{"token": name, "logprob": value} for name, value in top.items()]
-    pairs = [(str(each.get("token")), each.get("logprob")) for each in top or [] if isinstance(each, dict)]
+    pairs = [(str(each.get("token")), each.get("logprob")) for each in _list(top) if isinstance(each, dict)]
     known = {name: float(value) for name, value in pairs if isinstance(value, int | float) and not math.isnan(value)}
     own = told.get("logprob")
     if known and token not in known and isinstance(own, int | float):

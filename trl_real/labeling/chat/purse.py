@@ -1,12 +1,13 @@
 """Money for the answers of a server: prices, what is spent, and a limit that is never exceeded."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from trl_real.errors import TrlRealError
+from trl_real.labeling.chat.claims import Ledger
 
 
 class Price(NamedTuple):
@@ -36,22 +37,32 @@ class Purse:
     Args:
         price: Prices; None if nothing is counted.
         max_cost: Maximum of what is spent.
+        ledger: Called for the ledger of the processes that share `max_cost`, if there is one.
 
     Raises:
         TrlRealError: If a price is below 0, or `max_cost` is given without prices.
     """
 
-    def __init__(self, price: tuple[float, float] | None, max_cost: float | None):
+    def __init__(
+        self, price: tuple[float, float] | None, max_cost: float | None, ledger: Callable[[], Ledger] | None = None
+    ):
         if price is not None and not (len(price) == 2 and min(price) >= 0):
             raise TrlRealError(
                 f"price={price}: give the prices of a million tokens read and generated, such as price=(0.15, 0.6)."
             )
         if max_cost is not None and price is None:
             raise TrlRealError("max_cost needs the prices of a million tokens read and generated: price=(0.15, 0.6).")
-        self.price, self.max_cost, self.spent = Price(*price) if price else Price(0.0, 0.0), max_cost, 0.0
+        self.price, self.max_cost = Price(*price) if price else Price(0.0, 0.0), max_cost
+        self._ledger = None if max_cost is None or ledger is None else ledger()
+        self._own = 0.0  # without what is in the ledger
         self._reserved: list[float] = []  # for questions in flight
         self._counted: set[str] = set()
         self._change = threading.Condition()
+
+    @property
+    def spent(self) -> float:
+        """What was spent: with a ledger, by all processes that share the limit, since the first of them began."""
+        return self._own + (self._ledger.total() - self._ledger.start if self._ledger else 0.0)
 
     @contextmanager
     def reserving(self, input_tokens: int, output_tokens: int) -> Iterator[None]:
@@ -67,7 +78,8 @@ class Purse:
                 self._change.wait()
             if not self._fits(needed):
                 raise TrlRealError(
-                    f"The next question would exceed max_cost={self.max_cost:g}: {self.spent:.4g} are spent. "
+                    f"The next question would exceed max_cost={self.max_cost:g}: {self.spent:.4g} are spent, with "
+                    "what other processes spend on this judge through the same cache now. "
                     "The answers so far are cached; raise max_cost and run again."
                 )
             self._reserved.append(needed)
@@ -89,14 +101,21 @@ class Purse:
         bill.input_tokens, bill.output_tokens = bill.input_tokens + input_tokens, bill.output_tokens + output_tokens
         bill.cost += cost
         with self._change:
-            self.spent += cost
+            if self._ledger:
+                self._ledger.add(cost)
+            else:
+                self._own += cost
 
-    def count(self, key: str, cost: float = 0.0) -> None:
-        """Add the cost of a cached answer, once; 0 for one that is paid."""
+    def mark(self) -> dict[str, float]:
+        """Return what a kept answer notes of the ledger: its total, which shows later whose limit holds the answer."""
+        return {"paid_at": self._ledger.total()} if self._ledger else {}
+
+    def count(self, key: str, cost: float = 0.0, paid_at: float = 0.0) -> None:
+        """Add the cost of a cached answer, once; 0 for one that is paid, or is in the ledger already."""
         with self._change:
             if key not in self._counted:
                 self._counted.add(key)
-                self.spent += cost
+                self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost
 
     def _fits(self, cost: float) -> bool:
         return self.max_cost is None or self.spent + cost <= self.max_cost

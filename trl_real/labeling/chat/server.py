@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.chat.answer_cache import AnswerCache
-from trl_real.labeling.chat.claims import PAUSE, Claims
+from trl_real.labeling.chat.claims import PAUSE, Claims, Ledger
 from trl_real.labeling.chat.completion import message_of, tokens_of
 from trl_real.labeling.chat.dialect import FIRST_BUDGET, RAISED_BUDGET, Dialect, refused_field
 from trl_real.labeling.chat.kept import answer_of, bill_of, is_entry, number, read_answer
@@ -47,7 +47,8 @@ class Endpoint:
         max_tokens: Maximum number of tokens of an answer. By default 16, and 4096 once an answer was cut off, as those
             of models that think are.
         price: Price of a million tokens read, and of a million tokens generated.
-        max_cost: Maximum total cost of the answers, cached ones included. It needs a price.
+        max_cost: Maximum total cost of the answers, cached ones included. Processes that ask the same model through
+            the same cache at the same time share it, but for the questions in flight. It needs a price.
         options: Further fields of the request; None removes a field
             (`{"max_tokens": None, "max_completion_tokens": 2000}`). Fields of our own that the server refuses are
             replaced or left out without it.
@@ -84,7 +85,6 @@ class Endpoint:
         url = without_password(base_url)
         self.name = f"{os.path.basename(model) if os.path.isabs(model) else model}@{urlsplit(url).netloc}"
         self.model, self.concurrency, options = model, concurrency, options or {}
-        self.purse = Purse(price, max_cost)
         self.requests = Requests(
             base_url,
             key_for(key_in(api_key, api_key_file), base_url),
@@ -101,6 +101,8 @@ class Endpoint:
         default_cache = Path(HF_HOME) / "trl_real" / "answers.sqlite"
         self.cache = cache if isinstance(cache, AnswerCache) else AnswerCache(cache or default_cache)
         self.claims = Claims(self.cache, deadline + timeout)
+        job = sha256(json.dumps(self.identity, sort_keys=True)).hex()
+        self.purse = Purse(price, max_cost, lambda: Ledger(self.cache, deadline + timeout, job))
 
     @property
     def spent(self) -> float:
@@ -119,7 +121,7 @@ class Endpoint:
         asked = dict(zip(keys, questions, strict=True))
         kept = self._entries(keys)
         for key, entry in kept.items():
-            self.purse.count(key, number(entry.get("cost")))
+            self._count(key, entry)
         found = {key: read_answer(entry, cached=True) for key, entry in kept.items()}
         found = {key: answer for key, answer in found.items() if not self._would_go_on(answer, asked[key])}
         self.requests.is_known |= any(not answer.failure for answer in found.values())
@@ -201,7 +203,7 @@ class Endpoint:
                 if entry is not None:
                     answer = read_answer(entry, cached=True)
                     if not self._would_go_on(answer, question):
-                        self.purse.count(key, number(entry.get("cost")))
+                        self._count(key, entry)
                         return answer
                 if claimed:
                     return self._pay_for(key, question, bill)
@@ -254,6 +256,9 @@ class Endpoint:
         is_short = answer.output_tokens <= FIRST_BUDGET and bool(answer.read(question.labels, 0.0).failure)
         return is_short and self.purse.affords(question.n_tokens, RAISED_BUDGET)
 
+    def _count(self, key: str, entry: dict[str, Any]) -> None:
+        self.purse.count(key, number(entry.get("cost")), number(entry.get("paid_at")))
+
     def _pay(self, bill: Bill, question: Question | None, completion: dict[str, Any]) -> None:
         read, written = tokens_of(completion)
         self.purse.pay(bill, read or (question.n_tokens if question else 0), written)
@@ -274,7 +279,7 @@ class Endpoint:
             bill = Bill()
             self._pay(bill, question, completion)
         message = message_of(completion, question.labels if question else ())
-        kept = {**message._asdict(), "model": completion.get("model"), **asdict(bill)}
+        kept = {**message._asdict(), "model": completion.get("model"), **asdict(bill), **self.purse.mark()}
         self.cache.put(key, kept)
         self.purse.count(key)
         return kept

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.people.queue import Deck
 from trl_real.labeling.people.votes import Vote
 from trl_real.runtime.journal import Journal
+from trl_real.runtime.server_words import printable
 
 
 # `Choices` and not `Pairwise`: that tag has no tie, and its results are missing from exports.
@@ -42,7 +44,7 @@ CHOICES = {
     "skip": {"a": "skip", "b": "skip"},
 }
 COMPARED = ("verdict", "annotator", "key")  # a change in one of these writes the vote again
-AT_A_TIME, TIMEOUT = 250, 60.0
+AT_A_TIME, TIMEOUT, LARGEST_PAGE = 250, 60.0, 2**25  # tasks a page, seconds and bytes
 SERVER = "label studio"  # annotator name in the draw of the sides: everybody on the server sees the same
 
 
@@ -61,15 +63,17 @@ class LabelStudio:
     def __init__(self, url: str, api_key: str):
         import httpx2
 
+        from trl_real.runtime.bounded_http import bounded_client
+
         self.url = url.rstrip("/")
         # Ignore the environment: a .netrc would replace the token.
-        self.client = httpx2.Client(
-            base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=httpx2.HTTPTransport(retries=3)
-        )
-        self.client.headers["Authorization"] = f"Token {api_key}"
+        settings = {"timeout": TIMEOUT, "trust_env": False, "transport": httpx2.HTTPTransport(retries=3)}
+        self.client = bounded_client(lambda _: LARGEST_PAGE, base_url=self.url, **settings)
+        self.client.headers["Authorization"], self.key = f"Token {api_key}", api_key
         if api_key.count(".") == 2:  # a personal access token, exchanged for short-lived ones
             del self.client.headers["Authorization"]
-            access = self.ask("POST", "/api/token/refresh", json={"refresh": api_key})["access"]
+            with self.reading():
+                access = self.ask("POST", "/api/token/refresh", json={"refresh": api_key})["access"]
             self.client.headers["Authorization"] = f"Bearer {access}"
 
     def ask(self, method: str, path: str, **request: Any) -> Any:
@@ -88,11 +92,21 @@ class LabelStudio:
         if response.status_code == 401:
             raise TrlRealError(f"{self.url} rejects the key. Give the access token of your account page.")
         if response.is_error:
-            text = " ".join(response.text.split())[:200]
+            text = printable(response.text.replace(self.key, "[key]"))
             raise TrlRealError(f"{self.url} answered {response.status_code} to {path.partition('?')[0]}: {text}")
+        if response.has_redirect_location:
+            raise TrlRealError(f"{self.url} sends to another address, which is not followed. Give the final one.")
         try:
             return response.json() if response.content else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            raise TrlRealError(f"{self.url} does not answer like Label Studio. Check the address.") from error
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise `TrlRealError` in this block for an answer of another form than Label Studio's."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError) as error:
             raise TrlRealError(f"{self.url} does not answer like Label Studio. Check the address.") from error
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
@@ -142,8 +156,10 @@ def push_pairs(
     if project is None:
         settings: dict[str, Any] = {"title": title, "label_config": LABEL_CONFIG, "expert_instruction": guidelines}
         settings |= {"show_instruction": bool(guidelines), "show_collab_predictions": False}
-        project = server.ask("POST", "/api/projects/", json=settings)["id"]
-    known = {task["data"].get("pair_key") for task in server.tasks(project)}
+        with server.reading():
+            project = int(server.ask("POST", "/api/projects/", json=settings)["id"])
+    with server.reading():
+        known = {task["data"].get("pair_key") for task in server.tasks(project)}
     deck = Deck(dataset)
     names = [name for name in deck.order(seed, SERVER) if known.isdisjoint(deck.keys(name))]
     for start in range(0, len(names), AT_A_TIME):
@@ -171,15 +187,16 @@ def pull_votes(server: LabelStudio, project: int, path: str | Path) -> int:
     Raises:
         TrlRealError: If `push_pairs` did not create the project, or the server rejects a request.
     """
-    names = server.names()
-    votes = [vote for task in server.tasks(project) for vote in _votes(task, names, project)]
+    with server.reading():
+        names = server.names()
+        votes = [vote for task in server.tasks(project) for vote in _votes(task, names, project)]
     last: dict[tuple[str, str], dict[str, Any]] = {}
     for vote in sorted(votes, key=_when):
         last[vote["annotator"], vote["key"]] = vote
     found = {vote["source"]: vote for vote in last.values()}
     with Journal(path) as journal:
         ours = f"label-studio/{project}/"
-        written = {line["source"]: line for line in journal.read() if line.get("source", "").startswith(ours)}
+        written = {line["source"]: line for line in journal.read() if str(line.get("source", "")).startswith(ours)}
         gone = [
             line
             for source, line in written.items()

@@ -86,7 +86,8 @@ class GradientPairSelector(ActiveSelector):
         ridge (`float`, *optional*, defaults to `1.0`): `lambda`, in units of squared features.
         max_per_prompt (`int`, *optional*): Maximum number of pairs per prompt in one selection.
         max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response and per prompt.
-        batch_tokens (`int`, *optional*): Tokens per pass; by default 1024 on a CPU and 16384 elsewhere.
+        batch_tokens (`int`, *optional*): Tokens per pass; by default 1024 on a CPU, elsewhere as many as fit,
+            16384 at most.
         all_processes (`bool`, *optional*, defaults to `False`):
             Whether all processes of `torchrun` or `accelerate launch` call `select` together: each computes its share
             of the vectors, and all pick the same pairs.
@@ -149,7 +150,7 @@ class GradientPairSelector(ActiveSelector):
         }
         read = self._read_pairs if self._pairs_are_cheaper(pool) else self._read_responses
         reading = read(pool, features)
-        reading.settings = {**settings, "passes": features.method}
+        reading.settings = {**settings, "passes": features.method, "batch_tokens": features.batch_tokens}
         return reading
 
     def _pairs_are_cheaper(self, pool: ActivePool) -> bool:

@@ -117,7 +117,7 @@ class HeadPairSelector(ActiveSelector):
         reading.similarity = cosines(vectors, pool.ends)
         reading.settings = {"acquisition": self.strategy, "geometry": self.geometry, "ridge": self.ridge}
         if self.encoder is not None:
-            reading.settings |= {**vars(self.encoder.options), "dtype": self.encoder.precision}
+            reading.settings |= self.encoder.settings
         reading.values = self._placed(vectors, finite, pool)
         return reading
 

@@ -74,6 +74,7 @@ class MarginPairSelector(ActiveSelector):
         margins = rewards[pool.ends[:, 0]] - rewards[pool.ends[:, 1]]
         policy, reference = self.reader.policy, self.reader.reference
         settings = {"max_length": self.reader.max_length, "dtype": policy.dtype or policy.precision}
+        settings["batch_tokens"] = self.reader.used_batch_tokens
         settings["reference"] = reference.label if reference else "the policy without its adapter"
         unusable = ~np.isfinite(margins)
         return Reading(unusable, truncated, found.n_tokens, found.seconds, settings=settings, values=margins)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class History:
         chosen, rejected: Texts of the responses.
         confidences: Probabilities that the labels are right, 1 by default. Shape `(H,)`.
         n_unread: Number of ignored rows, which do not have two different responses.
+        places: Indices of the other rows in the history.
     """
 
     prompts: list[Any]
@@ -35,6 +36,7 @@ class History:
     rejected: list[str]
     confidences: np.ndarray
     n_unread: int = 0
+    places: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -182,6 +184,7 @@ def read_history(history: Dataset | None) -> History:
         [rows[i].texts[1] for i in read],
         np.array([1.0 if given[i] is None else given[i] for i in read], float),
         len(rows) - len(read),
+        read,
     )
 
 

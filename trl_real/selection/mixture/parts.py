@@ -10,8 +10,13 @@ from trl_real.errors import TrlRealError
 from trl_real.selection.strategies import STRATEGIES, Strategy, as_strategy, split_geometry, strategy_name
 
 
-# Mixtures with a name. On public sets (docs/results.md) a random share made every rule safe.
-MIXTURES: dict[str, dict[str, float]] = {"auto": {"random": 0.25, "easy@centered": 0.25, "i_optimal": 0.5}}
+# Mixtures with a name, and the version of their shares. On public sets (docs/results.md) a random share made rules
+# safe; rules that look for different pairs hedge each other. Version 1 was a quarter random, a quarter easy@centered
+# and half i_optimal.
+MIXTURES: dict[str, dict[str, float]] = {
+    "auto": {"random": 0.25, "easy@centered": 0.25, "d_optimal@centered": 0.25, "i_optimal": 0.25}
+}
+MIXTURE_VERSIONS = {"auto": 2}
 
 PART = re.compile(r"\s*(?P<share>\d*\.?\d+)?\s*(?P<name>[^\d\s].*?)\s*")
 

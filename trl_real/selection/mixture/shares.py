@@ -49,16 +49,19 @@ def sizes_of(parts: Sequence[Part], size: int) -> list[int]:
     return sizes
 
 
-def take_shares(parts: Sequence[Part], scored: Sequence[Scored], size: int) -> Taken:
+def take_shares(parts: Sequence[Part], scored: Sequence[Scored], size: int, before: np.ndarray | None = None) -> Taken:
     """
     Take `size` rows with a pair: each part its share, in turn, the best of the rows that are left.
 
     Args:
         parts: Parts of the mixture, those that draw first.
         scored: Scores of each part; the same rows have a pair in all.
-        size: Number of rows, at most those with a pair.
+        size: Number of rows, at most those that are free.
+        before: Mask of rows that earlier rounds took. Shape `(N,)`, bool.
     """
     free = np.isfinite(scored[0].scores)
+    if before is not None:
+        free &= ~before
     n_rows = int(free.sum())
     owner, probability = np.full(len(free), -1), np.full(len(free), np.nan)
     for j, (part, own) in enumerate(zip(parts, sizes_of(parts, size), strict=True)):

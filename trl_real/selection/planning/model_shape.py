@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trl_real.errors import TrlRealError, without_remote_code
+from trl_real.models.load import adapter_base, pinned
 from trl_real.selection.planning.cost import ModelShape
 from trl_real.selection.planning.hardware import HARDWARE, Hardware
 
@@ -29,6 +30,7 @@ def empty_model(model: str, revision: str | None = None) -> nn.Module:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    model, revision = _base_of(model, revision)
     try:
         config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
@@ -50,9 +52,18 @@ def tokenizer_of(model: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if (base := _base_of(model, revision))[0] != model:
+            return tokenizer_of(*base)
         raise TrlRealError(
             f"No tokenizer in {model!r}. Save it there: tokenizer.save_pretrained({model!r})."
         ) from error
+
+
+def _base_of(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the name and revision of an adapter's base, whose shape it has; those given for another model."""
+    if (base := adapter_base(model, pinned(revision))) is None:
+        return model, revision
+    return base[0], base[1].get("revision")
 
 
 def model_shape(model: Any) -> ModelShape:

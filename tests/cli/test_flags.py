@@ -88,7 +88,7 @@ WAYS = {
          "check epsilon"),
         ("--dataset d.jsonl --output_dir out --then votes --votes votes.jsonl --budget 3",
          (("trl_real.labeling.routed:RoutedJudge", False),), "budget random_share"),
-        ("--dataset d.jsonl --output_dir out", (("trl_real.labeling.label_page:write_label_page", False),),
+        ("--dataset d.jsonl --output_dir out", (("trl_real.labeling.people.label_page:write_label_page", False),),
          "price_per_vote currency"),
         ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
     ],
@@ -159,7 +159,7 @@ WAYS = {
     ],
     "report": [("--dataset out", (("trl_real.study.run:load_study", lambda folder: None),
                                    ("trl_real.study.report:write_study_report", False)), ""),
-               ("--dataset saved", (("trl_real.labeling.label_page:write_label_page", False),),
+               ("--dataset saved", (("trl_real.labeling.people.label_page:write_label_page", False),),
                 "votes price_per_vote currency")],
     "push": [("--dataset saved --repo_id user/r", (LOAD, ("trl_real.hub.push:push_subset", False)), "")],
 }  # fmt: skip

@@ -152,24 +152,24 @@ MUTATIONS = [
     ),
     # The page for the person who pays
     Mutation(
-        "what people skipped does not wait for them", "labeling/label_page.py",
+        "what people skipped does not wait for them", "labeling/people/label_page.py",
         ' - labels["verdicts"]["failures"].get(SKIPPED, 0)', "",
-        "labeling/test_label_page.py",
+        "labeling/people/test_label_page.py",
     ),
     Mutation(
-        "the price of a pair counts decided pairs only", "labeling/label_page.py",
+        "the price of a pair counts decided pairs only", "labeling/people/label_page.py",
         'n_done = verdicts["n"] - n_left', 'n_done = verdicts["n"]',
-        "labeling/test_label_page.py",
+        "labeling/people/test_label_page.py",
     ),
     Mutation(
         "an alpha at the end of a band belongs to the next one", "labeling/agreement.py",
         "if alpha < end), (", "if alpha <= end), (",
-        "labeling/test_label_page.py",
+        "labeling/people/test_label_page.py",
     ),
     Mutation(
         "votes of people are described as votes", "labeling/verdicts.py",
         "bool(verdicts) and all(v.source.startswith(VOTES) for v in verdicts)", "False",
-        "labeling/test_label_page.py",
+        "labeling/people/test_label_page.py",
     ),
     Mutation(
         "the old name of checkpointing sets the new one", "training/config.py",

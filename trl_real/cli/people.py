@@ -23,7 +23,7 @@ def add_page_flags(parser: argparse.ArgumentParser) -> None:
 
 def write_page(args: argparse.Namespace, folder: str | Path, labels: dict[str, Any], **data: Any) -> Path:
     """Write the page about labels, with `data` for `write_label_page`, and return its path."""
-    from trl_real.labeling.label_page import write_label_page
+    from trl_real.labeling.people.label_page import write_label_page
 
     title = f"Labels of {Path(str(args.dataset)).name}"
     prices = {"price_per_vote": args.price_per_vote, "currency": args.currency}

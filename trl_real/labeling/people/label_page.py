@@ -21,7 +21,7 @@ OPEN = "not labelled"  # failure of a pair that nobody voted on yet
 SKIPPED = "skipped"
 
 
-class Bill(NamedTuple):
+class LabelCost(NamedTuple):
     """
     Cost of the labels, in one currency.
 
@@ -47,7 +47,7 @@ def people_agreement(preferences: Dataset, people: VotesJudge) -> GoldAgreement:
     return gold_agreement([Verdict(1.0)] * len(theirs), theirs)
 
 
-def bill(labels: Mapping[str, Any], votes: VoteReport | None, price_per_vote: float | None) -> Bill:
+def label_cost(labels: Mapping[str, Any], votes: VoteReport | None, price_per_vote: float | None) -> LabelCost:
     """
     Compute the cost of labels so far, and of those that are left.
 
@@ -64,7 +64,7 @@ def bill(labels: Mapping[str, Any], votes: VoteReport | None, price_per_vote: fl
     total, n_left = sum(known), n_open(labels)
     n_done = verdicts["n"] - n_left
     per_pair = total / n_done if n_done and total else math.nan
-    return Bill(
+    return LabelCost(
         by_people, judge, total, total / labels["labeled"] if labels["labeled"] else math.nan, n_left * per_pair
     )
 
@@ -128,7 +128,7 @@ def write_label_page(
         labels=labels,
         people=people if people and people.annotators else None,
         against=against if against and against.n else None,
-        bill=bill(labels, people, price_per_vote),
+        bill=label_cost(labels, people, price_per_vote),
         currency=currency,
         price_per_vote=price_per_vote,
         n_open=n_open(labels),

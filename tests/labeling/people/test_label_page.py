@@ -12,7 +12,7 @@ from support.project import ROOT
 from trl_real.cli.main import main
 from trl_real.labeling.agreement import ALPHA_WORDS, alpha_words
 from trl_real.labeling.annotate import LabelReport
-from trl_real.labeling.label_page import bill, hours_left, n_open, write_label_page
+from trl_real.labeling.people.label_page import hours_left, label_cost, n_open, write_label_page
 from trl_real.labeling.people.queue import VoteQueue
 from trl_real.labeling.people.report import vote_report
 from trl_real.labeling.verdicts import VerdictSummary
@@ -126,11 +126,11 @@ def test_what_is_left_is_what_nobody_decided_or_skipped(team):
     labels = LabelReport(verdicts=verdicts).to_dict()
     report = vote_report(team)
     assert n_open(labels) == 5
-    found = bill(labels, report, 0.1)  # 30 votes and the judge, on five pairs; five are left
+    found = label_cost(labels, report, 0.1)  # 30 votes and the judge, on five pairs; five are left
     assert (found.votes, found.judge, found.total) == (pytest.approx(3.0), 2.0, pytest.approx(5.0))
     assert (found.per_label, found.left) == (pytest.approx(1.25), pytest.approx(5.0))
     assert hours_left(labels, report) == pytest.approx(5 * 2 * 12 / 3600)  # two votes a pair, 12 s each
-    assert math.isnan(bill(labels, None, 0.1).votes) and math.isnan(hours_left(labels, None))
+    assert math.isnan(label_cost(labels, None, 0.1).votes) and math.isnan(hours_left(labels, None))
 
 
 def test_labels_of_an_older_version_still_have_a_page(tmp_path):

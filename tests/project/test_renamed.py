@@ -10,13 +10,14 @@ from trl_real import REALDPOConfig
 from trl_real.training.config import RENAMED
 
 
-def warn_from(module: str) -> None:
-    exec(compile("import warnings\nwarnings.warn('renamed', FutureWarning)", module, "exec"), {"__name__": module})
+def warn_from(module: str, words: str = "renamed") -> None:
+    exec(compile(f"import warnings\nwarnings.warn({words!r}, FutureWarning)", module, "exec"), {"__name__": module})
 
 
 def test_a_future_warning_of_our_own_frames_is_an_error_and_that_of_others_is_not():
     warn_from("transformers.training_args")
     warn_from("trl_real_other")
+    warn_from("trl_real.training.config", "The `'keep_end'` truncation mode is deprecated")  # a user's setting
     for module in ("trl_real", "trl_real.models.generation.decoding"):
         with pytest.raises(FutureWarning):
             warn_from(module)

@@ -429,6 +429,32 @@ MUTATIONS = [
         "if budget == 1 and isinstance(budget, Integral)", "if budget == 1 and False",
         "cli/test_settings_cli.py",
     ),
+    # The page for the person who pays
+    Mutation(
+        "what people skipped does not wait for them", "labeling/people/label_page.py",
+        ' - labels["verdicts"]["failures"].get(SKIPPED, 0)', "",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "the price of a pair counts decided pairs only", "labeling/people/label_page.py",
+        'n_done = verdicts["n"] - n_left', 'n_done = verdicts["n"]',
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "an alpha at the end of a band belongs to the next one", "labeling/agreement.py",
+        "if alpha < end), (", "if alpha <= end), (",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "votes of people are described as votes", "labeling/verdicts.py",
+        "bool(verdicts) and all(v.source.startswith(VOTES) for v in verdicts)", "False",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "the old name of checkpointing sets the new one", "training/config.py",
+        "setattr(self, new, getattr(self, old))", "pass",
+        "project/test_renamed.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

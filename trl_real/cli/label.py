@@ -19,8 +19,8 @@ from trl_real.cli.options import (
     rows_of,
     say,
 )
-from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
-from trl_real.errors import TrlRealError
+from trl_real.cli.people import add_page_flags, add_routing_flags, routed_judge, take_votes, votes_behind, write_page
+from trl_real.errors import MissingExtraError, TrlRealError
 
 
 REPORT_FILE = "labels.json"
@@ -48,6 +48,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     people.add_argument("--pull", action="store_true", help="write the votes of --project to --votes")
     people.add_argument("--project", type=int, help="number of the project (default with --push: a new one)")
     add_judge_flags(parser)
+    add_page_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -93,7 +94,6 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
-    from trl_real.labeling.people.report import vote_report
     from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.record import RECORD_FILE
 
@@ -120,10 +120,21 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
     keep_settings(args, settings)
-    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
-    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
+    _write_report(args, folder, report, votes=votes_behind(judge), preferences=preferences)
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
+
+
+def _write_report(args: argparse.Namespace, folder: Path, report: Any, **data: Any) -> None:
+    """Write the report as JSON, and as a page if the extra for pages is installed."""
+    from trl_real.labeling.people.report import vote_report
+
+    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
+    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
+    try:
+        say(f"Page: {write_page(args, folder, report.to_dict(), **data)}")
+    except MissingExtraError as error:
+        say(f"No page: {error}")
 
 
 def _serve(args: argparse.Namespace) -> None:

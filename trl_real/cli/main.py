@@ -30,7 +30,7 @@ VERBS = {
     "active": "choose, label and train in rounds, and compare with baselines",
     "self-annotate": "train on a few labels, then in rounds on labels from the policy itself",
     "study": "measure how many labels each strategy saves compared with random choice",
-    "report": "write the report of a study again",
+    "report": "write the page of a study, or of labels, again",
     "push": "push a subset to the Hub, with its recipe",
     "demo": "run all steps with a real model, in minutes on a CPU",
 }

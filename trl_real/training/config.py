@@ -73,6 +73,11 @@ REQUIREMENTS = {
     "noise_warmup": _NEEDS_SMOOTHING,
     "noise_window": _NEEDS_SMOOTHING,
 }
+# Settings that transformers 5.23 renamed: the old names work until version 6, and older versions know no others.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 
 @dataclass
@@ -199,6 +204,9 @@ class REALDPOConfig(DPOConfig):
         self.selection_budget = _share_or_rows(budget)
         for name, allowed in RANGES.items():
             check_number(name, getattr(self, name), allowed)
+        for old, new in RENAMED.items():  # TRL sets the old name, which warns
+            if getattr(self, new, 0) is None:
+                setattr(self, new, getattr(self, old))
         super().__post_init__()
         check_has_effect(self)
         if self.noise_window < shortest_window(self.noise_share):

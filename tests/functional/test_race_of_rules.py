@@ -84,10 +84,11 @@ def labels(rng, n=40, d=3) -> Labels:
     return Labels(x, np.ones(n), np.arange(n) % 2, 1 + np.arange(n) // 20)
 
 
-def test_heads_are_tested_on_later_random_labels_and_without_their_own_pairs():
-    """Against a naive reference: random heads have as many labels as the rule's, and own pairs are left out."""
+@pytest.mark.parametrize("n_random", [12, 8])
+def test_heads_are_tested_on_later_random_labels_and_without_their_own_pairs(n_random):
+    """Against a naive reference: the heads compared have equally many labels, and own pairs are left out."""
     given = labels(np.random.default_rng(5))
-    given.rules[:20] = [0] * 12 + [1] * 8
+    given.rules[:20] = [0] * n_random + [1] * (20 - n_random)
     found = losses_of_heads(given, 2, 2, 100)
     x, before = given.differences, given.rounds == 1
     rows = np.flatnonzero(before | ((given.rounds == 2) & (given.rules == 0)))
@@ -103,12 +104,13 @@ def test_heads_are_tested_on_later_random_labels_and_without_their_own_pairs():
             each.append(float(pair_loss(x[i] @ weights)))
         return np.array(each)
 
-    random, few, rule = losses(list(range(12))), losses(list(range(8))), losses(list(range(12, 20)))
+    random, few = losses(list(range(n_random))), losses(list(range(8)))
+    rule, few_of_rule = losses(list(range(n_random, 20))), losses(list(range(n_random, n_random + 8)))
     both = np.concatenate([found.known, found.fresh])
     np.testing.assert_allclose(both[:, 0], random, atol=0.02)  # left-out margins are approximate
     np.testing.assert_allclose(both[:, 1], rule, atol=0.02)
-    np.testing.assert_allclose(both[:, 3], rule - few, atol=0.03)
-    np.testing.assert_allclose(both[:, 4], both[:, 3] * 8 / 20)
+    np.testing.assert_allclose(both[:, 3], few_of_rule - few, atol=0.03)
+    np.testing.assert_allclose(both[:, 4], both[:, 3] * (20 - n_random) / 20)
     assert not both[:, 2].any()
 
 

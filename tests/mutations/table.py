@@ -21,6 +21,53 @@ class Mutation(NamedTuple):
 
 STATISTICS = "functional/statistics"
 MUTATIONS = [
+    # Races and advice
+    Mutation(
+        "labelled pairs count as known in the estimate of the pool", "functional/race.py",
+        "rest = drawn.n_pool - len(drawn.known)\n    return (drawn.known.sum(0)",
+        "rest = drawn.n_pool - len(drawn.known)\n    return (0 * drawn.known.sum(0)",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "draws without replacement vary less", "functional/race.py",
+        "(1 - m / rest) / m", "1 / m",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "random is never out of the race", "functional/race.py",
+        "out[rule] = rule > 0 and gap > half", "out[rule] = gap > half",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "random keeps its share", "functional/race.py",
+        "if found[0] < shares[0]:", "if found[0] < 0:",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "rules are compared at equal numbers of labels", "functional/race.py",
+        "[min(len(learned), len(own[0])) for learned in own]", "[len(learned) for learned in own]",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "a head is tested on its own pairs without them", "functional/race.py",
+        "        if n:\n            margins[learned]", "        if n < 0:\n            margins[learned]",
+        "functional/test_race_of_rules.py",
+    ),
+    Mutation(
+        "a response waits while less used ones are left", "selection/mixture/shares.py",
+        "max(uses[key] for key in both[row]) <= limit", "min(uses[key] for key in both[row]) <= limit",
+        "selection/mixture/test_mixture.py",
+    ),
+    Mutation(
+        "a set rule looks further down its ranking before a response comes again", "selection/mixture/shares.py",
+        "if len(order) < free.sum():", "if len(order) < 0:",
+        "selection/mixture/test_mixture.py",
+    ),
+    Mutation(
+        "advice names a rule only where its gain is measurable", "study/advise.py",
+        "if own.gain.low > 0 and not own.worse and learned]", "if own.gain.value > 0]",
+        "study/test_advise.py",
+    ),
     # Numbers
     Mutation(
         "a count sketch has signs", "functional/projection.py",

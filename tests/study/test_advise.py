@@ -70,7 +70,8 @@ def test_a_pilot_on_which_a_rule_gains_names_it_with_its_saving():
 def test_a_pilot_without_a_signal_ranks_nothing():
     found = advise(pool(), pilot=pilot(120, 0.0), seeds=2)
     assert found.rule == "auto" and not found.sure and not found.learned
-    assert "no rule can be ranked" in found.words() and "No gain is measured" in found.words()
+    assert found.budget is None and found.pilot_needed == 60 and "neither a rule nor a budget" in found.words()
+    assert "Label about 60 pairs" in found.words()
     plain = found.to_dict()
     assert json.loads(json.dumps(plain))["words"] == found.words() and len(plain["rules"][0]["gain"]) == 3
 
@@ -94,6 +95,7 @@ def test_the_budget_is_the_least_that_is_not_measurably_behind():
     assert _budget(curves(0.60), "auto", 1000) == (20, True)
     assert _budget(curves(0.50), "auto", 1000) == (80, False)
     assert _budget(curves(0.50), "auto", 70) == (70, False)
+    assert _budget(curves(0.66), "auto", 1000) == (None, False)
     assert [_rounded(n) for n in (7.2, 101, 1234)] == [8, 110, 1300]
 
 

@@ -57,11 +57,12 @@ class Advice:
 
     Args:
         rule: Rule to use.
-        budget: Number of labels to buy; None without a pilot.
+        budget: Number of labels to buy; None without a pilot that taught anything.
         sure: Whether the rule is measurably better than random on the pilot.
         learned: Whether random labels of the pilot taught anything measurable; None without a pilot.
         n_pilot: Number of labelled pairs of the pilot.
-        pilot_needed: Number of pilot labels at which this gain would be measurable; None if it is, or unknown.
+        pilot_needed: Number of pilot labels at which this gain would be measurable; None if it is, or if there is no
+            gain. If the pilot taught nothing, twice its labels.
         levelled: Whether more labels stopped helping within the pilot.
         rules: What the pilot says of each rule.
         pool: Facts about the pool.
@@ -96,19 +97,23 @@ class Advice:
         return " ".join([self.pool.words(), f"Use {self.rule!r}{self._budget()}.", self._expect(chosen), self._sure()])
 
     def _budget(self) -> str:
+        if self.budget is None:
+            return " for now"
         if self.levelled:
             return f" with {self.budget:,} labels: more of them taught nothing measurable on the pilot"
         return f" with {self.budget:,} labels or more: the pilot's {self.n_pilot:,} still taught more with every step"
 
     def _expect(self, chosen: RuleAdvice) -> str:
         if not self.learned:
-            return "Random labels taught nothing measurable on the pilot, so that no rule can be ranked."
+            return "Random labels taught nothing measurable on the pilot: it tells neither a rule nor a budget."
         gain = chosen.gain
         told = f"On the pilot its test loss minus random's is {-gain.value:+.4f} [{-gain.high:+.4f}, {-gain.low:+.4f}]"
         saved = "" if chosen.saved is None else f", and it saves {in_words(chosen.saved)} of the labels"
         return f"{told}{saved}."
 
     def _sure(self) -> str:
+        if not self.learned:
+            return f"Label about {self.pilot_needed:,} pairs before you decide, or try a larger embedding model."
         if self.sure:
             return "That is measurable, for all rules together."
         if self.pilot_needed is None:
@@ -199,9 +204,9 @@ def _advice(curves: Curves, n_pilot: int, facts: PoolFacts) -> Advice:
     learned = not curves.unlearned([1.0])["loss"]
     better = [own for own in rules if own.gain.low > 0 and not own.worse and learned]
     chosen = max(better, key=lambda own: own.gain.value) if better else next(own for own in rules if own.rule == AUTO)
-    budget, levelled = _budget(curves, chosen.rule, facts.n_rows)
-    needed = None
-    if not better and chosen.gain.value > 0:
+    budget, levelled = _budget(curves, chosen.rule, facts.n_rows) if learned else (None, False)
+    needed = None if learned else min(2 * n_pilot, facts.n_rows)
+    if learned and not better and chosen.gain.value > 0:
         half = chosen.gain.value - chosen.gain.low
         needed = _rounded(n_pilot * (half / chosen.gain.value) ** 2)
     return Advice(chosen.rule, budget, bool(better), learned, n_pilot, needed, levelled, rules, facts)
@@ -216,13 +221,16 @@ def _rule(curves: Curves, rule: str) -> RuleAdvice:
     return RuleAdvice(rule, gain, worse, next(iter(curves.savings([1.0])["loss"][rule]), None))
 
 
-def _budget(curves: Curves, rule: str, n_rows: int) -> tuple[int, bool]:
-    """Return the least budget that is not measurably behind the largest, or twice the largest if all others are."""
+def _budget(curves: Curves, rule: str, n_rows: int) -> tuple[int | None, bool]:
+    """
+    Return the least budget that is not measurably behind the largest, or twice the largest if all others are, and
+    whether more labels stopped helping; None if not even the smallest is behind.
+    """
     losses = curves.means["loss"][:, curves.arms.index(rule)]  # (1 + R, B)
     for i, n in enumerate(curves.n_labels[:-1]):
         behind = losses[:, i] - losses[:, -1]
         if percentiles(behind[1:], CONFIDENCE)[0] <= 0:
-            return min(math.ceil(n), n_rows), True
+            return (min(math.ceil(n), n_rows), True) if i else (None, False)
     return min(2 * math.ceil(curves.n_labels[-1]), n_rows), False
 
 

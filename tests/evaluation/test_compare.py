@@ -159,7 +159,7 @@ def test_mistakes_are_named(dataset):
         compare_columns(dataset, judge, model=object())
     with pytest.raises(TrlRealError, match=r"dataset\['test'\]"):
         compare_columns(DatasetDict({"test": dataset}), judge)
-    with pytest.raises(TrlRealError, match="Row 1 of 'response' is of type NoneType"):
+    with pytest.raises(TrlRealError, match=r"1 of 5 rows .*'response' holds nothing.*first: row 1"):
         compare_columns(dataset.map(lambda row, i: {"response": None if i == 1 else "x"}, with_indices=True), judge)
     with pytest.raises(TrlRealError, match="returned 2 verdicts on 4 rows"):
         compare_columns(dataset, lambda batch: [1, 0])

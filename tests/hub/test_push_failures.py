@@ -70,7 +70,7 @@ subset = rows(8)
 push(subset, "user/unbroken")
 for answered in (False, True):
     for point in range(1, 100):
-        name = f"user/killed-{point}-{answered}"
+        name = f"user/killed{point}{answered}"
         status = killed(point, answered, lambda: push(subset, name))
         if status != 137:
             break
@@ -82,8 +82,10 @@ out["local"] = subset.to_list() == rows(8).to_list()
     unbroken = hub.repo("user/unbroken").files()
     for name, url in out.items():
         assert url == f"{hub.url}/datasets/{name}"
-        readme = unbroken["README.md"].replace(b"user/unbroken", name.encode())
-        assert hub.repo(name).files() == {**unbroken, "README.md": readme}, name
+        found, word = dict(hub.repo(name).files()), name.removeprefix("user/").lower()
+        text = found.pop("README.md").decode().lower().replace(word, "unbroken")
+        assert text == unbroken["README.md"].decode().lower()
+        assert found == {file: content for file, content in unbroken.items() if file != "README.md"}, name
 
 
 def test_refused_upload_lost_response_and_concurrent_commit(hub, tmp_path):

@@ -23,6 +23,8 @@ def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str
     Raises:
         TrlRealError: If a row holds something else; counts such rows by reason, and names the first of each.
     """
+    if not isinstance(dataset, Dataset):  # a stream, of which each row is checked where it is read
+        return
     allowed = {name: name in optional for name in (*columns, *optional) if name in dataset.column_names}
 
     def mistake(row: dict[str, Any]) -> str | None:

@@ -15,9 +15,8 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import TrlRealError
-from trl_real.models import generate as generate_module
 from trl_real.models.generate import ends_of, generate, generate_responses, seed_of
-from trl_real.models.generation import decoding, paged
+from trl_real.models.generation import decoding
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well, nucleus
 
 
@@ -301,53 +300,3 @@ def test_generation_stops_at_an_end_that_only_the_generation_config_names(policy
     found = generate(model, tokenizer, ["one"], max_new_tokens=12, temperature=0.0)
     said = tokenizer.decode(written[: written.index(written[3])])
     assert found.texts == [[said]] and found.finish_reasons == [["stop"]]
-
-
-# On an accelerator, transformers' continuous batching decodes greedily.
-
-
-@pytest.fixture
-def paged_calls(monkeypatch):
-    """Let a CPU be taken for an accelerator; return the numbers of responses that transformers was given."""
-    calls, own = [], paged.decode_paged
-    monkeypatch.setattr(paged, "computes_ahead", lambda device: True)
-    for module in (paged, generate_module):
-        monkeypatch.setattr(module, "decode_paged", lambda m, e, b, r: calls.append(len(r)) or own(m, e, b, r))
-    return calls
-
-
-@pytest.mark.parametrize("adapted", [False, True])
-def test_greedy_decoding_is_left_to_transformers_on_an_accelerator(policy, adapted, paged_calls, monkeypatch):
-    model = with_adapter() if adapted else policy[0]
-    settings = {"max_new_tokens": 9, "temperature": 0.0, "batch_size": 3}
-    with pytest.MonkeyPatch.context() as plain:
-        plain.setattr(paged, "computes_ahead", lambda device: False)
-        expected = generate(model, policy[1], PROMPTS, **settings)
-    assert paged_calls == []
-    monkeypatch.setattr(generate_module, "PART", 3)
-    found = generate(model, policy[1], PROMPTS, **settings)
-    assert paged_calls == [3, 3, 1]  # the check, and four prompts
-    assert (found.texts, found.finish_reasons) == (expected.texts, expected.finish_reasons)
-
-
-def test_samples_with_a_seed_each_are_not(policy, paged_calls):
-    generate(*policy, PROMPTS, max_new_tokens=3)
-    assert paged_calls == []
-
-
-def test_what_transformers_gives_up_on_is_decoded_here(policy, paged_calls, monkeypatch):
-    expected = generate(*policy, PROMPTS, max_new_tokens=5, temperature=0.0).texts
-    own = generate_module.decode_paged
-
-    def some(model, ends, batch_size, responses):
-        own(model, ends, batch_size, responses)
-        responses[1].tokens = []
-
-    monkeypatch.setattr(generate_module, "decode_paged", some)
-    assert generate(*policy, PROMPTS, max_new_tokens=5, temperature=0.0).texts == expected
-
-    def refuses(*_):
-        raise ValueError("not supported")
-
-    monkeypatch.setattr(paged, "decode_paged", refuses)
-    assert not paged.pages_well(policy[0], Sampler(0.0))

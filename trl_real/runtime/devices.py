@@ -58,7 +58,7 @@ def send(values: Any, device: Any, **options: Any) -> Any:
     """Return a tensor of the values on a device, without waiting for the copy where the memory can be pinned."""
     import torch
 
-    tensor = torch.as_tensor(values, **options)
+    device, tensor = torch.device(device), torch.as_tensor(values, **options)
     if has_kernel_compiler(device) and torch.accelerator.is_available():
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

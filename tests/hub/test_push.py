@@ -34,26 +34,6 @@ out["streamed"] = len(list(load_dataset("user/subset", "easy-0.25", split="train
     assert not any(TOKEN.encode() in data or b"/home/me" in data for data in files.values())
 
 
-def test_images_stay_images(hub, tmp_path):
-    out = run(
-        hub,
-        tmp_path,
-        """
-from datasets import Image, concatenate_datasets
-import numpy as np
-from PIL import Image as Picture
-pictures = [[Picture.fromarray(np.full((4, 4, 3), i, dtype=np.uint8))] for i in range(8)]
-seen = Dataset.from_dict({"images": pictures}, features=Features({"images": List(Image())}))
-given = concatenate_datasets([rows(8), seen], axis=1)
-out["url"] = push(given, "user/images")
-got = load_dataset("user/images", "easy-0.25", split="train")
-out["same_types"] = got.features == given.features
-out["pixels"] = [int(np.array(images[0]).max()) for images in got["images"]]
-""",
-    )
-    assert out["url"].endswith("user/images") and out["same_types"] and out["pixels"] == list(range(8))
-
-
 def test_a_second_push_keeps_the_users_text_and_replaces_the_section_once(hub, tmp_path):
     out = run(
         hub,

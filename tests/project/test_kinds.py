@@ -185,7 +185,8 @@ counts = {"n_rows": 4, "n_kept": len(rows), "n_not_chosen": 4 - len(rows)}
 record = SelectionRecord(strategy="easy", budget=3, seed=42, model="m", **counts)
 push_subset(rows, "user/kind", record=record, config_name="kind")
 found = load_dataset("user/kind", "kind", split="train")
-print(json.dumps([len(found), {name: found.features[name] == rows.features[name] for name in found.features}]))
+same = {name: found.features[name] == of for name, of in rows.features.items() if name in found.features}
+print(json.dumps([len(found), same]))
 """
 
 

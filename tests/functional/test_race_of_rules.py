@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from trl_real.functional.bradley_terry import bradley_terry_path, pair_loss, tune_bradley_terry
-from trl_real.functional.race import Drawn, Estimate, Labels, losses_of_heads, pool_means, race, standing
+from trl_real.functional.race import Labels, PoolMeans, RoundSample, losses_of_heads, pool_means, race, standing
 
 
 SHARES = np.full(4, 0.25)
 
 
-def draws(rng, population: np.ndarray, n_known: int, m: int) -> Drawn:
+def draws(rng, population: np.ndarray, n_known: int, m: int) -> RoundSample:
     """A round: pairs with a label that were chosen by their values, and a random draw from the rest."""
     known = population[:n_known]  # the largest first: far from random
     rest = population[n_known:]
-    return Drawn(known, rest[rng.permutation(len(rest))[:m]], len(population))
+    return RoundSample(known, rest[rng.permutation(len(rest))[:m]], len(population))
 
 
 @pytest.mark.parametrize("n_known", [0, 15])
@@ -41,12 +41,12 @@ def test_intervals_cover_the_pools_mean():
     assert 0.93 < inside / 1000 < 0.975
 
 
-def simulated(rng, gaps, rounds=4, m=10) -> Estimate:
+def simulated(rng, gaps, rounds=4, m=10) -> PoolMeans:
     """Losses minus random's of four rules, with these means and much noise that the rules share."""
     each = []
     for _ in range(rounds):
         own = rng.normal(size=(m, 4)) * 0.5 + np.array([0.0, *gaps])
-        each.append(Drawn(np.zeros((0, 4)), own - own[:, :1], 500))
+        each.append(RoundSample(np.zeros((0, 4)), own - own[:, :1], 500))
     return pool_means(each)
 
 

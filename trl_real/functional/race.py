@@ -33,7 +33,7 @@ CONFIDENCE = 0.95
 LEAST_FREEDOM = 4  # with fewer degrees of freedom no rule is out, and shares stay
 
 
-class Drawn(NamedTuple):
+class RoundSample(NamedTuple):
     """
     Quantities of the pairs with a label after a round.
 
@@ -48,7 +48,7 @@ class Drawn(NamedTuple):
     n_pool: int
 
 
-class Estimate(NamedTuple):
+class PoolMeans(NamedTuple):
     """
     Means over the pool.
 
@@ -87,7 +87,7 @@ class Standing(NamedTuple):
     leader: int
 
 
-def pool_means(rounds: Sequence[Drawn]) -> Estimate:
+def pool_means(rounds: Sequence[RoundSample]) -> PoolMeans:
     """
     Estimate the means of quantities over the pool, averaged over the rounds by their number of draws.
 
@@ -100,21 +100,21 @@ def pool_means(rounds: Sequence[Drawn]) -> Estimate:
     freedom = n_fresh - len(draws)
     spread = sum((d.fresh - d.fresh.mean(0)).T @ (d.fresh - d.fresh.mean(0)) for d in draws) / max(freedom, 1)
     scale = sum((len(d.fresh) / n_fresh) ** 2 * _variance_of_mean(d) for d in draws)
-    return Estimate(np.asarray(values), spread * scale, n_fresh, freedom)
+    return PoolMeans(np.asarray(values), spread * scale, n_fresh, freedom)
 
 
-def _stratified(drawn: Drawn) -> np.ndarray:
+def _stratified(drawn: RoundSample) -> np.ndarray:
     rest = drawn.n_pool - len(drawn.known)
     return (drawn.known.sum(0) + rest * drawn.fresh.mean(0)) / drawn.n_pool
 
 
-def _variance_of_mean(drawn: Drawn) -> float:
+def _variance_of_mean(drawn: RoundSample) -> float:
     """Return the variance of the stratified mean of a quantity of variance 1 in the rest."""
     m, rest = len(drawn.fresh), drawn.n_pool - len(drawn.known)
     return (rest / drawn.n_pool) ** 2 * (1 - m / rest) / m
 
 
-def standing(differences: Estimate | None, shares: np.ndarray) -> Standing:
+def standing(differences: PoolMeans | None, shares: np.ndarray) -> Standing:
     r"""
     Decide the next round's shares from the estimated losses of `R` rules minus that of random.
 
@@ -169,7 +169,7 @@ class Labels(NamedTuple):
     rounds: np.ndarray
 
 
-def losses_of_heads(labels: Labels, number: int, n_rules: int, n_pool: int) -> Drawn:
+def losses_of_heads(labels: Labels, number: int, n_rules: int, n_pool: int) -> RoundSample:
     """
     Test the head that each rule's labels of earlier rounds teach on the labels of a round.
 
@@ -203,10 +203,10 @@ def losses_of_heads(labels: Labels, number: int, n_rules: int, n_pool: int) -> D
     gaps = np.stack([losses(rule, n) - losses(0, n) for rule, n in enumerate(equal)], axis=1)
     weights = np.bincount(labels.rules[before], minlength=n_rules) / max(before.sum(), 1)
     found = np.concatenate([full, gaps, (gaps @ weights)[:, None]], axis=1)
-    return Drawn(found[before[places]], found[~before[places]], n_pool)
+    return RoundSample(found[before[places]], found[~before[places]], n_pool)
 
 
-def race(rounds: Sequence[Drawn], shares: np.ndarray) -> tuple[Standing, dict[str, list | float] | None]:
+def race(rounds: Sequence[RoundSample], shares: np.ndarray) -> tuple[Standing, dict[str, list | float] | None]:
     """
     Decide the next round's shares from the tests so far (`losses_of_heads`), and describe them with 95 % intervals.
 

@@ -28,7 +28,7 @@ from trl_real.data.files import load
 from trl_real.data.sources import from_hh_rlhf
 from trl_real.functional.projection import make_projection
 from trl_real.models.adapters import adapter_parameters, measured
-from trl_real.models.attention import packed
+from trl_real.models.attention.segments import packed
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.passes import Row, packed_passes
 from trl_real.models.sequences import tokenize_pairs

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from trl_real.selection.scorer import ALGORITHM_VERSION as ALGORITHM_VERSION
     from trl_real.selection.selector import EmbeddingPairSelector as EmbeddingPairSelector
     from trl_real.selection.strategies import STRATEGIES as STRATEGIES
-    from trl_real.study.advise import advise as advise
+    from trl_real.study.advice.advise import advise as advise
     from trl_real.study.report import write_study_report as write_study_report
     from trl_real.study.run import load_study as load_study
     from trl_real.study.run import run_study as run_study
@@ -98,7 +98,7 @@ _HOME = {
     "TrlRealError": "trl_real.errors",
     "VotesJudge": "trl_real.labeling.people.votes",
     "WinRateCallback": "trl_real.evaluation.callback",
-    "advise": "trl_real.study.advise",
+    "advise": "trl_real.study.advice.advise",
     "as_chat": "trl_real.data.chat",
     "annotate": "trl_real.labeling.annotate",
     "check_judge": "trl_real.labeling.check",

@@ -155,7 +155,7 @@ WAYS = {
         ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
     ],
     "advise": [
-        ("--dataset d.jsonl --model user/m", (LOAD, ("trl_real.study.advise:advise", False)), ""),
+        ("--dataset d.jsonl --model user/m", (LOAD, ("trl_real.study.advice.advise:advise", False)), ""),
         ("--dataset d.jsonl", (("trl_real.data.sources:converter", False),), "source"),
     ],
     "report": [("--dataset out", (("trl_real.study.run:load_study", lambda folder: None),

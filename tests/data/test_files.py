@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from trl_real.data import files
+from trl_real.data.checks.json_lines import reading
 from trl_real.data.files import FORMATS, MARKER, load, load_stream, save
-from trl_real.data.json_lines import reading
 from trl_real.errors import TrlRealError
 
 

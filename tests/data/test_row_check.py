@@ -8,7 +8,7 @@ from datasets import Dataset
 from support.command_line import fails
 from support.tiny import save_tiny
 from trl_real import TrlRealError
-from trl_real.data.row_check import check_pool, check_texts
+from trl_real.data.checks.row_check import check_pool, check_texts
 
 
 GOOD = {"prompt": "Tea?", "chosen": "Boil water.", "rejected": "No."}

@@ -8,9 +8,9 @@ from torch.nn.attention.flex_attention import create_block_mask
 from support.families import CONFIGS, PADDED, family
 from support.tiny import SENTENCES, tiny_tokenizer
 from trl_real.errors import TrlRealError
-from trl_real.models import attention as table
-from trl_real.models.attention import ATTENTIONS, VARIABLE, attentions_for
-from trl_real.models.block_mask import BLOCK, block_mask, seen_by
+from trl_real.models.attention import segments as table
+from trl_real.models.attention.block_mask import BLOCK, block_mask, seen_by
+from trl_real.models.attention.segments import ATTENTIONS, VARIABLE, attentions_for
 from trl_real.models.choice import ChoiceReader
 from trl_real.models.embed import Embedder, EmbedderOptions
 from trl_real.models.gradients import GradientFeatures, GradientOptions

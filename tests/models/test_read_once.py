@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.families import family
-from trl_real.models.attention import ATTENTIONS, attend_within_given_segments
+from trl_real.models.attention.segments import ATTENTIONS, attend_within_given_segments
 from trl_real.models.read_once import fits, is_random, lay_out
 from trl_real.models.sequences import pad
 

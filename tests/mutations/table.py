@@ -64,7 +64,7 @@ MUTATIONS = [
         "selection/mixture/test_mixture.py",
     ),
     Mutation(
-        "advice names a rule only where its gain is measurable", "study/advise.py",
+        "advice names a rule only where its gain is measurable", "study/advice/advise.py",
         "if own.gain.low > 0 and not own.worse and learned]", "if own.gain.value > 0]",
         "study/test_advise.py",
     ),
@@ -467,7 +467,7 @@ MUTATIONS = [
         "training/test_adapters.py",
     ),
     Mutation(
-        "a stream tells a type that shows late", "data/json_lines.py",
+        "a stream tells a type that shows late", "data/checks/json_lines.py",
         "shown.setdefault((name, _first_type(value)), number)", "shown.setdefault((name, ''), number)",
         "data/test_files.py",
     ),
@@ -516,13 +516,13 @@ MUTATIONS = [
     ),
     # On an accelerator
     Mutation(
-        "blocks of a mask hold all that a token attends to", "models/block_mask.py",
+        "blocks of a mask hold all that a token attends to", "models/attention/block_mask.py",
         "some = (first < end) & (first < low + BLOCK) & (end > low)",
         "some = (first < end) & (first < low + 1) & (end > low)",
         "models/test_attention.py",
     ),
     Mutation(
-        "a prompt is seen by all of its responses", "models/block_mask.py",
+        "a prompt is seen by all of its responses", "models/attention/block_mask.py",
         "ends[part.start] = end[part] = segment.stop", "ends[part.start] = segment.stop",
         "models/test_attention.py",
     ),

@@ -15,7 +15,7 @@ from trl_real.runtime.journal import Journal
 from trl_real.runtime.run_folder import RoundFolder
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.study.grid import Cell, StudyFolder
-from trl_real.training.noise_window import WINDOW_FILE, NoiseWindow
+from trl_real.training.noise.window import WINDOW_FILE, NoiseWindow
 
 
 ODD = [

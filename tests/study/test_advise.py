@@ -10,7 +10,7 @@ from support.tiny import save_tiny
 from trl_real import TrlRealError, advise
 from trl_real.cli.main import main
 from trl_real.functional.statistics.label_savings import ValueWithInterval
-from trl_real.study.advise import LEAST, RULES, _budget, _rounded
+from trl_real.study.advice.advise import LEAST, RULES, _budget, _rounded
 from trl_real.study.summarize import Curves
 
 

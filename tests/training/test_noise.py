@@ -17,7 +17,7 @@ from support.training import LORA, config, history, pairs
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.functional.preference import Head, extrapolated_log_probs, implicit_margin
 from trl_real.training import forward_hooks
-from trl_real.training.noise_window import NoiseWindow
+from trl_real.training.noise.window import NoiseWindow
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

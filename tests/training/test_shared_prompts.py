@@ -16,7 +16,7 @@ from support.families import CONFIGS, WIDE
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from support.training import as_dialogues, as_messages, config, words
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
-from trl_real.models.attention import ATTENTIONS, VARIABLE
+from trl_real.models.attention.segments import ATTENTIONS, VARIABLE
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

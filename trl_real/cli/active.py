@@ -73,9 +73,9 @@ def _as_pool(dataset: Any, responses: str) -> Any:
     """Convert labelled pairs to a pool of two responses with scores 1 and 0, in alphabetical order."""
     if responses in dataset.column_names or "chosen" not in dataset.column_names:
         return dataset
+    from trl_real.data.checks.row_check import check_texts
     from trl_real.data.convert import from_rows, iterate
     from trl_real.data.pairs import preference_candidates
-    from trl_real.data.row_check import check_texts
 
     check_texts(dataset, (), optional=("prompt", "chosen", "rejected"), alike=True)
     rows = []

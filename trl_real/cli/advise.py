@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the advice as one paragraph, or with `--json` all of it."""
     from trl_real.data.files import load
     from trl_real.data.sources import converter
-    from trl_real.study.advise import advise
+    from trl_real.study.advice.advise import advise
 
     require(args, "dataset")
     convert = converter(args.source)

@@ -234,8 +234,8 @@ def _settings_in(argv: list[str]) -> dict[str, Any]:
 
 def labelled(path: str, split: str | None = None) -> Any:
     """Load preferences; raise `MissingColumnError` if the rows are not labelled pairs."""
+    from trl_real.data.checks.row_check import check_texts
     from trl_real.data.files import load
-    from trl_real.data.row_check import check_texts
     from trl_real.errors import check_columns
 
     rows = load(path, split)

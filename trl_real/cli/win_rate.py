@@ -191,8 +191,8 @@ def _judge(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any]:
 
 def _planned(args: argparse.Namespace, judge: Any, dataset: Any, pairs: list[tuple[str, str]]) -> bool:
     """Print the estimate for these pairs of columns; return whether `--plan` ends the run here."""
+    from trl_real.data.checks.row_check import check_texts
     from trl_real.data.conversation import text_of
-    from trl_real.data.row_check import check_texts
 
     check_texts(dataset, dict.fromkeys([args.prompt, *(name for pair in pairs for name in pair)]))
 

@@ -23,7 +23,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from trl_real.data.json_lines import WHOLE, ReadRows, check_encoding, check_texts, reading
+from trl_real.data.checks.json_lines import WHOLE, ReadRows, check_encoding, check_texts, reading
 from trl_real.errors import TrlRealError
 
 

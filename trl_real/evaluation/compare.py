@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trl_real.data.chat import as_chat
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.columns import to_columns
 from trl_real.data.conversation import is_messages, text_of
-from trl_real.data.row_check import check_texts
 from trl_real.data.thoughts import without_thoughts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.evaluation.checks import Doubt, cut_doubts, identity_doubts, judge_doubts, rate_doubts, text_doubts

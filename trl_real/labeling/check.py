@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.convert import iterate
 from trl_real.data.pairs import preference_candidates
-from trl_real.data.row_check import check_texts
 from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.functional.statistics.alternative_annotator import AnnotatorTest, alternative_annotator_test
 from trl_real.functional.statistics.calibration import (

@@ -4,8 +4,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.checks.row_check import is_readable, refuse_rows
 from trl_real.data.conversation import after_prompt, text_of
-from trl_real.data.row_check import is_readable, refuse_rows
 from trl_real.errors import MissingColumnError, check_columns
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
-from trl_real.models.attention import packed
-from trl_real.models.exactness import made_up
+from trl_real.models.attention.exactness import made_up
+from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.prefixes import LEAST, grow, tree_passes
 from trl_real.models.reader import ModelReader, brought

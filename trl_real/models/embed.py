@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
-from trl_real.models.attention import packed
-from trl_real.models.exactness import fits_window, made_up
+from trl_real.models.attention.exactness import fits_window, made_up
+from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.reader import ModelReader, brought, check_lengths, language_part, without_peft

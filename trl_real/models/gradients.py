@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from trl_real.functional.projection import Projection, make_projection
 from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_layers, hidden_from_taps, measured, taps
-from trl_real.models.attention import packed
-from trl_real.models.exactness import fits_window, gives_the_same, made_up
+from trl_real.models.attention.exactness import fits_window, gives_the_same, made_up
+from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.reader import ModelReader, brought, check_lengths

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.errors import TrlRealError
-from trl_real.models.attention import packed
-from trl_real.models.exactness import made_up
+from trl_real.models.attention.exactness import made_up
+from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes

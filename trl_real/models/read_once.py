@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trl_real.models.exactness import fits_window
+from trl_real.models.attention.exactness import fits_window
 from trl_real.models.packing import Line
 from trl_real.models.prefixes import LEAST, Branch, grow
 from trl_real.models.sequences import Ids

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trl_real.errors import TrlRealError
-from trl_real.models.attention import attentions_for
-from trl_real.models.exactness import fits_window, gives_the_same
+from trl_real.models.attention.exactness import fits_window, gives_the_same
+from trl_real.models.attention.segments import attentions_for
 from trl_real.models.load import is_forked
 from trl_real.models.memory import tokens_that_fit
 from trl_real.runtime.devices import computes_ahead, send

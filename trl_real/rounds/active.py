@@ -7,11 +7,11 @@ from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets
 
+from trl_real.data.checks.row_check import check_pool
 from trl_real.data.conversation import after_prompt, in_form
 from trl_real.data.convert import from_rows, iterate
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
-from trl_real.data.row_check import check_pool
 from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.people.votes import pair_key

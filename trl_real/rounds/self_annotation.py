@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from peft import load_peft_weights
 
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.conversation import dialogue
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
-from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
 
 from trl_real.data.chat import as_chat
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.columns import (
     POOL_COLUMNS,
     PREFERENCE_COLUMNS,
@@ -20,7 +21,6 @@ from trl_real.data.columns import (
 )
 from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.data.pairs import ready_pairs
-from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError
 from trl_real.runtime.shards import SHARD_ROWS
 from trl_real.selection.annotation import to_own_columns

@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.columns import is_pool, to_columns
 from trl_real.data.conversation import as_messages, is_messages, text_of
 from trl_real.data.pairs import Candidates
-from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.functional.similarity import candidate_pairs
 from trl_real.labeling.judges import ScoreJudge

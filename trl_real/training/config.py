@@ -11,8 +11,8 @@ from trl import DPOConfig
 from trl_real.errors import TrlRealError
 from trl_real.selection.mixture.parts import MIXTURES, mixture_name, parts_of
 from trl_real.selection.strategies import STRATEGIES
-from trl_real.training.label_confidence import reads_soft_labels
-from trl_real.training.noise_window import shortest_window
+from trl_real.training.noise.label_confidence import reads_soft_labels
+from trl_real.training.noise.window import shortest_window
 
 
 class Range(NamedTuple):

@@ -16,8 +16,8 @@ from trl.trainer import utils as head
 
 from trl_real.errors import TrlRealError
 from trl_real.models.adapters import measured
-from trl_real.models.attention import attend_within_given_segments, attentions_for
-from trl_real.models.exactness import gives_the_same, made_up
+from trl_real.models.attention.exactness import gives_the_same, made_up
+from trl_real.models.attention.segments import attend_within_given_segments, attentions_for
 from trl_real.models.passes import CHUNK
 from trl_real.models.prefixes import LEAST
 from trl_real.models.read_once import fits, is_random, lay_out

@@ -24,7 +24,7 @@ from trl_real.training.forward_hooks import (
     extrapolated_pair,
     pair_log_probs,
 )
-from trl_real.training.label_confidence import (
+from trl_real.training.noise.label_confidence import (
     CONFIDENCE,
     ConfidenceCollator,
     check_dataset,
@@ -32,7 +32,7 @@ from trl_real.training.label_confidence import (
     reads_soft_labels,
     without_confidence,
 )
-from trl_real.training.noise_window import NoiseWindow
+from trl_real.training.noise.window import NoiseWindow
 from trl_real.training.selecting_trainer import SelectingDPOTrainer, checkpoint_folder
 from trl_real.training.shared_prompts import SharedPrompts, shared_prompts_of
 

@@ -15,11 +15,11 @@ from peft import PeftModel
 from trl import KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.data_utils import maybe_extract_prompt, unpair_preference_dataset
 
+from trl_real.data.checks.row_check import check_texts
 from trl_real.data.conversation import TEMPLATE_COLUMNS
-from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.training.config import REALDPOConfig
-from trl_real.training.label_confidence import CONFIDENCE, check_values
+from trl_real.training.noise.label_confidence import CONFIDENCE, check_values
 from trl_real.training.preparation import tell_dropped, told_by_row
 from trl_real.training.trainer import REALDPOTrainer
 

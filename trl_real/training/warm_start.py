@@ -11,7 +11,7 @@ from trl.data_utils import maybe_extract_prompt
 from trl.trainer.utils import get_config_model_id
 
 from trl_real.data.chat import as_chat
-from trl_real.data.row_check import check_texts
+from trl_real.data.checks.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
 from trl_real.reports.model_card import complete_card
 from trl_real.runtime.run_lock import run_lock

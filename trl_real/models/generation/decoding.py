@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trl_real.models.exactness import gives_the_same, made_up
+from trl_real.models.attention.exactness import gives_the_same, made_up
 from trl_real.models.generation.slots import Slots
 from trl_real.models.sequences import Ids, pad
 

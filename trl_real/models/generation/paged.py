@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from trl_real.models.exactness import made_up
+from trl_real.models.attention.exactness import made_up
 from trl_real.models.generation.decoding import Response, Sampler
 from trl_real.runtime.devices import computes_ahead, free_memory
 

@@ -13,9 +13,9 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.statistics.label_savings import Saving, ValueWithInterval, percentiles
 from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
+from trl_real.study.advice.pool_facts import PoolFacts, pool_facts
 from trl_real.study.learning_arms import AUTO
 from trl_real.study.pool import StudyPool, split_by_prompt, study_pool
-from trl_real.study.pool_facts import PoolFacts, pool_facts
 from trl_real.study.report import in_words
 from trl_real.study.results import METRICS, RANDOM
 from trl_real.study.run import SPLIT_SEED, frozen_cells, grid_cells
@@ -162,7 +162,7 @@ def advise(
     """
     options = EmbedderOptions(context, layer, max_length, batch_tokens)
     encoder = None if model is None else Encoder(model, tokenizer, revision, dtype, device, options)
-    names = {"responses": responses, "scores": scores, "embeddings": model is None}
+    names: dict[str, Any] = {"responses": responses, "scores": scores, "embeddings": model is None}
     if seeds < 1:
         raise TrlRealError(f"seeds={seeds} is not 1 or more. Type seeds=5.")
     labelled = None if pilot is None else study_pool(pilot, **names)

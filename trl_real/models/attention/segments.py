@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.flex_attention import repeat_kv
 
 from trl_real.errors import TrlRealError
-from trl_real.models.block_mask import block_mask
+from trl_real.models.attention.block_mask import block_mask
 from trl_real.models.packing import Segments
 from trl_real.runtime.devices import has_kernel_compiler
 

@@ -164,6 +164,11 @@ def without_peft(model: Any) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def language_part(backbone: Any) -> nn.Module:
+    """Return the language model inside the backbone of a vision-language model, or the backbone itself."""
+    return backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch off gradients and dropout; afterwards each module is in its own mode again."""

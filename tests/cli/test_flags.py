@@ -49,6 +49,7 @@ KNOWN = {
     ("active", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("self-annotate", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("label", "then"): "test_label_cli.py: labels by each kind of second judge",
+    ("train", "trainer"): "test_trainers_cli.py: each trainer trains; flags of others are refused",
     ("study", "engine"): "with dpo the flags of that engine reach DPOCells",
 }
 LOAD = ("trl_real.data.files:load", True)

@@ -102,7 +102,7 @@ def run(page: str) -> list[str]:
     return "".join(page_blocks(page, "text")).splitlines()
 
 
-@pytest.mark.parametrize("page", ["data.md", "publishing.md", "troubleshooting.md", "adding.md"])
+@pytest.mark.parametrize("page", ["data.md", "trainers.md", "publishing.md", "troubleshooting.md", "adding.md"])
 def test_code_of_a_page_prints_the_shown_output(page, elsewhere, capsys):
     shown = run(page)
     printed = capsys.readouterr().out.splitlines()
@@ -163,7 +163,16 @@ def test_code_fragments_are_valid_python(page):
 
 @pytest.mark.parametrize(
     "page",
-    ["quickstart.md", "real.md", "study.md", "publishing.md", "troubleshooting.md", "papers.md", "data.md"]
+    [
+        "quickstart.md",
+        "real.md",
+        "study.md",
+        "publishing.md",
+        "troubleshooting.md",
+        "papers.md",
+        "data.md",
+        "trainers.md",
+    ]
     + ["own_data.md", "labelling_team.md", "trl_integration.md", "../README.md"],
 )
 def test_every_flag_on_a_page_exists(page):
@@ -213,6 +222,7 @@ def _parsed(argv: list[str]) -> None:
     from trl_real.cli.main import VERBS, _parse
     from trl_real.cli.train import EvalArguments, PreferenceArguments
     from trl_real.training.config import REALDPOConfig
+    from trl_real.training.trainers import TRAINERS
 
     verb, *flags = argv
     if verb not in VERBS:
@@ -224,7 +234,8 @@ def _parsed(argv: list[str]) -> None:
     module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
     args = _parse(verb, module, flags)
 
-    configs = (PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig)
+    trainer = TRAINERS[getattr(args, "trainer", None) or "dpo"]
+    configs = (PreferenceArguments, EvalArguments, trainer.config, ModelConfig)
     if verb == "sft":
         configs = (PreferenceArguments, SFTConfig, ModelConfig)
     if verb in ("active", "self-annotate"):

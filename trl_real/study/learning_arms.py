@@ -74,7 +74,7 @@ class LearningArms(ArmSelector):
         labels = Labels(self.differences(*decided(self.pool, *NOTHING)), *np.zeros((3, 0), int))
         places, pairs = NOTHING
         for number, size in enumerate(round_sizes(budget_size(budget, n_rows)), start=1):
-            taken = arms.taken(size, now, before)
+            taken = arms.taken(size, now.tolist(), before)
             before[taken.rows] = True
             new = arms.rows_of(taken)
             places, pairs = np.concatenate([places, new[0]]), np.concatenate([pairs, new[1]])

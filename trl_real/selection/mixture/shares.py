@@ -93,7 +93,7 @@ def _least_used(rule: Strategy, scored: Scored, free: np.ndarray, size: int, use
     uses, left, most = uses.copy(), free.copy(), size
     order = _ranked(rule, scored, left, most)
     while len(found) < size:
-        taken = []
+        taken: list[int] = []
         for row in order.tolist():
             if left[row] and len(found) + len(taken) < size and max(uses[key] for key in both[row]) <= limit:
                 taken.append(row)

@@ -80,9 +80,9 @@ def test_every_converter_and_strategy_is_on_its_page():
     from trl_real.data.sources import SOURCES
     from trl_real.selection.strategies import STRATEGIES
 
-    data, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/data.md", "README.md"))
+    data, strategies = ((DOCS / name).read_text(encoding="utf-8") for name in ("data.md", "strategies.md"))
     assert all(f"`{name}`" in data and f"`{convert.__name__}`" in data for name, convert in SOURCES.items())
-    assert all(f'`"{name}"`' in readme for name in STRATEGIES)
+    assert all(f'`"{name}"`' in strategies for name in STRATEGIES)
 
 
 @pytest.fixture
@@ -172,7 +172,8 @@ def test_code_fragments_are_valid_python(page):
         "papers.md",
         "data.md",
         "trainers.md",
-    ],
+    ]
+    + ["own_data.md", "labelling_team.md", "trl_integration.md", "../README.md"],
 )
 def test_every_flag_on_a_page_exists(page):
     for command in re.findall(r"(?:trl-real|trl_real\.cli) (.*)", _shell(page)):

@@ -193,9 +193,12 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     from trl import ModelConfig, TrlParser
 
     from trl_real.runtime.devices import accelerator, bfloat16_is_fast
+    from trl_real.training.config import ONE
 
     if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    if ("--selection_budget", "1") in pairwise(part for flag in argv for part in flag.split("=", 1)):
+        raise TrlRealError(ONE)  # TRL's parser would read it as 1.0
     settings = _settings_in(argv)
     if not bfloat16_is_fast() and not _sets_precision(argv, settings):
         argv = [*argv, "--bf16", "False"]

@@ -53,6 +53,11 @@ def to_python(value: Any) -> Any:
     return value
 
 
+def is_ready(columns: Collection[str], responses: str) -> bool:
+    """Return whether the columns are those of ready pairs: two responses and no selection."""
+    return {"response_a", "response_b"} <= set(columns) and responses not in columns and "pair" not in columns
+
+
 def is_pool(columns: Iterable[str], responses: str) -> bool:
     """
     Return True for a pool, which has a column `responses` with lists of responses; False for labelled pairs.
@@ -65,6 +70,9 @@ def is_pool(columns: Iterable[str], responses: str) -> bool:
         return True
     if "chosen" in columns and "rejected" in columns:
         return False
+    if is_ready(columns, responses):
+        fix = "These are ready pairs, which select and annotate take as they are: selector.select(dataset)."
+        raise MissingColumnError(responses, columns, fix)
     fix = "Name the column with the list of responses: EmbeddingPairSelector(responses='…')"
     for likely in ("completions", "candidates", "generations", "outputs"):
         if likely in columns:

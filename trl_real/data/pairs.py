@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, Features, List
+from datasets import Dataset, Features, IterableDataset, List
 
-from trl_real.data.columns import OWN_FEATURES
+from trl_real.data.columns import OWN_FEATURES, is_ready
 from trl_real.data.conversation import (
     after_prompt,
     implied_prompt,
@@ -115,13 +115,13 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
     return pool_candidates(prompt, [chosen, rejected])
 
 
-def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
+def ready_pairs(dataset: Any, responses: str = "responses") -> Any:
     """
-    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages) with the columns of a selection;
-    any other dataset unchanged.
+    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages; also a stream of them) with the
+    columns of a selection; anything else unchanged.
     """
-    given = set(dataset.column_names)
-    if responses in given or "pair" in given or not {"response_a", "response_b"} <= given:
+    given = set(getattr(dataset, "column_names", None) or ())
+    if not isinstance(dataset, Dataset | IterableDataset) or not is_ready(given, responses):
         return dataset
     sides = dataset.features["response_a"], dataset.features["response_b"]
     if sides[0] != sides[1]:
@@ -138,6 +138,8 @@ def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
 
     features = Features({**dataset.features, responses: List(sides[0]), **OWN_FEATURES})
     plain = dataset.with_format(None)
+    if isinstance(plain, IterableDataset):
+        return plain.map(selected, features=features)
     return plain.map(selected, features=features, desc="Reading pairs", load_from_cache_file=False)
 
 

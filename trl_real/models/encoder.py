@@ -5,11 +5,12 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
+from trl_real.data.template import continued, templated
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, pinned, prepare_process
-from trl_real.models.template import continued, templated
+from trl_real.models.reader import CPU_TOKENS
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -179,8 +180,14 @@ class Encoder(LazyModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings for the record; `batch_tokens` is what this process used last, else what was asked for."""
-        return {**vars(self.options), **self.used, "dtype": self.precision}
+        """
+        Settings for the record; `batch_tokens` is what this process used last, else what it would use. None if an
+        accelerator has not been asked for its memory.
+        """
+        weights = getattr(self.model, "parameters", None)
+        device = str(next(weights()).device) if weights else pick_device(self.device, None)
+        tokens = self.options.batch_tokens or (CPU_TOKENS if device == "cpu" and self.has_backbone else None)
+        return {**vars(self.options), "batch_tokens": tokens, **self.used, "dtype": self.precision}
 
     @property
     def in_half_precision(self) -> bool:

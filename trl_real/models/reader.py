@@ -16,6 +16,7 @@ from trl_real.models.memory import tokens_that_fit
 from trl_real.runtime.devices import computes_ahead, send
 
 
+CPU_TOKENS = 1024  # default number of tokens in a forward pass on a CPU
 MAX_HELD = 2**26  # numbers that wait on the device; a quarter of a gigabyte
 
 
@@ -53,7 +54,7 @@ class ModelReader:
         body: nn.Module | None = None,
         batch_tokens: int | None = None,
         dtype: torch.dtype | None = None,
-        cpu_tokens: int = 1024,
+        cpu_tokens: int = CPU_TOKENS,
     ):
         self.model, self.tokenizer, self.body = model, tokenizer, model if body is None else body
         weights = next(self.body.parameters())

@@ -14,8 +14,8 @@ from trl_real.data.chat import PLAIN_PROMPTS
 from trl_real.data.conversation import Chat, Reply, as_messages, text_of
 from trl_real.data.convert import iterate
 from trl_real.data.message import is_plain
+from trl_real.data.template import chat_ids, continued, templated
 from trl_real.errors import TrlRealError
-from trl_real.models.template import chat_ids, continued, templated
 
 
 logger = logging.getLogger(__name__)

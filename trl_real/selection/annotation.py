@@ -138,6 +138,17 @@ def skip_nonfinite(rows: list[Candidates], vectors: list[Tensor]) -> list[int]:
     return bad
 
 
+def response_keys(rows: list[Candidates], pairs: np.ndarray) -> np.ndarray:
+    """Return a key of each response of the pairs, from its prompt and text; 0 without a pair. Shape `(N, 2)`."""
+    keys = np.zeros(pairs.shape, np.int64)
+    for i, (row, pair) in enumerate(zip(rows, pairs.tolist(), strict=True)):
+        if pair[0] >= 0:
+            texts = dict(zip(row.indices, row.texts, strict=True))
+            each = (content_key(0, row.prompt, [texts[k]]) for k in pair)
+            keys[i] = np.frombuffer(b"".join(each), dtype="<i8")
+    return keys
+
+
 def to_own_columns(rows: list[Candidates], pairs: np.ndarray, similarity: np.ndarray) -> dict[str, list]:
     """Return the columns that a selector adds, with the same types in every batch."""
     texts = [dict(zip(row.indices, row.texts, strict=True)) for row in rows]

@@ -17,7 +17,7 @@ from trl_real.data.columns import (
 )
 from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.data.images import IMAGE_COLUMNS
-from trl_real.selection.annotation import to_own_columns
+from trl_real.selection.annotation import response_keys, to_own_columns
 from trl_real.selection.scorer import PairScorer
 
 
@@ -28,6 +28,7 @@ SCORING_FEATURES = {
     "_score": Value("float64"),
     "_gap": Value("float64"),
     "_difference": List(Value("float32")),
+    "_responses": List(Value("int64")),
     "_n_responses": Value("int32"),
     "_n_truncated": Value("int32"),
     "_n_tokens": Value("int64"),
@@ -49,6 +50,9 @@ class ScoringPass:
         for j, choice in enumerate(choices):
             own: dict[str, Any] = {"_score": choice.scores, "_gap": choice.gaps, "_difference": choice.differences}
             own |= to_own_columns(rows_, choice.pairs, choice.similarity)
+            own["_responses"] = (
+                response_keys(rows_, choice.pairs) if self.selector.parts[j].once else [[]] * len(rows_)
+            )
             found |= {part_column(name, j): own[name] for name in part_columns(self.pool)}
         return {
             **found,
@@ -82,7 +86,7 @@ def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[
 
 def part_columns(pool: bool) -> list[str]:
     """Return the columns that every part of a mixture has."""
-    return [*(POOL_COLUMNS if pool else PREFERENCE_COLUMNS), "_score", "_gap", "_difference"]
+    return [*(POOL_COLUMNS if pool else PREFERENCE_COLUMNS), "_score", "_gap", "_difference", "_responses"]
 
 
 def part_column(name: str, part: int) -> str:

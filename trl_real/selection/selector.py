@@ -174,13 +174,13 @@ class EmbeddingPairSelector(PairScorer):
                 "num_proc forks workers of one map; for shards start processes with torchrun or accelerate. "
                 "Leave num_proc out."
             )
+        dataset = ready_pairs(dataset, self.responses)
         if isinstance(dataset, IterableDataset):
             kept, self.record = select_stream(self, dataset, budget, shards=shards, **settings)
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
         check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
-        dataset = ready_pairs(dataset, self.responses)
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
@@ -188,6 +188,7 @@ class EmbeddingPairSelector(PairScorer):
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":
         """Fit the geometry, or those of a mixture, to up to 1,000 rows, drawn by seed and content."""
+        dataset = ready_pairs(dataset, self.responses)
         self.set_fitted({name: fitted_geometry(self, dataset, name) for name in self.geometries})
         return self
 

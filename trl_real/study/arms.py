@@ -13,7 +13,7 @@ from trl_real.errors import TrlRealError
 from trl_real.functional.design import Design
 from trl_real.functional.geometry import GEOMETRIES
 from trl_real.functional.similarity import pair_similarity
-from trl_real.selection.annotation import choose
+from trl_real.selection.annotation import choose, response_keys
 from trl_real.selection.budget import budget_rows, budget_size
 from trl_real.selection.mixture.parts import Part, is_mixture, parts_of
 from trl_real.selection.mixture.shares import Scored, Taken, take_shares
@@ -58,6 +58,7 @@ class ScoredPairs(NamedTuple):
         scores: Scores of the pairs, lowest first. Shape `(n,)`.
         differences: Differences of the pairs' unit vectors in the arm's geometry, if the strategy's budget needs them;
             `n` arrays.
+        responses: Keys of the two responses. Shape `(n, 2)`.
     """
 
     places: np.ndarray
@@ -66,6 +67,7 @@ class ScoredPairs(NamedTuple):
     strategy: Strategy
     scores: np.ndarray
     differences: list[np.ndarray]
+    responses: np.ndarray
 
     def selected(self, budget: float | int) -> np.ndarray:
         """Return the pairs in the budget, as ascending indices into the arrays."""
@@ -106,7 +108,9 @@ class MixedPairs(NamedTuple):
         shares = [part.share for part in self.mixture] if shares is None else shares
         each = zip(self.mixture, self.scored, shares, strict=True)
         parts = [replace(part, strategy=own.strategy, share=float(share)) for part, own, share in each]
-        return take_shares(parts, [Scored(own.scores, own.differences) for own in self.scored], size, before)
+        return take_shares(
+            parts, [Scored(own.scores, own.differences, own.responses) for own in self.scored], size, before
+        )
 
     def selected(self, budget: float | int) -> np.ndarray:
         """Return the rows in the budget, as ascending indices into the arrays."""
@@ -225,4 +229,5 @@ class ArmSelector:
         pairs = np.array([[row.indices.index(k) for k in pair] for row, pair in both])
         similarity = pair_similarity(*pair_vectors(self.vectors, places, pairs)).numpy()
         rule = replace(part.rule, budget=KeptPicks(part.rule.budget)) if part.rule.budget else part.rule
-        return ScoredPairs(places, pairs, similarity, rule, choice.scores, choice.differences)
+        responses = response_keys(rows, choice.pairs)
+        return ScoredPairs(places, pairs, similarity, rule, choice.scores, choice.differences, responses)

@@ -13,8 +13,8 @@ from transformers.trainer_utils import set_seed
 
 from trl_real.errors import TrlRealError, without_remote_code
 from trl_real.models.load import adapter_base, load_adapter, pinned
+from trl_real.reports.model_card import write_origin
 from trl_real.runtime.devices import default_device
-from trl_real.training.model_card import write_origin
 
 
 # Arguments of `from_pretrained` that a user's own come before.

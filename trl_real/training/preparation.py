@@ -15,10 +15,10 @@ from jinja2 import TemplateError
 
 from trl_real.data.conversation import implied_prompt, is_messages
 from trl_real.data.convert import iterate
+from trl_real.data.template import end_of_turn
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import ends_of
 from trl_real.models.sequences import tell_plain_prompts
-from trl_real.models.template import end_of_turn
 
 
 logger = logging.getLogger(__name__)

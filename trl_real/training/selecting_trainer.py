@@ -18,6 +18,7 @@ from trl_real.data.chat import as_chat
 from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
+from trl_real.reports.model_card import CARD, complete_card
 from trl_real.selection.mixture.parts import is_mixture, mixture_name
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
@@ -33,7 +34,6 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
-from trl_real.training.model_card import CARD, complete_card
 from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row, without_ends
 from trl_real.training.resume import last_checkpoint
 

@@ -1,6 +1,7 @@
 """A mixture is read from text or shares, and its parts take their shares, everywhere in the same way."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from trl_real import EmbeddingPairSelector, TrlRealError
 from trl_real.cli.main import main
 from trl_real.functional.similarity import candidate_similarity
 from trl_real.selection.annotation import choose
-from trl_real.selection.mixture.parts import MIXTURE_VERSIONS, MIXTURES, is_mixture, mixture_name, parts_of
+from trl_real.selection.mixture.parts import MIXTURE_VERSIONS, MIXTURES, Part, is_mixture, mixture_name, parts_of
 from trl_real.selection.mixture.shares import Scored, sizes_of, take_shares
 from trl_real.selection.planning.plan import plan_selection
+from trl_real.selection.strategies import STRATEGIES
 from trl_real.study.arms import ArmSelector
 from trl_real.study.grid import Cell
 from trl_real.study.pool import study_pool
@@ -63,7 +65,8 @@ class TestParts:
         ):
             assert parts_of(text) == parts
         assert [part.share for part in parts_of("easy+hard+random")] == pytest.approx([1 / 3] * 3)
-        assert parts_of("auto") == parts_of(MIXTURES["auto"])
+        plain = tuple(replace(part, once=False) for part in parts_of("auto"))
+        assert plain == parts_of(MIXTURES["auto"]) and [p.once for p in parts_of("auto")] == [False, True, True, True]
 
     def test_a_plain_strategy_is_one_part(self):
         (part,) = parts_of("easy", "centered")
@@ -257,3 +260,47 @@ def test_the_command_line_takes_a_mixture(tmp_path, capsys):
     flags = ["--dataset", tmp_path / "pool.parquet", "--output_dir", tmp_path / "kept", "--budget", "10"]
     assert main(["select", *map(str, flags), "--strategy", "0.5 random + 0.5 easy"]) == 0
     assert sorted(load_from_disk(str(tmp_path / "kept"))["selected_by"]) == ["easy"] * 5 + ["random"] * 5
+
+
+class TestRepeatedResponses:
+    """Nine pairs of the responses 0 to 5; rules prefer the pairs with response 0, which is far from all others."""
+
+    PAIRS = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [1, 2], [3, 4], [2, 5], [1, 4]])
+
+    def taken(self, name: str, size: int, once: bool = True, before: np.ndarray | None = None):
+        differences = [np.eye(6, dtype=np.float32)[a] * (3 - i / 9) - np.eye(6, dtype=np.float32)[b] * (1 + i / 9)
+                       for i, (a, b) in enumerate(self.PAIRS)]  # fmt: skip
+        scored = Scored(np.arange(9) / 9, differences, self.PAIRS)
+        return take_shares([Part(name, once=once)], [scored], size, before).rows.tolist()
+
+    def test_a_response_waits_while_rows_with_less_used_ones_are_left(self):
+        assert self.taken("easy", 3, once=False) == [0, 1, 2]
+        assert self.taken("easy", 3) == [0, 6, 7] and self.taken("easy", 4) == [0, 1, 6, 7]
+        assert self.taken("easy", 9) == list(range(9))
+
+    @pytest.mark.parametrize("name", [name for name, strategy in STRATEGIES.items() if strategy.budget])
+    def test_set_rules_look_further_down_their_ranking(self, name):
+        rows = self.taken(name, 3)
+        assert len({key for row in rows for key in self.PAIRS[row].tolist()}) == 6
+
+    def test_rows_of_earlier_rounds_and_of_random_count_as_used(self):
+        before = np.arange(9) == 6
+        assert self.taken("easy", 2) == [0, 6] and self.taken("easy", 2, before=before) == [0, 7]
+        scores = [Scored(np.where(before, 0.0, 9.0), [], self.PAIRS), Scored(np.arange(9.0), [], self.PAIRS)]
+        found = take_shares([Part("random", share=1 / 3), Part("easy", share=2 / 3, once=True)], scores, 3)
+        assert found.rows.tolist() == [0, 6, 7] and found.parts.tolist() == [1, 0, 1]
+
+    def test_select_tells_responses_apart_by_prompt_and_text(self):
+        """Six pairs of the same two replies, to one prompt or to six."""
+        rng = np.random.default_rng(0)
+        vectors = [rng.normal(size=(2, 4)).tolist() for _ in range(12)]
+        for column in ("chosen", "responses"):
+            counts = []
+            for prompts in (["p"] * 6, [f"p{i}" for i in range(6)]):
+                rows = [{"prompt": prompts[i] if i < 6 else f"q{i}", "embeddings": v,
+                         **({"chosen": f"a{max(i, 5)}", "rejected": f"b{max(i, 5)}"} if column == "chosen" else
+                            {"responses": [f"a{max(i, 5)}", f"b{max(i, 5)}"]})}
+                        for i, v in enumerate(vectors)]  # fmt: skip
+                kept = EmbeddingPairSelector(strategy="auto").select(Dataset.from_list(rows), 8)
+                counts.append(sum(not prompt.startswith("q") for prompt in kept["prompt"]))
+            assert counts[0] < counts[1]

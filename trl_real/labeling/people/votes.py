@@ -11,7 +11,7 @@ import numpy as np
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
-from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.labeling.verdicts import TIE, VOTES, Verdict
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
@@ -193,7 +193,7 @@ class VotesJudge(VerdictJudge):
     def __init__(
         self, path: str | Path, aggregation: str | Aggregation = "majority", annotators: list[str] | None = None
     ):
-        book = VoteBook.read(path)
+        self.path, book = Path(path), VoteBook.read(path)
         names, keys, votes = book.matrix()
         if unknown := sorted(set(annotators or ()) - set(names)):
             raise TrlRealError(f"No votes by {', '.join(unknown)} in {str(path)!r}, only by {', '.join(names)}.")
@@ -204,7 +204,7 @@ class VotesJudge(VerdictJudge):
         self._shown_first = self._orders(names, keys)[kept]
         rule = getattr(aggregation, "__name__", str(aggregation))
         self._verdict = _aggregation(aggregation)(self._votes) if self._votes.size else np.full(len(keys), np.nan)
-        self.name = f"votes:{rule}"
+        self.name = f"{VOTES}{rule}"
         digest = sha256((keys, self.annotators, self._votes.tolist()))
         self.identity = {"name": self.name, "votes": digest.hex()[:32]}
 

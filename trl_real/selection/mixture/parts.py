@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -11,8 +11,8 @@ from trl_real.selection.strategies import STRATEGIES, Strategy, as_strategy, spl
 
 
 # Mixtures with a name, and the version of their shares. On public sets (docs/results.md) a random share made rules
-# safe; rules that look for different pairs hedge each other. Version 1 was a quarter random, a quarter easy@centered
-# and half i_optimal.
+# safe; rules that look for different pairs hedge each other; and their parts do not buy a response again while others
+# are left. Version 1 was a quarter random, a quarter easy@centered and half i_optimal, and bought responses again.
 MIXTURES: dict[str, dict[str, float]] = {
     "auto": {"random": 0.25, "easy@centered": 0.25, "d_optimal@centered": 0.25, "i_optimal": 0.25}
 }
@@ -24,12 +24,14 @@ PART = re.compile(r"\s*(?P<share>\d*\.?\d+)?\s*(?P<name>[^\d\s].*?)\s*")
 @dataclass(frozen=True)
 class Part:
     """
-    Strategy of a mixture, its geometry, and its share of the budget. A plain strategy is one part of share 1.
+    Strategy of a mixture, its geometry, and its share of the budget. A plain strategy is one part of share 1. With
+    `once`, a response to a prompt waits for a second pair while rows with less used ones are left.
     """
 
     strategy: Any
     geometry: str = "raw"
     share: float = 1.0
+    once: bool = False
 
     @property
     def rule(self) -> Strategy:
@@ -55,7 +57,8 @@ def parts_of(strategy: Any, geometry: str = "raw") -> tuple[Part, ...]:
     Raises:
         TrlRealError: If a part or a share is impossible.
     """
-    if isinstance(strategy, str) and strategy in MIXTURES:
+    named = isinstance(strategy, str) and strategy in MIXTURES
+    if named:
         strategy = MIXTURES[strategy]
     if isinstance(strategy, str) and "+" in strategy:
         strategy = _parsed(strategy)
@@ -65,6 +68,7 @@ def parts_of(strategy: Any, geometry: str = "raw") -> tuple[Part, ...]:
         raise TrlRealError("A mixture needs parts. Type strategy={'easy': 0.5, 'random': 0.5}.")
     total = sum(_checked_share(name, share) for name, share in strategy.items())
     parts = [Part(*split_geometry(name, geometry), share / total) for name, share in strategy.items()]
+    parts = [replace(part, once=named and not is_chance(part)) for part in parts]
     return tuple(sorted(parts, key=lambda part: not is_chance(part)))
 
 

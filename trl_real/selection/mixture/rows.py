@@ -17,7 +17,9 @@ def decide_mixture(selector: PairScorer, scored: Dataset, budget: float | int | 
     parts = []
     for j, part in enumerate(selector.parts):
         differences = vectors(scored, part_column("_difference", j)) if part.rule.budget else []
-        parts.append(Scored(numbers(scored, part_column("_score", j)), differences))
+        keys = vectors(scored, part_column("_responses", j)) if any(part.once for part in selector.parts) else []
+        responses = np.stack(keys) if keys else None
+        parts.append(Scored(numbers(scored, part_column("_score", j)), differences, responses))
     return take_shares(selector.parts, parts, budget_size(budget, int(np.isfinite(parts[0].scores).sum())))
 
 

@@ -5,6 +5,7 @@ Hugging Face's notation, so that its doc-builder builds the same pages.
 
 import posixpath
 import re
+import tomllib
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -16,6 +17,14 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)\)")
 AUTODOC = re.compile(r"^\[\[autodoc\]\] (\S+)$", re.MULTILINE)
 FENCE = re.compile(r"^ *(```|~~~)")
+
+
+def on_config(config):
+    """The project's address from pyproject.toml, once a maintainer has set it."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    if "/OWNER/" not in urls["Repository"]:
+        config.repo_url, config.repo_name = urls["Repository"], "trl_real"
+    return config
 
 
 def on_files(files, config):

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Which pairs are worth a label?
 #
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/trl_real/blob/main/examples/notebook.ipynb)
+#
 # A pool of prompts with four responses each, a budget of 16 labels, and three questions: which pairs are chosen, what
 # do their labels look like, and what comes of training on them?
 #
@@ -8,8 +10,22 @@
 # truth is known and a label costs nothing. The task is to write more cheerfully. This shows the steps, on a toy; it
 # says nothing about how people would judge.
 #
-# `pip install "trl-real[demo]"`, then run this notebook in the folder `examples`. What is printed below is from the
-# copy of the model that `trl-real demo` takes where the Hub is out of reach (4 bit, dequantized), on one CPU thread.
+# It runs on a GPU and on a CPU: in Colab as it is, or in the folder `examples` of a clone after `make install`. The
+# output below is from the copy of the model that `trl-real demo` takes where the Hub is out of reach (4 bit,
+# dequantized), on one CPU thread.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+
+PROJECT = "https://github.com/OWNER/trl_real"
+if importlib.util.find_spec("trl_real") is None:  # as in Colab
+    wanted = f"trl-real[demo] @ git+{PROJECT}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", wanted], check=True)
+DATA = "" if os.path.exists("pool.jsonl") else f"{PROJECT}/raw/main/examples/"
 
 # %%
 import matplotlib.pyplot as plt
@@ -22,7 +38,7 @@ from trl_real import EmbeddingPairSelector, ScoreJudge, annotate
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUDGET = 16
 
-pool = load_dataset("json", data_files="pool.jsonl", split="train")
+pool = load_dataset("json", data_files=f"{DATA}pool.jsonl", split="train")
 print(len(pool), "prompts;", "columns:", ", ".join(pool.column_names))
 print(pool[0]["prompt"][0]["content"])
 for score, response in zip(pool[0]["scores"], pool[0]["responses"], strict=True):
@@ -150,7 +166,7 @@ from trl_real import compare, generate
 
 
 vader = SentimentIntensityAnalyzer()
-questions = load_dataset("json", data_files="prompts.jsonl", split="train[:16]")["prompt"][:]
+questions = load_dataset("json", data_files=f"{DATA}prompts.jsonl", split="train[:16]")["prompt"][:]
 questions_twice = [question for question in questions for _ in range(2)]
 
 

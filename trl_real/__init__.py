@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from trl_real.data.sources import from_shp as from_shp
     from trl_real.data.sources import from_ultrafeedback as from_ultrafeedback
     from trl_real.data.sources import from_ultrafeedback_binarized as from_ultrafeedback_binarized
+    from trl_real.data.traces.pool import from_traces as from_traces
+    from trl_real.data.turns import split_turns as split_turns
     from trl_real.errors import MissingColumnError as MissingColumnError
     from trl_real.errors import TrlRealError as TrlRealError
     from trl_real.evaluation.callback import WinRateCallback as WinRateCallback
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from trl_real.study.run import run_study as run_study
     from trl_real.training.config import REALDPOConfig as REALDPOConfig
     from trl_real.training.trainer import REALDPOTrainer as REALDPOTrainer
+    from trl_real.training.trainers import rows_for as rows_for
     from trl_real.training.warm_start import warm_start as warm_start
 
 
@@ -107,15 +110,18 @@ _HOME = {
     "from_shp": "trl_real.data.sources",
     "from_ultrafeedback": "trl_real.data.sources",
     "from_ultrafeedback_binarized": "trl_real.data.sources",
+    "from_traces": "trl_real.data.traces.pool",
     "generate": "trl_real.models.generate",
     "generate_from_server": "trl_real.models.generation.from_server",
     "load_study": "trl_real.study.run",
     "push_subset": "trl_real.hub.push",
     "relabel": "trl_real.labeling.relabel",
+    "rows_for": "trl_real.training.trainers",
     "run_study": "trl_real.study.run",
     "select_on_ray": "trl_real.selection.ray_engine",
     "self_annotate": "trl_real.labeling.self_annotate",
     "self_annotation_rounds": "trl_real.rounds.self_annotation",
+    "split_turns": "trl_real.data.turns",
     "warm_start": "trl_real.training.warm_start",
     "write_rounds_report": "trl_real.rounds.report",
     "write_study_report": "trl_real.study.report",

@@ -49,6 +49,7 @@ KNOWN = {
     ("active", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("self-annotate", "judge"): "test_flag_of_a_judge_reaches_the_judge",
     ("label", "then"): "test_label_cli.py: labels by each kind of second judge",
+    ("train", "trainer"): "test_trainers_cli.py: each trainer trains; flags of others are refused",
     ("study", "engine"): "with dpo the flags of that engine reach DPOCells",
 }
 LOAD = ("trl_real.data.files:load", True)
@@ -88,6 +89,8 @@ WAYS = {
          "check epsilon"),
         ("--dataset d.jsonl --output_dir out --then votes --votes votes.jsonl --budget 3",
          (("trl_real.labeling.routed:RoutedJudge", False),), "budget random_share"),
+        ("--dataset d.jsonl --output_dir out", (("trl_real.labeling.people.label_page:write_label_page", False),),
+         "price_per_vote currency"),
         ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
     ],
     "sft": [("--dataset d.jsonl --output_dir out --model user/m --use_cpu True --bf16 False",
@@ -156,7 +159,9 @@ WAYS = {
         ("--dataset d.jsonl", (("trl_real.data.sources:converter", False),), "source"),
     ],
     "report": [("--dataset out", (("trl_real.study.run:load_study", lambda folder: None),
-                                   ("trl_real.study.report:write_study_report", False)), "")],
+                                   ("trl_real.study.report:write_study_report", False)), ""),
+               ("--dataset saved", (("trl_real.labeling.people.label_page:write_label_page", False),),
+                "votes price_per_vote currency")],
     "push": [("--dataset saved --repo_id user/r", (LOAD, ("trl_real.hub.push:push_subset", False)), "")],
 }  # fmt: skip
 
@@ -217,6 +222,7 @@ def files(tmp_path, monkeypatch):
         Dataset.from_dict(rows).to_json(name)
     save(Dataset.from_dict(rows), tmp_path / "saved")
     (tmp_path / "saved" / "selection_record.json").write_text("{}")
+    (tmp_path / "saved" / "labels.json").write_text("{}")
     (tmp_path / "g.md").write_text("Be kind.")
     (tmp_path / "votes.jsonl").touch()
     (tmp_path / "other-votes.jsonl").touch()

@@ -114,10 +114,12 @@ def test_names_that_are_checked_early_are_those_of_the_tables():
     from trl_real.rounds.ablations import ABLATIONS
     from trl_real.selection.mixture.parts import MIXTURES
     from trl_real.selection.strategies import STRATEGIES
+    from trl_real.training.trainers import TRAINERS
 
     assert set(checks.STRATEGIES) == set(STRATEGIES) and set(checks.MIXTURES) == set(MIXTURES)
     assert set(checks.ACQUISITIONS) == set(ACQUISITIONS) and set(checks.GEOMETRIES) == set(GEOMETRIES)
     assert checks.METHODS == INTERVALS
+    assert set(checks.TRAINERS) == set(TRAINERS)
     assert checks.DTYPES == DTYPES and set(checks.PICKS) == set(PICKS) and set(checks.ABLATIONS) == set(ABLATIONS)
     assert options.SOURCES == tuple(SOURCES) and checks.CONTEXTS == get_args(Context)
 

@@ -5,7 +5,7 @@ import yaml
 from datasets import Dataset
 
 from support.command_line import fails
-from trl_real import TrlRealError
+from trl_real import REALDPOConfig, TrlRealError
 from trl_real.cli.main import main
 
 
@@ -144,3 +144,18 @@ def test_a_key_comes_from_a_file(tmp_path):
         with pytest.raises(TrlRealError):
             Endpoint("m", **wrong, **settings)
     assert (tmp_path / "answers.sqlite").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("way", ["flag", "equals", "file"])
+def test_a_training_budget_of_1_is_refused_since_it_has_two_meanings(way, tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text("selection_budget: 1\n")
+    given = {
+        "flag": ["--selection_budget", "1"],
+        "equals": ["--selection-budget=1"],
+        "file": ["--config", str(tmp_path / "s.yaml")],
+    }
+    argv = ["train", "--dataset", "d", "--model", "m", "--output_dir", str(tmp_path / "out")]
+    assert main([*argv, "--selection_strategy", "easy", *given[way]]) == 2
+    assert "could mean every pair or, as in select, one row. Type 1.0" in capsys.readouterr().err
+    with pytest.raises(TrlRealError, match="Type 1.0 for every pair"):
+        REALDPOConfig(str(tmp_path), selection_strategy="easy", selection_budget=1, bf16=False, use_cpu=True)

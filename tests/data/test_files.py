@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from trl_real.data import files
-from trl_real.data.files import FORMATS, MARKER, load, save
+from trl_real.data.files import FORMATS, MARKER, load, load_stream, save
 from trl_real.data.json_lines import reading
 from trl_real.errors import TrlRealError
 
@@ -313,3 +313,20 @@ def test_a_line_that_does_not_fit_is_told_by_its_number(tmp_path, kind):
         load(path)
     with pytest.raises(TrlRealError, match=f"line {n + 1}"), reading(path):
         raise TypeError("of a stream")
+
+
+@pytest.mark.parametrize("kind", LATE)
+def test_a_stream_tells_a_type_that_shows_late_by_column_and_line(tmp_path, kind):
+    (first,), last = LATE[kind]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"a": first, "b": LONG})] * 40_000 + [json.dumps({"a": last, "b": LONG})]
+    path.write_text("\n".join(lines))
+    with pytest.raises(TrlRealError, match=r"column 'a' holds .* for the first time in line 40001.*Put such a line"):
+        list(load_stream(path))
+
+
+def test_a_stream_that_fits_is_unchanged(tmp_path):
+    rows = [{"a": [i], "b": {"c": None}, "d": str(i)} for i in range(5)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(load_stream(path)) == rows and list(load_stream(str(path)).skip(3)) == rows[3:]

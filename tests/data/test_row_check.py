@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from support.command_line import fails
 from support.tiny import save_tiny
+from trl_real import TrlRealError
+from trl_real.data.row_check import check_pool, check_texts
 
 
 GOOD = {"prompt": "Tea?", "chosen": "Boil water.", "rejected": "No."}
@@ -29,6 +32,28 @@ VERBS = {
     "sft": ["sft", *TRAIN, "--model", "MODEL", "--dataset"],
     "eval": ["train", *TRAIN, "--model", "MODEL", "--dataset", "GOOD", "--eval_dataset"],
 }
+
+
+POOLS = {
+    "one of the 'responses' is a int": {"prompt": ["a", "b"], "responses": [[1, 2], [3]]},
+    "'responses' holds a str": {"prompt": ["a", "b"], "responses": ["x", "y"]},
+    "'prompt' holds nothing": {"prompt": ["a", None], "responses": [["x"], None]},
+}
+
+
+@pytest.mark.parametrize("reason", POOLS)
+def test_a_pool_is_checked_as_a_whole(reason):
+    with pytest.raises(TrlRealError, match=reason):
+        check_pool(Dataset.from_dict(POOLS[reason]), "responses")
+    check_pool(Dataset.from_dict({"prompt": ["a", "b"], "responses": [["x", None], None]}), "responses")
+
+
+def test_a_row_is_all_texts_or_all_messages():
+    messages = [[{"role": "user", "content": "x"}]]
+    mixed = Dataset.from_dict({"prompt": messages, "chosen": ["a"], "rejected": ["b"]})
+    check_texts(mixed, ("prompt", "chosen"))
+    with pytest.raises(TrlRealError, match="'prompt' holds messages, and another column a text"):
+        check_texts(mixed, ("prompt", "chosen"), alike=True)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_rendering_is_idempotent(metadata, columns):
 def test_metadata_keeps_what_it_had_and_gains_tags_once():
     arguments = (make_record(), "easy-0.25", "user/subset")
     card = DatasetCard(update_card(METADATA, *arguments, columns=["chosen", "rejected"]))
-    assert card.data.tags == ["mine", "trl", "trl-real", "preference", "dpo"]
+    assert card.data.tags == ["mine", "trl", "trl-real", "library:trl-real", "preference", "dpo"]
     assert card.data.license == "mit" and card.data.task_categories == ["text-generation"]
     card.data.tags.remove("dpo")
     assert "dpo" not in DatasetCard(update_card(str(card), *arguments, columns=["chosen", "rejected"])).data.tags

@@ -1,75 +1,13 @@
-"""Pushing to a local Hub over real HTTP: what arrives, what a failure leaves, what stays private."""
+"""A push to a Hub over real HTTP: what arrives, and what a second push keeps."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from support.hub_server import TOKEN, HubServer
+from support.hub_server import TOKEN
+from support.pushes import assert_one_line, card, run
 from trl_real.hub.facts import CardFacts
-
-
-PRELUDE = '''
-import json
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
-from trl_real import SelectionRecord, TrlRealError, push_subset
-
-FEATURES = Features({"prompt": Value("string"), "responses": List(Value("string")), "pair": List(Value("int32")),
-                     "similarity": Value("float32"),
-                     "chosen": List({"role": Value("string"), "content": Value("string")})})
-
-def rows(n, start=0):
-    numbers = range(start, start + n)
-    values = {"prompt": [f"question {i} é" for i in numbers], "responses": [["yes", f"no {i}"] for i in numbers],
-              "pair": [[0, 1] for _ in numbers], "similarity": [0.5 - i / 100 for i in numbers],
-              "chosen": [[{"role": "user", "content": f"{i}"}] for i in numbers]}
-    return Dataset.from_dict(values, features=FEATURES)
-
-def record(n_kept, **changes):
-    return SelectionRecord(**{"strategy": "easy", "budget": 0.25, "seed": 42, "model": "/home/me/secret/encoder",
-                              "n_rows": 40, "n_kept": n_kept, "n_not_chosen": 40 - n_kept, **changes})
-
-def push(dataset, repo_id, **arguments):
-    """The URL, or the one line that the user sees."""
-    try:
-        return push_subset(dataset, repo_id, **{"record": record(8), **arguments})
-    except TrlRealError as error:
-        return f"error: {error}"
-
-def loaded(repo_id, config, split="train", **arguments):
-    """Rows and types as another machine gets them."""
-    got = load_dataset(repo_id, config, split=split, **arguments)
-    return {"rows": got.to_list(), "same_types": got.features == FEATURES}
-
-out = {}
-'''
-
-
-@pytest.fixture
-def hub():
-    with HubServer() as server:
-        yield server
-
-
-def run(hub: HubServer, home: Path, code: str, **changes) -> dict:
-    """Run `code` after `PRELUDE` in a separate process that knows only this Hub; return its `out`."""
-    script = f"{PRELUDE}\n{code}\nprint(json.dumps(out))"
-    environment = {**hub.environment(home), **changes}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert TOKEN not in done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def card(hub: HubServer, name: str, branch: str = "main") -> str:
-    return hub.repo(name).files(branch)["README.md"].decode()
-
-
-def assert_one_line(message: str, *words: str):
-    assert message.startswith("error: ") and "\n" not in message
-    assert [word for word in words if word not in message] == []
 
 
 def test_pushed_dataset_loads_unchanged(hub, tmp_path):
@@ -94,6 +32,26 @@ out["streamed"] = len(list(load_dataset("user/subset", "easy-0.25", split="train
     assert text.count("trl-real:begin easy-0.25") == text.count("trl-real:begin random-0.25") == 1
     assert "- trl-real" in text and "text-generation" in text
     assert not any(TOKEN.encode() in data or b"/home/me" in data for data in files.values())
+
+
+def test_images_stay_images(hub, tmp_path):
+    out = run(
+        hub,
+        tmp_path,
+        """
+from datasets import Image, concatenate_datasets
+import numpy as np
+from PIL import Image as Picture
+pictures = [[Picture.fromarray(np.full((4, 4, 3), i, dtype=np.uint8))] for i in range(8)]
+seen = Dataset.from_dict({"images": pictures}, features=Features({"images": List(Image())}))
+given = concatenate_datasets([rows(8), seen], axis=1)
+out["url"] = push(given, "user/images")
+got = load_dataset("user/images", "easy-0.25", split="train")
+out["same_types"] = got.features == given.features
+out["pixels"] = [int(np.array(images[0]).max()) for images in got["images"]]
+""",
+    )
+    assert out["url"].endswith("user/images") and out["same_types"] and out["pixels"] == list(range(8))
 
 
 def test_a_second_push_keeps_the_users_text_and_replaces_the_section_once(hub, tmp_path):
@@ -255,145 +213,6 @@ out["loads"] = len(loaded("user/closed", "easy-0.25")["rows"])
     assert out["again"].startswith("http") and out["loads"] == 8
     assert_one_line(out["leak"], "user/plain exists and is public", "hf repos settings user/plain")
     assert len(hub.repo("user/plain").commits) == 3
-
-
-def test_failed_push_can_be_repeated(hub, tmp_path):
-    hub.fail(r"POST .*/user/rows/commit/")
-    hub.fail(r"POST .*/user/card/commit/", nth=2)
-    hub.fail(r"POST .*/user/old/commit/", nth=3)
-    hub.fail(r"POST .*/user/old/commit/", nth=5)
-    out = run(
-        hub,
-        tmp_path,
-        """
-subset = rows(8)
-out["unbroken"] = push(subset, "user/unbroken")
-for name in ("rows", "card"):
-    out[name] = [push(subset, f"user/{name}"), push(subset, f"user/{name}")]
-push(rows(3), "user/old", record=record(3, seed=1))
-out["old"] = [push(subset, "user/old")]
-out["old rows"] = len(loaded("user/old", "easy-0.25")["rows"])
-out["old"] += [push(subset, "user/old")]
-out["new rows"] = len(loaded("user/old", "easy-0.25")["rows"])
-out["old"] += [push(subset, "user/old")]
-out["local"] = subset.to_list() == rows(8).to_list()
-""",
-    )
-    assert_one_line(out["rows"][0], "user/rows", "507", "push again")
-    assert_one_line(out["card"][0], "user/card", "507", "The rows are pushed", "push again")
-    assert_one_line(out["old"][0], "507")
-    assert_one_line(out["old"][1], "507", "The rows are pushed")
-    assert out["old rows"] == 3 and out["new rows"] == 8 and out["local"]
-    for name in ("rows", "card", "old"):
-        assert out[name][-1] == f"{hub.url}/datasets/user/{name}"
-        unbroken = dict(hub.repo("user/unbroken").files())
-        unbroken["README.md"] = unbroken["README.md"].replace(b"unbroken", name.encode())
-        assert hub.repo(f"user/{name}").files() == unbroken
-
-
-def test_refused_upload_lost_response_and_concurrent_commit(hub, tmp_path):
-    hub.fail(r"PUT /lfs/")
-    hub.fail(r"POST .*/user/lost/commit/", drop=True)
-    hub.fail(r"POST .*/user/rival/commit/", status=412)
-    hub.fail(r"POST .*/user/rival/commit/", nth=3, status=412)
-    out = run(
-        hub,
-        tmp_path,
-        """
-out["upload"] = [push(rows(8), "user/upload"), push(rows(8), "user/upload")]
-out["lost"] = [push(rows(8), "user/lost"), push(rows(8), "user/lost")]
-out["rival"] = push(rows(8), "user/rival")
-""",
-    )
-    assert_one_line(out["upload"][0], "507")
-    assert "s3cret" not in out["upload"][0]
-    assert_one_line(out["lost"][0], "cannot be reached")
-    assert out["rival"].startswith("http")
-    for name in ("upload", "lost"):
-        assert out[name][1].startswith("http")
-        assert hub.repo(f"user/{name}").files().keys() == hub.repo("user/rival").files().keys()
-
-
-def test_two_concurrent_pushes_both_arrive(hub, tmp_path):
-    script = (
-        PRELUDE
-        + """
-import sys
-name = sys.argv[1]
-for start in range(3):
-    said = push(rows(8, start), "user/subset", config_name=name, record=record(8, seed=start))
-    assert said.startswith("http"), said
-"""
-    )
-    names = ["first", "second"]
-    running = [
-        subprocess.Popen([sys.executable, "-c", script, name], env=hub.environment(tmp_path / name)) for name in names
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
-    text, files = card(hub, "user/subset"), hub.repo("user/subset").files()
-    for name in names:
-        assert text.count(f"trl-real:begin {name} ") == text.count(f"config_name: {name}\n") - 1 == 1
-        assert json.loads(files[f"selection_records/{name}.json"])["seed"] == 2
-
-
-def test_hub_refusal_gets_a_one_line_error_with_a_fix(hub, tmp_path):
-    out = run(
-        hub,
-        tmp_path,
-        """
-from huggingface_hub import create_repo, upload_file
-out["theirs"] = push(rows(2), "other/subset")
-out["bad token"] = push(rows(2), "user/subset", token="hf_wrongwrongwrong")
-out["revision"] = push(rows(2), "user/subset2", revision="refs/pr/9")
-broken = {"path_or_fileobj": b"---\\ntags: [\\n---\\nmine", "path_in_repo": "README.md"}
-create_repo("user/broken", repo_type="dataset")
-upload_file(**broken, repo_id="user/broken", repo_type="dataset")
-out["broken card"] = push(rows(2), "user/broken")
-push(DatasetDict({"train": rows(2), "test": rows(2)}), "user/mixed")
-out["features"] = push(rows(2).remove_columns("pair"), "user/mixed")
-""",
-    )
-    assert_one_line(out["theirs"], "other/subset", "403", "hf auth login")
-    assert_one_line(out["bad token"], "401", "hf auth login")
-    assert "wrongwrong" not in out["bad token"]
-    assert_one_line(out["revision"], "refs/pr/9")
-    assert_one_line(out["broken card"], "user/broken")
-    assert hub.repo("user/broken").files()["README.md"] == b"---\ntags: [\n---\nmine"
-    assert_one_line(out["features"], "easy-0.25", "DatasetDict")
-
-
-def test_without_network_or_account(hub, tmp_path):
-    code = 'out["said"] = push(rows(2), "user/subset")'
-    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert_one_line(run(hub, tmp_path, code, **unreachable)["said"], "cannot be reached", "HF_ENDPOINT")
-    assert_one_line(run(hub, tmp_path, code, HF_HUB_OFFLINE="1")["said"], "unset HF_HUB_OFFLINE")
-    anonymous = run(hub, tmp_path, code + '\nout["bare"] = push(rows(2), "subset")', HF_TOKEN="")
-    assert_one_line(anonymous["said"], "hf auth login")
-    assert_one_line(anonymous["bare"], "hf auth login")
-
-
-def test_local_mistakes_are_reported_before_anything_is_sent(hub, tmp_path):
-    out = run(
-        hub,
-        tmp_path,
-        """
-for name in ("data", "selection_records", "a/b", "", "-x", "a b", "x -->", ".", "x" * 97):
-    out[f"config {name}"] = push(rows(2), "user/subset", config_name=name)
-out["bad id"] = push(rows(2), "user/a/b")
-out["split"] = push(rows(2), "user/subset", split="a-b")
-out["no record"] = push(rows(2), "user/subset", record=None)
-out["half a record"] = push(rows(2), "user/subset", record={"strategy": "easy"})
-out["lost rows"] = push(rows(2), "user/subset", record=record(8, n_rows=41))
-out["no rows"] = push(rows(0), "user/subset")
-out["a list"] = push([{"prompt": "x"}], "user/subset")
-""",
-    )
-    for message in out.values():
-        assert_one_line(message)
-    assert "user/a/b" in out["bad id"] and "a-b" in out["split"]
-    assert "record=selector.record" in out["no record"] and "does not add up" in out["lost rows"]
-    assert "0 rows" in out["no rows"] and "found list" in out["a list"] and "budget" in out["half a record"]
-    assert hub.requests == []
 
 
 def test_hf_upload_of_a_local_folder(hub, tmp_path):

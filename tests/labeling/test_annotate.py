@@ -1,5 +1,6 @@
 """Tests of `annotate`: labels from scores and other judges."""
 
+import json
 import math
 import re
 
@@ -13,6 +14,7 @@ from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.chat.judge import ChatJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.people.queue import Deck
+from trl_real.selection.planning.plan import plan_selection
 
 
 def test_chosen_is_the_better_scored_response_and_ties_and_failures_are_counted_apart():
@@ -200,7 +202,7 @@ def test_panel_pools_verdicts_and_reports_agreement():
 
 
 @pytest.mark.parametrize("form", ["texts", "messages"])
-def test_ready_pairs_are_taken_without_a_selection(form):
+def test_ready_pairs_are_taken_without_a_selection(form, tmp_path):
     sides = {"response_a": ["good", "same", "fine"], "response_b": ["bad", "same", "poor"]}
     if form == "messages":
         sides = {name: [[{"role": "assistant", "content": text}] for text in texts] for name, texts in sides.items()}
@@ -213,7 +215,13 @@ def test_ready_pairs_are_taken_without_a_selection(form):
     labels = annotate(ready, judge)
     texts = [text_of(row[side]) for row in labels for side in ("chosen", "rejected")]
     assert texts == ["good", "bad", "poor", "fine"]
-    kept = EmbeddingPairSelector(strategy="random").select(ready, 1)
+    chooser = EmbeddingPairSelector(strategy="random")
+    assert plan_selection(chooser, ready, None).n_rows == 3
+    streamed = chooser.select(ready.to_iterable_dataset(), shards=tmp_path / "shards")
+    assert json.dumps(list(streamed)) == json.dumps(chooser.select(ready).to_list())
+    with pytest.raises(TrlRealError, match="These are ready pairs, which select and annotate take as they are"):
+        ready.map(chooser)
+    kept = chooser.select(ready, 1)
     assert len(annotate(kept, lambda batch: [0.9])) == 1
     assert len(Deck(ready)) == 2
 

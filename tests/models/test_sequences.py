@@ -78,6 +78,13 @@ def test_only_responses_without_a_prompt_join_the_segment_before_them():
     assert mask.tolist() == [[True, True, True, True, False], [True] * 5] and pack.segments[0].mask is None
 
 
+def test_a_response_does_not_join_its_own_prompt_of_the_same_length():
+    pack = Pack()
+    pack.add(Tree((1, 2), [(3, 4), (5, 6)], [0, 1]))
+    found = [(s.start, s.count, s.length, s.prefix) for s in pack.segments]
+    assert found == [(0, 1, 2, ()), (2, 1, 2, (slice(0, 2),)), (4, 1, 2, (slice(0, 2),))]
+
+
 def test_an_empty_sequence_makes_no_segment():
     line = Line()
     assert line.append(()) == slice(0, 0) and not line.segments

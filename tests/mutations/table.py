@@ -197,6 +197,311 @@ MUTATIONS = [
         '"random": draws}[tie]', '"random": similarity}[tie]',
         "selection/test_strategies.py",
     ),
+    # Labels
+    Mutation(
+        "a failed order is a failed pair", "labeling/chat/judge.py",
+        "failures = [swapped for swapped, reading in read.items() if reading.failure]",
+        "failures = [swapped for swapped, reading in read.items() if reading.failure and not swapped]",
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "a verdict at the margin is a tie", "labeling/chat/judge.py",
+        "abs(value - TIE) <= self.tie_margin",
+        "abs(value - TIE) < self.tie_margin",
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "the template is a part of a judge's identity", "labeling/chat/judge.py",
+        'return {"model": model, "template": self.template.digest, **settings}',
+        'return {"model": model, **settings}',
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "a calibration above 1 makes verdicts less certain", "labeling/chat/judge.py",
+        "/ temperature))",
+        "* temperature))",
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "a tie is no flip of the order", "labeling/verdicts.py",
+        "(sides[:, 0] * sides[:, 1] < 0).mean()",
+        "(sides[:, 0] * sides[:, 1] <= 0).mean()",
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "a failure is no loss", "labeling/verdicts.py",
+        '            return "failed"\n',
+        '            return "b"\n',
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "the bias is that of the first shown", "labeling/verdicts.py",
+        "np.concatenate([orders[:, 0], 1 - orders[:, 1]])",
+        "np.concatenate([orders[:, 0], orders[:, 1]])",
+        "labeling/chat/test_verdicts.py",
+    ),
+    Mutation(
+        "undecided pairs leave agreement alone", "labeling/agreement.py",
+        "n_agree / n if n else math.nan",
+        "n_agree / (n + n_undecided) if n else math.nan",
+        "labeling/test_check.py",
+    ),
+    Mutation(
+        "undecided pairs leave accuracy alone", "labeling/check.py",
+        "accuracy=n_agree / n if n",
+        "accuracy=n_agree / int(labeled.sum()) if n",
+        "labeling/test_check.py",
+    ),
+    Mutation(
+        "all threads wait where one was asked to", "runtime/openai_client.py",
+        "self._not_before = max(self._not_before, time.monotonic() + pause)",
+        "pass",
+        "labeling/chat/test_quirks.py",
+    ),
+    Mutation(
+        "a mirrored vote's shown side is mirrored", "labeling/people/votes.py",
+        '(vote.shown_first == "a") != flipped else -1',
+        '(vote.shown_first == "a") else -1',
+        "labeling/people/test_votes.py",
+    ),
+    Mutation(
+        "left is left", "labeling/people/label_studio.py",
+        '"left": pair.first,\n        "right": pair.second',
+        '"left": pair.second,\n        "right": pair.first',
+        "labeling/people/test_label_studio.py",
+    ),
+    Mutation(
+        "cancelled annotations are no votes", "labeling/people/label_studio.py",
+        'annotation.get("was_cancelled") or ',
+        "",
+        "labeling/people/test_label_studio.py",
+    ),
+    Mutation(
+        "a pair is pushed once in either order", "labeling/people/label_studio.py",
+        "known.isdisjoint(deck.keys(name))",
+        "deck.keys(name)[0] not in known",
+        "labeling/people/test_label_studio.py",
+    ),
+    Mutation(
+        "the shown side decides what a choice means", "labeling/people/label_studio.py",
+        'CHOICES[choices[0]][data["shown_first"]]',
+        'CHOICES[choices[0]]["a"]',
+        "labeling/people/test_label_studio.py",
+    ),
+    # Rounds and choosing by a history
+    Mutation(
+        "the head learns the labels", "selection/active/head.py",
+        "fit_head(chosen, rejected, confidences, self.ridge)",
+        "fit_head(rejected, chosen, confidences, self.ridge)",
+        "selection/active/test_history.py",
+    ),
+    Mutation(
+        "Thompson draws anew in every round", "selection/active/head.py",
+        "(len(pool.history), prompt_key(pool.rows[row].prompt))",
+        "(0, prompt_key(pool.rows[row].prompt))",
+        "selection/active/test_history.py",
+    ),
+    Mutation(
+        "a label of a response without a finite embedding is left out", "selection/active/head.py",
+        "isfinite().flatten(1).all(1)",
+        "isfinite().flatten(1).any(1)",
+        "selection/active/test_history.py",
+    ),
+    Mutation(
+        "confidences are read from the history", "selection/active/pool.py",
+        "np.array([1.0 if given[i] is None else given[i] for i in read], float)",
+        "np.ones(len(read))",
+        "selection/active/test_history.py",
+    ),
+    Mutation(
+        "rows without a verdict are no labels", "selection/active/pool.py",
+        "read = [i for i, row in enumerate(rows) if not row.skipped]",
+        "read = list(range(len(rows)))",
+        "selection/active/test_history.py",
+    ),
+    Mutation(
+        "the cap is by prompt, not by row", "selection/active/gradient.py",
+        "torch.from_numpy(pool.groups[pool.row[free.numpy()]])",
+        "torch.from_numpy(pool.row[free.numpy()])",
+        "selection/active/test_gradient_selector.py",
+    ),
+    Mutation(
+        "gradients with NaN are not usable", "selection/active/gradient.py",
+        "(found.n_scored > 0) & (found.norms > 0) & found.norms.isfinite()",
+        "(found.n_scored > 0) & ~(found.norms <= 0)",
+        "selection/active/test_gradient_selector.py",
+    ),
+    Mutation(
+        "each round generates with a seed of its own", "rounds/active.py",
+        '"seed": self.seed + this.number}',
+        '"seed": self.seed}',
+        "rounds/test_seeds.py",
+    ),
+    Mutation(
+        "each round selects with a seed of its own", "rounds/active.py",
+        "self.responses, self.seed + this.number, settings",
+        "self.responses, self.seed, settings",
+        "rounds/test_seeds.py",
+    ),
+    Mutation(
+        "each round of self-annotation generates with a seed of its own", "rounds/self_annotation.py",
+        '"seed": self.seed + this.number, "journal"',
+        '"seed": self.seed, "journal"',
+        "rounds/test_seeds.py",
+    ),
+    Mutation(
+        "args.beta is the self-judge's", "rounds/self_annotation.py",
+        "            beta=self.args.beta,\n",
+        "",
+        "rounds/test_seeds.py",
+    ),
+    # Models
+    Mutation(
+        "a response has its own finish reason", "models/generation/from_server.py",
+        "[_completion(choice) for choice in completion",
+        "[_completion({**completion['choices'][0], 'message': choice['message']}) for choice in completion",
+        "models/generation/test_from_server.py",
+    ),
+    Mutation(
+        "the generation config's ends end a response", "models/generate.py",
+        "(*ids, tokenizer.eos_token_id)",
+        "(tokenizer.eos_token_id,)",
+        "models/test_generate.py",
+    ),
+    Mutation(
+        "a long prompt keeps its end", "models/sequences.py",
+        "tuple(ids[max(0, n - max_length) : n])",
+        "tuple(ids[:n][:max_length])",
+        "models/test_sequences.py",
+    ),
+    Mutation(
+        "no response joins a segment with a prefix", "models/packing.py",
+        "if merge and last and not prefix and not last.prefix and",
+        "if merge and last and not prefix and",
+        "models/test_sequences.py",
+    ),
+    # Hub, evaluation and study
+    Mutation(
+        "the last section of a card is replaced", "hub/card.py",
+        "max(found, key=re.Match.start, default=None)",
+        "min(found, key=re.Match.start, default=None)",
+        "hub/test_card.py",
+    ),
+    Mutation(
+        "a record that does not add up is refused", "hub/card.py",
+        "if record.n_rows != record.n_kept + record.n_not_chosen + n_skipped:",
+        "if record.n_rows < record.n_kept + record.n_not_chosen + n_skipped:",
+        "hub/test_card.py",
+    ),
+    Mutation(
+        "the card builds on the commit that it read", "hub/push.py",
+        "        parent_commit=head,\n",
+        "",
+        "hub/test_push.py hub/test_push_failures.py",
+    ),
+    Mutation(
+        "the commit message arrives", "hub/push.py",
+        'commit_message=f"{message}: card and record"',
+        'commit_message="card and record"',
+        "hub/test_push.py hub/test_push_failures.py",
+    ),
+    Mutation(
+        "the confidence of a paired comparison is the comparison's", "evaluation/comparison.py",
+        "clusters=clusters, confidence=self.confidence, seed=seed)",
+        "clusters=clusters, seed=seed)",
+        "evaluation/test_tournament.py",
+    ),
+    Mutation(
+        "p-values of a tournament are corrected", "evaluation/tournament.py",
+        "holm([test.sign_p for test in tests.values()])",
+        "[test.sign_p for test in tests.values()]",
+        "evaluation/test_tournament.py",
+    ),
+    Mutation(
+        "a paired comparison has its direction", "evaluation/comparison.py",
+        "paired_comparison(ours, theirs, clusters",
+        "paired_comparison(theirs, ours, clusters",
+        "evaluation/test_tournament.py",
+    ),
+    Mutation(
+        "a difference is arm minus random", "study/summarize.py",
+        "self._of(name, arm) - self._of(name, RANDOM)",
+        "self._of(name, RANDOM) - self._of(name, arm)",
+        "study/test_study_report.py study/test_curves.py",
+    ),
+    Mutation(
+        "a loss's target has the loss's sign", "study/summarize.py",
+        "target=METRICS[name].sign * saving.target",
+        "target=saving.target",
+        "study/test_study_report.py study/test_curves.py",
+    ),
+    # What users bring
+    Mutation(
+        "a prompt is said by the user", "data/chat.py",
+        'as_messages(prompt, "user")', "as_messages(prompt)",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "plain prompts are told once in a process", "models/sequences.py",
+        "@cache\ndef _tell_plain", "def _tell_plain",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "a chat that was rendered before is not told", "models/sequences.py",
+        "and not rendered.search(prompt)", "",
+        "data/test_chat.py",
+    ),
+    Mutation(
+        "the card follows a local base to the Hub", "reports/model_card.py",
+        "        model = base\n", "        return base\n",
+        "reports/test_model_card.py",
+    ),
+    Mutation(
+        "the writer of the chosen response is the pair's", "hub/facts.py",
+        "models if first else models[::-1]", "models",
+        "hub/test_push.py",
+    ),
+    Mutation(
+        "an adapter without a tokenizer has its base's", "models/load.py",
+        "        if base is None:\n            raise\n", "        raise\n",
+        "training/test_adapters.py",
+    ),
+    Mutation(
+        "a stream tells a type that shows late", "data/json_lines.py",
+        "shown.setdefault((name, _first_type(value)), number)", "shown.setdefault((name, ''), number)",
+        "data/test_files.py",
+    ),
+    Mutation(
+        "one row is no training set", "training/config.py",
+        "if budget == 1 and isinstance(budget, Integral)", "if budget == 1 and False",
+        "cli/test_settings_cli.py",
+    ),
+    # The page for the person who pays
+    Mutation(
+        "what people skipped does not wait for them", "labeling/people/label_page.py",
+        ' - labels["verdicts"]["failures"].get(SKIPPED, 0)', "",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "the price of a pair counts decided pairs only", "labeling/people/label_page.py",
+        'n_done = verdicts["n"] - n_left', 'n_done = verdicts["n"]',
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "an alpha at the end of a band belongs to the next one", "labeling/agreement.py",
+        "if alpha < end), (", "if alpha <= end), (",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "votes of people are described as votes", "labeling/verdicts.py",
+        "bool(verdicts) and all(v.source.startswith(VOTES) for v in verdicts)", "False",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "the old name of checkpointing sets the new one", "training/config.py",
+        "setattr(self, new, getattr(self, old))", "pass",
+        "project/test_renamed.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",
@@ -208,5 +513,110 @@ MUTATIONS = [
         "an answer in the ledger counts once", "labeling/chat/purse.py",
         "self._own += 0.0 if self._ledger and paid_at > self._ledger.start else cost", "self._own += cost",
         "labeling/chat/test_claims.py",
+    ),
+    # On an accelerator
+    Mutation(
+        "blocks of a mask hold all that a token attends to", "models/block_mask.py",
+        "some = (first < end) & (first < low + BLOCK) & (end > low)",
+        "some = (first < end) & (first < low + 1) & (end > low)",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "a prompt is seen by all of its responses", "models/block_mask.py",
+        "ends[part.start] = end[part] = segment.stop", "ends[part.start] = segment.stop",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "an attention that differs is left for the next", "models/reader.py",
+        "if gives_the_same(together, alone, self.exact, rough):", "if True:",
+        "models/test_attention.py",
+    ),
+    Mutation(
+        "all values leave the device", "models/reader.py",
+        "    if held:\n        yield ids, torch.cat(held).cpu(), n_tokens", "    return",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "the record has the tokens of a pass that were used", "models/encoder.py",
+        'self.used["batch_tokens"] = embedder.batch_tokens', "self.used = {}",
+        "models/test_memory.py",
+    ),
+    Mutation(
+        "how threads wait is the user's to say", "cli/main.py",
+        "spins = {} if any(name in os.environ for name in WAITING) else SPINS", "spins = SPINS",
+        "cli/test_threads.py",
+    ),
+    Mutation(
+        "shared-out weights are gathered for the check", "training/forward_hooks.py",
+        "return isinstance(weight, DTensor) or hasattr(weight, \"ds_id\")", "return hasattr(weight, \"ds_id\")",
+        "training/test_sharded.py",
+    ),
+    # Other trainers
+    Mutation(
+        "doubtful labels ask a reward model for less", "training/trainers.py",
+        "2.0 * np.array(values, dtype=np.float32) - 2.0",
+        "2.0 - 2.0 * np.array(values, dtype=np.float32)",
+        "training/test_trainers.py",
+    ),
+    Mutation(
+        "a reward model of texts is read as it was trained", "training/trainers.py",
+        "processing_class.chat_template = None",
+        "pass",
+        "training/test_trainers.py",
+    ),
+    Mutation(
+        "an adapter of a reward model is merged", "training/trainers.py",
+        "if _internal_call or not isinstance(model, PeftModel):",
+        "if True:",
+        "cli/test_trainers_cli.py",
+    ),
+    # Images, turns and traces
+    Mutation(
+        "a response alone is read by the language model", "models/reader.py",
+        "return backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()",
+        "return backbone",
+        "selection/test_images.py",
+    ),
+    Mutation(
+        "padding of rows with images goes to the end", "models/embed_images.py",
+        "owners = torch.where(mask.bool(), owners, -1).gather(1, order)",
+        "owners = torch.where(mask.bool(), owners, -1)",
+        "selection/test_images.py",
+    ),
+    Mutation(
+        "rows with equal texts are told apart by their images", "labeling/people/votes.py",
+        "*digests_of(images)] if images else prompt",
+        "] if images else prompt",
+        "labeling/test_seen_images.py",
+    ),
+    Mutation(
+        "the page shows only images that it holds", "labeling/people/page_html.py",
+        'held = [url for url in urls if url.startswith("data:image/")]',
+        "held = list(urls)",
+        "labeling/test_seen_images.py",
+    ),
+    Mutation(
+        "the history is the chosen dialogue's", "data/turns.py",
+        "history = [*history, *mine[1]]",
+        "history = [*history, *other[1]]",
+        "data/test_turns.py",
+    ),
+    Mutation(
+        "turns of the users that differ are no shared beginning", "data/conversation.py",
+        "if end >= 0 and HUMAN_TURN not in shared[end:] else 0",
+        "if end >= 0 else 0",
+        "data/test_turns.py",
+    ),
+    Mutation(
+        "a branch that was left is no part of a trace", "data/traces/formats.py",
+        'for event in _branch([event for event in events if event.get("type") != "session"]):',
+        'for event in [event for event in events if event.get("type") != "session"]:',
+        "data/test_traces.py",
+    ),
+    Mutation(
+        "a session in which the user spoke again is no attempt", "data/traces/pool.py",
+        'SEVERAL: any(message["role"] == "user" for message in response)',
+        "SEVERAL: False",
+        "data/test_traces.py",
     ),
 ]  # fmt: skip

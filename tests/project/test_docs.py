@@ -76,6 +76,10 @@ def test_no_page_is_unfinished():
     assert "@@" not in README
 
 
+def test_the_readme_is_read_in_minutes():
+    assert len(README.split()) < 900
+
+
 def test_the_example_runs(in_root, tmp_path, monkeypatch, capsys):
     model = in_root(MODEL)
     flags = ["--model", model, "--output_dir", str(tmp_path / "example"), "--max_steps", "1"]

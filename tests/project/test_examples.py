@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from itertools import combinations
@@ -18,7 +19,8 @@ from support.browser import arrive
 from support.judge_server import MODEL as JUDGE
 from support.judge_server import JudgeServer
 from support.project import ROOT
-from support.tiny import save_tiny
+from support.tiny import TOOL_TEMPLATE, save_tiny, tiny_tokenizer
+from trl_real import EmbeddingPairSelector, REALDPOConfig, REALDPOTrainer, annotate
 from trl_real.cli.main import main
 from trl_real.demo.model import demo_model
 from trl_real.labeling.people.queue import VoteQueue
@@ -156,6 +158,44 @@ def test_a_served_chat_model_labels_and_compares(tiny, checkout, capsys):
 def test_a_real_chat_model_labels_and_compares(real, checkout, capsys):
     sizes = ["--n_test", 4, "--budget", 8, "--max_new_tokens", 16, "--max_steps", 2]
     chat_judge(real, capsys, "--judge", real, *sizes)
+
+
+# Calls of tools
+
+
+def tool_calls(model: str, capsys, *flags: object) -> str:
+    run("tool_calls.py", "--model", model, *flags)
+    assert Path("runs/tools/adapter_model.safetensors").exists()
+    return capsys.readouterr().out
+
+
+def test_calls_are_selected_judged_and_trained_with_their_tools(tiny, checkout, capsys):
+    model = shutil.copytree(tiny, checkout / "with-tools")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TOOL_TEMPLATE
+    tokenizer.save_pretrained(model)
+    out = tool_calls(str(model), capsys, "--max_steps", 1)
+    assert "8 labels; columns ['prompt', 'chosen', 'rejected'" in out and "'tools'" in out and "[call] get_" in out
+    judge = runpy.run_path("examples/tool_calls.py")["expected_call"]
+    pool = Dataset.from_json("examples/tool_pool.jsonl")
+    labels = annotate(EmbeddingPairSelector(str(model)).select(pool, 8), judge)
+    expected = [json.loads(row["expected"])["arguments"] for row in labels]
+    called = [row["chosen"][0]["tool_calls"] for row in labels]
+    right = [bool(c) and json.loads(c[0]["function"]["arguments"]) == e for c, e in zip(called, expected, strict=True)]
+    assert sum(right) >= 4  # a pair may hold two wrong ones
+    trainer = REALDPOTrainer(
+        str(model),
+        args=REALDPOConfig("runs/t", use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=labels,
+        processing_class=tokenizer,
+    )
+    for row, ids in zip(labels, trainer.train_dataset["prompt_ids"], strict=True):
+        assert json.loads(row["tools"])[0]["function"]["name"] in tokenizer.decode(ids)
+
+
+@pytest.mark.slow
+def test_a_real_model_learns_calls(real, checkout, capsys):
+    assert "8 labels" in tool_calls(real, capsys, "--max_steps", 2)
 
 
 # People in the loop

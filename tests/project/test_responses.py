@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForSequenceClassification
 
-from support.tiny import tiny_model, tiny_tokenizer
+from support.tiny import TOOL_TEMPLATE, tiny_model, tiny_tokenizer
 from trl_real import ChatJudge, EmbeddingPairSelector, RewardModelJudge, annotate
 from trl_real.data.conversation import Reply, reply_of, text_of, with_template
 from trl_real.data.files import load, save
@@ -19,15 +19,6 @@ from trl_real.models.log_probs import ResponseLogProbs
 from trl_real.models.sequences import tokenize_pairs
 
 
-TEMPLATE = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m.get('name') or '' }}\n"
-    "{{ m.get('reasoning_content') or '' }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] or [] %}"
-    "{{ p.get('text') or p.get('image') or '' }}{% endfor %}{% endif %}"
-    "{% for c in m.get('tool_calls') or [] %}<call>{{ c['function'] | tojson }}</call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant \n{% endif %}"
-)
 PROMPT = [{"role": "user", "content": "The weather in Paris?"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Tells the weather."}}]
 
@@ -71,7 +62,7 @@ KINDS = {
 
 def tokenizer():
     found = tiny_tokenizer()
-    found.chat_template = TEMPLATE
+    found.chat_template = TOOL_TEMPLATE
     return found
 
 

@@ -80,9 +80,9 @@ def test_every_converter_and_strategy_is_on_its_page():
     from trl_real.data.sources import SOURCES
     from trl_real.selection.strategies import STRATEGIES
 
-    data, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/data.md", "README.md"))
+    data, strategies = ((DOCS / name).read_text(encoding="utf-8") for name in ("data.md", "strategies.md"))
     assert all(f"`{name}`" in data and f"`{convert.__name__}`" in data for name, convert in SOURCES.items())
-    assert all(f'`"{name}"`' in readme for name in STRATEGIES)
+    assert all(f'`"{name}"`' in strategies for name in STRATEGIES)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def run(page: str) -> list[str]:
     return "".join(page_blocks(page, "text")).splitlines()
 
 
-@pytest.mark.parametrize("page", ["data.md", "publishing.md", "troubleshooting.md", "adding.md"])
+@pytest.mark.parametrize("page", ["data.md", "trainers.md", "publishing.md", "troubleshooting.md", "adding.md"])
 def test_code_of_a_page_prints_the_shown_output(page, elsewhere, capsys):
     shown = run(page)
     printed = capsys.readouterr().out.splitlines()
@@ -162,7 +162,18 @@ def test_code_fragments_are_valid_python(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["quickstart.md", "real.md", "study.md", "publishing.md", "troubleshooting.md", "papers.md", "data.md"]
+    "page",
+    [
+        "quickstart.md",
+        "real.md",
+        "study.md",
+        "publishing.md",
+        "troubleshooting.md",
+        "papers.md",
+        "data.md",
+        "trainers.md",
+    ]
+    + ["own_data.md", "labelling_team.md", "trl_integration.md", "../README.md"],
 )
 def test_every_flag_on_a_page_exists(page):
     for command in re.findall(r"(?:trl-real|trl_real\.cli) (.*)", _shell(page)):
@@ -211,6 +222,7 @@ def _parsed(argv: list[str]) -> None:
     from trl_real.cli.main import VERBS, _parse
     from trl_real.cli.train import EvalArguments, PreferenceArguments
     from trl_real.training.config import REALDPOConfig
+    from trl_real.training.trainers import TRAINERS
 
     verb, *flags = argv
     if verb not in VERBS:
@@ -222,7 +234,8 @@ def _parsed(argv: list[str]) -> None:
     module = import_module(f"trl_real.cli.{verb.replace('-', '_')}")
     args = _parse(verb, module, flags)
 
-    configs = (PreferenceArguments, EvalArguments, REALDPOConfig, ModelConfig)
+    trainer = TRAINERS[getattr(args, "trainer", None) or "dpo"]
+    configs = (PreferenceArguments, EvalArguments, trainer.config, ModelConfig)
     if verb == "sft":
         configs = (PreferenceArguments, SFTConfig, ModelConfig)
     if verb in ("active", "self-annotate"):

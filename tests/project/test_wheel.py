@@ -1,6 +1,7 @@
 """Tests of the release: the wheel has all it needs and nothing else, and works without the source."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from trl_real import __version__
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ENDINGS = {".py", ".typed", ".md", ".j2", ".css", ".js"}
+ENDINGS = {".py", ".typed", ".md", ".j2", ".css", ".js", ".txt"}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,11 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel):
 
 
 def test_nothing_else_is_in_the_wheel(wheel):
-    """Code, pages and templates: no tests, no examples, no data set, and less than a megabyte."""
+    """Code, pages and templates: no tests, no examples, no data set, and less than three quarters of a megabyte."""
     for name in names(wheel):
         own = name.startswith("trl_real/") and Path(name).suffix in ENDINGS
         assert own or name.startswith(f"trl_real-{__version__}.dist-info/"), name
-    assert wheel.stat().st_size < 1_000_000
+    assert wheel.stat().st_size < 750_000
     assert f"trl_real-{__version__}.dist-info/licenses/LICENSE" in names(wheel)
 
 
@@ -72,9 +73,42 @@ def test_ci_covers_the_declared_python_and_trl_versions():
     matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
     said = {name.rsplit(" ", 1)[-1] for name in PROJECT["classifiers"] if "Python :: 3." in name}
     assert {row["python"] for row in matrix} == said
-    lowest = next(need for need in PROJECT["dependencies"] if need.startswith("trl>=")).split(">=")[1].split(",")[0]
-    assert any(row["with"] == f"trl=={lowest}.*" for row in matrix)
-    assert any("--upgrade" in row["with"] and "trl>=" in row["with"] for row in matrix)
+    (lowest,) = (row["with"].split() for row in matrix if row["name"] == "lowest versions")
+    floors = dict(re.match(r"([\w-]+)>=([\d.]+)", need).groups() for need in PROJECT["dependencies"])
+    names = ("trl", "transformers", "datasets", "accelerate", "peft")
+    assert sorted(lowest) == sorted(f"{name}=={floors[name]}.*" for name in names)
+    (newest,) = (row["with"] for row in matrix if row["name"] == "newest versions")
+    assert newest.startswith("--upgrade") and all(name in newest for name in names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.name)
+def test_workflows_pin_actions_and_may_do_little(path):
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 350
+        assert not {"write-all", "read-all"} & {str(job.get("permissions", ""))}
+    for used in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8")):
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), used
+
+
+def test_the_release_has_no_token_and_attests():
+    text = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    publish = yaml.safe_load(text)["jobs"]["publish"]
+    assert publish["permissions"] == {"id-token": "write"} and publish["steps"][-1]["with"] == {"attestations": True}
+    assert "secrets." not in text and "password" not in text
+
+
+IMPORT = "import sys; before = set(sys.modules); import trl_real; print(len(set(sys.modules) - before)); "
+IMPORT += "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+
+
+def test_the_import_stays_light():
+    """Names are loaded on first use: none of the libraries is imported with the package."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    n, names = done.stdout.splitlines()
+    heavy = {"torch", "transformers", "datasets", "trl", "peft", "accelerate", "evaluate", "numpy", "scipy", "pandas"}
+    assert not heavy & set(names.split()) and int(n) < 120, names
 
 
 METRIC = """

@@ -1,9 +1,7 @@
 """Tests of runs in rounds: each step runs once, also after a kill, and always against the same reference."""
 
 import json
-import multiprocessing
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import torch
 from datasets import Dataset, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 
+from support.crashes import KILLED, in_child
 from support.rounds import active, pool
 from support.tiny import save_tiny
 from support.training import config, pairs
@@ -264,25 +263,18 @@ def test_custom_metrics_come_from_a_function_of_the_policy(model, tmp_path):
     assert [row["size"] for row in found.rounds] == [found.rounds[0]["size"]] * 3 and "loss" not in found.rounds[0]
 
 
-def killed(model, folder, selector):
-    torch.set_num_threads(1)
-    active(model, folder, rounds=3, selector=selector)
-
-
 def test_run_killed_at_any_moment_resumes_to_the_same_picks_labels_and_weights(model, tmp_path):
     expected = active(model, tmp_path / "whole", rounds=3)
-    draws, n_killed = np.random.default_rng(0), 0
-    context = multiprocessing.get_context("fork")
     (tmp_path / "killed").mkdir()
-    for _ in range(10):
-        process = context.Process(target=killed, args=(model, tmp_path / "killed", "easy"))
-        process.start()
-        time.sleep(draws.uniform(0.1, 2.0))
-        n_killed += process.is_alive()
-        process.kill()
-        process.join()
+
+    def run() -> int:
+        active(model, tmp_path / "killed", rounds=3)
+        return 0
+
+    for point, failure in ((9, "die"), (23, "torn"), (23, "die"), (31, "torn"), (31, "die")):
+        assert in_child(run, tmp_path / "killed", point, failure)[0] == KILLED
     found = active(model, tmp_path / "killed", rounds=3)
-    assert n_killed and without_times(found.rounds) == without_times(expected.rounds)
+    assert without_times(found.rounds) == without_times(expected.rounds)
     for number in (1, 2, 3):
         assert equal(weights(tmp_path / "whole", number), weights(tmp_path / "killed", number))
     asked = [line["key"] for line in Journal(tmp_path / "killed" / "run" / "verdicts.jsonl").read()]

@@ -1,9 +1,6 @@
 """Tests of SPA's rounds: the judge, the reference, the training data, and resuming after a kill."""
 
 import json
-import multiprocessing
-import random
-import time
 
 import pytest
 import torch
@@ -11,6 +8,7 @@ from datasets import Dataset, load_from_disk
 from peft import LoraConfig, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
+from support.crashes import KILLED, in_child
 from support.rounds import prompts
 from support.tiny import save_tiny
 from support.training import config, pairs
@@ -229,21 +227,19 @@ def test_invalid_settings_are_reported_before_anything_runs(model, tmp_path):
             rounds(model, tmp_path, **changes)
 
 
-def killed(model, folder):
-    torch.set_num_threads(1)
-    rounds(model, folder)
-
-
 def test_run_killed_at_any_moment_resumes_to_the_same_data_and_adapters(model, tmp_path):
-    rounds(model, tmp_path / "whole")
-    context, draws = multiprocessing.get_context("spawn"), random.Random(0)
-    for _ in range(4):
-        process = context.Process(target=killed, args=(model, tmp_path / "broken"))
-        process.start()
-        time.sleep(6 + 4 * draws.random())
-        process.kill()
-        process.join()
-    rounds(model, tmp_path / "broken")
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+
+    def run(name: str) -> int:
+        rounds(model, tmp_path / name)
+        return 0
+
+    status, n_changes = in_child(lambda: run("whole"), tmp_path / "whole")
+    assert status == 0 and n_changes > 40
+    for _ in range(3):
+        assert in_child(lambda: run("broken"), tmp_path / "broken", n_changes // 4)[0] == KILLED
+    assert in_child(lambda: run("broken"), tmp_path / "broken")[0] == 0
     for number in (1, 2):
         assert labels(tmp_path / "broken", number).to_list() == labels(tmp_path / "whole", number).to_list()
         assert equal(adapter(tmp_path / "broken", number), adapter(tmp_path / "whole", number))

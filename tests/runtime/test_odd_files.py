@@ -10,7 +10,8 @@ from trl_real import TrlRealError, annotate
 from trl_real.labeling.annotate import LabelReport
 from trl_real.labeling.chat.answer_cache import AnswerCache
 from trl_real.labeling.people.votes import VoteBook
-from trl_real.models.generation.journal import GenerationCache
+from trl_real.models.generation.journal import Completion, GenerationCache
+from trl_real.runtime.journal import Journal
 from trl_real.runtime.run_folder import RoundFolder
 from trl_real.selection.record import RECORD_FILE, SelectionRecord
 from trl_real.study.grid import Cell, StudyFolder
@@ -105,3 +106,15 @@ def test_a_cache_of_another_kind_is_one_line(tmp_path):
         other.execute("CREATE TABLE answers (something)")
     with pytest.raises(TrlRealError, match="other.sqlite"):
         AnswerCache(tmp_path / "other.sqlite").get(["key"])
+
+
+def test_files_that_hold_texts_are_for_their_owner_only(tmp_path):
+    AnswerCache(tmp_path / "answers.sqlite").put("key", {"text": "A"})
+    annotate(pairs(2), first, journal=tmp_path / "verdicts.jsonl")
+    Journal(tmp_path / "votes.jsonl").append({"key": "k", "verdict": "a"})
+    with GenerationCache(tmp_path / "texts.jsonl", dict) as texts:
+        texts.add("Tea?", 1, 0, completions=[Completion("Yes.", "stop")])
+    names = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir()}
+    assert {"answers.sqlite", "verdicts.jsonl", "votes.jsonl", "texts.jsonl"} <= names.keys() and not any(
+        names.values()
+    )

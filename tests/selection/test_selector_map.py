@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 
 from support.selecting import BAD_ROWS, FEATURES, assert_equal_rows, bad_rows, make_rows, mixed_pool, selector
 from trl_real import STRATEGIES, TrlRealError
-from trl_real.data.columns import POOL_COLUMNS
+from trl_real.data.columns import POOL_COLUMNS, to_columns
 
 
 pytestmark = pytest.mark.usefixtures("quiet_and_apart")
@@ -201,6 +201,25 @@ def test_every_way_of_mapping_gives_the_same_python_values(way, kind):
         for mapped in (WAYS[way](rows, chooser), rows.map(chooser))
     )
     assert found == expected
+
+
+BATCHES = {
+    "numpy": lambda rows: {
+        name: np.array([*map(np.array, values), None], object)[:-1] for name, values in rows[:].items()
+    },
+    "pandas": lambda rows: rows.to_pandas(),
+    "pyarrow": lambda rows: rows.with_format("arrow")[:],
+}
+
+
+@pytest.mark.parametrize("batch_format", BATCHES)
+def test_batches_in_the_formats_of_ray_get_the_same_values(batch_format):
+    rows = Dataset.from_dict({"prompt": ["a", "b"], "responses": [["x", "y", "z"], ["u", "v", "w"]]})
+    chooser = selector()
+    found, expected = to_columns(chooser(BATCHES[batch_format](rows))), rows.map(chooser)[:]
+    for name in ("pair", "response_a", "response_b", "skipped"):
+        assert found[name] == expected[name]
+    assert np.allclose(found["similarity"], expected["similarity"], atol=1e-4)
 
 
 def test_labels_that_a_push_has_left_columns_out_of_are_selected_again():

@@ -15,6 +15,7 @@ from support.training import pairs
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
 from trl_real.cli.main import main
 from trl_real.study.dpo import DPOCells
+from trl_real.study.results import WITH_PROMPT
 from trl_real.study.run import load_study, run_study
 from trl_real.study.trained import RunPoint, TrainingRun, best_point, metric_sums
 
@@ -80,7 +81,9 @@ def test_curves_rewards_drift_and_tuning_are_reported(found):
     assert study.run_curves["loss"]["easy"].n_labels == [8, 12]  # steps 2 and 3 of 3, of four pairs each
     assert {"rewards/chosen", "rewards/rejected", "rewards/margins"} <= set(study.rewards["easy"][0])
     assert [row["labels"] for row in study.drift] == [12, 24]
-    assert all(0 <= row["jaccard"] <= 1 and row["relative_l2"] > 0 for row in study.drift)
+    for prefix in ("", WITH_PROMPT):
+        assert all(0 <= row[f"{prefix}jaccard"] <= 1 and row[f"{prefix}relative_l2"] > 0 for row in study.drift)
+    assert all(row["cosine"] != row[f"{WITH_PROMPT}cosine"] for row in study.drift)
     assert {row["chosen"] for row in study.tuning} <= {1e-3, 1e-2, 5.5e-3}
     assert load_study(found.folder) == study
 

@@ -20,6 +20,7 @@ import torch
 KILLED = 137
 # die: before the change; torn: after a first byte of the file; full: the change and all later ones raise ENOSPC
 FAILURES = ("die", "torn", "full")
+ERRORS = {"full": errno.ENOSPC, "read-only": errno.EROFS}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -68,10 +69,11 @@ class _FileSystem:
         if self.point is None or self.n_changes < self.point:
             return
         self.busy = True
-        if self.failure == "full":
+        if self.failure in ERRORS:
             self.busy = False
             if self.n_changes == self.point or flags is not None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+                number = ERRORS[self.failure]
+                raise OSError(number, os.strerror(number), path)
             return
         if self.failure == "torn" and flags is not None:
             os.write(os.open(path, (flags | os.O_CREAT | os.O_WRONLY) & ~os.O_RDWR, 0o644), b"{")

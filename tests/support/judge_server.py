@@ -28,6 +28,11 @@ def probability(first: str, second: str, bias: float = 0.0) -> float:
     return min(max(0.5 + (strength(first) - strength(second)) / 3 + bias, 0.01), 0.99)
 
 
+def written(content: str | list[dict]) -> str:
+    """Return the text of a message, whose content may be a list of parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
 def rows(n: int) -> dict[str, list[str]]:
     return {name: [f"{name} {i}" for i in range(n)] for name in ("prompt", "response_a", "response_b")}
 
@@ -113,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, completion)
 
     def completion(self, body) -> dict[str, Any]:
-        _, first, second = (text for _, text in FENCED.findall(body["messages"][-1]["content"]))
+        _, first, second = (text for _, text in FENCED.findall(written(body["messages"][-1]["content"])))
         p = probability(first, second, self.server.bias)
         text = ("A" if p > 0.5 else "B") if self.server.says is None else self.server.says
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

@@ -15,9 +15,9 @@ from support.tiny import save_tiny, tiny_tokenizer
 from support.training import LORA
 from trl_real import TrlRealError
 from trl_real.models.load import adapter_base, load_model, resolve_revision
+from trl_real.reports.model_card import origin_of
 from trl_real.selection.planning.model_shape import empty_model, tokenizer_of
 from trl_real.training.adapters import as_full_model, load_base
-from trl_real.training.model_card import origin_of
 
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -76,7 +76,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM
 from trl_real.models.load import load_model, resolve_revision
 from trl_real.training.adapters import as_full_model, load_base
-from trl_real.training.model_card import origin_of
+from trl_real.reports.model_card import origin_of
 
 home, ids = Path(sys.argv[1]), torch.tensor([[5, 6, 7, 8]])
 config = home / "adapter" / "adapter_config.json"

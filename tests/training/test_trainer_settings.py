@@ -77,7 +77,6 @@ def useless(n: int = 4) -> Dataset:
     [
         (lambda: Dataset.from_list(pairs()).to_iterable_dataset(), 0.5, "but this one is a stream"),
         (lambda: Dataset.from_list(pairs()).rename_column("chosen", "better"), 0.5, "No column 'chosen'"),
-        (lambda: Dataset.from_list([{**r, "images": []} for r in pairs()]), 0.5, "has a column 'images'"),
         (lambda: Dataset.from_list(pairs(4)), 5, "selection_budget=5, but the training set has 4 rows"),
         (lambda: Dataset.from_list([*pairs(4), *useless()]), 6, "selection_budget=6, but only 4 rows have a pair"),
         (lambda: useless(), 0.5, "4 rows in: 0 kept, 0 not chosen, 4 skipped (4 identical responses)"),

@@ -26,6 +26,7 @@ CONTEXTS = ("response", "prompt+response")
 DTYPES = ("float32", "bfloat16", "float16")
 PICKS = ("best_worst", "best_random")
 METHODS = ("auto", "wilson", "t", "score", "bootstrap")
+TRAINERS = ("dpo", "reward", "kto")
 ABLATIONS = ("expansion", "refinement", "detection")
 
 

@@ -19,8 +19,8 @@ from trl_real.cli.options import (
     rows_of,
     say,
 )
-from trl_real.cli.people import add_routing_flags, routed_judge, take_votes
-from trl_real.errors import TrlRealError
+from trl_real.cli.people import add_page_flags, add_routing_flags, routed_judge, take_votes, votes_behind, write_page
+from trl_real.errors import MissingExtraError, TrlRealError
 
 
 REPORT_FILE = "labels.json"
@@ -48,11 +48,11 @@ def register(parser: argparse.ArgumentParser) -> None:
     people.add_argument("--pull", action="store_true", help="write the votes of --project to --votes")
     people.add_argument("--project", type=int, help="number of the project (default with --push: a new one)")
     add_judge_flags(parser)
+    add_page_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page, check the judge, print the estimate, or label and write the preferences."""
-    from trl_real.data.files import load
     from trl_real.data.pairs import ready_pairs
     from trl_real.labeling.selected_pairs import paired_rows
 
@@ -68,20 +68,24 @@ def run(args: argparse.Namespace) -> None:
     if args.check:
         return _check(args, judge, votes)
     require(args, "dataset", *(() if args.plan else ("output_dir",)))
-    rows = rows_of(args, load(args.dataset, args.split), responses=args.responses)
-    dataset = ready_pairs(rows, args.responses)
+    dataset = ready_pairs(_rows(args, args.dataset), args.responses)
     paired = paired_rows(dataset, args.responses).select_columns(["prompt", "response_a", "response_b"])
     if not tell_price(args, judge, lambda: paired[:]):
         _label(args, dataset, routed_judge(args, judge, votes) if args.then else judge)
 
 
-def _check(args: argparse.Namespace, judge: Any, votes: dict[str, Any]) -> None:
+def _rows(args: argparse.Namespace, path: str) -> Any:
     from trl_real.data.files import load
+
+    return rows_of(args, load(path, args.split), responses=args.responses)
+
+
+def _check(args: argparse.Namespace, judge: Any, votes: dict[str, Any]) -> None:
     from trl_real.labeling.check import check_judge
     from trl_real.labeling.people.votes import VotesJudge
 
     options = {"people": VotesJudge(**votes), "epsilon": args.epsilon} if votes else {}
-    found = check_judge(load(args.check, args.split), judge, **options)
+    found = check_judge(_rows(args, args.check), judge, **options)
     result(args, found.to_dict(), found.words())
 
 
@@ -90,7 +94,6 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     from trl_real.data.files import check_target, save
     from trl_real.labeling.annotate import LabelReport, annotate
     from trl_real.labeling.judges import ScoreJudge
-    from trl_real.labeling.people.report import vote_report
     from trl_real.runtime.distributed import init_distributed, rank
     from trl_real.selection.record import RECORD_FILE
 
@@ -117,19 +120,29 @@ def _label(args: argparse.Namespace, dataset: Any, judge: Any) -> None:
     if (Path(args.dataset) / RECORD_FILE).exists():
         shutil.copy(Path(args.dataset) / RECORD_FILE, folder)
     keep_settings(args, settings)
-    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
-    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
+    _write_report(args, folder, report, votes=votes_behind(judge), preferences=preferences)
     say(f"Next: trl-real train --dataset {folder} --model … --output_dir …")
     result(args, {"output_dir": str(folder), **report.to_dict()}, str(folder))
 
 
+def _write_report(args: argparse.Namespace, folder: Path, report: Any, **data: Any) -> None:
+    """Write the report as JSON, and as a page if the extra for pages is installed."""
+    from trl_real.labeling.people.report import vote_report
+
+    votes = {"votes": vote_report(args.votes).to_dict()} if args.judge == "votes" else {}
+    (folder / REPORT_FILE).write_text(json.dumps(report.to_dict() | votes, indent=1), encoding="utf-8")
+    try:
+        say(f"Page: {write_page(args, folder, report.to_dict(), **data)}")
+    except MissingExtraError as error:
+        say(f"No page: {error}")
+
+
 def _serve(args: argparse.Namespace) -> None:
-    from trl_real.data.files import load
     from trl_real.labeling.people.page import serve_page
 
     require(args, "dataset", "votes")
     serve_page(
-        load(args.dataset, args.split),
+        _rows(args, args.dataset),
         args.votes,
         annotator=args.annotator,
         guidelines=args.guidelines or "",
@@ -141,7 +154,6 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _label_studio(args: argparse.Namespace) -> None:
-    from trl_real.data.files import load
     from trl_real.labeling.people.label_studio import LabelStudio, pull_votes, push_pairs
 
     require(args, "label_studio", *(("dataset",) if args.push else ("votes", "project")))
@@ -156,7 +168,7 @@ def _label_studio(args: argparse.Namespace) -> None:
         say(f"{n} new lines in {args.votes}")
         return _print_votes(args)
     guidelines = Path(args.guidelines).read_text(encoding="utf-8") if args.guidelines else ""
-    dataset = load(args.dataset, args.split)
+    dataset = _rows(args, args.dataset)
     project, n = push_pairs(dataset, server, project=args.project, guidelines=guidelines, seed=seed_of(args))
     say(f"Next: trl-real label --label_studio {args.label_studio} --pull --project {project} --votes votes.jsonl")
     result(args, {"project": project, "sent": n}, f"project {project}: {n} pairs sent")

@@ -1,8 +1,10 @@
 """Entry point of `trl-real`. Each verb is a module, imported only when it runs."""
 
 import argparse
+import errno
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -28,12 +30,13 @@ VERBS = {
     "active": "choose, label and train in rounds, and compare with baselines",
     "self-annotate": "train on a few labels, then in rounds on labels from the policy itself",
     "study": "measure how many labels each strategy saves compared with random choice",
-    "report": "write the report of a study again",
+    "report": "write the page of a study, or of labels, again",
     "push": "push a subset to the Hub, with its recipe",
     "demo": "run all steps with a real model, in minutes on a CPU",
 }
 PLANNED = "select, label, train and win-rate"
 # Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # How often a waiting thread of GNU OpenMP, which torch's wheels contain, looks for work before it sleeps. By default
 # 300,000 times, which keeps a core from other programs; see benchmarks/threads.py.
@@ -119,6 +122,9 @@ def _tell_unforeseen(error: Exception, args: argparse.Namespace) -> int:
     if isinstance(error, OSError) and "huggingface.co" in words:  # how transformers says that there is no such model
         say(f"trl-real: {words} Check the name, or give the path of a folder.")
         return 2
+    if trouble := _disk_trouble(error):
+        say(f"trl-real: {trouble}. What was finished is kept: mend that, or give another folder, and run again.")
+        return 2
     trace = "".join(traceback.format_exception(error))
     try:
         file = Path(f"{str(args.output_dir).rstrip('/')}.error.txt") if args.output_dir else None
@@ -130,6 +136,17 @@ def _tell_unforeseen(error: Exception, args: argparse.Namespace) -> int:
         where = f"The trace cannot be written ({failed.strerror})."
     say(f"trl-real: {type(error).__name__}: {words or 'no message'} {where}")
     return 1
+
+
+def _disk_trouble(error: BaseException | None) -> str:
+    """Return what is wrong with the disk, if that is behind an error; writers in Rust say so in words only."""
+    while error is not None:
+        number = getattr(error, "errno", None) or next(iter(re.findall(r"os error (\d+)", str(error))), 0)
+        if int(number) in DISK:
+            name = getattr(error, "filename", None)
+            return os.strerror(int(number)) + (f": {os.fsdecode(name)!r}" if isinstance(name, str | bytes) else "")
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _top_parser() -> Parser:

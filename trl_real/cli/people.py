@@ -5,13 +5,38 @@ import os
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.checks import budget
+from trl_real.cli.checks import budget, real
 from trl_real.cli.judges import judges_in, seed_of
 from trl_real.cli.options import require, say
 from trl_real.errors import TrlRealError
 
 
 PAIRS_FILE, DRAW_FILE = "people_pairs.parquet", "people_draw.json"
+
+
+def add_page_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the page about labels."""
+    group = parser.add_argument_group("page", "report.html about the labels: pace, agreement, cost, what is left")
+    group.add_argument("--price_per_vote", type=real(0), metavar="X", help="price of one vote of a person")
+    group.add_argument("--currency", default="USD", help="currency of all prices (default: USD)")
+
+
+def write_page(args: argparse.Namespace, folder: str | Path, labels: dict[str, Any], **data: Any) -> Path:
+    """Write the page about labels, with `data` for `write_label_page`, and return its path."""
+    from trl_real.labeling.people.label_page import write_label_page
+
+    title = f"Labels of {Path(str(args.dataset)).name}"
+    prices = {"price_per_vote": args.price_per_vote, "currency": args.currency}
+    return write_label_page(folder, labels, title=title, **prices, **data)
+
+
+def votes_behind(judge: Any) -> Path | None:
+    """Return the votes file that a judge reads, also as the second judge of a `RoutedJudge`; None for other judges."""
+    from trl_real.labeling.people.page_judge import PageJudge
+    from trl_real.labeling.people.votes import VotesJudge
+
+    people = getattr(judge, "dear", judge)
+    return people.votes if isinstance(people, PageJudge) else people.path if isinstance(people, VotesJudge) else None
 
 
 def take_votes(args: argparse.Namespace) -> dict[str, Any]:

@@ -149,20 +149,18 @@ def _write_stream(args: argparse.Namespace, selector: Any) -> Any:
     from datasets import Dataset
 
     from trl_real.data.files import check_target, load_stream, save
-    from trl_real.data.json_lines import reading
     from trl_real.runtime.distributed import rank
 
     check_target(Dataset.from_dict({}), args.output_dir)
     output = Path(args.output_dir).expanduser().resolve()
     mode = {"sample": args.sample} if args.sample is not None else {"shards": f"{output}.shards"}
-    with reading(args.dataset):
-        stream = rows_of(args, load_stream(args.dataset, args.split), responses=args.responses)
-        kept = selector.select(stream, args.budget, shard_rows=args.shard_rows, **mode)
+    stream = rows_of(args, load_stream(args.dataset, args.split), responses=args.responses)
+    kept = selector.select(stream, args.budget, shard_rows=args.shard_rows, **mode)
     if rank():
         return None
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent)
-    with reading(args.dataset), scratch as folder:
+    with scratch as folder:
         if next(iter(kept), None) is None:
             raise TrlRealError(f"No row of {args.dataset!r} was kept: it holds none, or none with a pair.")
         written = Dataset.from_generator(_RowsOf(kept), features=kept.features, cache_dir=folder)

@@ -1,17 +1,18 @@
-"""Train with REALDPOTrainer. Takes --dataset, --split, --model and all flags of TRL's DPOConfig and LoRA."""
+"""Train on labels: a policy by DPO or KTO, or a reward model. Takes all flags of TRL's config and of LoRA."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+from trl_real.cli.checks import TRAINERS, one_of
 from trl_real.cli.options import add_chat, add_common, locked, read_settings, require, result, say
 from trl_real.cli.parser import Parser, did_you_mean
 from trl_real.errors import TrlRealError
 
 
-# Other flags, and names in the YAML file, are those of REALDPOConfig and ModelConfig.
+# Other flags, and names in the YAML file, are those of the trainer's config and ModelConfig.
 PASSES_FLAGS_ON = True
 CONFIG_BY_FLAG = False
 
@@ -27,9 +28,10 @@ class PreferenceArguments:
 
 @dataclass
 class EvalArguments:
-    """Arguments for the evaluation data."""
+    """Arguments for the evaluation data, and the trainer."""
 
     eval_dataset: str | None = field(default=None, metadata={"help": "Preferences to evaluate on"})
+    trainer: str = field(default="dpo", metadata={"help": "What learns from the labels: dpo, reward or kto"})
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -38,31 +40,94 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_chat(parser)
     parser.add_argument("--eval_dataset", help="preferences to evaluate on")
     parser.add_argument("--model", help="Hub id or local path of the model to align")
+    about = "what learns from the labels: dpo (default), kto, or a reward model"
+    parser.add_argument("--trainer", type=one_of("trainer", TRAINERS), help=about)
     parser.add_argument("--plan", action="store_true", help="print the cost of this training and stop")
     parser.add_argument("--hardware", default="cpu", help="for --plan: cpu (this machine, measured; default), h100, …")
     parser.add_argument("--n_devices", type=int, default=1, help="for --plan: number of devices (default: 1)")
     parser.epilog = (
-        "Other flags are those of trl_real.REALDPOConfig and trl.ModelConfig: --selection_strategy easy "
-        "--selection_budget 0.25 --learning_rate 1e-5 --num_train_epochs 1 --use_peft --lora_r 16 …"
+        "Other flags are those of trl_real.REALDPOConfig (with --trainer reward or kto, of trl.RewardConfig or "
+        "trl.KTOConfig) and trl.ModelConfig: --selection_strategy easy --selection_budget 0.25 --learning_rate 1e-5 "
+        "--num_train_epochs 1 --use_peft --lora_r 16 …"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Train, save the model with its card, and print the last metrics; with `--plan` only print the cost."""
-    from trl_real.training.config import REALDPOConfig
+    from trl_real.training import trainers
 
-    _train(args, *training_settings(args, EvalArguments, REALDPOConfig))
+    settings = _settings_in(["--config", args.config]) if args.config else {}
+    args.trainer = args.trainer or str(settings.get("trainer") or "dpo")
+    if args.trainer not in TRAINERS:
+        raise TrlRealError(f"No trainer {args.trainer!r}; there are {', '.join(TRAINERS)}.")
+    _refuse_others(args, settings)
+    _train(args, *training_settings(args, EvalArguments, trainers.TRAINERS[args.trainer].config))
+
+
+def _refuse_others(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Refuse flags and settings that belong to another trainer, and the plan, which is of DPO's step."""
+    from trl_real.training import trainers
+
+    if args.plan and args.trainer != "dpo":
+        raise TrlRealError(f"--plan estimates the cost of --trainer dpo, not of {args.trainer}. Leave it out.")
+    names = {trainer: {field.name for field in fields(spec.config)} for trainer, spec in trainers.TRAINERS.items()}
+    for given in (*(flag.partition("=")[0].removeprefix("--") for flag in args.rest if flag[:2] == "--"), *settings):
+        owners = [trainer for trainer, known in names.items() if given in known]
+        if owners and args.trainer not in owners:
+            raise TrlRealError(
+                f"--{given} belongs to --trainer {' and '.join(owners)}, not to {args.trainer}. Leave it out."
+            )
 
 
 @locked
 def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, model: Any) -> None:
     from trl import get_peft_config
 
+    from trl_real.data.images import IMAGE_COLUMNS
     from trl_real.errors import without_remote_code
     from trl_real.selection.record import RECORD_FILE, SelectionRecord
+    from trl_real.training import trainers
     from trl_real.training.adapters import as_full_model, load_tokenizer
     from trl_real.training.resume import checkpoint_of_run, train_from
-    from trl_real.training.trainer import REALDPOTrainer
+
+    preferences, eval_dataset = _read(args, data, held_out, config)
+    spec = trainers.TRAINERS[args.trainer]
+    if peft_config := get_peft_config(model):
+        peft_config.task_type = spec.task
+    if args.plan:
+        return _print_plan(args, preferences, config, peft_config)
+    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
+    rows = trainers.rows_for(preferences, args.trainer)
+    sees = bool({*IMAGE_COLUMNS} & {*rows.column_names})
+    resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, rows, peft_config)
+    config.resume_from_checkpoint = resume_from
+    with without_remote_code(args.model):
+        trainer = spec.trainer(
+            args.model,
+            args=config,
+            train_dataset=rows,
+            eval_dataset=eval_dataset and trainers.rows_for(eval_dataset, args.trainer),
+            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code, sees),
+            peft_config=peft_config,
+        )
+    if (Path(data.dataset) / RECORD_FILE).exists() and args.trainer == "dpo":
+        trainer.earlier_selection = SelectionRecord.load(data.dataset)
+    record = getattr(trainer, "selection_record", None)
+    if record is not None:
+        say(record.summary())
+    n_control = tell_control_tokens(trainer, preferences)
+    train_from(trainer, resume_from)
+    trainer.save_model()
+    trainer.create_model_card(model_name=Path(config.output_dir).name)
+    if args.trainer == "reward":
+        say(f"Next: trl-real win-rate --judge reward --judge_model {config.output_dir} --dataset …")
+    counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
+    result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
+
+
+def _read(args: argparse.Namespace, data: Any, held_out: Any, config: Any) -> tuple[Any, Any]:
+    """Load the labels to train on, and those to evaluate on or None."""
+    from trl_real import as_chat
 
     preferences = labelled(data.dataset, data.split)
     if not len(preferences):
@@ -72,31 +137,9 @@ def _train(args: argparse.Namespace, data: Any, held_out: Any, config: Any, mode
     eval_dataset = labelled(held_out.eval_dataset) if held_out.eval_dataset else None
     if eval_dataset is None and config.eval_strategy != "no":
         raise TrlRealError(f"--eval_strategy {config.eval_strategy.value} needs --eval_dataset: labelled pairs.")
-    peft_config = get_peft_config(model)
-    if args.plan:
-        return _print_plan(args, preferences, config, peft_config)
-    args.model = as_full_model(args.model, config.output_dir, config.model_init_kwargs)
-    resume_from = config.resume_from_checkpoint or checkpoint_of_run(config, args.model, preferences, peft_config)
-    config.resume_from_checkpoint = resume_from
-    with without_remote_code(args.model):
-        trainer = REALDPOTrainer(
-            args.model,
-            args=config,
-            train_dataset=preferences,
-            eval_dataset=eval_dataset,
-            processing_class=load_tokenizer(args.model, config.model_init_kwargs, config.trust_remote_code),
-            peft_config=peft_config,
-        )
-    if (Path(data.dataset) / RECORD_FILE).exists():
-        trainer.earlier_selection = SelectionRecord.load(data.dataset)
-    if trainer.selection_record is not None:
-        say(trainer.selection_record.summary())
-    n_control = tell_control_tokens(trainer, preferences)
-    train_from(trainer, resume_from)
-    trainer.save_model()
-    trainer.create_model_card(model_name=Path(config.output_dir).name)
-    counts = {"n_with_control_tokens": n_control, **last_metrics(trainer)}
-    result(args, {"output_dir": config.output_dir, **counts}, config.output_dir)
+    if args.chat and args.trainer != "dpo":  # the configuration of DPO has a setting for it
+        preferences, eval_dataset = as_chat(preferences), eval_dataset and as_chat(eval_dataset)
+    return preferences, eval_dataset
 
 
 def tell_control_tokens(trainer: Any, rows: Any) -> int:
@@ -125,7 +168,7 @@ def training_settings(args: argparse.Namespace, *classes: type) -> tuple[Any, ..
     Returns:
         `PreferenceArguments`, the given classes (last the trainer's config), and `trl.ModelConfig`.
     """
-    own = ("dataset", "split", "output_dir", "config", "eval_dataset", "model")
+    own = ("dataset", "split", "output_dir", "config", "eval_dataset", "model", "trainer")
     given = [(f"--{name}", getattr(args, name)) for name in own if getattr(args, name, None) is not None]
     data, *others, config, model = parsed((PreferenceArguments, *classes), [*args.rest, *chain(*given)])
     if args.chat and hasattr(config, "as_messages"):
@@ -150,9 +193,12 @@ def parsed(classes: tuple[type, ...], argv: list[str]) -> tuple[Any, ...]:
     from trl import ModelConfig, TrlParser
 
     from trl_real.runtime.devices import accelerator, bfloat16_is_fast
+    from trl_real.training.config import ONE
 
     if accelerator() is None and "--use_cpu" not in argv:
         argv = [*argv, "--use_cpu", "True"]
+    if ("--selection_budget", "1") in pairwise(part for flag in argv for part in flag.split("=", 1)):
+        raise TrlRealError(ONE)  # TRL's parser would read it as 1.0
     settings = _settings_in(argv)
     if not bfloat16_is_fast() and not _sets_precision(argv, settings):
         argv = [*argv, "--bf16", "False"]

@@ -1,6 +1,6 @@
 """Rows and batches from `datasets.map`, in any format, as plain columns."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -29,14 +29,14 @@ OWN_FEATURES = {
 }
 
 
-def to_columns(rows: Any) -> dict[str, Any]:
+def to_columns(rows: Any, unread: Collection[str] = ()) -> dict[str, Any]:
     """
     Convert a row or a batch in any format of `datasets` (mapping, `pandas.DataFrame` or `pyarrow.Table`) to a dict of
-    Python values, or lists of them for a batch. Embeddings are not converted.
+    Python values, or lists of them for a batch. Embeddings are not converted, and the columns `unread` are left out.
     """
     if hasattr(rows, "to_pydict"):
-        return rows.to_pydict()
-    columns = {name: rows[name] for name in rows.keys()}
+        return rows.drop_columns([name for name in unread if name in rows.column_names]).to_pydict()
+    columns = {name: rows[name] for name in rows.keys() if name not in unread}
     if not isinstance(rows, Mapping):  # pandas has NaN for a missing text
         columns = {name: series.astype(object).where(series.notna(), None) for name, series in columns.items()}
     return {name: value if name == EMBEDDINGS else to_python(value) for name, value in columns.items()}
@@ -53,6 +53,11 @@ def to_python(value: Any) -> Any:
     return value
 
 
+def is_ready(columns: Collection[str], responses: str) -> bool:
+    """Return whether the columns are those of ready pairs: two responses and no selection."""
+    return {"response_a", "response_b"} <= set(columns) and responses not in columns and "pair" not in columns
+
+
 def is_pool(columns: Iterable[str], responses: str) -> bool:
     """
     Return True for a pool, which has a column `responses` with lists of responses; False for labelled pairs.
@@ -65,6 +70,9 @@ def is_pool(columns: Iterable[str], responses: str) -> bool:
         return True
     if "chosen" in columns and "rejected" in columns:
         return False
+    if is_ready(columns, responses):
+        fix = "These are ready pairs, which select and annotate take as they are: selector.select(dataset)."
+        raise MissingColumnError(responses, columns, fix)
     fix = "Name the column with the list of responses: EmbeddingPairSelector(responses='…')"
     for likely in ("completions", "candidates", "generations", "outputs"):
         if likely in columns:

@@ -17,7 +17,7 @@ from trl_real.data.message import is_message, message_text
 from trl_real.errors import TrlRealError
 
 
-ASSISTANT_TURN = "\n\nAssistant:"
+ASSISTANT_TURN, HUMAN_TURN = "\n\nAssistant:", "\n\nHuman:"
 
 Messages = list[dict[str, Any]]
 Text = TypeVar("Text", str, Messages)
@@ -132,20 +132,37 @@ def implied_prompt(chosen: Text, rejected: Text) -> Text:
     Return the prompt that two full dialogues share.
 
     For HH-RLHF markup, the prompt ends with the last `"\\n\\nAssistant:"` of the chosen dialogue, so that responses
-    with the same beginning keep it. Otherwise it is the one that TRL's trainers extract: the common first messages, or
-    the longest common prefix without a last space; if one dialogue begins the other, its last message or character
-    belongs to the responses.
+    with the same beginning keep it; if they differ from an earlier turn of the assistant on, with that turn's.
+    Otherwise it is the one that TRL's trainers extract: the common first messages, or the longest common prefix
+    without a last space; if one dialogue begins the other, its last message or character belongs to the responses.
 
     Returns:
         Prompt in the form of the dialogues. For HH-RLHF markup only `chosen` decides; the caller must check that
         `rejected` begins with the prompt.
     """
     if isinstance(chosen, str) and (end := chosen.rfind(ASSISTANT_TURN)) >= 0:
-        return chosen[: end + len(ASSISTANT_TURN)]
+        whole = chosen[: end + len(ASSISTANT_TURN)]
+        return whole if rejected.startswith(whole) else shared_turns(chosen, rejected) or whole
     shared = len(common_start(chosen, rejected))
     if shared and shared == min(len(chosen), len(rejected)) or chosen[max(0, shared - 1) : shared] == " ":
         shared -= 1
     return chosen[:shared]
+
+
+def shared_turns(one: Text, other: Text) -> Text:
+    """
+    Return the turns that two dialogues, or answers of several turns, share before an assistant's turn in which they
+    begin to differ; empty if they differ elsewhere, or from the start.
+    """
+    shared = common_start(one, other)
+    if isinstance(shared, str):
+        end = shared.rfind(ASSISTANT_TURN)
+        end = end + len(ASSISTANT_TURN) if end >= 0 and HUMAN_TURN not in shared[end:] else 0
+        return one[:end]
+    n = min(len(shared), len(one) - 1, len(other) - 1)
+    while n > 0 and not all(side[n].get("role") == "assistant" for side in (one, other)):
+        n -= 1
+    return one[: max(0, n)]
 
 
 def common_start(one: Text, other: Text) -> Text:

@@ -23,7 +23,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from trl_real.data.json_lines import WHOLE, check_encoding, check_texts, reading
+from trl_real.data.json_lines import WHOLE, ReadRows, check_encoding, check_texts, reading
 from trl_real.errors import TrlRealError
 
 
@@ -71,7 +71,11 @@ def load_stream(path_or_id: str | Path, split: str | None = None) -> IterableDat
     if split not in (None, *names) or (split is None and len(names) > 1):
         raise TrlRealError(f"A stream of {name!r} is one full split of {names}; found {split!r}. Type: {names[0]!r}")
     stream = splits[split or names[0]]
-    return stream.to_iterable_dataset() if isinstance(stream, Dataset) else stream
+    if isinstance(stream, Dataset):
+        return stream.to_iterable_dataset()
+    if not Path(name).expanduser().is_file() or _format(Path(name)) != "json":
+        return stream
+    return IterableDataset.from_generator(ReadRows(stream, name), features=stream.features)
 
 
 def save(dataset: Dataset, folder: str | Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetsError
 from datasets.table import CastError
 
@@ -23,8 +23,12 @@ KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a n
 
 
 def type_change(path: str | Path) -> str:
-    """Return, in words, the first line of a JSONL file that does not fit those before, and a fix; empty if all do."""
+    """
+    Return, in words, the first line of a JSONL file that does not fit those before, and a fix; else the last line in
+    which a type shows for the first time, which a stream cannot know at its start; empty if all types show at once.
+    """
     seen: dict[str, tuple[str, int]] = {}
+    shown: dict[tuple[str, str], int] = {}
     number = 0
     try:
         with gzip.open(path, "rt") if str(path).endswith(".gz") else open(path, encoding="utf-8") as lines:
@@ -34,13 +38,44 @@ def type_change(path: str | Path) -> str:
                     return f"line {number} is not an object with columns. Correct or remove it"
                 for name, value in row.items():
                     kind = KINDS.get(type(value), "an object")
+                    shown.setdefault((name, _first_type(value)), number)
                     before, first = seen.setdefault(name, (kind, number)) if kind != "null" else (kind, number)
                     if kind != before:
                         change = f"column {name!r} holds {before} in line {first} and {kind} in line {number}"
                         return f"{change}. Write one type a column, messages as lists in every line"
     except (ValueError, OSError, RecursionError) as error:
         return f"line {number} is not JSON ({getattr(error, 'msg', error)}). Correct or remove it"
-    return ""
+    return _late(shown)
+
+
+def _late(shown: dict[tuple[str, str], int]) -> str:
+    (name, kind), line = max(shown.items(), key=lambda item: item[1], default=(("", ""), 1))
+    if line == 1:
+        return ""
+    return (
+        f"column {name!r} holds {kind} for the first time in line {line}, and a stream takes its types from its "
+        "start. Put such a line first, or read the whole file (without streaming)"
+    )
+
+
+def _first_type(value: Any) -> str:
+    """Return the type of a JSON value in words; of a list that of its first element, too."""
+    if isinstance(value, list):
+        return f"a list with {_first_type(value[0])}" if value else "an empty list"
+    if isinstance(value, float):
+        return "a fraction"
+    return "a whole number" if type(value) is int else KINDS.get(type(value), "an object")
+
+
+class ReadRows:
+    """Rows of a stream of a JSONL file, read as in `reading`; a function for `IterableDataset.from_generator`."""
+
+    def __init__(self, stream: IterableDataset, path: str):
+        self.stream, self.path = stream, path
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        with reading(self.path):
+            yield from self.stream
 
 
 def check_encoding(path: Path, whole: bool = True) -> None:

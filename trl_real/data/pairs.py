@@ -4,10 +4,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, Features, List
+from datasets import Dataset, Features, IterableDataset, List
 
-from trl_real.data.columns import OWN_FEATURES
-from trl_real.data.conversation import after_prompt, implied_prompt, is_messages, reply_of, without_prompt
+from trl_real.data.columns import OWN_FEATURES, is_ready
+from trl_real.data.conversation import (
+    after_prompt,
+    implied_prompt,
+    is_messages,
+    reply_of,
+    shared_turns,
+    without_prompt,
+)
 from trl_real.errors import TrlRealError
 
 
@@ -100,16 +107,21 @@ def preference_candidates(prompt: Any, chosen: Any, rejected: Any) -> Candidates
         chosen, rejected = without_prompt(chosen, prompt), without_prompt(rejected, prompt)
     if chosen is None or rejected is None:
         return Candidates(prompt, skipped=PROMPT_MISMATCH)
+    chosen, rejected = (after_prompt(side, prompt) for side in (chosen, rejected))
+    if shared := shared_turns(chosen, rejected) if chosen and rejected else None:
+        whole = isinstance(shared, str) == isinstance(prompt, str)
+        prompt = prompt + shared if whole else [{"role": "user", "content": prompt}, *shared]
+        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
     return pool_candidates(prompt, [chosen, rejected])
 
 
-def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
+def ready_pairs(dataset: Any, responses: str = "responses") -> Any:
     """
-    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages) with the columns of a selection;
-    any other dataset unchanged.
+    Return ready pairs (`prompt`, `response_a`, `response_b`, as texts or messages; also a stream of them) with the
+    columns of a selection; anything else unchanged.
     """
-    given = set(dataset.column_names)
-    if responses in given or "pair" in given or not {"response_a", "response_b"} <= given:
+    given = set(getattr(dataset, "column_names", None) or ())
+    if not isinstance(dataset, Dataset | IterableDataset) or not is_ready(given, responses):
         return dataset
     sides = dataset.features["response_a"], dataset.features["response_b"]
     if sides[0] != sides[1]:
@@ -126,6 +138,8 @@ def ready_pairs(dataset: Dataset, responses: str = "responses") -> Dataset:
 
     features = Features({**dataset.features, responses: List(sides[0]), **OWN_FEATURES})
     plain = dataset.with_format(None)
+    if isinstance(plain, IterableDataset):
+        return plain.map(selected, features=features)
     return plain.map(selected, features=features, desc="Reading pairs", load_from_cache_file=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_real.data.convert import iterate
-from trl_real.errors import TrlRealError
+from trl_real.errors import TrlRealError, check_columns
 
 
 def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str] = (), alike: bool = False) -> None:
@@ -35,6 +35,33 @@ def check_texts(dataset: Dataset, columns: Iterable[str], optional: Iterable[str
 
     if not all(_holds_texts(dataset, name, none) for name, none in allowed.items()):
         refuse_rows(dataset.with_format(None).select_columns(list(allowed)), mistake, "Nothing was done.")
+
+
+def check_pool(dataset: Dataset, responses: str | None) -> None:
+    """
+    Check that each row has a prompt and a list of responses, which are texts, messages or None; or None for the list.
+
+    Args:
+        dataset: Rows to check.
+        responses: Column with the list of responses; None if there is none yet.
+
+    Raises:
+        MissingColumnError: If the column of prompts or responses is missing.
+        TrlRealError: If a row holds something else; counts such rows by reason, and names the first of each.
+    """
+    names = ["prompt", *filter(None, [responses])]
+    check_columns(dataset.column_names, names, "Rename your column: dataset.rename_column('…', 'responses')")
+    check_texts(dataset, ("prompt",))
+
+    def mistake(row: dict[str, Any]) -> str | None:
+        (given,) = row.values()
+        if given is not None and not isinstance(given, list):
+            return f"{responses!r} holds {_kind(given)} instead of a list of responses"
+        bad = [one for one in given or () if one is not None and one != [] and not is_readable(one)]
+        return f"one of the {responses!r} is {_kind(bad[0])} instead of a text or messages" if bad else None
+
+    if responses is not None:
+        refuse_rows(dataset.with_format(None).select_columns([responses]), mistake, "Nothing was done.")
 
 
 def _holds_texts(dataset: Dataset, name: str, none: bool) -> bool:

@@ -17,10 +17,12 @@ from trl_real.selection.record import SelectionRecord
 
 NOTICE = "<!-- Written by trl-real and replaced at each push. Text outside of these two markers is left alone. -->"
 TASK_CATEGORIES = ["text-generation"]
-TAGS = ["trl", "trl-real", "preference"]
+# `library:` is how the Hub lists the datasets of a library, with their "Use this dataset" entry.
+TAGS = ["trl", "trl-real", "library:trl-real", "preference"]
 LABELLED_TAGS = ["dpo"]
 LABELLED_COLUMNS = {"chosen", "rejected"}
 COUNTED = ("n_picked", "lengths")  # settings of a record that the table of counts shows
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))  # the Hub's names
 HISTOGRAM_ROWS = 20
 BAR_WIDTH = 24
 
@@ -78,9 +80,15 @@ def update_card(
     if _find_section(card.text, config_name) is None:
         tags = TAGS + (LABELLED_TAGS if LABELLED_COLUMNS <= set(columns) else [])
         card.data["tags"] = _merged(card.data.get("tags"), tags)
+        card.data["size_categories"] = card.data.get("size_categories") or [size_category(sum(n_rows.values()))]
         card.data["task_categories"] = _merged(card.data.get("task_categories"), TASK_CATEGORIES)
     card.text = replace_section(card.text, section, config_name)
     return str(card)
+
+
+def size_category(n_rows: int) -> str:
+    """Return the Hub's name for a number of rows."""
+    return next((name for end, name in SIZES if n_rows < end), "n>1M")
 
 
 def replace_section(text: str, section: str, config_name: str) -> str:

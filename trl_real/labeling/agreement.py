@@ -11,6 +11,20 @@ from trl_real.labeling.verdicts import Report, Verdict
 
 
 DECIDED = ("a", "b")
+# Upper end of alpha, words, advice. The ends .667 and .8 are Krippendorff's (Content Analysis, 2004); the lower ones
+# are this project's, for preferences.
+ALPHA_WORDS = (
+    (0.0, "less than chance", "check that left and right mean the same to all"),
+    (
+        0.2,
+        "hardly above chance",
+        "do not train on these labels: rewrite the guidelines, discuss twenty pairs together",
+    ),
+    (0.4, "low", "usual between similar responses; collect several votes per pair, or choose pairs that differ more"),
+    (0.667, "moderate", "usable with soft labels (label_confidence)"),
+    (0.8, "good", "usable"),
+    (math.inf, "high", "usable, and one vote per pair is enough"),
+)
 
 
 @dataclass
@@ -73,9 +87,20 @@ class PanelAgreement(Report):
     def words(self) -> str:
         """Return a one-line summary."""
         return (
-            f"agreement of {self.n_judges} judges: Krippendorff's alpha {self.alpha:.2f} "
-            f"[{self.ci_low:.2f}, {self.ci_high:.2f}] on {self.n_pairs} pairs"
+            f"agreement of {self.n_judges} raters: Krippendorff's alpha {self.alpha:.2f} "
+            f"[{self.ci_low:.2f}, {self.ci_high:.2f}] on {self.n_pairs} pairs{in_words(self.alpha)}"
         )
+
+
+def alpha_words(alpha: float) -> tuple[str, str]:
+    """Return what an agreement means, and what to do about it; empty texts for NaN."""
+    return next(((words, advice) for end, words, advice in ALPHA_WORDS if alpha < end), ("", ""))
+
+
+def in_words(alpha: float) -> str:
+    """Return the words about an agreement as the end of a line; the empty text for NaN."""
+    words, advice = alpha_words(alpha)
+    return f": {words}; {advice}" if words else ""
 
 
 def gold_agreement(verdicts: Sequence[Verdict], gold: Sequence[Verdict]) -> GoldAgreement:

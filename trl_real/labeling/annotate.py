@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 from trl_real.data.chat import as_chat
 from trl_real.data.columns import EMBEDDINGS, POOL_COLUMNS
 from trl_real.data.conversation import after_prompt, in_form, label_features
+from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.data.pairs import ready_pairs
 from trl_real.labeling.agreement import GoldAgreement, PanelAgreement, gold_agreement, panel_agreement
-from trl_real.labeling.people.votes import pair_key
+from trl_real.labeling.people.votes import row_keys
 from trl_real.labeling.routed import RoutedJudge, RoutingReport
 from trl_real.labeling.selected_pairs import paired_rows
 from trl_real.labeling.verdicts import Judge, Report, Verdict, VerdictSummary, ask, evidence_of, name_of, summarize
@@ -157,8 +158,9 @@ class _Pairs:
 
     def keyed(self, judge: Judge, batch_size: int) -> Iterator[dict[str, list[Any]]]:
         """Yield batches with what a journal's keys depend on: other columns may be large."""
-        columns = self.rows.column_names if hasattr(judge, "evidence") else ["prompt", "response_a", "response_b"]
-        rows = self.rows.select_columns([name for name in columns if name != EMBEDDINGS])
+        texts = ("prompt", "response_a", "response_b", *IMAGE_COLUMNS)
+        names = [name for name in self.rows.column_names if name in texts or hasattr(judge, "evidence")]
+        rows = self.rows.select_columns([name for name in names if name != EMBEDDINGS])
         yield from rows.iter(batch_size) if len(rows) else ()
 
 
@@ -212,13 +214,11 @@ def _routed(
 
 
 def _keys(pairs: _Pairs, judge: Judge, batch_size: int) -> list[str]:
-    """Return the journal key of each row: a hash of its texts and of further evidence that the judge reads."""
+    """Return the journal key of each row: a hash of its texts, its images and what else the judge reads."""
     keys = []
     for batch in pairs.keyed(judge, batch_size):
-        texts = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
-        for row, read in zip(texts, evidence_of(judge, batch), strict=True):
-            key = pair_key(*row)
-            keys.append(key if read is None else _digest([key, read])[:32])
+        rows = zip(row_keys(batch), evidence_of(judge, batch), strict=True)
+        keys += [key if read is None else _digest([key, read])[:32] for (key, _), read in rows]
     return keys
 
 

@@ -109,10 +109,13 @@ class ImplicitRewardJudge(VerdictJudge):
         Judge a batch of pairs.
 
         Raises:
-            TrlRealError: If a prompt is neither a text nor messages, or a text is longer than a model's context.
+            TrlRealError: If a prompt is neither a text nor messages, a row has images, or a text is longer than a
+                model's context.
         """
         from trl_real.data.conversation import prompts_of, replies
+        from trl_real.data.images import refuse_images
 
+        refuse_images(batch, self.name)
         n = len(batch["prompt"])
         first, second = replies(batch)
         found = self.rewards(prompts_of(batch) * 2, first + second, _ended(batch))

@@ -77,10 +77,13 @@ class RewardModelJudge(VerdictJudge):
         Judge a batch of pairs; each response to a prompt is scored once.
 
         Raises:
-            TrlRealError: If the model does not have one output, or a prompt is neither a text nor messages.
+            TrlRealError: If the model does not have one output, a prompt is neither a text nor messages, or a row has
+                images.
         """
         from trl_real.data.conversation import prompts_of, replies
+        from trl_real.data.images import refuse_images
 
+        refuse_images(batch, self.name)
         n = len(batch["prompt"])
         first, second = replies(batch)
         found = self._reader(prompts_of(batch) * 2, first + second)

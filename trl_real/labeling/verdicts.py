@@ -14,6 +14,7 @@ from trl_real.runtime.digests import sha256
 
 
 TIE = 0.5
+VOTES = "votes:"  # start of the source of every verdict that is a vote of people
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class VerdictSummary(Report):
         cost: Cost of all answers, in the currency of the judge's prices.
         label_mass: Mean probability of all labels together where the answers name one; NaN if it is unknown.
         unread: Start of one of the answers that could not be read; empty if there is none.
+        by_people: Whether all verdicts are votes of people: orders, tokens and cost of answers do not apply.
     """
 
     n: int = 0
@@ -183,6 +185,7 @@ class VerdictSummary(Report):
     cost: float = 0.0
     label_mass: float = math.nan
     unread: str = ""
+    by_people: bool = False
 
     def words(self) -> str:
         """Return a summary of a few lines: failures, position bias and price, if there are any."""
@@ -190,14 +193,16 @@ class VerdictSummary(Report):
         if self.failures:
             reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.failures.items(), key=lambda x: -x[1]))
             lines.append(f"failed: {reasons}" + (f"; such as {self.unread[:80]!r}" if self.unread else ""))
-        if not math.isnan(self.position_bias):
+        if self.by_people and not math.isnan(self.position_bias):
+            lines.append(f"people chose the response shown first in {TIE + self.position_bias:.0%}; fair is 50%")
+        elif not math.isnan(self.position_bias):
             flips = "" if math.isnan(self.flip_rate) else f", {self.flip_rate:.0%} of the pairs change with the order"
             lines.append(f"position bias {self.position_bias:+.3f} for the first shown{flips}")
         if not math.isnan(self.label_mass):
             lines.append(f"the labels have {self.label_mass:.2f} of the probability")
         if self.n_truncated:
             lines.append(f"{self.n_truncated} pairs were judged with a text that was cut")
-        if self.n_asked or self.n_cached:
+        if not self.by_people and (self.n_asked or self.n_cached):
             price = f", total cost {self.cost:.4g}" if self.cost else ""
             lines.append(
                 f"{self.n_asked} answers asked for, {self.n_cached} from the cache; "
@@ -228,6 +233,7 @@ def summarize(verdicts: Sequence[Verdict]) -> VerdictSummary:
         flip_rate=float((sides[:, 0] * sides[:, 1] < 0).mean()) if len(both) else math.nan,
         label_mass=mean_known(v.label_mass for v in verdicts),
         unread=next((v.unread for v in verdicts if v.unread), ""),
+        by_people=bool(verdicts) and all(v.source.startswith(VOTES) for v in verdicts),
         **{name: sum(getattr(v, name) for v in verdicts) for name in totals},
     )
 

@@ -199,7 +199,7 @@ def _materialized(
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     rows, columns = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
-    return logits.masked_fill(~mask.mask_mod(None, None, rows, columns), -torch.inf).softmax(-1) @ v
+    return logits.masked_fill(~mask.mask_mod(rows, rows, rows, columns), -torch.inf).softmax(-1) @ v
 
 
 ATTENTIONS: dict[str, Callable[..., tuple[Tensor, None]]] = {"loop": loop, "flex": flex}

@@ -14,7 +14,7 @@ from trl_real.models.attention import packed
 from trl_real.models.exactness import fits_window, made_up
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
-from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
+from trl_real.models.reader import ModelReader, brought, check_lengths, language_part, without_peft
 from trl_real.models.sequences import (
     check_prompt,
     length_batches,
@@ -108,7 +108,7 @@ class Embedder(ModelReader):
         memoize: bool = False,
     ):
         self.options = options = options or EmbedderOptions()
-        backbone: Any = without_peft(model).base_model
+        backbone: Any = language_part(without_peft(model).base_model)
         self.original: nn.Module | None = None
         if dtype == torch.float32 != next(backbone.parameters()).dtype:
             self.original, self.copied = backbone, _versions(backbone)
@@ -215,7 +215,7 @@ class Embedder(ModelReader):
 
     def _run_pack(self, pack: Pack) -> Tensor:
         hidden = self._hidden_states(**pack.inputs(self.device))
-        return _segment_mean(hidden[0], send(pack.owners, self.device), len(pack.ids))
+        return segment_mean(hidden[0], send(pack.owners, self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
         """Use half the budget per batch, which was the fastest with padding."""
@@ -227,7 +227,7 @@ class Embedder(ModelReader):
             owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
             inputs = {"input_ids": tokens, "attention_mask": mask}
             hidden = self._hidden_states(**{name: send(tensor, self.device) for name, tensor in inputs.items()})
-            vectors = _segment_mean(hidden.flatten(0, 1), send(owners.flatten(), self.device), len(batch))
+            vectors = segment_mean(hidden.flatten(0, 1), send(owners.flatten(), self.device), len(batch))
             yield list(ids), vectors, int(mask.sum())
 
     def _hidden_states(self, **inputs) -> Tensor:
@@ -265,7 +265,7 @@ class Embedder(ModelReader):
             del self.memo[sequence]
 
 
-def _segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
+def segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:
     """Average the tokens of each owner in float32, except owner -1. Shapes `(T, d)`, `(T,)` to `(R, d)`."""
     sums = hidden.new_zeros(n_rows + 1, hidden.shape[-1], dtype=torch.float32)
     counts = sums.new_zeros(n_rows + 1)

@@ -5,11 +5,12 @@ from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
+from trl_real.data.template import continued, templated
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
-from trl_real.models.load import pick_device, prepare_process
-from trl_real.models.template import continued, templated
+from trl_real.models.load import pick_device, pinned, prepare_process
+from trl_real.models.reader import CPU_TOKENS
 
 
 # A loaded model is not pickled; a forked worker finds the one that it inherited here, by fingerprint.
@@ -44,9 +45,10 @@ class Encoder(LazyModel):
         options: EmbedderOptions | None = None,
     ):
         self.options = options or EmbedderOptions()
-        super().__init__(model, tokenizer, revision, dtype, device)
+        super().__init__(model, getattr(tokenizer, "tokenizer", tokenizer), revision, dtype, device)
         self.memoize = bool(self.name)  # a loaded model's weights may change
         self._embedders: dict[str, Embedder] = {}
+        self.processor = tokenizer if hasattr(tokenizer, "image_processor") else None
         self.used: dict[str, Any] = {}
         if self.name:
             self.tokenizer = None  # its own is read
@@ -99,13 +101,19 @@ class Encoder(LazyModel):
         except TrlRealError:
             return None
 
-    def __call__(self, prompts: list[Any], texts: list[str], rank: int | None = None) -> Embeddings:
+    def __call__(
+        self, prompts: list[Any], texts: list[str], rank: int | None = None, images: list[list[Any]] | None = None
+    ) -> Embeddings:
         """
-        Embed responses. Prompts are read with `context="prompt+response"` only; the worker's rank picks the device.
+        Embed responses. Prompts, and their images, are read with `context="prompt+response"` only; the worker's rank
+        picks the device.
 
         Raises:
-            TrlRealError: If the model was loaded in another process and is not available in this one.
+            TrlRealError: If the model was loaded in another process and is not available in this one, or if there are
+                images and the model has no processor for them.
         """
+        if images is not None and any(images):
+            return self._with_images(prompts, texts, images, rank)
         prepare_process()
         if self.name is None and self.model is None:
             self._adopt()
@@ -120,6 +128,44 @@ class Encoder(LazyModel):
         self.used["batch_tokens"] = embedder.batch_tokens
         return found
 
+    def _with_images(
+        self, prompts: list[Any], texts: list[str], images: list[list[Any]], rank: int | None
+    ) -> Embeddings:
+        """Embed responses, those to prompts with images by the whole model."""
+        from trl_real.models.embed_images import ImageEmbedder
+
+        seen = [i for i, shown in enumerate(images) if shown]
+        plain = [i for i, shown in enumerate(images) if not shown]
+        parts = [self([prompts[i] for i in plain], [texts[i] for i in plain], rank)] if plain else []
+        if self.name is None and self.model is None:
+            self._adopt()
+        model, _ = self.load(rank=rank)
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        embedder = ImageEmbedder(model, self._processor(), self.options, dtype)
+        parts.append(embedder([prompts[i] for i in seen], [texts[i] for i in seen], [images[i] for i in seen]))
+        order = torch.tensor([*plain, *seen]).argsort()
+        return Embeddings(
+            torch.cat([part.vectors for part in parts])[order],
+            torch.cat([part.truncated for part in parts])[order],
+            sum(part.n_tokens for part in parts),
+            sum(part.seconds for part in parts),
+        )
+
+    def _processor(self) -> Any:
+        """Return the processor of the model, loaded at first use."""
+        if self.processor is None and self.name:
+            from transformers import AutoProcessor
+
+            revision = pinned(self.fingerprint())
+            found = AutoProcessor.from_pretrained(self.name, trust_remote_code=False, **revision)
+            self.processor = found if hasattr(found, "image_processor") else None
+        if self.processor is None:
+            raise TrlRealError(
+                "context='prompt+response' on rows with images needs the processor of a vision-language model: give "
+                "tokenizer=AutoProcessor.from_pretrained(…), or type context='response'."
+            )
+        return self.processor
+
     def _adopt(self) -> None:
         """Take the model that this process inherited; the settings stay this encoder's own."""
         if self._fingerprint not in _alive:
@@ -130,12 +176,18 @@ class Encoder(LazyModel):
             raise TrlRealError(
                 "A loaded model cannot be sent to a new process (spawn). Give the selector a path or a Hub id."
             )
-        self.model, self.tokenizer = inherited.model, inherited.tokenizer
+        self.model, self.tokenizer, self.processor = inherited.model, inherited.tokenizer, inherited.processor
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings for the record; `batch_tokens` is what this process used last, else what was asked for."""
-        return {**vars(self.options), **self.used, "dtype": self.precision}
+        """
+        Settings for the record; `batch_tokens` is what this process used last, else what it would use. None if an
+        accelerator has not been asked for its memory.
+        """
+        weights = getattr(self.model, "parameters", None)
+        device = str(next(weights()).device) if weights else pick_device(self.device, None)
+        tokens = self.options.batch_tokens or (CPU_TOKENS if device == "cpu" and self.has_backbone else None)
+        return {**vars(self.options), "batch_tokens": tokens, **self.used, "dtype": self.precision}
 
     @property
     def in_half_precision(self) -> bool:
@@ -146,7 +198,8 @@ class Encoder(LazyModel):
         """Return a copy that runs in float32, or None if this one does already."""
         if not self.in_half_precision:
             return None
-        return Encoder(self.name or self.model, self.tokenizer, self.revision, "float32", self.device, self.options)
+        own = self.processor or self.tokenizer
+        return Encoder(self.name or self.model, own, self.revision, "float32", self.device, self.options)
 
     def without_memo(self) -> "Encoder":
         """Return a copy without the cache of embeddings: a batch's, to the last bit, do not depend on earlier ones."""
@@ -171,4 +224,4 @@ class Encoder(LazyModel):
         return {"_fingerprint": self.fingerprint(), **{name: self.__dict__[name] for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, model=None, tokenizer=None, _embedders={}, used={})
+        self.__dict__.update(state, model=None, tokenizer=None, processor=None, _embedders={}, used={})

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from trl_real.data.chat import prompt_messages
+from trl_real.data.template import chat_ids
 from trl_real.errors import TrlRealError
 from trl_real.models.generation.decoding import Decoder, Response, Sampler, decodes_well
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
@@ -23,7 +24,6 @@ from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
 from trl_real.models.reader import evaluating
 from trl_real.models.sequences import Ids, pad, prompt_text, tell_plain_prompts
-from trl_real.models.template import chat_ids
 from trl_real.runtime.distributed import gather, rank, share
 
 

@@ -175,6 +175,7 @@ def _from_pretrained(
     if base is not None:
         tell_base(model, base[0])
     with without_remote_code(model):
+        auto = auto if base else auto_of(auto, model, revision)
         loaded = auto.from_pretrained(model, dtype=dtype, trust_remote_code=False, **revision)
         return loaded, _tokenizer(model, revision, base)
 
@@ -222,7 +223,9 @@ def load_adapter(model: str, revision: dict[str, str], auto: Any, **init: Any) -
     try:
         resolve_revision(base, base_revision.get("revision"))  # refuses pickle files
         with without_remote_code(base):
-            plain = auto.from_pretrained(base, **{"trust_remote_code": False, **base_revision, **init})
+            plain = auto_of(auto, base, base_revision).from_pretrained(
+                base, **{"trust_remote_code": False, **base_revision, **init}
+            )
     except PickledWeightsError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -248,6 +251,19 @@ def _tokenizer(model: str, revision: dict[str, str], base: tuple[str, dict[str, 
         if base is None:
             raise
         return AutoTokenizer.from_pretrained(base[0], trust_remote_code=False, **base[1])  # adapters may lack one
+
+
+def auto_of(auto: Any, model: str, revision: dict[str, str]) -> Any:
+    """Return the class that loads a model: for a causal LM, that of models with images if it is one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if auto is not AutoModelForCausalLM:
+        return auto
+    kind, sees = (
+        type(AutoConfig.from_pretrained(model, trust_remote_code=False, **revision)),
+        AutoModelForImageTextToText,
+    )
+    return sees if kind in sees._model_mapping and kind not in auto._model_mapping else auto
 
 
 def pick_device(device: str | None, rank: int | None) -> str:

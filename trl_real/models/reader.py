@@ -16,6 +16,7 @@ from trl_real.models.memory import tokens_that_fit
 from trl_real.runtime.devices import computes_ahead, send
 
 
+CPU_TOKENS = 1024  # default number of tokens in a forward pass on a CPU
 MAX_HELD = 2**26  # numbers that wait on the device; a quarter of a gigabyte
 
 
@@ -53,7 +54,7 @@ class ModelReader:
         body: nn.Module | None = None,
         batch_tokens: int | None = None,
         dtype: torch.dtype | None = None,
-        cpu_tokens: int = 1024,
+        cpu_tokens: int = CPU_TOKENS,
     ):
         self.model, self.tokenizer, self.body = model, tokenizer, model if body is None else body
         weights = next(self.body.parameters())
@@ -161,6 +162,11 @@ def check_lengths(max_length: int, batch_tokens: int | None) -> None:
 def without_peft(model: Any) -> nn.Module:
     """Return the transformers model inside a PEFT model, adapter layers included, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def language_part(backbone: Any) -> nn.Module:
+    """Return the language model inside the backbone of a vision-language model, or the backbone itself."""
+    return backbone if backbone.config.get_text_config() is backbone.config else backbone.get_decoder()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_real.data.conversation import as_messages, text_of
+from trl_real.data.template import chat_ids, continued
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader, brought
@@ -22,7 +23,6 @@ from trl_real.models.sequences import (
     readable_prompt,
     readable_response,
 )
-from trl_real.models.template import chat_ids, continued
 from trl_real.runtime.devices import send
 
 

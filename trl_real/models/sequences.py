@@ -14,8 +14,8 @@ from trl_real.data.chat import PLAIN_PROMPTS
 from trl_real.data.conversation import Chat, Reply, as_messages, text_of
 from trl_real.data.convert import iterate
 from trl_real.data.message import is_plain
+from trl_real.data.template import chat_ids, continued, templated
 from trl_real.errors import TrlRealError
-from trl_real.models.template import chat_ids, continued, templated
 
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,8 @@ def ids_without_control(
 
 def n_with_control_tokens(tokenizer: Any, preferences: Dataset) -> int:
     """Return the number of rows with a control token in what is trained on, apart from an EOS at the end."""
-    pattern, end = control_tokens(getattr(tokenizer, "tokenizer", tokenizer)), tokenizer.eos_token or ""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    pattern, end = control_tokens(tokenizer), tokenizer.eos_token or ""
     rows = iterate(
         preferences.with_format(None).select_columns([name for name in TRAINED_ON if name in preferences.column_names])
     )

@@ -11,7 +11,7 @@ from trl_real.data.conversation import after_prompt, in_form
 from trl_real.data.convert import from_rows, iterate
 from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
-from trl_real.data.row_check import check_texts
+from trl_real.data.row_check import check_pool
 from trl_real.errors import TooFewPairsError, TrlRealError
 from trl_real.labeling.annotate import LabelReport, annotate
 from trl_real.labeling.people.votes import pair_key
@@ -54,7 +54,7 @@ class ActiveRounds(Rounds):
             raise TrlRealError(f"Unknown selector {self.selector!r}. Choose one of {', '.join(ROUND_SELECTORS)}.")
         if self.budget < 1 or (self.n_prompts is not None and self.n_prompts < 1):
             raise TrlRealError(f"budget={self.budget}, n_prompts={self.n_prompts}: both must be 1 or more.")
-        check_texts(self.pool, (), optional=("prompt",))
+        check_pool(self.pool, None if self.generation is not None else self.responses)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that every round depends on, as plain values."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import Dataset, Features
 
 from trl_real.data.files import load
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import TrlRealError
 from trl_real.runtime.ray_workers import run_on_ray
 from trl_real.runtime.run_lock import run_lock
@@ -72,7 +73,7 @@ def select_on_ray(
     check_budget(budget)
     if selector.encoder is not None and selector.encoder.name is None:
         raise TrlRealError("A loaded model cannot be sent to Ray actors. Give the selector a path or a Hub id.")
-    dataset = dataset if isinstance(dataset, Dataset) else load(dataset)
+    dataset = ready_pairs(dataset if isinstance(dataset, Dataset) else load(dataset), selector.responses)
     engine = OnRay(Path(shards).resolve(), shard_rows, batch_size, num_actors, num_cpus, num_gpus, address)
     kept, selector.record = select_rows(selector, DatasetPool(selector, dataset, engine), budget)
     return kept

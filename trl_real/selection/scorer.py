@@ -9,6 +9,7 @@ from datasets import Features
 from torch import Tensor
 
 from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, PREFERENCE_COLUMNS, is_pool
+from trl_real.data.images import images_of
 from trl_real.data.pairs import Candidates, drop_copies
 from trl_real.errors import TrlRealError
 from trl_real.functional.geometry import Geometry
@@ -78,6 +79,11 @@ class PairScorer:
         return any(part.rule.reads_embeddings for part in self.parts)
 
     @property
+    def reads_images(self) -> bool:
+        """Whether embeddings depend on a row's images: a response alone has none."""
+        return self.encoder is not None and self.encoder.options.context == "prompt+response"
+
+    @property
     def exact(self) -> bool:
         """Whether every row is embedded in float32, whatever the dtype."""
         return self.mixed or self.rule.exact
@@ -145,7 +151,9 @@ class PairScorer:
             return given_vectors(rows, batch), cost
         texts = [text for row in rows for text in row.texts]
         prompts = [row.prompt for row in rows for _ in row.texts]
-        found = self.encoder(prompts, texts, rank)
+        shown = images_of(batch) if self.reads_images else [[] for _ in rows]
+        images = [each for row, each in zip(rows, shown, strict=True) for _ in row.texts]
+        found = self.encoder(prompts, texts, rank, images)
         cost.update(n_tokens=found.n_tokens, seconds=found.seconds)
         cost["truncated"] = np.array([int(part.sum()) for part in found.truncated.split(sizes)], np.int32)
         return list(found.vectors.split(sizes)), cost

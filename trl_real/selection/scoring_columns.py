@@ -16,6 +16,7 @@ from trl_real.data.columns import (
     to_columns,
 )
 from trl_real.data.conversation import TEMPLATE_COLUMNS
+from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.selection.annotation import response_keys, to_own_columns
 from trl_real.selection.scorer import PairScorer
 
@@ -77,7 +78,8 @@ def plain_rows(selector: PairScorer, dataset: Rows) -> tuple[Rows, bool]:
 def columns_read(selector: PairScorer, columns: list[str], pool: bool) -> tuple[list[str], list[str]]:
     """Return the columns of a pool that a selector reads, and those among them that it reads as arrays."""
     read = [selector.responses] if pool else ["chosen", "rejected"]
-    read = [column for column in ("prompt", *read, *TEMPLATE_COLUMNS, EMBEDDINGS) if column in columns]
+    images = IMAGE_COLUMNS if selector.reads_images else ()
+    read = [column for column in ("prompt", *read, *TEMPLATE_COLUMNS, *images, EMBEDDINGS) if column in columns]
     given = EMBEDDINGS in read and selector.encoder is None and selector.embeds
     return read, [EMBEDDINGS] if given else []
 

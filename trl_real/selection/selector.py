@@ -18,6 +18,7 @@ from trl_real.data.columns import (
     to_columns,
     to_python,
 )
+from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.data.pairs import ready_pairs
 from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError
@@ -60,10 +61,11 @@ class EmbeddingPairSelector(PairScorer):
             a dict of shares such as `{"random": 0.25, "easy@centered": 0.75}`, or `"auto"`
             (`trl_real.selection.mixture`). It always embeds in float32, and the kept rows have two columns more:
             `selected_by`, and `selection_probability`, known for the rows of `"random"` and NaN for others.
-        tokenizer (*optional*): Tokenizer of a loaded model; a model given by name has its own.
+        tokenizer (*optional*): Tokenizer or processor of a loaded model; a model given by name has its own.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         context (`str`, *optional*, defaults to `"response"`):
-            Text to embed: `"response"` is the response alone, as in the paper; `"prompt+response"` adds the prompt.
+            Text to embed: `"response"` is the response alone, as in the paper, for which a vision-language model uses
+            its language model; `"prompt+response"` adds the prompt and the images of the row (`image`, `images`).
         layer (`int`, *optional*, defaults to `-1`): Index into `hidden_states`; -1 for the last hidden state.
         max_length (`int`, *optional*, defaults to `512`): Number of tokens to read per response, from its start.
         batch_tokens (`int`, *optional*): Tokens per forward pass; by default 1024 on a CPU, elsewhere as many as fit,
@@ -103,7 +105,7 @@ class EmbeddingPairSelector(PairScorer):
             MissingColumnError: If responses and labelled pairs are missing, or without a model the embeddings.
             TrlRealError: If a response is not text, an embedding is not finite, or a column would be overwritten.
         """
-        columns = to_columns(rows)
+        columns = to_columns(rows, () if self.reads_images else IMAGE_COLUMNS)
         pool = is_pool(columns, self.responses)
         own = POOL_COLUMNS if pool else PREFERENCE_COLUMNS
         check_own_columns(columns, own)
@@ -172,13 +174,13 @@ class EmbeddingPairSelector(PairScorer):
                 "num_proc forks workers of one map; for shards start processes with torchrun or accelerate. "
                 "Leave num_proc out."
             )
+        dataset = ready_pairs(dataset, self.responses)
         if isinstance(dataset, IterableDataset):
             kept, self.record = select_stream(self, dataset, budget, shards=shards, **settings)
             return kept
         if sample is not None:
             raise TrlRealError(f"sample={sample} is for streams, and this is a Dataset. Leave it out.")
         check_texts(dataset, (), optional=("prompt", "chosen", "rejected"))
-        dataset = ready_pairs(dataset, self.responses)
         check_budget(budget, len(dataset))
         engine = Mapped(num_proc, batch_size) if shards is None else Sharded(Path(shards), shard_rows, batch_size)
         kept, self.record = select_rows(self, DatasetPool(self, dataset, engine), budget)
@@ -186,6 +188,7 @@ class EmbeddingPairSelector(PairScorer):
 
     def fit(self, dataset: Dataset) -> "EmbeddingPairSelector":
         """Fit the geometry, or those of a mixture, to up to 1,000 rows, drawn by seed and content."""
+        dataset = ready_pairs(dataset, self.responses)
         self.set_fitted({name: fitted_geometry(self, dataset, name) for name in self.geometries})
         return self
 

@@ -14,9 +14,11 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from trl_real.data.conversation import text_of
+from trl_real.data.template import continued, templated
 from trl_real.functional.drift import embedding_drift
 from trl_real.functional.preference import implicit_margin
 from trl_real.models.embed import Embedder
+from trl_real.study.results import WITH_PROMPT
 from trl_real.study.trained import RunPoint, TrainingRun
 from trl_real.training.adapters import load_tokenizer, revision_of
 from trl_real.training.config import REALDPOConfig
@@ -125,8 +127,10 @@ class Watch(TrainerCallback):
         self.trainer, self.n_train = trainer, n_train
         self.points: list[RunPoint] = []
         self.drift: list[dict[str, float]] = []
-        self.texts = _texts(followed) if followed is not None else []
-        self.before = self._embeddings() if self.texts else None
+        self.texts: dict[str, list[str]] = {}
+        if followed is not None:
+            self.texts = _texts(followed, trainer.processing_class)
+        self.before = {name: self._embeddings(texts) for name, texts in self.texts.items()}
         self.evaluated_at = -1
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -143,8 +147,12 @@ class Watch(TrainerCallback):
         labels = min(state.epoch or 0.0, 1.0) * self.n_train
         self.points.append(RunPoint(labels, margins["validation"], margins["test"]))
         self.evaluated_at = state.global_step
-        if self.before is not None:
-            self.drift.append({"labels": labels, **embedding_drift(self.before, self._embeddings())._asdict()})
+        if self.before:
+            found: dict[str, float] = {"labels": labels}
+            for prefix, texts in self.texts.items():
+                drift = embedding_drift(self.before[prefix], self._embeddings(texts))
+                found |= {f"{prefix}{name}": value for name, value in drift._asdict().items()}
+            self.drift.append(found)
 
     def _margins(self, rows: dict[str, torch.Tensor] | None) -> np.ndarray:
         if rows is None:
@@ -152,12 +160,20 @@ class Watch(TrainerCallback):
         logps = [rows[name] for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")]
         return implicit_margin(logps[0], logps[1], logps[2], logps[3], self.trainer.beta).numpy()
 
-    def _embeddings(self) -> torch.Tensor:
+    def _embeddings(self, texts: list[str]) -> torch.Tensor:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        found = Embedder(model, self.trainer.processing_class)([None] * len(self.texts), self.texts, progress=False)
+        found = Embedder(model, self.trainer.processing_class)([None] * len(texts), texts, progress=False)
         return found.vectors.view(-1, 2, found.vectors.shape[1])
 
 
-def _texts(pairs: Dataset) -> list[str]:
+def _texts(pairs: Dataset, tokenizer: Any) -> dict[str, list[str]]:
+    """Return the texts whose embeddings drift, by the prefix of their measures: responses, and prompts with them."""
     rows = pairs.select(range(min(N_DRIFT, len(pairs))))
-    return [text_of(row[name]) for row in rows for name in ("chosen", "rejected")]
+    sides = [(row.get("prompt") or "", row[name]) for row in rows for name in ("chosen", "rejected")]
+    whole = [
+        prompt + text_of(response)
+        if isinstance(prompt, str)
+        else templated(tokenizer, [continued(prompt, response)], tokenize=False)[0]
+        for prompt, response in sides
+    ]
+    return {"": [text_of(response) for _, response in sides], WITH_PROMPT: whole}

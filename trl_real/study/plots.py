@@ -10,7 +10,7 @@ from trl_real.functional.statistics.label_savings import Saving, ValueWithInterv
 from trl_real.reports import figures
 from trl_real.reports.arm_styles import ArmStyle
 from trl_real.reports.figures import FONT, LINE_COLOR, POOL_COLOR
-from trl_real.study.results import RANDOM, Curve, Metric
+from trl_real.study.results import RANDOM, WITH_PROMPT, Curve, Metric
 
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     distance.
 
     Args:
-        rows: One mapping per checkpoint: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`.
+        rows: One mapping per checkpoint: `labels`, `cosine`, `spearman`, `jaccard`, `relative_l2`, and perhaps
+            `relative_l2` of prompts with their responses (`WITH_PROMPT`).
         title: Title of the figure.
     """
     figure, above, below = figures.new_panels(height=5.6, title=title)
@@ -126,9 +127,13 @@ def drift_figure(rows: Sequence[Mapping[str, float]], *, title: str) -> "Figure"
     lines: list[Any] = list(above.lines)
     lowest = min((line.get_ydata().min() for line in lines), default=0.0)
     above.set_ylim(min(-0.03, lowest - 0.05) if lowest < 0 else -0.03, 1.05)
-    distance = [figures.to_float(row.get("relative_l2")) for row in rows]
-    below.plot(labels, distance, color="#000000", marker="o", markersize=6, linewidth=2.2)
+    for prefix, name, line in (("", "responses", "-"), (WITH_PROMPT, "prompts with responses", "--")):
+        distance = [figures.to_float(row.get(f"{prefix}relative_l2")) for row in rows]
+        if any(map(math.isfinite, distance)):
+            below.plot(labels, distance, line, color="#000000", marker="o", markersize=6, linewidth=2.2, label=name)
     below.set_ylim(bottom=0)
+    if len(below.lines) > 1:
+        below.legend(fontsize=FONT, frameon=False)
     for axes in (above, below):
         figures.tidy(axes)
     above.set_ylabel("1: as before", fontsize=FONT)

@@ -112,6 +112,8 @@ def _add(
             found.skipped[row.skipped] += 1
             continue
         given = [None] * (max(row.indices) + 1) if scores is None else columns[scores][i] if pool else [1.0, 0.0]
+        if not all(score is None or isinstance(score, int | float) for score in given or ()):
+            raise TrlRealError(f"Column {scores!r} holds {given!r}. Give one number per response, None for none.")
         if given is None or len(given) <= max(row.indices):
             raise TrlRealError(
                 f"Column {scores!r} has {0 if given is None else len(given)} scores in a row of "

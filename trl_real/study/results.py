@@ -28,6 +28,7 @@ class Metric(NamedTuple):
 
 # Arm that the other arms are compared with.
 RANDOM = "random"
+WITH_PROMPT = "with_prompt_"  # prefix of the drift of prompts with their responses
 
 METRICS = {
     "loss": Metric("test loss", -1, math.log(2), "-log sigmoid(margin), in nats per pair (REAL, Eq. 11)"),
@@ -84,7 +85,8 @@ class Study:
         histograms: `edges`, `pool` and `kept` as in a `SelectionRecord`, by arm; none for random.
         examples: Pairs at the cut, by arm: dicts with `where`, `similarity`, `prompt` (text) and `texts`
             (name, text).
-        drift: Rows `{"labels": …, "relative_l2": …, "cosine": …, "spearman": …, "jaccard": …}`.
+        drift: Rows `{"labels": …, "relative_l2": …, "cosine": …, "spearman": …, "jaccard": …}`, and the same measures
+            of prompts with their responses, with the prefix `WITH_PROMPT` (REAL, App. B.1: both panels).
         tuning: Rows `{"arm": …, "budget": …, "chosen": …, "loss": …, "loss_if_best": …}`: the ridge (frozen) or
             learning rate (dpo) of each arm and budget, and the loss of the best choice on the test pairs.
         recipe: Facts by name: model, revision, data, sizes, versions, seconds.

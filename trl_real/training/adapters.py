@@ -8,13 +8,13 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from transformers.trainer_utils import set_seed
 
 from trl_real.errors import TrlRealError, without_remote_code
 from trl_real.models.load import adapter_base, load_adapter, pinned
+from trl_real.reports.model_card import write_origin
 from trl_real.runtime.devices import default_device
-from trl_real.training.model_card import write_origin
 
 
 # Arguments of `from_pretrained` that a user's own come before.
@@ -44,10 +44,16 @@ def revision_of(init: dict[str, Any] | None) -> str | None:
     return (init or {}).get("revision")
 
 
-def load_tokenizer(model: str, init: dict[str, Any] | None, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer that belongs to a model, given the arguments of the model's `from_pretrained`."""
+def load_tokenizer(
+    model: str, init: dict[str, Any] | None, trust_remote_code: bool = False, sees: bool = False
+) -> Any:
+    """
+    Load the tokenizer that belongs to a model, given the arguments of the model's `from_pretrained`; if it `sees`
+    images, its processor.
+    """
+    auto = AutoProcessor if sees else AutoTokenizer
     with without_remote_code(model):
-        return AutoTokenizer.from_pretrained(model, revision=revision_of(init), trust_remote_code=trust_remote_code)
+        return auto.from_pretrained(model, revision=revision_of(init), trust_remote_code=trust_remote_code)
 
 
 def as_full_model(model: str, output_dir: str | Path, init: dict[str, Any] | None = None) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import NamedTuple
 
 from trl import DPOConfig
@@ -29,6 +29,10 @@ class Requirement(NamedTuple):
     message: str
 
 
+ONE = (
+    "selection_budget=1 could mean every pair or, as in select, one row. Type 1.0 for every pair that can be trained "
+    "on, or leave both selection settings out."
+)
 SMOOTHED_LOSSES = ("aot", "aot_unpaired", "exo_pair", "robust")
 
 RANGES = {
@@ -69,6 +73,11 @@ REQUIREMENTS = {
     "noise_warmup": _NEEDS_SMOOTHING,
     "noise_window": _NEEDS_SMOOTHING,
 }
+# Settings that transformers 5.23 renamed: the old names work until version 6, and older versions know no others.
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 
 @dataclass
@@ -82,8 +91,8 @@ class REALDPOConfig(DPOConfig):
     A setting that the chosen loss ignores, including TRL's `label_smoothing`, raises an error.
 
     A command line and a YAML file do not distinguish 1 from 1.0. Therefore the value of a budget decides, not its type
-    as in [`EmbeddingPairSelector.select`]: up to 1 it is a share, above 1 a number of rows. `1` keeps every pair that
-    can be trained on.
+    as in [`EmbeddingPairSelector.select`]: up to 1 it is a share, above 1 a number of rows. `1.0` keeps every pair
+    that can be trained on; `1` is refused, since it is one row there.
 
     Args:
         selection_strategy (`str` or function, *optional*):
@@ -195,6 +204,9 @@ class REALDPOConfig(DPOConfig):
         self.selection_budget = _share_or_rows(budget)
         for name, allowed in RANGES.items():
             check_number(name, getattr(self, name), allowed)
+        for old, new in RENAMED.items():  # TRL sets the old name, which warns
+            if getattr(self, new, 0) is None:
+                setattr(self, new, getattr(self, old))
         super().__post_init__()
         check_has_effect(self)
         if self.noise_window < shortest_window(self.noise_share):
@@ -241,4 +253,6 @@ def _share_or_rows(budget: float | None) -> float | int | None:
             f"selection_budget={budget!r} is neither a share in (0, 1] nor a whole number of rows above 1. "
             "Type selection_budget=0.25 for a quarter of the pairs, or selection_budget=1000 for 1000 rows."
         )
+    if budget == 1 and isinstance(budget, Integral):
+        raise TrlRealError(ONE)
     return float(budget) if budget <= 1 else int(budget)

@@ -69,7 +69,7 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
 
     Raises:
         MissingColumnError: If `chosen` or `rejected` is missing.
-        TrlRealError: If the dataset is a stream or has images, or if the budget exceeds its rows.
+        TrlRealError: If the dataset is a stream, or if the budget exceeds its rows.
     """
     strategy, budget = args.selection_strategy, args.selection_budget
     if isinstance(dataset, IterableDataset):
@@ -80,12 +80,6 @@ def check_selectable(dataset: Any, args: REALDPOConfig) -> None:
     if not isinstance(dataset, Dataset):
         return
     check_columns(dataset.column_names, ("chosen", "rejected"), "Label the pairs first, or rename the column.")
-    images = sorted({"image", "images"} & set(dataset.column_names))
-    if images:
-        raise TrlRealError(
-            f"selection_strategy={strategy!r} reads text, but the training set has a column {images[0]!r}. "
-            "Select beforehand with EmbeddingPairSelector, on the text columns, and leave selection_strategy out."
-        )
     if budget is not None and budget > max(1, len(dataset)):
         raise TrlRealError(
             f"selection_budget={budget}, but the training set has {len(dataset)} rows. "

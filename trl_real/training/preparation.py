@@ -15,10 +15,10 @@ from jinja2 import TemplateError
 
 from trl_real.data.conversation import implied_prompt, is_messages
 from trl_real.data.convert import iterate
+from trl_real.data.template import end_of_turn
 from trl_real.errors import TrlRealError
 from trl_real.models.generate import ends_of
 from trl_real.models.sequences import tell_plain_prompts
-from trl_real.models.template import end_of_turn
 
 
 logger = logging.getLogger(__name__)
@@ -52,20 +52,22 @@ def told_by_row(dataset: Any, name: str) -> Iterator[None]:
         ) from error
 
 
-def tell_dropped(n_rows: int, n_left: int, name: str, max_length: int | None) -> None:
+def tell_dropped(
+    n_rows: int, n_left: int, name: str, max_length: int | None, why: str = "prompt fills max_length"
+) -> None:
     """
-    Warn of the rows that TRL drops because their prompt fills `max_length`.
+    Warn of the rows that TRL drops because they are too long, which `why` says more exactly.
 
     Raises:
         TrlRealError: If no row is left.
     """
     if n_rows and not n_left:
         raise TrlRealError(
-            f"Nothing is left of the {n_rows} rows of the set {name!r}: every prompt fills max_length={max_length}. "
+            f"Nothing is left of the {n_rows} rows of the set {name!r}: every {why}={max_length}. "
             "Give a larger max_length, or shorter prompts."
         )
     if n_left < n_rows:
-        logger.warning("%d of %d rows of %r dropped: prompt fills max_length", n_rows - n_left, n_rows, name)
+        logger.warning("%d of %d rows of %r dropped: %s", n_rows - n_left, n_rows, name, why)
 
 
 def check_ends(model: Any, tokenizer: Any, rows: Any) -> None:

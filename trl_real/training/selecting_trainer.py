@@ -18,6 +18,7 @@ from trl_real.data.chat import as_chat
 from trl_real.data.conversation import TEMPLATE_COLUMNS
 from trl_real.data.pairs import SAME_AS_TRAINED
 from trl_real.errors import TrlRealError
+from trl_real.reports.model_card import CARD, complete_card
 from trl_real.selection.mixture.parts import is_mixture, mixture_name
 from trl_real.selection.record import SelectionRecord
 from trl_real.selection.selector import EmbeddingPairSelector
@@ -33,7 +34,6 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
-from trl_real.training.model_card import CARD, complete_card
 from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row, without_ends
 from trl_real.training.resume import last_checkpoint
 
@@ -78,6 +78,10 @@ class SelectingDPOTrainer(DPOTrainer):
             if isinstance(self.train_dataset, Dataset):
                 check_vocabulary(self.model, self.train_dataset)
             check_ends(self.model, self.processing_class, given.get("train_dataset"))
+            if self._is_vision_dataset and selects(self.args):  # TRL prepares none: images are read in each step
+                self.train_dataset = self._pool = self.train_dataset.add_column(
+                    ROW, np.arange(len(self.train_dataset))
+                )
             self.train_dataset = self._select(self.train_dataset)
             strategy = self.args.selection_strategy if selects(self.args) else ""
             if not isinstance(strategy, str):  # cannot be saved with a checkpoint
@@ -166,9 +170,11 @@ class SelectingDPOTrainer(DPOTrainer):
 
     def _choose(self, pool: Dataset, prepared: Dataset) -> KeptRows | TrlRealError:
         """Select the rows to keep; an error is returned, so that every process can raise it."""
-        alike = trained_alike(prepared, pool, _numbers(prepared), self.args)
+        numbers = _numbers(prepared)
+        seen = self._is_vision_dataset  # and not tokenized
+        alike = np.zeros(len(prepared), bool) if seen else trained_alike(prepared, pool, numbers, self.args)
         dropped = {PROMPT_TOO_LONG: len(pool) - len(prepared), SAME_AS_TRAINED: int(alike.sum())}
-        rows = _numbers(prepared)[~alike]
+        rows = numbers[~alike]
         texts = [
             name for name in ("prompt", "chosen", "rejected", *TEMPLATE_COLUMNS, ROW) if name in pool.column_names
         ]

@@ -45,7 +45,8 @@ class REALDPOTrainer(SelectingDPOTrainer):
     **Selection.** With `selection_strategy` and `selection_budget`, a strategy ranks the pairs by embeddings of their
     responses in the model to train (REAL, arXiv 2409.17169). The selection runs once, at init: after tokenization,
     which may drop rows, and before the reference's log-probabilities are computed, which then only the kept rows need.
-    The same rows are kept as by [`EmbeddingPairSelector`] with the same weights: an adapter in the given model counts,
+    The same rows are kept as by [`EmbeddingPairSelector`] with the same weights (of a vision-language model by its
+    language model, from the responses alone): an adapter in the given model counts,
     a new one from `peft_config` changes nothing. Evaluation sets keep all rows. With several processes, the main one
     selects and the others wait: if that could take longer than `ddp_timeout`, select beforehand. Each checkpoint
     contains the row numbers, and a resumed run trains on the same rows.
@@ -81,9 +82,9 @@ class REALDPOTrainer(SelectingDPOTrainer):
             `(N,)` each.
 
     Raises:
-        TrlRealError: With a selection, if the training set is a stream, has images, lacks a column or has no row with
-            a pair, if the budget exceeds its rows, or if the model is sharded; if a `label_confidence` is invalid or
-            the loss would ignore it; if the rows of a checkpoint do not belong to the training set.
+        TrlRealError: With a selection, if the training set is a stream, lacks a column or has no row with a pair, if
+            the budget exceeds its rows, or if the model is sharded; if a `label_confidence` is invalid or the loss
+            would ignore it; if the rows of a checkpoint do not belong to the training set.
     """
 
     _tag_names = [*DPOTrainer._tag_names, "trl-real"]

@@ -13,8 +13,8 @@ from trl.trainer.utils import get_config_model_id
 from trl_real.data.chat import as_chat
 from trl_real.data.row_check import check_texts
 from trl_real.errors import TrlRealError, check_columns, without_remote_code
+from trl_real.reports.model_card import complete_card
 from trl_real.runtime.run_lock import run_lock
-from trl_real.training.model_card import complete_card
 from trl_real.training.preparation import check_ends
 from trl_real.training.resume import checkpoint_of_run, train_from
 

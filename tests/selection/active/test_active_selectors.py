@@ -62,6 +62,15 @@ def test_rounds_ask_every_pair_once_and_then_report_an_empty_pool(name):
         selector.select(pool, 1, history=history)
 
 
+@pytest.mark.parametrize("name", SELECTORS)
+def test_ready_pairs_are_taken_as_a_pool_of_two(name):
+    rows = [{"prompt": row["prompt"], "two": row["responses"][:2]} for row in pool_of()]
+    ready = [{"prompt": row["prompt"], "response_a": row["two"][0], "response_b": row["two"][1]} for row in rows]
+    given = Dataset.from_list(ready), Dataset.from_list(rows).rename_column("two", "responses")
+    kept, expected = (SELECTORS[name]().select(pool, 2) for pool in given)
+    assert kept["prompt"][:] == expected["prompt"][:] and kept["response_a"][:] == expected["response_a"][:]
+
+
 @pytest.mark.parametrize("name", ["gradient", "infomax", "uncertainty"])
 @pytest.mark.parametrize("form", ["numpy", "torch", "messages"])
 def test_columns_formats_and_messages_are_kept(name, form):

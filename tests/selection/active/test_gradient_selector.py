@@ -1,5 +1,7 @@
 """Selection by gradients: what it picks (T7, T8 of the list)."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,35 @@ def test_prompt_gives_at_most_the_allowed_pairs():
         assert len(make().select(twice, 20)) == 20
         with pytest.raises(TrlRealError, match="max_per_prompt=0"):
             make(max_per_prompt=0)
+
+
+def test_rows_of_one_prompt_share_its_cap():
+    pool = pool_of(8, 3)
+    rows = [{**row, "prompt": "one for many" if i < 5 else row["prompt"]} for i, row in enumerate(pool)]
+    kept = gradient(max_per_prompt=2).select(Dataset.from_list(rows), 8)
+    assert sorted(Counter(kept["prompt"]).values()) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("normalize", ["response", "pair", None])
+def test_a_response_whose_gradient_is_not_finite_is_in_no_pair_and_in_no_history(normalize):
+    rows = list(pool_of(5, 3))
+    rows[1]["responses"][2] += " ©"
+    rows[4]["responses"][0] += " ©"
+    model = adapted()
+    bad = tiny_tokenizer()(" ©", add_special_tokens=False)["input_ids"]
+    clean = {i for row in pool_of(5, 3) for text in row["responses"] for i in tiny_tokenizer()(text)["input_ids"]}
+    with torch.no_grad():
+        model.get_input_embeddings().weight[next(i for i in bad if i not in clean)] = float("nan")
+    selector = gradient(model, normalize=normalize)
+    pool = Dataset.from_list(rows)
+    kept = selector.select(pool, 11)  # 3 of 3 rows, and the pair that is left in the two others
+    assert not any("©" in row[side] for row in kept for side in ("response_a", "response_b"))
+    assert np.isfinite(kept["uncertainty"][:]).all()
+    with pytest.raises(TrlRealError, match="11 can be picked"):
+        selector.select(pool, 12)
+    first, second = pool[1]["responses"][2], pool[1]["responses"][0]
+    history = Dataset.from_list([{"prompt": pool[1]["prompt"], "chosen": first, "rejected": second}])
+    assert picked(selector.select(pool, 4, history=history)) == picked(selector.select(pool, 4))
 
 
 def test_long_responses_have_long_gradients_and_the_record_shows_it():

@@ -7,5 +7,8 @@ Start with `judge.py`: `ChatJudge` asks in both orders and combines the answers.
 `completion.py` (forms of answers), `dialect.py` (fields that a server accepts), `purse.py` (money), `answer_cache.py`
 and `kept.py` (the cache), `batch_file.py` (batch services).
 
-May import the modules of `labeling/` and what they may import.
+May import the modules of `labeling/` and what they may import. A model of your own answers `Question`s with `Answer`s.
 """
+
+from trl_real.labeling.chat.question import Answer as Answer
+from trl_real.labeling.chat.question import Question as Question

@@ -159,9 +159,17 @@ class ChatJudge(VerdictJudge):
 
     def _pairs(self, batch: dict[str, list[Any]]) -> list["_Pair"]:
         from trl_real.data.conversation import dialogue, text_of
+        from trl_real.data.images import data_url, images_of, refuse_images
 
-        rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
-        return [_Pair.cut(dialogue(prompt), text_of(a), text_of(b), self.max_chars) for prompt, a, b in rows]
+        if not getattr(self.model, "sees_images", False):
+            refuse_images(batch, self.name)
+        rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], images_of(batch), strict=True)
+        return [
+            _Pair.cut(dialogue(prompt), text_of(a), text_of(b), self.max_chars)._replace(
+                images=tuple(map(data_url, images))
+            )
+            for prompt, a, b, images in rows
+        ]
 
     def _orders(self, pair: "_Pair") -> tuple[bool, ...]:
         """Return whether `response_b` is shown first, for each time that the pair is shown."""
@@ -171,7 +179,8 @@ class ChatJudge(VerdictJudge):
 
     def _question(self, pair: "_Pair", swapped: bool) -> Question:
         first, second = (pair.b, pair.a) if swapped else (pair.a, pair.b)
-        return Question(self.template.messages(pair.prompt, first, second), self.template.labels)
+        question = Question(self.template.messages(pair.prompt, first, second), self.template.labels)
+        return question.with_images(pair.images)
 
     def _verdict(self, pair: "_Pair", answers: dict[bool, Answer]) -> Verdict:
         read = {swapped: answer.read(self.template.labels, self.min_label_mass) for swapped, answer in answers.items()}
@@ -206,6 +215,7 @@ class _Pair(NamedTuple):
     a: str
     b: str
     truncated: bool
+    images: tuple[str, ...] = ()
 
     @classmethod
     def cut(cls, prompt: str, a: str, b: str, length: int) -> "_Pair":

@@ -2,24 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from trl_real.labeling.chat.reading import MIN_LABEL_MASS, AnswerReading, Place, read, read_top
 
 
 CHARACTERS_PER_TOKEN = 3.0  # more in Latin script, so estimates are high
+IMAGE_TOKENS = 1600  # of an image of about a million pixels
 
 
 class Question(NamedTuple):
     """Chat that is answered by one of a few labels."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     labels: tuple[str, ...]
 
     @property
     def n_tokens(self) -> int:
         """Estimate of its tokens."""
-        return round(sum(len(message["content"]) for message in self.messages) / CHARACTERS_PER_TOKEN)
+        contents = [message["content"] for message in self.messages]
+        parts = [part for content in contents if isinstance(content, list) for part in content]
+        texts = [content for content in contents if isinstance(content, str)]
+        texts += [part["text"] for part in parts if part["type"] == "text"]
+        return round(sum(map(len, texts)) / CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * sum(
+            part["type"] == "image_url" for part in parts
+        )
+
+    def with_images(self, urls: Sequence[str]) -> "Question":
+        """Return the question with images, given as URLs, before the text of its last message."""
+        *before, last = self.messages
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content = [*shown, {"type": "text", "text": last["content"]}]
+        return self._replace(messages=[*before, {**last, "content": content}]) if urls else self
 
 
 @dataclass(frozen=True)

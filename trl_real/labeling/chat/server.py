@@ -60,6 +60,8 @@ class Endpoint:
         TrlRealError: If a number is out of range, or `max_cost` is given without a price.
     """
 
+    sees_images = True  # if the model on the server does
+
     def __init__(
         self,
         model: str,

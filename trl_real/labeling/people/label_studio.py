@@ -223,6 +223,10 @@ def _when(vote: dict[str, Any]) -> tuple[float, int]:
 def _task(deck: Deck, name: str, seed: int) -> dict[str, Any]:
     """Return the data of a task, with all that maps a choice back to `response_a` and `response_b`."""
     pair = deck.show(name, seed, SERVER)
+    if pair.images:
+        raise TrlRealError(
+            "Label Studio is sent texts only, and rows have images. Use the page: trl-real label --human"
+        )
     return {
         "prompt": dialogue(pair.prompt),
         "left": pair.first,

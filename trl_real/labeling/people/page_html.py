@@ -4,6 +4,7 @@ import html
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from trl_real.data.conversation import is_messages
@@ -43,7 +44,8 @@ def pair_html(pair: Pair, progress: Progress, annotator: str, reply: int, note: 
     return (
         f'<div id="pair" data-key="{pair.key}" data-reply="{reply}">{status_html(progress, annotator)}{_note(note)}'
         f'<section class="panel" id="prompt" tabindex="0" aria-label="Prompt"><h2>Prompt</h2>'
-        f'<div class="scroll">{_prompt(pair.prompt)}</div></section><div class="sides">{panels}</div></div>'
+        f'<div class="scroll">{_images(pair.images)}{_prompt(pair.prompt)}</div></section>'
+        f'<div class="sides">{panels}</div></div>'
     )
 
 
@@ -95,6 +97,15 @@ def _panel(name: str, key: str, title: str, text: str) -> str:
         f'<section class="panel" id="{name}" tabindex="0" aria-label="{title}">'
         f"<h2><kbd>{key}</kbd>{title}<small>{length}</small></h2>"
         f'<div class="scroll"><div class="text" dir="auto">{_or_empty(text)}</div></div></section>'
+    )
+
+
+def _images(urls: Sequence[str]) -> str:
+    """Return images that the page holds itself; anything but a `data:` URL of an image is left out."""
+    held = [url for url in urls if url.startswith("data:image/")]
+    return "".join(
+        f'<img class="image" src="{html.escape(url)}" alt="Image {number} of {len(held)}">'
+        for number, url in enumerate(held, 1)
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.people.votes import Aggregation, VotesJudge
 from trl_real.labeling.verdicts import Verdict
@@ -52,7 +53,8 @@ class PageJudge(VerdictJudge):
         from trl_real.labeling.people.page import serve_page
 
         if not self._all_voted(batch):
-            pairs = Dataset.from_dict({name: batch[name] for name in ("prompt", "response_a", "response_b")})
+            read = [name for name in ("prompt", "response_a", "response_b", *IMAGE_COLUMNS) if name in batch]
+            pairs = Dataset.from_dict({name: batch[name] for name in read})
             serve_page(pairs, self.votes, until_done=True, **self.page)
         return VotesJudge(self.votes, self.aggregation).verdicts(batch)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from datasets import Dataset
 
+from trl_real.data.images import IMAGE_COLUMNS, data_url, images_of
 from trl_real.data.pairs import ready_pairs
 from trl_real.errors import TrlRealError, check_columns
-from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, pair_key
+from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook, row_keys
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
@@ -30,6 +31,7 @@ class Pair:
         prompt: Text or messages.
         first, second: Responses on the left and on the right.
         shown_first: `"a"` if `first` is `response_a`, `"b"` if it is `response_b`.
+        images: Images of the row as `data:` URLs, so that the page fetches nothing.
     """
 
     key: str
@@ -38,6 +40,7 @@ class Pair:
     first: str
     second: str
     shown_first: str
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,14 @@ class Deck:
         fix = "Select pairs first: EmbeddingPairSelector(…).select(dataset)"
         check_columns(dataset.column_names, ("prompt", "response_a", "response_b"), fix)
         dataset = ready_pairs(dataset)
-        shown = [name for name in ("prompt", "response_a", "response_b", "pair") if name in dataset.column_names]
+        read = ("prompt", "response_a", "response_b", "pair", *IMAGE_COLUMNS)
+        shown = [name for name in read if name in dataset.column_names]
         self._dataset = dataset.with_format(None).select_columns(shown)
         self._pairs: dict[str, tuple[str, str, int]] = {}  # min(key, mirror) -> key, mirror, row
         for row, columns in enumerate(self._dataset):
             if "pair" in columns and columns["pair"][0] < 0:
                 continue
-            texts = columns["prompt"], columns["response_a"], columns["response_b"]
-            key, mirror = pair_key(*texts), pair_key(texts[0], texts[2], texts[1])
+            ((key, mirror),) = row_keys({name: [value] for name, value in columns.items()})
             name = min(key, mirror)
             if name not in self._pairs or key < self._pairs[name][0]:
                 self._pairs[name] = (key, mirror, row)
@@ -122,7 +125,9 @@ class Deck:
         columns = self._dataset[row]
         texts = columns["response_a"], columns["response_b"]
         first, second = reversed(texts) if swapped else texts
-        return Pair(key, row, columns["prompt"], first, second, "b" if swapped else "a")
+        (images,) = images_of({name: [value] for name, value in columns.items()})
+        shown = tuple(map(data_url, images))
+        return Pair(key, row, columns["prompt"], first, second, "b" if swapped else "a", shown)
 
 
 class VoteQueue:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trl_real.functional.statistics.intervals import wilson_interval
+from trl_real.labeling.agreement import in_words
 from trl_real.labeling.people.votes import VERDICTS, Vote, VoteBook
 from trl_real.labeling.verdicts import Report
 
@@ -65,7 +66,8 @@ class VoteReport(Report):
         )
         if not math.isnan(self.alpha):
             interval = f"[{self.alpha_low:.2f}, {self.alpha_high:.2f}]"
-            lines.append(f"agreement: Krippendorff's alpha {self.alpha:.2f} {interval} on {self.n_shared} pairs")
+            value = f"Krippendorff's alpha {self.alpha:.2f} {interval} on {self.n_shared} pairs"
+            lines.append(f"agreement: {value}{in_words(self.alpha)}")
         return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from trl_real.errors import TrlRealError
 from trl_real.labeling.base import VerdictJudge
-from trl_real.labeling.verdicts import TIE, Verdict
+from trl_real.labeling.verdicts import TIE, VOTES, Verdict
 from trl_real.runtime.digests import sha256
 from trl_real.runtime.journal import Journal
 
@@ -35,6 +35,16 @@ def pair_key(prompt: Any, response_a: Any, response_b: Any) -> str:
     texts = [[[m.get("role"), message_text(m, role=False)] for m in prompt] if is_messages(prompt) else prompt]
     texts += [text_of(response) if is_messages(response) else response for response in (response_a, response_b)]
     return sha256(json.dumps(texts)).hex()[:32]
+
+
+def row_keys(batch: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the `pair_key` of each row, and the one with its responses swapped; images of a row are part of both."""
+    from trl_real.data.images import digests_of, images_of
+
+    rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], images_of(batch), strict=True)
+    for prompt, a, b, images in rows:
+        seen = [pair_key(prompt, "", ""), *digests_of(images)] if images else prompt
+        yield pair_key(seen, a, b), pair_key(seen, b, a)
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ class VotesJudge(VerdictJudge):
     def __init__(
         self, path: str | Path, aggregation: str | Aggregation = "majority", annotators: list[str] | None = None
     ):
-        book = VoteBook.read(path)
+        self.path, book = Path(path), VoteBook.read(path)
         names, keys, votes = book.matrix()
         if unknown := sorted(set(annotators or ()) - set(names)):
             raise TrlRealError(f"No votes by {', '.join(unknown)} in {str(path)!r}, only by {', '.join(names)}.")
@@ -194,20 +204,19 @@ class VotesJudge(VerdictJudge):
         self._shown_first = self._orders(names, keys)[kept]
         rule = getattr(aggregation, "__name__", str(aggregation))
         self._verdict = _aggregation(aggregation)(self._votes) if self._votes.size else np.full(len(keys), np.nan)
-        self.name = f"votes:{rule}"
+        self.name = f"{VOTES}{rule}"
         digest = sha256((keys, self.annotators, self._votes.tolist()))
         self.identity = {"name": self.name, "votes": digest.hex()[:32]}
 
     def verdicts(self, batch: dict[str, list[Any]]) -> list[Verdict]:
         """Return the verdicts on a batch; `members` follows the order of `annotators`."""
-        rows = zip(batch["prompt"], batch["response_a"], batch["response_b"], strict=True)
-        return [self._look_up(prompt, a, b) for prompt, a, b in rows]
+        return [self._look_up(key, mirror) for key, mirror in row_keys(batch)]
 
-    def _look_up(self, prompt: Any, a: Any, b: Any) -> Verdict:
+    def _look_up(self, key: str, mirror: str) -> Verdict:
         nobody = (math.nan,) * len(self.annotators)
-        found = self._book.find(pair_key(prompt, a, b))
+        found = self._book.find(key)
         swapped = found is None
-        found = self._book.find(pair_key(prompt, b, a)) if swapped else found
+        found = self._book.find(mirror) if swapped else found
         place = self._place.get(found[0]) if found else None
         if place is None or not (self._shown_first[:, place] != 0).any():
             return Verdict(math.nan, failure="not labelled", source=self.name, members=nobody)

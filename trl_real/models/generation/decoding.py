@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,10 @@ class Decoder:
         self.model, self.sampler, self.ends, self.batch_size = model, sampler, frozenset(ends), batch_size
         self.device = next(model.parameters()).device
         config: Any = model.config
+        causal_lm: Any = model
+        causal_lm = causal_lm.get_base_model() if hasattr(model, "get_base_model") else model
+        # transformers 5.24 renamed the argument, and warns of the old name.
+        self.cache_name = "cache" if "cache" in signature(causal_lm.forward).parameters else "past_key_values"
         self.slots = Slots(config.get_text_config(), batch_size)
         self.prefill_tokens = PREFILL_TOKENS["cpu" if self.device.type == "cpu" else "elsewhere"]
         self.rows: list[Response] = []
@@ -139,7 +144,7 @@ class Decoder:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         output = self.model(
             **{name: value.to(self.device) for name, value in inputs.items()},
-            past_key_values=self.slots.cache,
+            **{self.cache_name: self.slots.cache},
             use_cache=True,
             logits_to_keep=1,
         )

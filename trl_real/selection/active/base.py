@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value
 from torch import Tensor
 
 from trl_real.data.columns import OWN_FEATURES, POOL_COLUMNS, check_own_columns
+from trl_real.data.pairs import ready_pairs
 from trl_real.errors import MissingColumnError, TooFewPairsError, TrlRealError
 from trl_real.functional.similarity import pair_similarity
 from trl_real.selection.active.pool import ActivePool, read_history, read_pool
@@ -145,6 +146,7 @@ class ActiveSelector(ABC):
 
     def _checked(self, dataset: Any) -> Dataset:
         """Return the pool as Python values, without the columns of an earlier selection."""
+        dataset = ready_pairs(dataset, self.responses)
         kind = type(dataset).__name__
         if isinstance(dataset, IterableDataset):
             raise TrlRealError(

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from trl_real.data.columns import EMBEDDINGS, is_pool
-from trl_real.data.pairs import Candidates
+from trl_real.data.pairs import Candidates, ready_pairs
 from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder
 from trl_real.models.packing import Tree
@@ -80,6 +80,7 @@ def plan_selection(
         TooFewPairsError: If the budget is more than the number of pairs, and every row was read.
         TrlRealError: If a number is out of range, the pool is empty, or the model is not a causal LM.
     """
+    dataset = ready_pairs(dataset, selector.responses)
     _check_arguments(len(dataset), budget, n_devices, price=price, price_per_label=price_per_label)
     device = hardware_named(hardware) if isinstance(hardware, str) else hardware
     embedder, shape = _read_model(selector)

@@ -13,7 +13,7 @@ from support.training import LORA, pairs
 from trl_real import SelectionRecord
 from trl_real.cli.main import main
 from trl_real.data.files import save
-from trl_real.training.model_card import CARD, origin_of
+from trl_real.reports.model_card import CARD, origin_of
 
 
 QUICK = "--max_steps 1 --bf16 False --use_cpu True --gradient_checkpointing False --report_to none --save_strategy no"

@@ -88,10 +88,10 @@ SETS = {
     "rmb": PublicSet("rmb/pairs.parquet", pairs, True),
     "ultrafeedback": PublicSet("ultrafeedback/ultrafeedback_1200.parquet", scored_pairs, True),
     "webgpt": PublicSet("webgpt/webgpt_test.parquet", two_scores, True),
+    "shp": PublicSet("dpo_logps/pythia2.8b_shp.parquet", pairs, True),
     "hh_single_turn": PublicSet("hh/hh_single_turn_train.parquet", pairs, False),
     "human_labels": PublicSet("labelled_pairs/labelled_pairs.parquet", human_labels, False),
     "qa_feedback": PublicSet("qa_feedback/qa_feedback_dev.parquet", scored_lists, False),
-    "shp": PublicSet("dpo_logps/pythia2.8b_shp.parquet", pairs, False),
     "dsp": PublicSet("dsp/domain_specific_test.parquet", roles, False),
     "bon16": PublicSet("bon16/tulu2_13b_bon16.parquet", scored_lists, False),
 }

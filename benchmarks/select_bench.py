@@ -30,7 +30,8 @@ BUDGETS = (0.05, 0.1, 0.2, 0.35, 0.5)
 N_FOLDS, POOL_SHARE = 4, 0.9
 # Seeds of each rule: all for random, the mixtures and the best single rules.
 ARMS = {
-    "random": 10, "auto": 10, "auto_in_rounds": 10, "easy": 10, "easy@centered": 10, "d_optimal@centered": 10,
+    "random": 10, "auto": 10, "auto_in_rounds": 10, "0.25random+0.25easy@centered+0.5i_optimal": 10,
+    "easy": 10, "easy@centered": 10, "d_optimal@centered": 10,
     "i_optimal": 10, "easy@standardized": 10, "hard@centered": 10, "easy@centered+random": 10, "i_optimal+random": 10,
     "centroid": 3, "small_gap": 3, "large_gap": 3, "fisher": 3, "infomax": 3, "infomax_interval": 3, "dts": 3,
     "delta_ucb": 3, "drts": 3,
@@ -105,7 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     left = run_missing(args)
     print("cells are left: run it again" if left else "nothing is left")
-    if left and not args.page:
+    if left and not args.page:  # with a page, what is there is told
         return
     found = results(args)
     print("\n".join(summary(found, args.arms)))

@@ -139,7 +139,7 @@ def _by_set(found: list[Measured], arms: Sequence[str]) -> list[str]:
             np.mean([p.gain.value for p in all_places(found, arm, "loss", lambda m, n=name: m.name == n)] or [np.nan])
             for name in names
         ]
-        lines.append(f"| {arm} | " + " | ".join(f"{mean:+.4f}" for mean in means) + " |")
+        lines.append(f"| {arm} | " + " | ".join("–" if mean != mean else f"{mean:+.4f}" for mean in means) + " |")
     return [*lines, ""]
 
 

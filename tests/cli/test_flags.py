@@ -96,7 +96,7 @@ WAYS = {
     "sft": [("--dataset d.jsonl --output_dir out --model user/m --use_cpu True --bf16 False",
              (LOAD, TOKENIZER, ("trl_real.training.warm_start:warm_start", False)), "")],
     "train": [("--dataset d.jsonl --output_dir out --model user/m --bf16 False",
-               (LOAD, TOKENIZER, NO_CHECKPOINT, ("trl_real.training.trainer:REALDPOTrainer", False)), ""),
+               (LOAD, TOKENIZER, NO_CHECKPOINT, ("trl_real.training.trainer:REALDPOTrainer.__init__", False)), ""),
               ("--dataset d.jsonl --output_dir out --model user/m --bf16 False --plan",
                (("trl_real.training.plan:plan_training", False),), "hardware n_devices")],
     "win-rate": [

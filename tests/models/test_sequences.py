@@ -74,8 +74,6 @@ def test_only_responses_without_a_prompt_join_the_segment_before_them():
     assert pack.tokens == [1, 2, 3, 4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 9, 4, 5, 4, 5]
     assert pack.positions == [0, 1, 2, 3, 4, 3, 4, 3, 0, 1, 0, 1, 0, 0, 1, 2, 0, 1]
     assert pack.owners == [-1, -1, -1, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5, -1, 6, 6, 7, 7] and pack.ids == list(range(8))
-    mask = pack.segments[1].mask
-    assert mask.tolist() == [[True, True, True, True, False], [True] * 5] and pack.segments[0].mask is None
 
 
 def test_a_response_does_not_join_its_own_prompt_of_the_same_length():

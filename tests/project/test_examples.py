@@ -293,13 +293,13 @@ def chain(model: str, small: bool) -> dict:
 
 
 def test_settings_files_work_one_after_the_other(tiny, checkout):
-    assert chain(tiny, small=True) == {"compared", "active", "self_annotation", "study"}
+    assert chain(tiny, small=True) == {"labels", "compared", "active", "self_annotation", "study"}
     assert len(load_from_disk("runs/chosen")) == 20
 
 
 @pytest.mark.slow
 def test_the_settings_files_with_a_real_model(real, checkout):
-    assert chain(real, small=False) == {"compared", "active", "self_annotation", "study"}
+    assert chain(real, small=False) == {"labels", "compared", "active", "self_annotation", "study"}
 
 
 def test_chat_judge_gets_its_settings(checkout, capsys):

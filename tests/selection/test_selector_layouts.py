@@ -47,7 +47,7 @@ class TestLabels:
 
     def test_skipping_does_not_depend_on_the_label(self):
         one = "\n\nHuman: q\n\nAssistant: one"
-        two = "\n\nHuman: q\n\nAssistant: two\n\nHuman: r\n\nAssistant: three"
+        two = "\n\nHuman: r\n\nAssistant: two\n\nHuman: q\n\nAssistant: three"
         for chosen, rejected in ((one, two), (two, one)):
             assert selector()({"chosen": chosen, "rejected": rejected})["skipped"] == PROMPT_MISMATCH
 

@@ -21,7 +21,6 @@ from trl_real.errors import TrlRealError
 
 
 VERBS = {
-    "advise": "say which rule and how many labels to use, before labels are bought",
     "select": "choose the pairs of a pool that are worth a label",
     "label": "turn selected pairs into preferences",
     "sft": "fine-tune on the chosen responses, to get the starting model and reference of DPO",
@@ -30,13 +29,14 @@ VERBS = {
     "active": "choose, label and train in rounds, and compare with baselines",
     "self-annotate": "train on a few labels, then in rounds on labels from the policy itself",
     "study": "measure how many labels each strategy saves compared with random choice",
+    "advise": "say which rule and how many labels to use, before labels are bought",
     "report": "write the page of a study, or of labels, again",
     "push": "push a subset to the Hub, with its recipe",
     "demo": "run all steps with a real model, in minutes on a CPU",
 }
 PLANNED = "select, label, train and win-rate"
-# Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# Counters that libraries keep at servers, such as one for every local file that `datasets` loads.
 COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # How often a waiting thread of GNU OpenMP, which torch's wheels contain, looks for work before it sleeps. By default
 # 300,000 times, which keeps a core from other programs; see benchmarks/threads.py.
@@ -73,8 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.allow_pickle:
             os.environ["TRL_REAL_ALLOW_PICKLE"] = "1"
         _set_noise(args)
+        from trl_real.data.files import nothing_cached
+
         args.stdout = sys.stdout
-        with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print
+        # Standard output is only for the result, whatever libraries print, and input folders stay as they are.
+        with redirect_stdout(sys.stderr), nothing_cached():
             module.run(args)
     except TrlRealError as error:
         say(f"trl-real: {in_flags(' '.join(str(error).split()), getattr(args, 'flag_of', {}))}")

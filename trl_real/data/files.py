@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.fingerprint import disable_caching, enable_caching, is_caching_enabled
 from huggingface_hub.errors import HfHubHTTPError
 
 from trl_real.data.checks.json_lines import WHOLE, ReadRows, check_encoding, check_texts, reading
@@ -194,8 +197,7 @@ def _read_lines(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     if (folder / ONE_SPLIT).exists() or (folder / SEVERAL_SPLITS).exists():
         saved = load_from_disk(str(folder))
-        saved = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-        return {name: _without_cache(dataset) for name, dataset in saved.items()}
+        return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
     visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
     found = [file for file in visible if _format(file)]
     if not found:
@@ -214,9 +216,16 @@ def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     return load_dataset(str(folder), **options)
 
 
-def _without_cache(saved: Dataset) -> Dataset:
-    """Return a dataset of which `map` caches nothing in the folder that it is read from, which is the user's."""
-    return Dataset(saved.data, saved.info, saved.split, saved._indices, saved._fingerprint)
+@contextmanager
+def nothing_cached() -> Iterator[None]:
+    """In this block `map` and `filter` write to a temporary folder, and not to the one that a dataset is read from."""
+    was_on = is_caching_enabled()
+    disable_caching()
+    try:
+        yield
+    finally:
+        if was_on:
+            enable_caching()
 
 
 def _files_of(table: Any) -> list[str]:

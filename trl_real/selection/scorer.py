@@ -22,7 +22,7 @@ from trl_real.selection.strategies import Score, Strategy
 
 
 # Part of the fingerprint: `datasets` hashes a selector's attributes, not its code.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 
 
 class PairScorer:

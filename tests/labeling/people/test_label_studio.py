@@ -315,9 +315,9 @@ def test_a_person_who_prefers_one_text_votes_for_it_on_both_sides(side, imitated
         assert data["left"][4:] == data["right"][4:] == data["prompt"].strip()[-2:].strip()
         answer(client, task, "left is better" if data["left"].startswith(start) else "right is better")
     assert pull_votes(client, project, tmp_path / "votes.jsonl") == 12
-    assert VotesJudge(tmp_path / "votes.jsonl")(pairs) == [verdict] * 12
+    assert VotesJudge(tmp_path / "votes.jsonl")(pairs[:]) == [verdict] * 12
     swapped = pairs.rename_columns({"response_a": "response_b", "response_b": "response_a"})
-    assert VotesJudge(tmp_path / "votes.jsonl")(swapped) == [1 - verdict] * 12
+    assert VotesJudge(tmp_path / "votes.jsonl")(swapped[:]) == [1 - verdict] * 12
     (votes,) = [VoteBook.read(tmp_path / "votes.jsonl").votes("ann@example.org")]
     assert sum(vote.verdict == vote.shown_first for vote in votes) == sum(shown)
     assert all(vote.seconds == 3.5 and vote.time.startswith("2026-11-28T10:00") for vote in votes)

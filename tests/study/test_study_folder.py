@@ -101,3 +101,16 @@ def test_folder_with_other_files_is_not_changed(tmp_path):
         study(tmp_path / "mine")
     with pytest.raises(TrlRealError, match="No study in"):
         load_study(tmp_path)
+
+
+@pytest.mark.parametrize("n_folds", [1, 4])
+def test_rows_without_a_finite_embedding_are_left_out_and_counted_once(n_folds, tmp_path):
+    """A model may read no token of a response; its mean of nothing is no number."""
+    data = rows()
+    for row in (3, 90):
+        data["embeddings"][row][1][0] = float("nan")
+    split = {"n_folds": n_folds, "n_test": None if n_folds > 1 else 40}
+    study(tmp_path / "s", Dataset.from_dict(data), **split)
+    facts = json.loads((tmp_path / "s" / "facts.json").read_text())
+    assert '"rows skipped": {"embedding not finite": 2}' in json.dumps(facts)
+    assert np.isfinite(load_study(tmp_path / "s").curves["loss"]["easy"].points[-1].value)

@@ -13,6 +13,7 @@ from support.training import as_messages, config, pairs
 from trl_real import REALDPOTrainer, TrlRealError
 from trl_real.cli.main import main
 from trl_real.selection.planning.hardware import HARDWARE
+from trl_real.training.adapters import default_lora
 from trl_real.training.plan import plan_training
 
 
@@ -48,15 +49,24 @@ def planned(model, folder, rows=ROWS, peft_config=None, **changes):
 
 
 @pytest.mark.parametrize("layout", [dict, as_messages])
-@pytest.mark.parametrize("cut", [{}, {"max_length": 110}, {"max_length": 60, "truncation_mode": "keep_end"}])
-def test_tokens_and_flop_are_those_of_a_step(layout, cut, model, tmp_path):
+@pytest.mark.parametrize(
+    ("cut", "adapter", "close"),
+    [
+        ({}, None, 0.02),
+        ({"max_length": 110}, None, 0.02),
+        ({"max_length": 60, "truncation_mode": "keep_end"}, None, 0.02),
+        ({}, default_lora, 0.03),
+    ],
+)
+def test_tokens_and_flop_are_those_of_a_step(layout, cut, adapter, close, model, tmp_path):
     rows = [layout(row) for row in ROWS]
-    plan = planned(model, tmp_path, rows, hardware="cpu", **cut)
+    plan = planned(model, tmp_path, rows, adapter and adapter(), hardware="cpu", **cut)
     for kind, cost in ((DPOTrainer, plan.padded), (REALDPOTrainer, plan.shared)):
         trainer = kind(
             model,
             args=config(tmp_path, gradient_checkpointing=False, per_device_train_batch_size=6, **cut),
             train_dataset=Dataset.from_list(rows),
+            peft_config=adapter and adapter(),
         )
         inputs, read = trainer.data_collator(list(trainer.train_dataset)), []
         _ = getattr(trainer, "shared_prompts", None)
@@ -65,8 +75,9 @@ def test_tokens_and_flop_are_those_of_a_step(layout, cut, model, tmp_path):
         )
         with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counted:
             trainer.compute_loss(trainer.model.train(), inputs).backward()
-        assert cost.tokens == sum(tokens.numel() for tokens in read)
-        assert cost.flops == pytest.approx(counted.get_total_flops(), rel=0.02), kind
+        n_models = 2 if adapter else 1  # the reference is the same model without the adapter
+        assert n_models * cost.tokens == sum(tokens.numel() for tokens in read)
+        assert cost.flops == pytest.approx(counted.get_total_flops(), rel=close), kind
         if kind is DPOTrainer:
             assert plan.real_tokens == inputs["attention_mask"].sum()
 

@@ -57,6 +57,12 @@ class StudyPool:
             self.skipped,
         )
 
+    def readable(self) -> "StudyPool":
+        """Return the rows with finite embeddings: a model may read no token of a response."""
+        if self.vectors is None:
+            return self
+        return self.take([i for i, vectors in enumerate(self.vectors) if bool(vectors.isfinite().all())])
+
     def prompt_keys(self) -> list[str]:
         """Return a digest of each row's prompt, or of its responses if it has no prompt."""
         return [_digest(text_of(row.prompt) if row.prompt else "\0".join(row.texts)) for row in self.rows]

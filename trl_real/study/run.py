@@ -16,6 +16,7 @@ from trl_real.models.embed import Context, EmbedderOptions
 from trl_real.models.encoder import Encoder
 from trl_real.runtime.atomic_files import read_json, write_json
 from trl_real.runtime.run_lock import run_lock
+from trl_real.selection.annotation import NOT_FINITE
 from trl_real.selection.budget import check_budget
 from trl_real.selection.mixture.parts import parts_of
 from trl_real.study.facts import describe
@@ -125,8 +126,10 @@ def run_study(
         folder = StudyFolder(output_dir, settings)
         if encoder is not None:
             everything.vectors = embed_rows(everything.rows, encoder, folder.folder / "features")
+        if n_unread := len(everything) - len(everything.readable()):
+            everything.skipped[NOT_FINITE] += n_unread
         arms, budgets, seeds = _grown(folder.folder / GRID_FILE, arms, budgets, seeds)
-        taken = [(everything.take(pool), everything.take(test)) for pool, test in splits]
+        taken = [(everything.take(pool).readable(), everything.take(test).readable()) for pool, test in splits]
         frozen = [frozen_cells(pool, test, pool_share, min_gap) for pool, test in taken]
         run = FoldedCells(frozen)
         if trainer:

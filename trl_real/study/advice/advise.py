@@ -108,8 +108,9 @@ class Advice:
             return "Random labels taught nothing measurable on the pilot: it tells neither a rule nor a budget."
         gain = chosen.gain
         told = f"On the pilot its test loss minus random's is {-gain.value:+.4f} [{-gain.high:+.4f}, {-gain.low:+.4f}]"
-        saved = "" if chosen.saved is None else f", and it saves {in_words(chosen.saved)} of the labels"
-        return f"{told}{saved}."
+        if chosen.saved is None or not self.sure:
+            return f"{told}."
+        return f"{told}, and it saves {in_words(chosen.saved)} of the labels."
 
     def _sure(self) -> str:
         if not self.learned:
@@ -189,8 +190,7 @@ def _embedded(rows: StudyPool, encoder: Encoder | None) -> list[Tensor]:
 def simulate(pilot: StudyPool, seeds: int, rules: Sequence[str] = RULES) -> Curves:
     """Return the curves of random and the rules on a pilot with embeddings."""
     assert pilot.vectors is not None
-    finite = [i for i, v in enumerate(pilot.vectors) if bool(v.isfinite().all())]
-    pilot = pilot.take(finite)
+    pilot = pilot.readable()
     splits = split_by_prompt(pilot, 0, min(N_FOLDS, len(set(pilot.prompt_keys()))), SPLIT_SEED)
     run = FoldedCells([frozen_cells(pilot.take(a), pilot.take(b), POOL_SHARE, 0.0) for a, b in splits])
     arms, each = [RANDOM, *rules], list(range(seeds))

@@ -40,7 +40,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 COUNTERS_OFF = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 # How often a waiting thread of GNU OpenMP, which torch's wheels contain, looks for work before it sleeps. By default
 # 300,000 times, which keeps a core from other programs; see benchmarks/threads.py.
-SPINS = {"GOMP_SPINCOUNT": "1000"}
+SPINS = {"GOMP_SPINCOUNT": "3000"}
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
@@ -73,11 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.allow_pickle:
             os.environ["TRL_REAL_ALLOW_PICKLE"] = "1"
         _set_noise(args)
-        from trl_real.data.files import nothing_cached
-
         args.stdout = sys.stdout
-        # Standard output is only for the result, whatever libraries print, and input folders stay as they are.
-        with redirect_stdout(sys.stderr), nothing_cached():
+        with redirect_stdout(sys.stderr):  # standard output is only for the result, whatever libraries print
             module.run(args)
     except TrlRealError as error:
         say(f"trl-real: {in_flags(' '.join(str(error).split()), getattr(args, 'flag_of', {}))}")

@@ -1,13 +1,13 @@
 """Datasets read from the Hub or from disk, and saved to disk completely or not at all."""
 
 import glob
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from datasets import (
     IterableDataset,
     ReadInstruction,
     concatenate_datasets,
+    config,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
-from datasets.fingerprint import disable_caching, enable_caching, is_caching_enabled
 from huggingface_hub.errors import HfHubHTTPError
 
 from trl_real.data.checks.json_lines import WHOLE, ReadRows, check_encoding, check_texts, reading
@@ -33,6 +33,7 @@ from trl_real.errors import TrlRealError
 logger = logging.getLogger(__name__)
 
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+KINDS = (".arrow", ".json")  # of the files of a saved dataset
 ONE_SPLIT, SEVERAL_SPLITS = "state.json", "dataset_dict.json"  # files that `save_to_disk` writes
 MARKER = "trl_real.json"
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b")  # or of messages, in every line
@@ -196,7 +197,7 @@ def _read_lines(path: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     if (folder / ONE_SPLIT).exists() or (folder / SEVERAL_SPLITS).exists():
-        saved = load_from_disk(str(folder))
+        saved = load_from_disk(str(_linked(folder)))
         return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
     visible = (file for file in folder.rglob("[!.]*") if "/." not in f"/{file.relative_to(folder).as_posix()}")
     found = [file for file in visible if _format(file)]
@@ -216,16 +217,28 @@ def _read_folder(folder: Path, **options: bool) -> dict[str, Any]:
     return load_dataset(str(folder), **options)
 
 
-@contextmanager
-def nothing_cached() -> Iterator[None]:
-    """In this block `map` and `filter` write to a temporary folder, and not to the one that a dataset is read from."""
-    was_on = is_caching_enabled()
-    disable_caching()
+def _linked(folder: Path) -> Path:
+    """
+    Return a folder in the cache of `datasets` with links to the files of a saved dataset.
+
+    `map` caches its results beside the files that it reads. The links keep them out of the user's folder, and at a
+    place that other processes and later runs find again.
+    """
+    files = [
+        file for file in sorted(folder.rglob("*.*")) if file.suffix in KINDS and not file.name.startswith("cache-")
+    ]
+    states = [(str(file.relative_to(folder)), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    digest = hashlib.sha256(repr((str(folder.resolve()), states)).encode()).hexdigest()[:32]
+    target = Path(config.HF_DATASETS_CACHE) / "trl_real" / digest
     try:
-        yield
-    finally:
-        if was_on:
-            enable_caching()
+        for file in files:
+            link = target / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(file.resolve())
+    except OSError:  # such as a cache that cannot be written
+        return folder
+    return target
 
 
 def _files_of(table: Any) -> list[str]:

@@ -31,7 +31,7 @@ install: $(INSTALLED)  ## Make .venv with the package and what the demo needs
 
 tools: $(TOOLS)  ## Add what tests, checks and documentation need
 
-demo: $(INSTALLED)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 10 minutes on 2 cores)
+demo: $(INSTALLED)  ## The main job with a real model: pool, selection, labels, DPO, win rate, report (about 5 minutes on 2 cores)
 	$(BIN)/trl-real demo --output_dir demo_output
 
 # A process a core, each with one thread. Threads that spin while they wait make a busy machine ten times slower.

@@ -47,7 +47,7 @@ RUNS = {
     "win-rate verdicts": ("completions", f"win-rate --dataset BAD --preferences verdict {LENGTHS}"),
     "push": ("labels", "push --dataset BAD --repo_id user/pairs"),
 }  # fmt: skip
-FAST = 3  # shapes a verb run in the fast tests
+FAST = 2  # shapes a verb run in the fast tests
 
 
 @pytest.fixture(scope="module")

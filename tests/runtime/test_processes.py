@@ -12,6 +12,7 @@ from support.verb_runs import VERBS, outcome, run
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+FAST = ("select", "label", "sft")  # one kind of run folder each; the others are slow
 OTHER = {
     "select": ["--seed", "7"],
     "label": ["--min_gap", "0.5"],
@@ -55,7 +56,7 @@ def check(verb, n_processes, flags, given, tmp_path):
     assert alone and outcome(tmp_path / "together") in alone
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [v if v in FAST else pytest.param(v, marks=pytest.mark.slow) for v in VERBS])
 def test_processes_on_one_folder_are_right_or_told(verb, given, tmp_path):
     check(verb, 2, OTHER[verb], given, tmp_path)
 

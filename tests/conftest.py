@@ -16,6 +16,8 @@ os.environ["TRL_REAL_TEST_REFUSED"] = refused = tempfile.mkstemp(prefix="refused
 atexit.register(Path(refused).unlink, missing_ok=True)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH"))))
 sys.path.insert(0, str(GUARD))
+if not hasattr(sys.modules.get("sitecustomize"), "REFUSED"):
+    sys.modules.pop("sitecustomize", None)  # that of the system, such as Debian's
 
 import sitecustomize  # noqa: E402
 import torch  # noqa: E402

@@ -61,6 +61,7 @@ COMPLETE = ("trl_real.evaluation.completions:add_completions", False)
 CHAT = ("trl_real.data.chat:as_chat", False)
 TOKENIZER = ("transformers:AutoTokenizer.from_pretrained", lambda *_, **__: None)
 NO_WEIGHTS = ("trl_real.rounds.base:weights_of", lambda *_: None)
+NO_ADAPTER = ("trl_real.training.adapters:adapter_base", lambda *_: None)  # else the Hub is asked for each name
 NO_CHECKPOINT = ("trl_real.training.resume:checkpoint_of_run", lambda *_: None)
 
 # Verb -> ways to run it: flags, what is spied on, and the flags that the way is for (the first way: all others).
@@ -199,7 +200,7 @@ def told(action, verb: str) -> tuple[list[str], list]:
 
 def calls(monkeypatch, argv: list[str], spies) -> list:
     spied = Calls(monkeypatch)
-    for target, then in spies:
+    for target, then in (NO_ADAPTER, *spies):
         spied.spy(target, through=then is True, gives=then if callable(then) else None)
     with pytest.raises(Reached):
         assert main(argv) == 0

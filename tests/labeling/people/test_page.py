@@ -248,6 +248,9 @@ def _try_the_doors(server: Server) -> None:
         assert refused.value.code in (400, 403, 404)
 
 
+CLOSED = 0  # before all of a request was sent
+
+
 def _asks(server: Server, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> int:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(f"{server.site}{path}", body, named, method=method)
@@ -255,6 +258,8 @@ def _asks(server: Server, path: str, method: str = "GET", body: bytes | None = N
         return urllib.request.urlopen(request).status
     except urllib.error.HTTPError as refused:
         return refused.code
+    except (BrokenPipeError, ConnectionResetError, urllib.error.URLError):
+        return CLOSED
 
 
 def test_only_who_has_the_printed_address_gets_in_and_only_to_what_the_page_needs(serve):
@@ -293,7 +298,7 @@ def test_only_who_has_the_printed_address_gets_in_and_only_to_what_the_page_need
     ]
     assert {_asks(server, f"gradio_api/{door}", **own) for door in doors} == {404}
     assert _asks(server, "gradio_api/upload", "POST", b"x" * 1000, **own) == 404
-    assert _asks(server, predict, "POST", b"x" * 2**21, **own) == 413
+    assert _asks(server, predict, "POST", b"x" * 2**21, **own) in (413, CLOSED)
     assert len(server.votes.read_bytes()) - len(votes) < 200  # one line: the pairs that "ann" got
 
 

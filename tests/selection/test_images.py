@@ -114,3 +114,17 @@ def test_what_does_not_fit_is_told(n_images, tokenizer, message):
     encoder = Encoder(tiny_vlm(), given, options=EmbedderOptions(context="prompt+response"))
     with pytest.raises(TrlRealError, match=message):
         encoder([prompt], ["A roof."], images=[[picture(i) for i in range(n_images)]])
+
+
+def test_a_layer_of_the_whole_model_is_read_and_one_that_is_not_there_is_told():
+    rows = pool(1)
+
+    def read(layer: int) -> torch.Tensor:
+        options = EmbedderOptions(context="prompt+response", layer=layer)
+        encoder = Encoder(tiny_vlm(), tiny_processor(), options=options)
+        return encoder([rows[0]["prompt"]], rows[0]["responses"][:1], images=[[picture(0)]]).vectors
+
+    last = len(tiny_model(0, 320).model.layers)
+    assert torch.allclose(read(last), read(-1), atol=1e-6) and not torch.allclose(read(1), read(-1), atol=1e-3)
+    with pytest.raises(TrlRealError, match="layer=9, but the model has hidden states 0 to"):
+        read(9)

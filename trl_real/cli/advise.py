@@ -2,8 +2,8 @@
 
 import argparse
 
-from trl_real.cli.checks import CONTEXTS, DTYPES, one_of, whole
-from trl_real.cli.options import add_common, add_source, require, result
+from trl_real.cli.checks import whole
+from trl_real.cli.options import add_common, add_embedding, add_source, require, result
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -12,16 +12,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("--pilot", help="labelled pairs, best drawn at random from the pool: Hub id, folder or file")
     parser.add_argument("--model", help="Hub id or local path of the embedding model")
-    parser.add_argument(
-        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
-    )
-    parser.add_argument("--layer", type=int, default=-1, help="layer of the hidden states; -1 (default) is the last")
-    parser.add_argument("--max_length", type=whole(1), default=512, help="maximum tokens of a response to embed")
-    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass of the embedder")
-    parser.add_argument(
-        "--dtype", type=one_of("dtype", DTYPES), help="dtype of the embedder: float32 (default), bfloat16 or float16"
-    )
-    parser.add_argument("--device", help="device, such as cpu or cuda:0")
+    add_embedding(parser)
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--scores", default="scores", help="column with the scores of a pilot that is a pool")
     parser.add_argument("--seeds", type=whole(1), default=5, help="number of seeds of the simulation (default 5)")

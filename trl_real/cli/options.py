@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.checks import one_of
+from trl_real.cli.checks import CONTEXTS, DTYPES, one_of, whole
 from trl_real.cli.parser import did_you_mean
 from trl_real.errors import TrlRealError
 from trl_real.runtime.atomic_files import read_json, without_nan, write_json
@@ -36,6 +36,22 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     """Add `--source`."""
     about = f"format to convert the dataset from: {', '.join(SOURCES)}"
     parser.add_argument("--source", type=one_of("source", SOURCES), help=about)
+
+
+def add_embedding(parser: argparse.ArgumentParser, length: str = "--max_length") -> None:
+    """Add the flags of an embedder; `length` is the name of the one that limits the tokens of a response."""
+    parser.add_argument(
+        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
+    )
+    parser.add_argument("--layer", type=int, default=-1, help="layer of the hidden states; -1 (default) is the last")
+    parser.add_argument(
+        length, type=whole(1), default=512, help="maximum tokens of a response to embed (default: 512)"
+    )
+    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass of the embedder")
+    parser.add_argument(
+        "--dtype", type=one_of("dtype", DTYPES), help="dtype of the embedder: float32 (default), bfloat16 or float16"
+    )
+    parser.add_argument("--device", help="device, such as cpu or cuda:0")
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:

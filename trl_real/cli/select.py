@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trl_real.cli.checks import CONTEXTS, DTYPES, GEOMETRIES, STRATEGY, budget, one_of, real, whole
+from trl_real.cli.checks import GEOMETRIES, STRATEGY, budget, one_of, real, whole
 from trl_real.cli.options import (
     add_chat,
     add_common,
+    add_embedding,
     add_source,
     check_output,
     keep_settings,
@@ -39,14 +40,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budget", type=budget, help="share (0.25) or number (500) of the rows; default: all")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
-    parser.add_argument(
-        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
-    )
-    parser.add_argument("--layer", type=int, default=-1, help="hidden states to average; -1 (default) is the last")
-    parser.add_argument("--max_length", type=whole(1), default=512, help="tokens read per response (default: 512)")
-    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass")
-    parser.add_argument("--dtype", type=one_of("dtype", DTYPES), help="float32 (default), bfloat16 or float16")
-    parser.add_argument("--device", help="device, such as cpu or cuda:0")
+    add_embedding(parser)
     parser.add_argument(
         "--geometry",
         type=one_of("geometry", GEOMETRIES),

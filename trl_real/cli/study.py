@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from trl_real.cli.checks import ARM, CONTEXTS, DTYPES, budget, one_of, real, whole
-from trl_real.cli.options import add_chat, add_common, add_source, locked, require, result, rows_of, say
+from trl_real.cli.checks import ARM, budget, real, whole
+from trl_real.cli.options import add_chat, add_common, add_embedding, add_source, locked, require, result, rows_of, say
 from trl_real.cli.train import parsed, set_model_init_kwargs
 from trl_real.errors import TrlRealError
 
@@ -36,16 +36,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pool_share", type=float, default=0.9, help="share of the pool that a seed may select from")
     parser.add_argument("--min_gap", type=real(0), default=0.0, help="minimum score difference that decides a label")
-    parser.add_argument(
-        "--context", type=one_of("context", CONTEXTS), default="response", help="response (default) or prompt+response"
-    )
-    parser.add_argument("--layer", type=int, default=-1, help="layer of the hidden states; -1 (default) is the last")
-    parser.add_argument("--embed_length", type=whole(1), default=512, help="maximum tokens of a response to embed")
-    parser.add_argument("--batch_tokens", type=whole(1), help="tokens per forward pass of the embedder")
-    parser.add_argument(
-        "--dtype", type=one_of("dtype", DTYPES), help="dtype of the embedder: float32 (default), bfloat16 or float16"
-    )
-    parser.add_argument("--device", help="device, such as cpu or cuda:0")
+    add_embedding(parser, "--embed_length")
     parser.add_argument("--responses", default="responses", help="column with the list of responses")
     parser.add_argument("--scores", default="scores", help="column with the scores of the responses")
     parser.add_argument("--second_opinion", help="column with another annotator's probability that chosen is better")

@@ -214,7 +214,7 @@ class Embedder(ModelReader):
                 yield pack.ids, self._run_pack(pack), len(pack.tokens)
 
     def _run_pack(self, pack: Pack) -> Tensor:
-        hidden = self._hidden_states(**pack.inputs(self.device))
+        hidden = hidden_states(self.body, self.options.layer, **pack.inputs(self.device))
         return segment_mean(hidden[0], send(pack.owners, self.device), len(pack.ids))
 
     def _run_padded(self, work: list[Tree]) -> Iterator[tuple[list[int], Tensor, int]]:
@@ -226,19 +226,11 @@ class Embedder(ModelReader):
             columns, first = torch.arange(tokens.shape[1]), torch.tensor(n_prompts)[:, None]
             owners = torch.where((columns >= first) & mask.bool(), torch.arange(len(batch))[:, None], -1)
             inputs = {"input_ids": tokens, "attention_mask": mask}
-            hidden = self._hidden_states(**{name: send(tensor, self.device) for name, tensor in inputs.items()})
+            hidden = hidden_states(
+                self.body, self.options.layer, **{name: send(tensor, self.device) for name, tensor in inputs.items()}
+            )
             vectors = segment_mean(hidden.flatten(0, 1), send(owners.flatten(), self.device), len(batch))
             yield list(ids), vectors, int(mask.sum())
-
-    def _hidden_states(self, **inputs) -> Tensor:
-        if self.options.layer == -1:
-            return self.body(**inputs, use_cache=False).last_hidden_state
-        states = self.body(**inputs, use_cache=False, output_hidden_states=[self.options.layer]).hidden_states
-        if not -len(states) <= self.options.layer < len(states):
-            raise TrlRealError(
-                f"layer={self.options.layer}, but the model has hidden states 0 to {len(states) - 1} (or -1)."
-            )
-        return states[self.options.layer]
 
     def _trial(self) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
         ids = made_up(self.config.vocab_size, (7, 4, 4, 3, 9))
@@ -251,7 +243,10 @@ class Embedder(ModelReader):
 
         def alone() -> Tensor:
             pairs = [(len(tree.prompt), tree.prompt + response) for tree in trees for response in tree.responses]
-            runs = [(n, self._hidden_states(input_ids=torch.tensor([ids], device=self.device))) for n, ids in pairs]
+            runs = [
+                (n, hidden_states(self.body, self.options.layer, input_ids=torch.tensor([ids], device=self.device)))
+                for n, ids in pairs
+            ]
             return torch.stack([hidden[0, n:].float().mean(0) for n, hidden in runs])
 
         return together, alone
@@ -263,6 +258,21 @@ class Embedder(ModelReader):
         limit = MEMO_BYTES // (4 * len(next(iter(found.values()))))
         for sequence in list(self.memo)[: max(0, len(self.memo) - limit)]:
             del self.memo[sequence]
+
+
+def hidden_states(body: Any, layer: int, **inputs: Any) -> Tensor:
+    """
+    Return the hidden states of a layer. Shape `(B, T, d)`.
+
+    Raises:
+        TrlRealError: If the model has no such layer.
+    """
+    if layer == -1:
+        return body(**inputs, use_cache=False).last_hidden_state
+    states = body(**inputs, use_cache=False, output_hidden_states=[layer]).hidden_states
+    if not -len(states) <= layer < len(states):
+        raise TrlRealError(f"layer={layer}, but the model has hidden states 0 to {len(states) - 1} (or -1).")
+    return states[layer]
 
 
 def segment_mean(hidden: Tensor, owners: Tensor, n_rows: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trl_real.data.conversation import as_messages
 from trl_real.data.images import as_image, with_placeholders
 from trl_real.errors import TrlRealError
-from trl_real.models.embed import EmbedderOptions, Embeddings, segment_mean
+from trl_real.models.embed import EmbedderOptions, Embeddings, hidden_states, segment_mean
 from trl_real.models.memory import halves_batches
 from trl_real.models.reader import ModelReader, without_peft
 from trl_real.models.sequences import Ids, length_batches, readable
@@ -105,10 +105,5 @@ class ImageEmbedder(ModelReader):
         owners = torch.where(mask.bool(), owners, -1).gather(1, order)
         for name in by_token:
             inputs[name] = inputs[name].gather(1, order)
-        hidden = self._hidden_states(**inputs.to(self.device))
+        hidden = hidden_states(self.body, self.options.layer, **inputs.to(self.device))
         return segment_mean(hidden.flatten(0, 1), owners.flatten().to(self.device), len(rows)), int(mask.sum())
-
-    def _hidden_states(self, **inputs: Any) -> Tensor:
-        if self.options.layer == -1:
-            return self.body(**inputs, use_cache=False).last_hidden_state
-        return self.body(**inputs, use_cache=False, output_hidden_states=True).hidden_states[self.options.layer]

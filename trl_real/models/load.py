@@ -221,7 +221,10 @@ def load_adapter(model: str, revision: dict[str, str], auto: Any, **init: Any) -
     if os.path.isdir(model):
         refuse_pickle(model, os.listdir(model))
     try:
-        resolve_revision(base, base_revision.get("revision"))  # refuses pickle files
+        if os.path.isdir(base):  # whose digest, over all weights, nobody asks for here
+            refuse_pickle(base, os.listdir(base))
+        else:
+            resolve_revision(base, base_revision.get("revision"))
         with without_remote_code(base):
             plain = auto_of(auto, base, base_revision).from_pretrained(
                 base, **{"trust_remote_code": False, **base_revision, **init}

@@ -4,7 +4,7 @@ TRL appends, which would teach the model that they are complete.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -52,9 +52,18 @@ def told_by_row(dataset: Any, name: str) -> Iterator[None]:
         ) from error
 
 
-def tell_dropped(
-    n_rows: int, n_left: int, name: str, max_length: int | None, why: str = "prompt fills max_length"
-) -> None:
+def told_preparation(
+    prepare: Callable[[], Any], rows: Any, name: str, max_length: int | None, why: str = "prompt fills max_length"
+) -> Any:
+    """Return what TRL's preparation of a dataset returns, and tell of rows that it cannot read or drops."""
+    with told_by_row(rows, name):
+        prepared = prepare()
+    if isinstance(prepared, Dataset):
+        tell_dropped(len(rows), len(prepared), name, max_length, why)
+    return prepared
+
+
+def tell_dropped(n_rows: int, n_left: int, name: str, max_length: int | None, why: str) -> None:
     """
     Warn of the rows that TRL drops because they are too long, which `why` says more exactly.
 

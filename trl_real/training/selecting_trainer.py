@@ -3,7 +3,7 @@
 import copy
 import textwrap
 import warnings
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from trl_real.training.kept_rows import (
     selection_section,
     trained_alike,
 )
-from trl_real.training.preparation import check_ends, check_vocabulary, tell_dropped, told_by_row, without_ends
+from trl_real.training.preparation import check_ends, check_vocabulary, told_preparation, without_ends
 from trl_real.training.resume import last_checkpoint
 
 
@@ -141,11 +141,8 @@ class SelectingDPOTrainer(DPOTrainer):
         first = self._pool is None and self._kept is None  # An evaluation set may also be named "train".
         if dataset_name == "train" and first and selects(args):
             self._pool = dataset = dataset.add_column(ROW, np.arange(len(dataset)))
-        with told_by_row(dataset, dataset_name):
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if isinstance(prepared, Dataset):
-            tell_dropped(len(dataset), len(prepared), dataset_name, args.max_length)
-        return without_ends(prepared, processing_class)
+        prepare = partial(super()._prepare_dataset, dataset, processing_class, args, dataset_name)
+        return without_ends(told_preparation(prepare, dataset, dataset_name, args.max_length), processing_class)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if name == "train":

@@ -6,6 +6,7 @@ command line runs.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,15 +18,16 @@ from trl.data_utils import maybe_extract_prompt, unpair_preference_dataset
 
 from trl_real.data.checks.row_check import check_texts
 from trl_real.data.conversation import TEMPLATE_COLUMNS
+from trl_real.data.images import IMAGE_COLUMNS
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.training.config import REALDPOConfig
 from trl_real.training.noise.label_confidence import CONFIDENCE, check_values
-from trl_real.training.preparation import tell_dropped, told_by_row
+from trl_real.training.preparation import told_preparation
 from trl_real.training.trainer import REALDPOTrainer
 
 
 PAIR = ("prompt", "chosen", "rejected")
-ALONGSIDE = (*TEMPLATE_COLUMNS, "image", "images")  # columns that TRL's trainers read next to the texts
+ALONGSIDE = (*TEMPLATE_COLUMNS, *IMAGE_COLUMNS)  # columns that TRL's trainers read next to the texts
 
 
 def rows_for(dataset: Dataset, trainer: str) -> Dataset:
@@ -108,11 +110,8 @@ class _Told:
     too_long = "prompt fills max_length"
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
-        with told_by_row(dataset, dataset_name):
-            prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # type: ignore[misc]
-        if isinstance(prepared, Dataset):
-            tell_dropped(len(dataset), len(prepared), dataset_name, args.max_length, self.too_long)
-        return prepared
+        prepare = partial(super()._prepare_dataset, dataset, processing_class, args, dataset_name)  # type: ignore[misc]
+        return told_preparation(prepare, dataset, dataset_name, args.max_length, self.too_long)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report the run here."""

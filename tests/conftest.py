@@ -1,6 +1,7 @@
 """Fixtures that several test files use, and the guard that keeps all tests off the network."""
 
 import atexit
+import gc
 import os
 import sys
 import tempfile
@@ -32,6 +33,13 @@ def no_network():
     before = file.stat().st_size
     yield
     assert file.stat().st_size == before, file.read_text(encoding="utf-8")[before:]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_collections():
+    """Each training ends with `gc.collect()`, which took .3 s or more over all that the libraries hold."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

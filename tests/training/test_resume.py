@@ -1,6 +1,7 @@
 """A run resumes from its newest complete checkpoint, on the same weights, and reports all its tokens."""
 
 import json
+import shutil
 
 import pytest
 from datasets import Dataset
@@ -30,6 +31,21 @@ def resumed(model, folder, rows=None, **changes):
     return trainer
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return a model and a function that gives an unkilled run and its folder, made when first asked for."""
+    folder, runs = tmp_path_factory.mktemp("finished"), {}
+    model = str(save_tiny(folder / "model"))
+
+    def of(logging_steps=1):
+        place = folder / str(logging_steps)
+        if logging_steps not in runs:
+            runs[logging_steps] = resumed(model, place, logging_steps=logging_steps)
+        return runs[logging_steps], place
+
+    return model, of
+
+
 def torn(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
@@ -44,28 +60,26 @@ BREAKS = {
 }
 
 
-def test_a_run_goes_on_from_the_newest_complete_checkpoint(model, tmp_path, caplog):
-    whole = resumed(model, tmp_path / "whole")
-    for number, (name, break_it) in enumerate(BREAKS.items()):
-        folder = tmp_path / str(number)
-        resumed(model, folder)
-        break_it(folder / "checkpoint-4")
-        assert last_checkpoint(folder) == str(folder / "checkpoint-3"), name
-        again = resumed(model, folder)
-        assert "checkpoint-4 is incomplete" in caplog.text and (folder / "incomplete-checkpoint-4").is_dir(), name
-        losses = [[log["loss"] for log in run.state.log_history if "loss" in log] for run in (whole, again)]
-        assert losses[0] == pytest.approx(losses[1]), name
-        caplog.clear()
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_run_goes_on_from_the_newest_complete_checkpoint(name, finished, tmp_path, caplog):
+    model, run = finished
+    whole, folder = run()[0], shutil.copytree(run()[1], tmp_path / "run")
+    BREAKS[name](folder / "checkpoint-4")
+    assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+    again = resumed(model, folder)
+    assert "checkpoint-4 is incomplete" in caplog.text and (folder / "incomplete-checkpoint-4").is_dir()
+    losses = [[log["loss"] for log in run.state.log_history if "loss" in log] for run in (whole, again)]
+    assert losses[0] == pytest.approx(losses[1])
 
 
 @pytest.mark.parametrize("killed_at", [1, 3, 4])
 @pytest.mark.parametrize("logging_steps", [1, 2, 100])
-def test_a_resumed_run_reports_the_tokens_of_all_its_parts(killed_at, logging_steps, model, tmp_path):
-    whole = resumed(model, tmp_path / "whole", logging_steps=logging_steps)
-    resumed(model, tmp_path / "parts", logging_steps=logging_steps)
+def test_a_resumed_run_reports_the_tokens_of_all_its_parts(killed_at, logging_steps, finished, tmp_path):
+    model, run = finished
+    whole, folder = run(logging_steps)[0], shutil.copytree(run(logging_steps)[1], tmp_path / "run")
     for number in range(killed_at + 1, 5):
-        (tmp_path / f"parts/checkpoint-{number}/trainer_state.json").unlink()
-    again = resumed(model, tmp_path / "parts", logging_steps=logging_steps)
+        (folder / f"checkpoint-{number}/trainer_state.json").unlink()
+    again = resumed(model, folder, logging_steps=logging_steps)
     assert again._total_train_tokens == whole._total_train_tokens > 0
     tokens = [[log["num_tokens"] for log in run.state.log_history if "num_tokens" in log] for run in (whole, again)]
     assert tokens[0][-1] == tokens[1][-1] == whole._total_train_tokens

@@ -52,33 +52,30 @@ class TestProcesses:
         from trl_real import EmbeddingPairSelector
         torch.set_num_threads(2)
         a = torch.randn(600, 600); (a @ a).softmax(-1).sum(); torch.nn.Linear(600, 600)(a)
-        kind = sys.argv[1]
-        rows = make_rows(40, same_size=4)
-        if kind == "embeddings":
-            for i, row in enumerate(rows):
-                row["embeddings"] = torch.randn(4, 4096, generator=torch.Generator().manual_seed(i)).tolist()
-        pool = Dataset.from_list(rows)
-        model = {"name": sys.argv[2], "loaded": tiny_model(), "embeddings": None}[kind]
-        def new():
-            return EmbeddingPairSelector(model, tokenizer=tiny_tokenizer(), strategy="centroid")
-        selector = new()
-        expected = pool.map(selector, batched=True)
-        assert_equal_rows(pool.map(selector, batched=True, num_proc=2, batch_size=10), expected)
-        assert_equal_rows(pool.map(selector, num_proc=1), expected)
-        assert_equal_rows(pool.map(new(), batched=True, num_proc=2, with_rank=True), expected)
-        one = selector.select(pool, 0.5)
-        record = selector.record
-        assert_equal_rows(new().select(pool, 0.5, num_proc=2, batch_size=7), one)
-        two = new(); two.select(pool, 0.5, num_proc=2, batch_size=7)
-        assert (two.record.n_kept, two.record.similarity.keys()) == (record.n_kept, record.similarity.keys())
-        print("done")
+        for kind, model in {"name": sys.argv[1], "loaded": tiny_model(), "embeddings": None}.items():
+            rows = make_rows(40, same_size=4)
+            if kind == "embeddings":
+                for i, row in enumerate(rows):
+                    row["embeddings"] = torch.randn(4, 4096, generator=torch.Generator().manual_seed(i)).tolist()
+            pool = Dataset.from_list(rows)
+            def new():
+                return EmbeddingPairSelector(model, tokenizer=tiny_tokenizer(), strategy="centroid")
+            selector = new()
+            expected = pool.map(selector, batched=True)
+            assert_equal_rows(pool.map(selector, batched=True, num_proc=2, batch_size=10), expected)
+            assert_equal_rows(pool.map(selector, num_proc=1), expected)
+            assert_equal_rows(pool.map(new(), batched=True, num_proc=2, with_rank=True), expected)
+            one = selector.select(pool, 0.5)
+            two = new()
+            assert_equal_rows(two.select(pool, 0.5, num_proc=2, batch_size=7), one)
+            record = selector.record
+            assert (two.record.n_kept, two.record.similarity.keys()) == (record.n_kept, record.similarity.keys())
+            print("done", kind)
     """
 
-    @pytest.mark.parametrize("kind", ["name", "loaded", "embeddings"])
-    def test_two_processes_after_torch_ran_multi_threaded(self, kind, tmp_path):
+    def test_two_processes_after_torch_ran_multi_threaded(self, tmp_path):
         """Forked workers must not wait for threads that did not come along; S10: they give what one process gives."""
-        folder = save_tiny(tmp_path)
-        assert "done" in run_python(self.CODE, kind, folder, OMP_NUM_THREADS="2", timeout=100)
+        assert "done embeddings" in run_python(self.CODE, save_tiny(tmp_path), OMP_NUM_THREADS="2", timeout=100)
 
     def test_loaded_model_works_with_a_user_fingerprint(self):
         pool = Dataset.from_list(make_rows(8))
@@ -118,20 +115,42 @@ class TestProcesses:
 class TestFingerprint:
     CODE = """
         import sys
+        from datasets import load_dataset
         from datasets.fingerprint import Hasher
         from support.tiny import tiny_model, tiny_tokenizer
         from trl_real import EmbeddingPairSelector
+        from trl_real.models.embed import Embedder
         for model in (sys.argv[1], tiny_model()):
             for strategy in ("easy", "random"):
-                print(Hasher.hash(EmbeddingPairSelector(model, tokenizer=tiny_tokenizer(), strategy=strategy)))
+                chooser = EmbeddingPairSelector(model, tokenizer=tiny_tokenizer(), strategy=strategy)
+                print(Hasher.hash(chooser), end=" ")
+        calls, embed = [], Embedder.__call__
+        Embedder.__call__ = lambda *args, **kwargs: (calls.append(1), embed(*args, **kwargs))[1]
+        pool = load_dataset("parquet", data_files=sys.argv[2], split="train", cache_dir=sys.argv[3])
+        selector = EmbeddingPairSelector(sys.argv[1])
+        kept = selector.select(pool.map(selector, batched=True), 3)
+        print(f"\\n{len(calls)}\\n{kept['id'][:]} {selector.record.n_kept} {selector.record.tokens}")
     """
 
-    def test_is_the_same_in_every_process(self, tmp_path):
-        folder = save_tiny(tmp_path)
-        hashes = [run_python(self.CODE, folder, PYTHONHASHSEED=seed).split() for seed in ("1", "2")]
+    @pytest.fixture(scope="class")
+    def two_processes(self, tmp_path_factory):
+        """Return the model's folder and the hashes, embedded batches and rows of two processes with one cache."""
+        folder = tmp_path_factory.mktemp("two")
+        save_tiny(folder / "model")
+        Dataset.from_list(make_rows(6)).to_parquet(folder / "pool.parquet")
+        given = [str(folder / name) for name in ("model", "pool.parquet", "cache")]
+        return given[0], [run_python(self.CODE, *given, PYTHONHASHSEED=seed).splitlines() for seed in ("1", "2")]
+
+    def test_is_the_same_in_every_process(self, two_processes):
+        folder, found = two_processes
+        hashes = [lines[0].split() for lines in found]
         assert hashes[0] == hashes[1] and len(hashes[0]) == 4
         assert hashes[0][0] == Hasher.hash(EmbeddingPairSelector(folder, tokenizer=TOKENIZER))
         assert hashes[0][2] == Hasher.hash(selector())
+
+    def test_a_second_run_reads_the_cache(self, two_processes):
+        (_, *first), (_, *second) = two_processes[1]
+        assert first[0] == "2" and second[0] == "0" and first[1] == second[1]
 
     @pytest.mark.parametrize(
         "settings",
@@ -202,23 +221,3 @@ class TestFingerprint:
         row = make_rows(1)[0]
         chooser = selector()
         assert str(pickle.loads(pickle.dumps(chooser))(row)) == str(chooser(row))
-
-    def test_a_second_run_reads_the_cache(self, tmp_path):
-        folder = save_tiny(tmp_path / "model")
-        Dataset.from_list(make_rows(6)).to_parquet(tmp_path / "pool.parquet")
-        code = """
-            import sys
-            from pathlib import Path
-            from datasets import load_dataset
-            from trl_real import EmbeddingPairSelector
-            from trl_real.models.embed import Embedder
-            calls, embed = [], Embedder.__call__
-            Embedder.__call__ = lambda *args, **kwargs: (calls.append(1), embed(*args, **kwargs))[1]
-            pool = load_dataset("parquet", data_files=sys.argv[2], split="train", cache_dir=sys.argv[3])
-            selector = EmbeddingPairSelector(sys.argv[1])
-            kept = selector.select(pool.map(selector, batched=True), 3)
-            print(len(calls), kept["id"][:], selector.record.n_kept, selector.record.tokens)
-        """
-        arguments = folder, str(tmp_path / "pool.parquet"), str(tmp_path / "cache")
-        first, second = (run_python(code, *arguments, PYTHONHASHSEED=seed).split(" ", 1) for seed in ("3", "4"))
-        assert first[0] == "2" and second[0] == "0" and first[1] == second[1]

@@ -1,17 +1,24 @@
 """SPA's smoothing of uncertain pairs: every step equals a hand computation."""
 
-import json
 import math
-import subprocess
-import sys
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, GraniteConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer
 
+from support.crashes import in_child
 from support.noise import BETA, MODES, checking, naive_quantile, short_pairs, soft_pairs
 from support.training import LORA, config, history, pairs
 from trl_real import REALDPOConfig, REALDPOTrainer, TrlRealError
@@ -232,33 +239,15 @@ def test_full_training_on_precomputed_references_cannot_extrapolate(model, tmp_p
 
 # A run that is killed.
 
-KILLED = """
-import json, os, signal, sys
-import torch
-from datasets import Dataset
-from transformers import TrainerCallback
-from trl_real import REALDPOConfig, REALDPOTrainer
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 13:
             os.kill(os.getpid(), signal.SIGKILL)
 
-torch.set_num_threads(1)
-folder, model, settings, resume = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), sys.argv[4] == "resume"
-args = REALDPOConfig(folder, **settings)
-trainer = REALDPOTrainer(
-    model, args=args, train_dataset=Dataset.from_parquet(folder + "/pairs.parquet"),
-    callbacks=[] if resume else [Kill()],
-)
-trainer.train(resume_from_checkpoint=resume)
-json.dump([trainer.state.log_history, trainer.selected_rows.tolist()], open(folder + "/history.json", "w"))
-"""
-
 
 def test_killed_run_resumes_to_the_same_result(model, tmp_path):
     rows = Dataset.from_list([{**row, "label_confidence": 1 - 0.1 * (i % 3)} for i, row in enumerate(pairs(40))])
-    rows.to_parquet(tmp_path / "pairs.parquet")
     settings = {
         **{"use_cpu": True, "bf16": False, "report_to": "none", "learning_rate": 1e-2, "logging_steps": 1},
         **{"per_device_train_batch_size": 2, "disable_tqdm": True, "save_strategy": "steps", "save_steps": 10},
@@ -270,21 +259,21 @@ def test_killed_run_resumes_to_the_same_result(model, tmp_path):
             "max_steps": 16,
         },
     }
-    (tmp_path / "killed.py").write_text(KILLED)
-    command = [sys.executable, str(tmp_path / "killed.py"), str(tmp_path), model, json.dumps(settings)]
-    killed = subprocess.run([*command, "kill"], capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -9, killed.stderr[-2000:]
-    assert not (tmp_path / "history.json").exists() and (tmp_path / "checkpoint-10/noise_window.json").exists()
-    resumed = subprocess.run([*command, "resume"], capture_output=True, text=True, timeout=300)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    logs, selected = json.loads((tmp_path / "history.json").read_text())
-    whole = REALDPOTrainer(model, args=REALDPOConfig(str(tmp_path / "whole"), **settings), train_dataset=rows)
-    whole.train()
 
-    def curve(logs):
+    def trained(folder, callback=None, resume=None):
+        args = REALDPOConfig(str(folder), **settings)
+        trainer = REALDPOTrainer(model, args=args, train_dataset=rows, callbacks=[callback] if callback else None)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    assert in_child(lambda: trained(tmp_path / "killed", Kill()), tmp_path)[0] == -signal.SIGKILL
+    assert (tmp_path / "killed/checkpoint-10/noise_window.json").exists()
+    resumed, whole = trained(tmp_path / "killed", resume=True), trained(tmp_path / "whole")
+
+    def curve(trainer):
         names = ("loss", "noise/flagged", "noise/threshold", "rewards/margins", "label_confidence")
-        return [{name: log.get(name) for name in names} for log in logs if "loss" in log]
+        return [{name: log.get(name) for name in names} for log in trainer.state.log_history if "loss" in log]
 
-    assert curve(logs) == curve(whole.state.log_history) and len(curve(logs)) == 16
-    assert selected == whole.selected_rows.tolist()
-    assert sum(log["noise/flagged"] for log in curve(logs)[10:]) > 0, "nothing was flagged after the kill"
+    assert curve(resumed) == curve(whole) and len(curve(whole)) == 16
+    assert resumed.selected_rows.tolist() == whole.selected_rows.tolist()
+    assert sum(log["noise/flagged"] for log in curve(resumed)[10:]) > 0, "nothing was flagged after the kill"

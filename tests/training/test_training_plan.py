@@ -89,6 +89,8 @@ def test_plan_grows_with_epochs_and_shrinks_with_what_is_saved(model, tmp_path):
     assert less.shared.flops < two.shared.flops and less.shared.memory < two.shared.memory
     more = planned(model, tmp_path, max_steps=-1, num_train_epochs=2, gradient_checkpointing=True)
     assert more.shared.flops > two.shared.flops and more.shared.memory < two.shared.memory
+    half = planned(model, tmp_path, max_steps=-1, num_train_epochs=2, bf16=True)
+    assert half.shared.flops == two.shared.flops and half.shared.seconds < two.shared.seconds
     halved = planned(model, tmp_path, max_steps=-1, num_train_epochs=2, n_devices=2)
     assert halved.n_steps == 1 and halved.shared.seconds == pytest.approx(two.shared.seconds / 2)
 

@@ -84,7 +84,8 @@ def test_not_reached_is_minus_infinity_and_slower_is_negative():
 
 
 def test_no_saving_where_random_selection_learned_nothing():
-    assert saving([0, 5, 5, 5], [0, -1, -1, -1]).saving == 0.0
+    for learned in (-1, 0):
+        assert saving([0, 5, 5, 5], [0, learned, learned, learned]).saving == 0.0
 
 
 def test_interval_keeps_curves_that_do_not_reach_the_target():

@@ -1,6 +1,7 @@
 """The text of the page on which people vote: shown unchanged, and never as markup."""
 
 import html
+import math
 import re
 import unicodedata
 from html.parser import HTMLParser
@@ -63,3 +64,14 @@ def test_status_shows_counts_and_pace():
     status = status_html(Progress(1000, {"a": 90, "tie": 5, "b": 3, "skip": 2}, 50, 43, 12.0), "ann")
     for part in ("<b>100</b> of 1,000 pairs", "2 skipped", "12 s a pair", "300 pairs an hour", "about 3.0 h to go"):
         assert part in status
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (math.nan, "–"), (4.26, "4.3 s"), (12.0, "12 s"), (89.0, "89 s"), (100.0, "2 min"), (5300.0, "88 min"),
+        (5500.0, "1.5 h"),
+    ],
+)  # fmt: skip
+def test_times_have_a_fitting_unit(seconds, words):
+    assert f">{words}<" in end_html(Progress(1000, {"a": 90}, 50, 43, seconds), "ann", 1)

@@ -1,6 +1,7 @@
 """Tests of a plan: it estimates the cost of a selection from a sample, and neither loads weights nor writes."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -62,6 +63,13 @@ def test_standard_error_covers_the_true_value():
     assert 0.91 <= covered <= 0.98
     spread = np.std([each.value for each in found])
     assert np.mean([each.error for each in found]) == pytest.approx(spread, rel=0.15)
+
+
+def test_squared_standard_error_is_unbiased_over_all_draws():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    for n in (2, 3, 4):
+        found = [total_of(drawn, 5) for drawn in combinations(values, n)]
+        assert np.mean([each.error**2 for each in found]) == pytest.approx(np.var([each.value for each in found]))
 
 
 def test_sampling_error_is_zero_for_the_whole_pool():

@@ -74,4 +74,4 @@ def test_status_shows_counts_and_pace():
     ],
 )  # fmt: skip
 def test_times_have_a_fitting_unit(seconds, words):
-    assert f">{words}<" in end_html(Progress(1000, {"a": 90}, 50, 43, seconds), "ann", 1)
+    assert f">{words}<" in end_html(Progress(1000, {"a": 90, "b": 3, "tie": 5, "skip": 2}, 50, 43, seconds), "ann", 1)

@@ -39,6 +39,16 @@ class TestHH:
             "2 missing response, 1 no '\\n\\nAssistant:' in chosen"
         ]
 
+    @pytest.mark.parametrize("more", ["", "\n\nHuman: x\n\nAssistant: c"])
+    @pytest.mark.parametrize("other", [" b", " a", ""])
+    @pytest.mark.parametrize("start", [ASK, "\n\nHuman: other\n\nAssistant:"])
+    def test_the_label_does_not_decide_if_a_row_is_valid(self, start, other, more):
+        """Not even where one dialogue goes on: then its response has several turns."""
+        one, two = ASK + " a", start + other + more
+        found = [from_hh_rlhf(Dataset.from_dict({"chosen": [a], "rejected": [b]})) for a, b in ((one, two), (two, one))]
+        assert [rows[:]["prompt"] for rows in found] == [[ASK] if start == ASK else []] * 2
+        assert found[0][:]["rejected"] == found[1][:]["chosen"] == ([other + more] if start == ASK else [])
+
     def test_explicit_rows_stay_unchanged_also_next_to_implicit_ones(self):
         explicit = Dataset.from_dict({"prompt": ["q", ASK], "chosen": ["a", " x"], "rejected": ["b", " y"]})
         assert from_hh_rlhf(explicit).to_list() == explicit.to_list()

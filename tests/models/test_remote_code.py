@@ -1,5 +1,6 @@
 """No verb runs the code of a model's repository or loads a pickle file, whatever is typed or piped in."""
 
+import ast
 import io
 import json
 
@@ -8,6 +9,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 
+from support.project import ROOT
 from support.rounds import pool, prompts
 from support.tiny import save_tiny, tiny_model
 from support.training import LORA, pairs
@@ -115,3 +117,20 @@ def test_a_piped_yes_runs_nothing(verb, given, tmp_path, monkeypatch, capsys):
         line for line in capsys.readouterr().err.splitlines() if "needs Python code from its own repository" in line
     ]
     assert len(said) == 1 and "load model and tokenizer yourself with trust_remote_code=True" in said[0]
+
+
+LOADS = ("from_pretrained", "from_config")
+FROM_A_FILE_OF_OUR_OWN = {"demo/model.py"}  # made a moment before
+READS_NO_CODE = ("PeftModel", "PeftConfig", "GenerationConfig")
+
+
+def test_every_load_says_that_no_code_may_run():
+    """transformers asks on the terminal where `trust_remote_code` is not given."""
+    found = []
+    for file in sorted((ROOT / "trl_real").rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LOADS:
+                told = "trust_remote_code" in ast.unparse(call) or "SAFE_INIT" in ast.unparse(call)
+                if not told and not ast.unparse(call.func).startswith(READS_NO_CODE):
+                    found.append(str(file.relative_to(ROOT / "trl_real")))
+    assert set(found) == FROM_A_FILE_OF_OUR_OWN

@@ -226,7 +226,7 @@ def _hh_row(chosen: Any, rejected: Any, prompt: Any = None) -> dict:
         return {REASON: NO_ASSISTANT_TURN}
     prompt = implied_prompt(chosen, rejected)
     rest = without_prompt(rejected, prompt)
-    if rest is None or ASSISTANT_TURN in rest:  # both ways: the label must not decide if the row is valid
+    if rest is None:
         return {REASON: PROMPT_MISMATCH}
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rest}
 

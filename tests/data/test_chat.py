@@ -108,17 +108,21 @@ def test_a_comparison_generates_and_judges_chats():
     assert seen[:4] == [user(q) for q in QUESTIONS] and found.rows == again.rows
 
 
+@pytest.mark.parametrize("column", ["responses", "answers"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_selection_reads_and_writes_chats(stream, tmp_path):
-    pool = Dataset.from_list(POOL)
+def test_a_selection_reads_and_writes_chats(stream, column, tmp_path):
+    pool = Dataset.from_list([{"prompt": row["prompt"], column: row["responses"]} for row in POOL])
 
     def select(rows, name, **more):
-        selector = EmbeddingPairSelector(tiny_model(), tokenizer=tiny_tokenizer(), context="prompt+response")
+        settings = {"context": "prompt+response", "responses": column}
+        selector = EmbeddingPairSelector(tiny_model(), tokenizer=tiny_tokenizer(), **settings)
         given = {"shards": tmp_path / name} if stream else {}
         return list(selector.select(rows.to_iterable_dataset() if stream else rows, 0.5, **given, **more))
 
     chats = select(pool, "texts", as_messages=True)
-    assert chats == select(as_chat(pool), "chats") and chats[0]["prompt"] == user(chats[0]["prompt"][0]["content"])
+    assert chats == select(as_chat(pool, responses=column), "chats") and chats[0]["prompt"] == user(
+        chats[0]["prompt"][0]["content"]
+    )
     assert chats[0]["response_a"] in POOL[0]["responses"][1:] or chats[0]["response_a"].startswith("Paris")
     plain = select(pool, "plain")
     assert not np.allclose([r["similarity"] for r in plain], [r["similarity"] for r in chats], atol=1e-3)

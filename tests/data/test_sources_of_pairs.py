@@ -45,7 +45,9 @@ class TestHH:
     def test_the_label_does_not_decide_if_a_row_is_valid(self, start, other, more):
         """Not even where one dialogue goes on: then its response has several turns."""
         one, two = ASK + " a", start + other + more
-        found = [from_hh_rlhf(Dataset.from_dict({"chosen": [a], "rejected": [b]})) for a, b in ((one, two), (two, one))]
+        found = [
+            from_hh_rlhf(Dataset.from_dict({"chosen": [a], "rejected": [b]})) for a, b in ((one, two), (two, one))
+        ]
         assert [rows[:]["prompt"] for rows in found] == [[ASK] if start == ASK else []] * 2
         assert found[0][:]["rejected"] == found[1][:]["chosen"] == ([other + more] if start == ASK else [])
 

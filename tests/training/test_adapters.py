@@ -17,6 +17,7 @@ from trl_real import TrlRealError
 from trl_real.models.load import adapter_base, load_model, resolve_revision
 from trl_real.reports.model_card import origin_of
 from trl_real.selection.planning.model_shape import empty_model, tokenizer_of
+from trl_real.training import adapters
 from trl_real.training.adapters import as_full_model, load_base
 
 
@@ -115,3 +116,13 @@ def test_a_base_that_is_gone_is_one_line(adapter, tmp_path):
     )
     with pytest.raises(TrlRealError, match="is an adapter, and its base .*gone.* cannot be loaded"):
         load_base(folder, None, cpu=True)
+
+
+@pytest.mark.parametrize("sees", [False, True])
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_the_tokenizer_is_of_the_models_revision(revision, sees, monkeypatch):
+    asked = []
+    for auto in (adapters.AutoTokenizer, adapters.AutoProcessor):
+        monkeypatch.setattr(auto, "from_pretrained", lambda *args, **kwargs: asked.append((args, kwargs)))
+    adapters.load_tokenizer("user/model", {"dtype": "float32", "revision": revision}, sees=sees)
+    assert asked == [(("user/model",), {"revision": revision, "trust_remote_code": False})]

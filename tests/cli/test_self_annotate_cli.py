@@ -85,12 +85,18 @@ def test_judge_labels_the_least_confident_pairs_and_reports_the_win_rate(model, 
 def test_start_model_generates_once_and_ties_with_itself(model, tmp_path):
     base, tokenizer = load_base(model, None, cpu=True)
     policy = _adapted(base)
-    against = WinRateAgainstStart(prompts(3)["prompt"][:], Shorter(), tmp_path / "start", max_new_tokens=4)
-    assert against(policy, tokenizer)["win_rate"] == 0.5
+    settings = {"max_new_tokens": 4, "temperature": 1.0}
+
+    def against(settings):
+        return WinRateAgainstStart(prompts(3)["prompt"][:], Shorter(), tmp_path / "start", **settings)
+
+    assert against(settings)(policy, tokenizer)["win_rate"] == 0.5
     (file,) = (tmp_path / "start").iterdir()
     written = file.stat().st_mtime_ns
-    against(policy, tokenizer)
-    assert file.stat().st_mtime_ns == written
+    against(dict(reversed(settings.items())))(policy, tokenizer)
+    assert file.stat().st_mtime_ns == written and len(list((tmp_path / "start").iterdir())) == 1
+    against({**settings, "max_new_tokens": 3})(policy, tokenizer)
+    assert len(list((tmp_path / "start").iterdir())) == 2
 
 
 def _adapted(base):

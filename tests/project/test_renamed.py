@@ -33,3 +33,13 @@ def test_the_old_name_of_checkpointing_reaches_the_trainer_without_a_warning(val
     for old, new in RENAMED.items():
         if new in known:
             assert getattr(config, new) == getattr(config, old)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("new", [name for name in RENAMED.values() if not name.endswith("kwargs")])
+def test_the_new_name_of_checkpointing_is_kept(new, value, tmp_path):
+    """TRL's default under the old name is True."""
+    if new not in {field.name for field in fields(TrainingArguments)}:
+        pytest.skip(f"this transformers has no {new}")
+    config = REALDPOConfig(str(tmp_path), use_cpu=True, bf16=False, **{new: value})
+    assert getattr(config, new) is config.gradient_checkpointing is value

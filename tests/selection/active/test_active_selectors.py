@@ -47,6 +47,17 @@ def test_t9_order_of_rows_and_responses_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
+def test_a_row_without_a_pair_changes_nothing_wherever_it_stands(name, place):
+    rows = pool_of(4).to_list()
+    alone = {**rows[0], "prompt": "Alone?", "responses": rows[0]["responses"][:1], "scores": [0.0]}
+    more = [alone, *rows] if place == 0 else [*rows, alone]
+    selector = SELECTORS[name]()
+    assert picked(selector.select(Dataset.from_list(more), 2)) == picked(SELECTORS[name]().select(pool_of(4), 2))
+    assert sum(selector.record.skipped.values()) == 1
+
+
+@pytest.mark.parametrize("name", SELECTORS)
 def test_rounds_ask_every_pair_once_and_then_report_an_empty_pool(name):
     selector, pool, history, asked = SELECTORS[name](), pool_of(4), None, []
     while len(asked) < 12:

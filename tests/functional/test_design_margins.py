@@ -40,9 +40,10 @@ def test_between_two_computed_picks_the_smaller_margin_counts():
     picked = greedy_design(rows, 2 * MARGINS)
     found, exact = design_margins(rows, picked), naive(rows, picked)
     at = torch.linspace(0, 2 * MARGINS - 1, MARGINS).long()
-    places = torch.searchsorted(at, torch.arange(2 * MARGINS))
+    after = [int((at >= step).nonzero()[0]) for step in range(2 * MARGINS)]
+    before = [int((at <= step).nonzero()[-1]) for step in range(2 * MARGINS)]
     known = exact[picked.indices[at]]
-    expected = known[places].maximum(known[(places - 1).clamp_min(0)])
+    expected = known[before].maximum(known[after])
     torch.testing.assert_close(found[picked.indices], expected, rtol=1e-5, atol=1e-8)
 
 

@@ -182,8 +182,9 @@ def design_margins(differences: Tensor, picked: Design) -> Tensor:
         scores[outside] = scores[outside].minimum(picked.scores[step] - others)
         at_steps.append(picked.scores[step] - others.max())
     margins = torch.stack(at_steps)
-    place = torch.searchsorted(steps, torch.arange(size))
-    scores[picked.indices] = -margins[place].minimum(margins[(place - 1).clamp_min(0)])
+    after = torch.searchsorted(steps, torch.arange(size))
+    before = torch.searchsorted(steps, torch.arange(size), right=True) - 1
+    scores[picked.indices] = -margins[before].minimum(margins[after])
     return scores
 
 

@@ -48,13 +48,15 @@ def test_a_response_alone_runs_the_language_model_only():
     assert Embedder(model, tiny_processor().tokenizer, options).body is model.model.language_model
 
 
-def test_map_adds_columns_and_leaves_images_as_they_are():
+@pytest.mark.parametrize("context", ["response", "prompt+response"])
+def test_map_adds_columns_and_leaves_images_as_they_are(context):
     rows = with_pictures(pool(4))
-    selector = EmbeddingPairSelector(tiny_vlm(), tokenizer=tiny_processor())
+    selector = EmbeddingPairSelector(tiny_vlm(), tokenizer=tiny_processor(), context=context)
     mapped = rows.map(selector, **selector.map_kwargs())
     assert mapped.features["images"] == rows.features["images"]
     assert mapped.data.column("images").equals(rows.data.column("images"))
-    assert mapped["pair"][:] == selector.select(rows)["pair"][:]
+    for column in ("pair", "similarity"):
+        assert mapped[column][:] == selector.select(rows)[column][:]
 
 
 def test_a_model_given_by_name_reads_the_same(tmp_path):

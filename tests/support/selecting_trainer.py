@@ -15,5 +15,5 @@ def selecting(folder, model, dataset, trainer=REALDPOTrainer, **changes):
     return trainer(model, args=config(folder, **settings), train_dataset=dataset, **given)
 
 
-def stand_alone(model: str, dataset: Dataset, budget=0.5, strategy="easy") -> Dataset:
-    return EmbeddingPairSelector(model, strategy=strategy, seed=42).select(dataset, budget)
+def stand_alone(model: str, dataset: Dataset, budget=0.5, strategy="easy", seed=42) -> Dataset:
+    return EmbeddingPairSelector(model, strategy=strategy, seed=seed).select(dataset, budget)

@@ -117,10 +117,10 @@ def test_strategy_with_a_geometry_a_function_or_a_mixture_selects_as_the_selecto
 @pytest.mark.parametrize("strategy", ["hard", "random"])
 def test_strategy_and_seed_come_from_the_config(strategy, model, tmp_path):
     dataset = Dataset.from_list(pairs())
-    expected = stand_alone(model, dataset, 5, strategy)
-    trainer = selecting(tmp_path, model, dataset, selection_strategy=strategy, selection_budget=5)
+    expected = stand_alone(model, dataset, 5, strategy, seed=7)
+    trainer = selecting(tmp_path, model, dataset, selection_strategy=strategy, selection_budget=5, seed=7)
     assert list(trainer.train_dataset["prompt"]) == list(expected["prompt"])
-    assert trainer.selection_record.strategy == strategy and trainer.selection_record.seed == 42
+    assert trainer.selection_record.strategy == strategy and trainer.selection_record.seed == 7
 
 
 def test_adapter_of_the_given_model_is_used_for_selection(model, tmp_path):

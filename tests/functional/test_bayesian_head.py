@@ -194,6 +194,14 @@ def test_drts_compares_the_best_of_a_sample_with_the_worst_of_another():
         assert pair == sorted((first, second))
 
 
+@pytest.mark.parametrize(("name", "sign"), [("dts", 1.0), ("drts", -1.0)])
+def test_samples_that_agree_leave_the_second_response_to_the_last_one(name, sign):
+    later = [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0]]  # of the last sample, 2 comes after 0
+    draws = torch.tensor([[[3.0, 0.0, 0.0], *(sign * torch.tensor(later)).tolist()]]).double()
+    found = pairs_of(name, torch.zeros(1, 3).double(), torch.eye(3).double()[None], draws)
+    assert found.tolist() == [[0, 2]]
+
+
 def test_drts_budget_takes_large_certain_gaps_first():
     means = torch.tensor([[0.0, 4.0], [0.0, 4.0], [0.0, 1.0]]).double()
     covariances = torch.stack([torch.eye(2) * s for s in (1e-4, 4.0, 1e-4)]).double()

@@ -224,7 +224,12 @@ def test_impossible_arguments_are_refused(settings, words):
 
 
 def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(TrlRealError, match="NaN"):
-        greedy_design(torch.tensor([[1.0, torch.inf]]), 1)
+    for dtype, large in ((torch.float32, 1e30), (torch.float64, 1e200)):
+        for bad in (torch.inf, torch.nan, large):
+            features = torch.tensor([[1.0, 2.0], [0.0, bad]], dtype=dtype)
+            with pytest.raises(TrlRealError, match="The features contain NaN, infinity or values whose squares"):
+                greedy_design(features, 1)
+            with pytest.raises(TrlRealError, match="The history contain"):
+                greedy_design(torch.ones(2, 2, dtype=dtype), 1, history=features)
     with pytest.raises(TrlRealError, match="normalisation"):
         pair_features(torch.ones(1, 2), torch.ones(1, 2), "length")

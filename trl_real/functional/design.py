@@ -189,7 +189,7 @@ def design_margins(differences: Tensor, picked: Design) -> Tensor:
 
 
 def _is_finite(block: Tensor) -> bool:
-    return bool(block.sum().isfinite()) or bool(block.isfinite().all())  # the sum is cheaper, but may overflow
+    return bool(torch.linalg.vector_norm(block).isfinite())
 
 
 def _check(features, k, ridge, history, allowed, max_per_prompt, prompts) -> None:
@@ -197,7 +197,9 @@ def _check(features, k, ridge, history, allowed, max_per_prompt, prompts) -> Non
         raise TrlRealError(f"ridge={ridge} is not above 0. Type ridge=1.0.")
     for name, rows in (("features", features), ("history", history)):
         if rows is not None and not all(_is_finite(block) for block in rows.split(BLOCK)):
-            raise TrlRealError(f"The {name} contain NaN or infinity. Remove such candidates before the selection.")
+            raise TrlRealError(
+                f"The {name} contain NaN, infinity or values whose squares overflow. Remove such candidates first."
+            )
     if history is not None and history.shape[1] != features.shape[1]:
         raise TrlRealError(f"The history has {history.shape[1]} features, the candidates {features.shape[1]}.")
     if max_per_prompt is not None and (prompts is None or max_per_prompt < 1):

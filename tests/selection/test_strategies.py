@@ -317,3 +317,20 @@ def test_a_set_budget_takes_the_rows_with_the_lowest_scores_in_the_set(name, siz
 def test_a_set_budget_has_margins_or_reads_in_float32():
     """Without margins nothing says which rows half precision leaves in doubt."""
     assert all(record.margins or record.exact for record in STRATEGIES.values() if record.budget)
+
+
+@pytest.mark.parametrize("name", [name for name, record in STRATEGIES.items() if record.reads_embeddings])
+@pytest.mark.parametrize("zeros", [1, 2, 3])
+def test_zero_vectors_give_scores_and_are_at_right_angles_to_all_others(name, zeros):
+    """As `similarity` says: never NaN, which would drop the row or come first in a sort."""
+    embeddings, draws = random_embeddings(7, 6, 3), torch.zeros(6, 3)
+    embeddings[0, :zeros] = 0
+    scores = STRATEGIES[name](embeddings, draws)
+    assert scores.isfinite().all()
+    torch.testing.assert_close(scores[1:], STRATEGIES[name](embeddings[1:], draws[1:]))
+    if name in ("easy", "hard"):
+        sign = 1 if name == "easy" else -1
+        torch.testing.assert_close(sign * scores[0], candidate_similarity(embeddings)[0])
+    if STRATEGIES[name].budget:
+        taken = STRATEGIES[name].budget(torch.cat([torch.zeros(1, 16), random_embeddings(8, 5, 1)[:, 0]]).double(), 5)
+        assert sorted(taken.indices.tolist()) == [1, 2, 3, 4, 5]

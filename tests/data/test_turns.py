@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from support.tiny import tiny_model, tiny_tokenizer
 from trl_real import EmbeddingPairSelector, split_turns
-from trl_real.data.conversation import implied_prompt
+from trl_real.data.conversation import implied_prompt, shared_turns
 from trl_real.data.pairs import PROMPT_MISMATCH, preference_candidates
 from trl_real.errors import MissingColumnError, TrlRealError
 
@@ -104,6 +104,13 @@ def test_markup_that_differs_from_an_earlier_turn_on():
     asked = f"{MARKUP}ONE\n\nHuman: "
     questions = preference_candidates(None, f"{asked}two?\n\nAssistant: x", f"{asked}three?\n\nAssistant: y")
     assert questions.skipped == PROMPT_MISMATCH  # the users said something else
+
+
+def test_a_dialogue_that_begins_another_keeps_its_last_answer_as_the_response():
+    short, long = said("u one?", "a ONE"), said("u one?", "a ONE", "u two?", "a TWO")
+    for one, other in ((short, long), (long, short)):
+        assert shared_turns(one, other) == said("u one?")
+    assert shared_turns(short, short) == said("u one?") and shared_turns(short[:1], long) == []
 
 
 def test_a_lone_shared_call_before_other_results_stays_in_the_response():

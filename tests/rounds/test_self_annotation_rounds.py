@@ -240,6 +240,8 @@ def test_run_killed_at_any_moment_resumes_to_the_same_data_and_adapters(model, t
     for _ in range(3):
         assert in_child(lambda: run("broken"), tmp_path / "broken", n_changes // 4)[0] == KILLED
     assert in_child(lambda: run("broken"), tmp_path / "broken")[0] == 0
+    kept = [sorted((tmp_path / name / "run/sums.jsonl").read_text().splitlines()) for name in ("broken", "whole")]
+    assert kept[0] == kept[1] and len(kept[0]) == len(set(kept[0])) > 0, "a sum was computed twice, or not kept"
     for number in (1, 2):
         assert labels(tmp_path / "broken", number).to_list() == labels(tmp_path / "whole", number).to_list()
         assert equal(adapter(tmp_path / "broken", number), adapter(tmp_path / "whole", number))

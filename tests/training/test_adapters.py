@@ -126,3 +126,11 @@ def test_the_tokenizer_is_of_the_models_revision(revision, sees, monkeypatch):
         monkeypatch.setattr(auto, "from_pretrained", lambda *args, **kwargs: asked.append((args, kwargs)))
     adapters.load_tokenizer("user/model", {"dtype": "float32", "revision": revision}, sees=sees)
     assert asked == [(("user/model",), {"revision": revision, "trust_remote_code": False})]
+
+
+@pytest.mark.parametrize("pad", ["<|pad|>", None])
+def test_a_base_without_a_padding_token_pads_with_its_end(pad, tmp_path):
+    folder, tokenizer = save_tiny(tmp_path / "model"), tiny_tokenizer()
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder)
+    assert load_base(folder, None, cpu=True)[1].pad_token == (pad or "<|im_end|>")

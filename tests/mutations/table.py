@@ -619,4 +619,86 @@ MUTATIONS = [
         "SEVERAL: False",
         "data/test_traces.py",
     ),
+    # Found at random
+    Mutation(
+        "a dialogue that goes on is a response of several turns, also in the rejected place", "data/sources.py",
+        "    if rest is None:\n", "    if rest is None or ASSISTANT_TURN in rest:\n",
+        "data/test_sources_of_pairs.py",
+    ),
+    Mutation(
+        "a dialogue that begins another keeps its last answer", "data/conversation.py",
+        "min(len(shared), len(one) - 1, len(other) - 1)", "min(len(shared), len(one), len(other) - 1)",
+        "data/test_turns.py",
+    ),
+    Mutation(
+        "what a living process is saving stays", "data/files.py",
+        "and not psutil.pid_exists(int(process))", "and psutil.pid_exists(int(process))",
+        "data/test_saving.py",
+    ),
+    Mutation(
+        "arguments of a call have one order", "data/message.py",
+        "json.dumps(_without_none(value), sort_keys=True, ", "json.dumps(_without_none(value), ",
+        "data/test_message.py",
+    ),
+    Mutation(
+        "a pick is judged by its own margin", "functional/design.py",
+        "right=True) - 1", "right=False) - 1",
+        "functional/test_design_margins.py",
+    ),
+    Mutation(
+        "features whose squares overflow are refused", "functional/design.py",
+        "torch.linalg.vector_norm(block).isfinite()", "block.isfinite().all()",
+        "functional/test_design.py",
+    ),
+    Mutation(
+        "samples that agree leave the second response to the last one", "functional/bayesian_head.py",
+        "fallback = samples[:, -1].scatter(1, first", "fallback = samples[:, 1].scatter(1, first",
+        "functional/test_bayesian_head.py",
+    ),
+    Mutation(
+        "the standard error of a total is unbiased", "selection/planning/plan.py",
+        "values.var(ddof=1)", "values.var()",
+        "selection/planning/test_plan.py",
+    ),
+    Mutation(
+        "the window around the cut stays within the rows", "selection/half_precision.py",
+        "len(rows) - size)", "len(rows) + size)",
+        "selection/test_measured_rows.py",
+    ),
+    Mutation(
+        "a map reads the images of its context", "selection/selector.py",
+        "() if self.reads_images else IMAGE_COLUMNS", "IMAGE_COLUMNS",
+        "selection/test_images.py",
+    ),
+    Mutation(
+        "the trainer's seed chooses", "training/selecting_trainer.py",
+        "                seed=self.args.seed,\n", "",
+        "training/test_trainer.py",
+    ),
+    Mutation(
+        "the tokenizer is of the model's revision", "training/adapters.py",
+        "auto.from_pretrained(model, revision=revision_of(init), ", "auto.from_pretrained(model, ",
+        "training/test_adapters.py",
+    ),
+    Mutation(
+        "checkpointing by its new name is kept", "training/config.py",
+        "if getattr(self, new, 0) is None:", "if True:",
+        "project/test_renamed.py",
+    ),
+    Mutation(
+        "a processor runs no code of its repository", "models/encoder.py",
+        "AutoProcessor.from_pretrained(self.name, trust_remote_code=False, ",
+        "AutoProcessor.from_pretrained(self.name, ",
+        "models/test_remote_code.py",
+    ),
+    Mutation(
+        "sums of a judge in rounds outlive a kill", "rounds/self_annotation.py",
+        '            cache=self.runs.folder / "sums.jsonl",\n', "",
+        "rounds/test_self_annotation_rounds.py",
+    ),
+    Mutation(
+        "pauses double", "runtime/openai_client.py",
+        "FIRST_PAUSE * 2 **", "FIRST_PAUSE / 2 **",
+        "runtime/test_pauses.py",
+    ),
 ]  # fmt: skip

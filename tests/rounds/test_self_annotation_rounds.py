@@ -9,7 +9,7 @@ from peft import LoraConfig, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from support.crashes import KILLED, in_child
-from support.rounds import prompts
+from support.rounds import killed_while_generating, prompts
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge, TrlRealError
@@ -156,6 +156,13 @@ def test_rounds_report_their_pairs_agreement_and_drift(done):
         assert told["n_labeled"] + sum(told["dropped"].values()) == 6
         assert {"chosen_tokens", "rejected_tokens", "unfinished_share", "flagged"} <= told.keys()
         assert 0 <= row["accuracy"] <= 1 and row["phases"]["generate"]["n_tokens"] > 0
+
+
+def test_tokens_of_a_step_count_those_generated_before_a_kill(done, model, tmp_path):
+    for n_responses in (5, 7):  # in the middle, and after the last of 6 prompts' two
+        killed_while_generating(lambda: rounds(model, tmp_path, 1), tmp_path, n_responses)
+    rounds(model, tmp_path, 1)
+    assert state(tmp_path, 1)["generate"]["n_tokens"] == state(done[0], 1)["generate"]["n_tokens"] > 0
 
 
 def test_ablations_generate_and_label_the_same_in_the_first_round(done, model, tmp_path):

@@ -165,7 +165,7 @@ class SelfAnnotationRounds(Rounds):
         found = generate(policy, tokenizer, rows["prompt"][:], **settings)
         pool = rows.add_column("responses", found.texts).add_column("finish_reasons", found.finish_reasons)
         save(pool, this / "pool")
-        return {"n_tokens": found.n_tokens}
+        return {"n_tokens": found.n_tokens + found.n_kept}
 
     def _label(self, this: Round, last: Round) -> dict[str, Any]:
         policy, tokenizer = self.policy(last)

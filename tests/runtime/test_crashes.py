@@ -2,8 +2,10 @@
 
 import logging
 import random
+import re
 import shutil
 import sys
+from collections import defaultdict
 from typing import NamedTuple
 
 import pytest
@@ -15,12 +17,13 @@ from trl_real.study.grid import StudyFolder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SLOW = 60  # crash points of a verb and failure in the slow tests, evenly drawn: all of most verbs
+NUMBERS = re.compile(r"\b[0-9a-f]*\d[0-9a-f]*\b|(?<=cells/)\S+?(?=\.npz|\.json)|tmp\w{8}")  # and names of cells
+POINTS = {"die": 2, "torn": 1, "full": 1}  # at most so many of each kind of change
 
 
 class Unkilled(NamedTuple):
     outcome: dict
-    n_changes: int
+    changes: list
     inputs_before: dict
     inputs_after: dict
 
@@ -33,9 +36,9 @@ def unkilled(given, tmp_path_factory):
     def of(verb):
         if verb not in found:
             folder, before = tmp_path_factory.mktemp("whole"), snapshot(given)
-            status, n_changes = in_child(lambda: run(verb, given, folder), folder)
+            status, changes = in_child(lambda: run(verb, given, folder), folder)
             assert status == 0
-            found[verb] = Unkilled(outcome(folder), n_changes, before, snapshot(given))
+            found[verb] = Unkilled(outcome(folder), changes, before, snapshot(given))
         return found[verb]
 
     return of
@@ -91,7 +94,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(verb, given, tmp_path):
 def test_some_crash_points(verb, given, unkilled, tmp_path):
     """One point of each verb, and in turn each way to fail."""
     failure = list(FAILURES)[list(VERBS).index(verb) % len(FAILURES)]
-    check(verb, failure, [random.Random(verb).randint(1, unkilled(verb).n_changes)], given, unkilled, tmp_path)
+    check(verb, failure, [random.Random(verb).randint(1, len(unkilled(verb).changes))], given, unkilled, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [RoundFolder, StudyFolder])
@@ -105,8 +108,11 @@ def test_a_folder_killed_while_its_settings_are_written_begins_again(failure, ki
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("verb", VERBS)
-def test_crash_points_from_the_first_to_the_last_change(verb, failure, given, unkilled, tmp_path):
-    n_changes, draw = unkilled(verb).n_changes, random.Random(f"{verb} {failure}")
-    step = max(1.0, n_changes / SLOW)
-    points = sorted({1 + int(step * (i + draw.random())) for i in range(int(n_changes / step))})
-    check(verb, failure, points, given, unkilled, tmp_path)
+def test_crash_points_of_every_kind_of_change(verb, failure, given, unkilled, tmp_path):
+    """A kind is what happens to which file, whatever the numbers in its name; only an open leaves a torn file."""
+    kinds, draw = defaultdict(list), random.Random(f"{verb} {failure}")
+    for point, change in enumerate(unkilled(verb).changes, 1):
+        if failure != "torn" or change.startswith("open "):
+            kinds[NUMBERS.sub("#", change)].append(point)
+    points = [point for all_of in kinds.values() for point in draw.sample(all_of, min(len(all_of), POINTS[failure]))]
+    check(verb, failure, sorted(points), given, unkilled, tmp_path)

@@ -90,6 +90,11 @@ MUTATIONS = [
         "rounds/test_self_annotation_rounds.py",
     ),
     Mutation(
+        "the counts of a label step include what was read before a kill", "labeling/implicit_reward.py",
+        'if part and line.get("part") == part:', "if part and not line:",
+        "rounds/test_self_annotation_rounds.py",
+    ),
+    Mutation(
         "the tokens of generation in active rounds, too", "rounds/active.py",
         "found.n_tokens + found.n_kept", "found.n_tokens",
         "rounds/test_active_rounds.py",

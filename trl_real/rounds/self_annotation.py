@@ -179,7 +179,8 @@ class SelfAnnotationRounds(Rounds):
             dtype=torch.bfloat16 if self.args.bf16 else None,
             cache=sums,
         )
-        report = SelfAnnotationReport(**sums.read)  # by a process that was killed in this step
+        earlier: dict[str, Any] = sums.read  # by a process that was killed in this step
+        report = SelfAnnotationReport(**earlier)
         settings: dict[str, Any] = {"pick": self.pick, "drop_unfinished": self.drop_unfinished}
         settings["seed"] = self.seed + this.number
         save(self_annotate(load(str(this / "pool")), judge, report=report, **settings), this / "self_labels")

@@ -158,6 +158,15 @@ class TestSelfAnnotation:
         assert told["gold"] is None and told["n_tokens"] > 0
         assert json.dumps(SelfAnnotationReport().to_dict()) and SelfAnnotationReport().words()
 
+    def test_labels_with_control_tokens_are_counted(self):
+        forged = [[text + "<|im_end|>\nMore." * (i < 2) for text in row] for i, row in enumerate(RESPONSES)]
+        report = SelfAnnotationReport()
+        for _ in range(2):
+            self_annotate(Dataset.from_dict({"prompt": PROMPTS, "responses": forged}), judge(), report=report)
+        assert report.n_with_control_tokens == report.to_dict()["n_with_control_tokens"] == 2 * 2
+        assert "4 labels hold control tokens in a response; TRL trains on them" in report.words()
+        assert "control" not in annotated()[1].words()
+
     def test_mistakes_get_a_one_line_error(self):
         with pytest.raises(MissingColumnError, match="No column 'responses'"):
             annotated(pool().remove_columns("responses"))

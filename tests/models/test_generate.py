@@ -225,6 +225,17 @@ def test_journal_is_reused_only_for_the_same_policy(policy, tmp_path):
     assert generate(tiny_model(1), policy[1], PROMPTS, n=2, max_new_tokens=6, journal=path).n_tokens
 
 
+def test_journal_of_an_older_version_is_read_without_its_tokens(policy, tmp_path):
+    path = tmp_path / "responses.jsonl"
+    first = generate(*policy, PROMPTS, max_new_tokens=6, journal=path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        assert line["written"][0].pop("n_tokens") > 0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = generate(*policy, PROMPTS, max_new_tokens=6, journal=path)
+    assert again.texts == first.texts and (again.n_tokens, again.n_kept) == (0, 0)
+
+
 def test_equal_prompts_are_generated_once(policy):
     once = generate(*policy, ["one"], n=2, max_new_tokens=6)
     twice = generate(*policy, ["one", "one"], n=2, max_new_tokens=6)
@@ -256,7 +267,7 @@ def test_killed_run_resumes_and_generates_nothing_twice(tmp_path):
     resumed = generate(model, tokenizer, prompts, journal=path, **settings)
     whole = generate(model, tokenizer, prompts, **settings)
     assert resumed.texts == whole.texts and resumed.finish_reasons == whole.finish_reasons
-    assert 0 < resumed.n_tokens < whole.n_tokens
+    assert 0 < resumed.n_tokens < whole.n_tokens == resumed.n_tokens + resumed.n_kept
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 160
 

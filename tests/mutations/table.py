@@ -68,6 +68,57 @@ MUTATIONS = [
         "if own.gain.low > 0 and not own.worse and learned]", "if own.gain.value > 0]",
         "study/test_advise.py",
     ),
+    # Kills, and servers that nobody vouches for
+    Mutation(
+        "an answer is bounded in size", "runtime/bounded_http.py",
+        "if n_read > self.limit:", "if n_read > self.limit + 2**40:",
+        "runtime/test_bounded_http.py",
+    ),
+    Mutation(
+        "an answer that drips is bounded in time", "runtime/bounded_http.py",
+        "if left <= 0:", "if left <= -60:",
+        "runtime/test_bounded_http.py",
+    ),
+    Mutation(
+        "a folder whose settings were being written at a kill begins again", "runtime/run_folder.py",
+        'set(self.folder.iterdir()).difference(self.folder.glob(f"{file}.*.partial"))', "any(self.folder.iterdir())",
+        "runtime/test_crashes.py",
+    ),
+    Mutation(
+        "the tokens of a step count those from before a kill", "rounds/self_annotation.py",
+        "found.n_tokens + found.n_kept", "found.n_tokens",
+        "rounds/test_self_annotation_rounds.py",
+    ),
+    Mutation(
+        "the counts of a label step include what was read before a kill", "labeling/implicit_reward.py",
+        'if part and line.get("part") == part:', "if part and not line:",
+        "rounds/test_self_annotation_rounds.py",
+    ),
+    Mutation(
+        "the tokens of generation in active rounds, too", "rounds/active.py",
+        "found.n_tokens + found.n_kept", "found.n_tokens",
+        "rounds/test_active_rounds.py",
+    ),
+    Mutation(
+        "a server's tokens are kept with its responses", "models/generation/from_server.py",
+        "completions[first].n_tokens = n_tokens or", "completions[first].n_tokens = 0 * n_tokens or",
+        "models/generation/test_from_server.py",
+    ),
+    Mutation(
+        "labels with control tokens are counted", "labeling/self_annotate.py",
+        "report.n_with_control_tokens += ", "report.n_with_control_tokens = ",
+        "labeling/test_self_annotate.py",
+    ),
+    Mutation(
+        "--chat is refused where only verdicts are read", "cli/win_rate.py",
+        "if args.chat and args.preferences:", "if args.chat and not args.dataset:",
+        "cli/test_mistakes.py",
+    ),
+    Mutation(
+        "--chat is refused where only votes are read", "cli/label.py",
+        "if args.chat and args.pull:", "if args.chat and args.push:",
+        "cli/test_mistakes.py",
+    ),
     # Numbers
     Mutation(
         "a count sketch has signs", "functional/projection.py",

@@ -10,7 +10,7 @@ from datasets import Dataset, Value, concatenate_datasets, load_from_disk
 from peft import LoraConfig, load_peft_weights, set_peft_model_state_dict
 
 from support.crashes import KILLED, in_child
-from support.rounds import active, pool
+from support.rounds import active, killed_while_generating, pool
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge, TrlRealError
@@ -247,13 +247,16 @@ def test_policy_of_each_round_generates_new_responses(model, tmp_path):
         def __call__(self, batch):
             return [float(len(a) > len(b)) for a, b in zip(batch["response_a"], batch["response_b"], strict=True)]
 
-    generation = {"n": 3, "max_new_tokens": 6, "batch_size": 32}
-    found = active(
-        model, tmp_path, judge=Longer(), generation=generation, n_prompts=8, pool=pool().select_columns("prompt")
-    )
+    settings = {"judge": Longer(), "generation": {"n": 3, "max_new_tokens": 6, "batch_size": 32}, "n_prompts": 8}
+    settings["pool"] = pool().select_columns("prompt")
+    (tmp_path / "killed").mkdir()
+    killed_while_generating(lambda: active(model, tmp_path / "killed", **settings), tmp_path / "killed", 24)
+    found = active(model, tmp_path, **settings)
     first, second = (load_from_disk(str(tmp_path / "run" / f"round-0{n}" / "pool")) for n in (1, 2))
     assert len(first) == len(second) == 8 and set(first["prompt"]) != set(second["prompt"])
-    assert found.rounds[1]["phases"]["generate"]["n_tokens"] > 0
+    again = active(model, tmp_path / "killed", rounds=1, **settings)
+    tokens, resumed = (run.rounds[1]["phases"]["generate"]["n_tokens"] for run in (found, again))
+    assert resumed == tokens > 0
 
 
 def test_custom_metrics_come_from_a_function_of_the_policy(model, tmp_path):

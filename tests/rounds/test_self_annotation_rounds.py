@@ -1,6 +1,7 @@
 """Tests of SPA's rounds: the judge, the reference, the training data, and resuming after a kill."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from peft import LoraConfig, load_peft_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from support.crashes import KILLED, in_child
-from support.rounds import prompts
+from support.rounds import killed_while_generating, prompts
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge, TrlRealError
+from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.models.load import weights_digest
 from trl_real.rounds.ablations import ABLATIONS
 from trl_real.rounds.self_annotation import SelfAnnotationRounds
@@ -158,6 +160,25 @@ def test_rounds_report_their_pairs_agreement_and_drift(done):
         assert 0 <= row["accuracy"] <= 1 and row["phases"]["generate"]["n_tokens"] > 0
 
 
+def test_tokens_of_a_step_count_those_generated_before_a_kill(done, model, tmp_path):
+    def run() -> None:
+        rounds(model, tmp_path, 1, eval_dataset=Dataset.from_list(pairs(5)))
+
+    def killed_when_read() -> None:
+        SelfAnnotationReport.add_scored = lambda *args: os._exit(KILLED)  # all sums are on disk
+        run()
+
+    for n_responses in (5, 7):  # in the middle, and after the last of 6 prompts' two
+        killed_while_generating(run, tmp_path, n_responses)
+    assert in_child(killed_when_read, tmp_path)[0] == KILLED
+    run()
+    resumed, whole = state(tmp_path, 1), state(done[0], 1)
+    assert resumed["generate"]["n_tokens"] == whole["generate"]["n_tokens"] > 0
+    for name in ("n_tokens", "n_policy", "n_reference"):
+        assert resumed["label"]["report"][name] == whole["label"]["report"][name] > 0
+    assert resumed["label"]["n_tokens"] == whole["label"]["n_tokens"]
+
+
 def test_ablations_generate_and_label_the_same_in_the_first_round(done, model, tmp_path):
     folder, _ = done
     assert ABLATIONS.keys() == {"expansion", "refinement", "detection"}
@@ -235,10 +256,10 @@ def test_run_killed_at_any_moment_resumes_to_the_same_data_and_adapters(model, t
         rounds(model, tmp_path / name)
         return 0
 
-    status, n_changes = in_child(lambda: run("whole"), tmp_path / "whole")
-    assert status == 0 and n_changes > 40
+    status, changes = in_child(lambda: run("whole"), tmp_path / "whole")
+    assert status == 0 and len(changes) > 40
     for _ in range(3):
-        assert in_child(lambda: run("broken"), tmp_path / "broken", n_changes // 4)[0] == KILLED
+        assert in_child(lambda: run("broken"), tmp_path / "broken", len(changes) // 4)[0] == KILLED
     assert in_child(lambda: run("broken"), tmp_path / "broken")[0] == 0
     kept = [sorted((tmp_path / name / "run/sums.jsonl").read_text().splitlines()) for name in ("broken", "whole")]
     assert kept[0] == kept[1] and len(kept[0]) == len(set(kept[0])) > 0, "a sum was computed twice, or not kept"

@@ -2,37 +2,50 @@
 
 import logging
 import random
+import re
 import shutil
 import sys
+from collections import defaultdict
+from typing import NamedTuple
 
 import pytest
 
 from support.crashes import ERRORS, FAILURES, KILLED, in_child
 from support.verb_runs import VERBS, outcome, run
+from trl_real.runtime.run_folder import RoundFolder
+from trl_real.study.grid import StudyFolder
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SLOW = 60  # crash points of a verb and failure in the slow tests, evenly drawn: all of most verbs
+NUMBERS = re.compile(r"\b[0-9a-f]*\d[0-9a-f]*\b|(?<=cells/)\S+?(?=\.npz|\.json)|tmp\w{8}")  # and names of cells
+POINTS = {"die": 2, "torn": 1, "full": 1}  # at most so many of each kind of change
+
+
+class Unkilled(NamedTuple):
+    outcome: dict
+    changes: list
+    inputs_before: dict
+    inputs_after: dict
 
 
 @pytest.fixture(scope="module")
 def unkilled(given, tmp_path_factory):
-    """Outcome and number of changes of each verb's unkilled run, made when first asked for."""
+    """Each verb's unkilled run, made when first asked for."""
     found = {}
 
     def of(verb):
         if verb not in found:
-            folder = tmp_path_factory.mktemp("whole")
-            status, n_changes = in_child(lambda: run(verb, given, folder), folder)
+            folder, before = tmp_path_factory.mktemp("whole"), snapshot(given)
+            status, changes = in_child(lambda: run(verb, given, folder), folder)
             assert status == 0
-            found[verb] = outcome(folder), n_changes
+            found[verb] = Unkilled(outcome(folder), changes, before, snapshot(given))
         return found[verb]
 
     return of
 
 
 def check(verb, failure, points, given, unkilled, tmp_path):
-    whole, _ = unkilled(verb)
+    whole = unkilled(verb).outcome
     assert whole
     for point in points:
         folder = tmp_path / str(point)
@@ -49,10 +62,8 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_verb_writes_into_an_input_folder(verb, given, tmp_path):
-    before = snapshot(given)
-    assert in_child(lambda: run(verb, given, tmp_path), tmp_path)[0] == 0
-    assert snapshot(given) == before
+def test_no_verb_writes_into_an_input_folder(verb, unkilled):
+    assert unkilled(verb).inputs_after == unkilled(verb).inputs_before
 
 
 def told_badly(verb, given, folder, point, failure):
@@ -83,14 +94,25 @@ def test_a_disk_that_cannot_be_written_is_one_line(verb, given, tmp_path):
 def test_some_crash_points(verb, given, unkilled, tmp_path):
     """One point of each verb, and in turn each way to fail."""
     failure = list(FAILURES)[list(VERBS).index(verb) % len(FAILURES)]
-    check(verb, failure, [random.Random(verb).randint(1, unkilled(verb)[1])], given, unkilled, tmp_path)
+    check(verb, failure, [random.Random(verb).randint(1, len(unkilled(verb).changes))], given, unkilled, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [RoundFolder, StudyFolder])
+@pytest.mark.parametrize("failure", ["die", "torn"])
+def test_a_folder_killed_while_its_settings_are_written_begins_again(failure, kind, tmp_path):
+    for point in (1, 2, 3):  # open, sync, rename
+        assert in_child(lambda: kind(tmp_path / "run", {"seed": 1}) and 0, tmp_path, point, failure)[0] == KILLED
+    assert kind(tmp_path / "run", {"seed": 1}).settings == {"seed": 1}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("verb", VERBS)
-def test_crash_points_from_the_first_to_the_last_change(verb, failure, given, unkilled, tmp_path):
-    n_changes, draw = unkilled(verb)[1], random.Random(f"{verb} {failure}")
-    step = max(1.0, n_changes / SLOW)
-    points = sorted({1 + int(step * (i + draw.random())) for i in range(int(n_changes / step))})
-    check(verb, failure, points, given, unkilled, tmp_path)
+def test_crash_points_of_every_kind_of_change(verb, failure, given, unkilled, tmp_path):
+    """A kind is what happens to which file, whatever the numbers in its name; only an open leaves a torn file."""
+    kinds, draw = defaultdict(list), random.Random(f"{verb} {failure}")
+    for point, change in enumerate(unkilled(verb).changes, 1):
+        if failure != "torn" or change.startswith("open "):
+            kinds[NUMBERS.sub("#", change)].append(point)
+    points = [point for all_of in kinds.values() for point in draw.sample(all_of, min(len(all_of), POINTS[failure]))]
+    check(verb, failure, sorted(points), given, unkilled, tmp_path)

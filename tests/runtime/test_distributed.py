@@ -1,17 +1,15 @@
 """Several processes give the same result as one, and finished work is not repeated."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from support.active_selectors import adapted
+from support.processes import ranks, status_of
 from support.shared_work import POOL, work
 from support.tiny import tiny_tokenizer
 from trl_real.errors import TrlRealError
+from trl_real.runtime.distributed import rank
 from trl_real.runtime.journal import Journal
 from trl_real.selection.active.gradient import GradientPairSelector
 
@@ -27,35 +25,18 @@ def same(found: dict, expected: dict) -> None:
 
 
 def test_two_processes_share_the_work_and_a_later_one_resumes_it(tmp_path):
-    (tmp_path / "worker.py").write_text(
-        """
-import os, sys
-from pathlib import Path
-import torch
-from support.shared_work import work
-from trl_real.runtime.distributed import init_distributed, rank
-init_distributed()
-torch.set_num_threads(1)
-torch.save(work(Path(sys.argv[1]), True), f"{sys.argv[1]}/rank{rank()}.pt")
-# Leave without the interpreter's clean-up: threads of gloo that still run then abort the process now and then
-# ("terminate called without an active exception"). The files are closed, and the barrier keeps both ranks until then.
-torch.distributed.barrier()
-os._exit(0)
-"""
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [*launch, str(tmp_path / "worker.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    def member():
+        torch.save(work(tmp_path, True), tmp_path / f"rank{rank()}.pt")
+
+    assert [status_of(child) for child in ranks(member)] == [0, 0]
     (tmp_path / "alone").mkdir()
     alone = work(tmp_path / "alone", False)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
-    for rank in ranks:
-        same(rank, alone)
-        assert rank["written"] == alone["written"]
+    both = [torch.load(tmp_path / f"rank{number}.pt", weights_only=False) for number in (0, 1)]
+    for found in both:
+        same(found, alone)
+        assert found["written"] == alone["written"]
     for each in (0, 1):
-        counts = [rank["asked"][each] for rank in ranks]
+        counts = [found["asked"][each] for found in both]
         assert min(counts) > 0 and sum(counts) == alone["asked"][each]
     again = work(tmp_path, False)
     same(again, alone)

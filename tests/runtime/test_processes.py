@@ -1,13 +1,12 @@
 """Several processes on one run folder: what is left is the result of one of them, and the others are told."""
 
 import logging
-import os
 import sys
 
 import pytest
-import torch
 
 from support.crashes import in_child
+from support.processes import forked, status_of
 from support.verb_runs import VERBS, outcome, run
 
 
@@ -24,26 +23,21 @@ OTHER = {
 }
 
 
-def forked(verb, given, folder, number, flags):
+def started(verb, given, folder, number, flags):
     """Start a verb in a forked child, which writes what it says to a file."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            torch.set_num_threads(1)
-            sys.stderr = (folder / f"{number}.stderr").open("w")
-            logging.getLogger().handlers.clear()
-            status = run(verb, given, folder, *flags)
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return child
+
+    def action():
+        sys.stderr = (folder / f"{number}.stderr").open("w")
+        logging.getLogger().handlers.clear()
+        return run(verb, given, folder, *flags)
+
+    return forked(action)
 
 
 def check(verb, n_processes, flags, given, tmp_path):
     (tmp_path / "together").mkdir()
-    children = [forked(verb, given, tmp_path / "together", i, flags if i % 2 else []) for i in range(n_processes)]
-    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    children = [started(verb, given, tmp_path / "together", i, flags if i % 2 else []) for i in range(n_processes)]
+    ended = [status_of(child) for child in children]
     for number, status in enumerate(ended):
         said = (tmp_path / f"together/{number}.stderr").read_text().strip().splitlines() or [""]
         assert status == 0 or (status == 2 and said[-1].startswith("trl-real: ")), said[-1]

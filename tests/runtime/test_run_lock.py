@@ -8,6 +8,7 @@ import sys
 import pytest
 from datasets import load_from_disk
 
+from support.processes import forked, status_of
 from support.rounds import pool
 from support.tiny import save_tiny
 from trl_real import TrlRealError
@@ -94,10 +95,15 @@ def test_selections_with_other_settings_at_the_same_time_are_not_mixed(tmp_path)
     for seed in ("1", "2", "3"):
         assert main([*argv, "--seed", seed, "--output_dir", str(tmp_path / seed)]) == 0
         alone[seed] = load_from_disk(tmp_path / seed)["pair"][:]
-    command = [sys.executable, "-m", "trl_real.cli", *argv, "--output_dir", str(tmp_path / "out")]
-    runs = {seed: subprocess.Popen([*command, "--seed", seed], stderr=subprocess.PIPE, text=True) for seed in alone}
-    ended = {seed: (process.communicate()[1], process.returncode) for seed, process in runs.items()}
-    for error, status in ended.values():
-        assert status == 0 or (status == 2 and "is writing to" in error.splitlines()[-1])
-    done = [seed for seed, (_, status) in ended.items() if not status]
+
+    def action(seed):
+        sys.stderr = (tmp_path / f"{seed}.stderr").open("w")
+        return main([*argv, "--output_dir", str(tmp_path / "out"), "--seed", seed])
+
+    runs = {seed: forked(lambda: action(seed)) for seed in alone}  # noqa: B023
+    ended = {seed: status_of(child) for seed, child in runs.items()}
+    for seed, status in ended.items():
+        said = (tmp_path / f"{seed}.stderr").read_text()
+        assert status == 0 or (status == 2 and "is writing to" in said.splitlines()[-1])
+    done = [seed for seed, status in ended.items() if not status]
     assert load_from_disk(tmp_path / "out")["pair"][:] in [alone[seed] for seed in done]

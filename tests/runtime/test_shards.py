@@ -15,8 +15,10 @@ import pytest
 from datasets import Dataset, Features, Value, load_from_disk
 
 from support.pools import POOLS, pool_of, stamps, told
+from support.processes import end, forked, is_over, ranks, status_of
 from support.tiny import save_tiny
 from trl_real import EmbeddingPairSelector
+from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
 from trl_real.runtime import shards as shards_module
 from trl_real.runtime.shards import ROW, ShardedMap
@@ -180,8 +182,13 @@ def written_in(folder: Path, model: str, name: str) -> tuple[list[str], Path]:
     pool.to_parquet(folder / "pool.parquet")
     flags = ["--dataset", str(folder / "pool.parquet"), "--model", model]
     flags += ["--budget", "0.25", "--shard_rows", shard_rows]
-    finished(launched(1, [*flags, "--output_dir", str(folder / "one")]))
+    select(*flags, "--output_dir", str(folder / "one"))
     return flags, folder / "one"
+
+
+def select(*arguments: str) -> None:
+    """`trl-real select` in a forked process."""
+    assert status_of(forked(lambda: main(["select", *arguments]))) == 0
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -206,14 +213,16 @@ def of(output: Path) -> Path:
     return Path(f"{output}.shards")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_one_process_resumes_after_one_of_two_was_killed(written, tmp_path):
     flags, expected = written
     output = tmp_path / "two"
-    kill_one(launched(2, [*flags, "--output_dir", str(output)]), output, 3, random.Random(0))
+    workers = ranks(lambda: main(["select", *flags, "--output_dir", str(output)]))
+    while len(stamps(of(output))) < 3 and not any(map(is_over, workers)):
+        time.sleep(0.01)
+    end(workers)  # the second as its launcher does
     before = stamps(of(output))
     assert before and not (output / RECORD_FILE).exists()
-    finished(launched(1, [*flags, "--output_dir", str(output)]))
+    select(*flags, "--output_dir", str(output))
     assert_same(output, expected)
     assert before.items() <= stamps(of(output)).items()
 
@@ -239,6 +248,7 @@ def without_similarity(dataset: Dataset) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_selection_killed_at_ten_random_moments_resumes(written, tmp_path):
     flags, expected = written
     moments = random.Random(1)

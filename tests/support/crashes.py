@@ -6,6 +6,7 @@ events; writers in C++ and Rust, which do not, are announced by patches.
 """
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -29,7 +30,8 @@ class _FileSystem:
 
     def __init__(self, root: Path, point: int | None, failure: str):
         self.root, self.point, self.failure = f"{root.resolve()}/", point, failure
-        self.n_changes, self.busy = 0, False
+        self.changes: list[str] = []
+        self.busy = False
 
     def install(self) -> None:
         sys.addaudithook(self._heard)
@@ -37,7 +39,7 @@ class _FileSystem:
 
         def counted_fsync(file: Any) -> None:
             number = file if isinstance(file, int) else file.fileno()
-            self.change(os.readlink(f"/proc/self/fd/{number}"))
+            self.change("sync", os.readlink(f"/proc/self/fd/{number}"))
             fsync(file)
 
         os.fsync = counted_fsync
@@ -49,7 +51,7 @@ class _FileSystem:
 
         def announced(*args: Any, **kwargs: Any) -> Any:
             if isinstance(args[place], str | os.PathLike):
-                self.change(os.fspath(args[place]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                self.change("open", os.fspath(args[place]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             return function(*args, **kwargs)
 
         setattr(module, name, announced)
@@ -60,18 +62,18 @@ class _FileSystem:
         if event == "open" and not (isinstance(args[2], int) and args[2] & WRITING):
             return
         if isinstance(args[0], str | bytes | os.PathLike):
-            self.change(os.fsdecode(args[0]), args[2] if event == "open" else None)
+            self.change(event, os.fsdecode(args[0]), args[2] if event == "open" else None)
 
-    def change(self, path: str, flags: int | None = None) -> None:
+    def change(self, event: str, path: str, flags: int | None = None) -> None:
         if self.busy or not f"{os.path.abspath(path)}/".startswith(self.root):
             return
-        self.n_changes += 1
-        if self.point is None or self.n_changes < self.point:
+        self.changes.append(f"{event} {os.path.abspath(path).removeprefix(self.root)}")
+        if self.point is None or len(self.changes) < self.point:
             return
         self.busy = True
         if self.failure in ERRORS:
             self.busy = False
-            if self.n_changes == self.point or flags is not None:
+            if len(self.changes) == self.point or flags is not None:
                 number = ERRORS[self.failure]
                 raise OSError(number, os.strerror(number), path)
             return
@@ -80,12 +82,15 @@ class _FileSystem:
         os._exit(KILLED)
 
 
-def in_child(action: Callable[[], Any], root: Path, point: int | None = None, failure: str = "die") -> tuple[int, int]:
+def in_child(
+    action: Callable[[], Any], root: Path, point: int | None = None, failure: str = "die"
+) -> tuple[int, list[str]]:
     """
     Run `action` in a forked child whose changes under `root` fail from number `point` on.
 
     Returns:
-        Exit status of the child (what `action` returned, 1 after an exception, or `KILLED`), and number of changes.
+        Exit status of the child (what `action` returned, 1 after an exception, or `KILLED`), and its changes: what
+        happened to which file.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -100,11 +105,12 @@ def in_child(action: Callable[[], Any], root: Path, point: int | None = None, fa
         except BaseException:
             traceback.print_exc()
         finally:
-            os.write(writer, str(files.n_changes).encode())
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(files.changes, pipe)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         seen = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(seen or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), json.loads(seen or "[]")

@@ -1,10 +1,14 @@
 """Pools and short runs in rounds."""
 
+import os
+
 from datasets import Dataset
 from peft import LoraConfig
 
+from support.crashes import KILLED, in_child
 from support.training import config, pairs
 from trl_real import ScoreJudge
+from trl_real.models.generation.journal import GenerationCache
 from trl_real.rounds.active import ActiveRounds
 
 
@@ -27,6 +31,24 @@ def active(model, folder, rounds: int = 2, **changes):
         "eval_dataset": Dataset.from_list(pairs(6)),
     }  # fmt: skip
     return ActiveRounds(**{**settings, **changes}).run(rounds)
+
+
+def killed_while_generating(run, folder, n: int) -> None:
+    """Run in a child that is killed when `n` more responses are on disk."""
+
+    def killed() -> None:
+        add, left = GenerationCache.add, [n]
+
+        def counted(self, *parts, completions):
+            add(self, *parts, completions=completions)
+            left[0] -= len(completions)
+            if not left[0]:
+                os._exit(KILLED)
+
+        GenerationCache.add = counted
+        run()
+
+    assert in_child(killed, folder)[0] == KILLED
 
 
 def prompts(n: int = 30) -> Dataset:

@@ -159,6 +159,8 @@ def _label_studio(args: argparse.Namespace) -> None:
     require(args, "label_studio", *(("dataset",) if args.push else ("votes", "project")))
     if args.push == args.pull:
         raise TrlRealError("Give either --push or --pull with --label_studio.")
+    if args.chat and args.pull:
+        raise TrlRealError("--chat is for prompts and responses; --pull reads votes only. Remove --chat.")
     key = args.api_key or os.environ.get(STUDIO_KEY)
     if not key:
         raise TrlRealError(f"Label Studio needs a key. Give --api_key, or set {STUDIO_KEY}.")

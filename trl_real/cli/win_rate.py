@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     require(args, "dataset")
     if args.plan and args.preferences:
         raise TrlRealError("--plan tells what a judge would cost, and --preferences needs none. Leave one out.")
+    if args.chat and args.preferences:
+        raise TrlRealError("--chat is for prompts and responses; --preferences reads verdicts only. Remove --chat.")
     if args.people is not None and (args.preferences or args.models):
         raise TrlRealError("--people draws pairs of --model and --baseline. Leave out --preferences and --models.")
     settings = _check_output(args)

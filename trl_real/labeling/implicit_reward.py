@@ -1,6 +1,7 @@
 """Judge that compares responses by the implicit rewards of a policy against its reference (SPA)."""
 
 import math
+from collections import Counter
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,26 +180,31 @@ class KeptSums(dict):
     """
     Sums of log-probabilities in a file: `update` writes to disk first; a line that a crash cut short is ignored.
 
-    The file and its folder are created if missing.
+    Args:
+        path: Path of the file; it and its folder are created if missing.
+        part: Name of what is read for. `read` holds the counts of what an earlier process read for the same part.
 
     Raises:
         TrlRealError: If the file has other content.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, part: str = ""):
         super().__init__()
-        self.path = Path(path)
+        self.path, self.part = Path(path), part
+        self.read: Counter[str] = Counter()
         for number, line in enumerate(Journal(self.path).read(), 1):
             sums = line.get("sums")
             if not isinstance(sums, dict) or not all(isinstance(value, float | int) for value in sums.values()):
                 raise TrlRealError(f"Line {number} of {str(path)!r} has no sums. Give the path of a new file.")
             super().update(line["sums"])
+            if part and line.get("part") == part:
+                self.read.update(line.get("read", {}))
 
     def update(self, found: dict[str, float]) -> None:  # type: ignore[override]  # takes a dict only
         """Add sums, to the file and to the dict."""
         if found:
             with Journal(self.path) as lines:
-                lines.append({"sums": found})
+                lines.append({"sums": found, "part": self.part, "read": getattr(found, "read", {})})
         super().update(found)
 
 

@@ -144,6 +144,8 @@ def self_annotate(
         MissingColumnError: If the column of prompts or responses is missing.
         TrlRealError: If the pick is unknown, or a row does not have one finish reason per response.
     """
+    from trl_real.models.sequences import n_with_control_tokens
+
     started = time.perf_counter()
     features = _features(dataset, responses, finish_reasons)
     choose = _picked(pick)
@@ -165,9 +167,12 @@ def self_annotate(
     if gold is not None:
         found = gold_agreement(verdicts, truths)
         report.gold = found if report.gold is None else report.gold + found
+    preferences = from_rows(labels, features)
+    if labels:
+        report.n_with_control_tokens += n_with_control_tokens(judge.reader.policy.load(adapters=True)[1], preferences)
     report.seconds += time.perf_counter() - started
     logger.info("%s", report.words())
-    return from_rows(labels, features)
+    return preferences
 
 
 def _read(row: dict[str, Any], number: int, responses: str, finish_reasons: str, drop_unfinished: bool) -> Annotated:

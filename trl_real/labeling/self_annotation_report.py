@@ -30,6 +30,8 @@ class SelfAnnotationReport:
         n_unfinished: Number of scored responses that were cut at generation.
         n_unusable: Number of scored responses without a finite score.
         n_truncated: Number of scored responses that the judge's `max_length` cut.
+        n_with_control_tokens: Number of labels with control tokens in a response: the judge reads them as plain text,
+            TRL trains on them as such.
         confidences: Confidence of each label.
         lengths: Tokens of winner and loser, then characters of winner and loser, of each label.
         n_tokens: Number of tokens that the models read.
@@ -46,6 +48,7 @@ class SelfAnnotationReport:
     n_unfinished: int = 0
     n_unusable: int = 0
     n_truncated: int = 0
+    n_with_control_tokens: int = 0
     confidences: list[float] = field(default_factory=list)
     lengths: list[tuple[int, int, int, int]] = field(default_factory=list)
     n_tokens: int = 0
@@ -117,6 +120,8 @@ class SelfAnnotationReport:
                 f"have {mean['chosen_tokens']:.0f} tokens, losers {mean['rejected_tokens']:.0f}; "
                 f"{self.unfinished_share:.0%} of the responses are unfinished"
             )
+        if self.n_with_control_tokens:
+            lines.append(f"{self.n_with_control_tokens} labels hold control tokens in a response; TRL trains on them")
         lines.append(self.gold.words() if self.gold else "")
         read = f"{self.n_policy} responses read by the policy, {self.n_reference} by the reference"
         lines.append(f"{read}; {self.n_tokens} tokens in {self.seconds:.1f} s")

@@ -40,12 +40,14 @@ class Generations:
         finish_reasons: Why each ended: `"stop"` if the policy ended it, `"length"` if it was cut.
         n_tokens: Number of tokens generated in this call, without those from the journal.
         seconds: Duration.
+        n_kept: Number of tokens of the responses from the journal.
     """
 
     texts: list[list[str]]
     finish_reasons: list[list[str]]
     n_tokens: int
     seconds: float
+    n_kept: int = 0
 
 
 def generate_responses(model: nn.Module, tokenizer: Any, prompts: list[Any], **settings: Any) -> list[list[str]]:
@@ -108,7 +110,9 @@ def generate(
     asked = _asked(model, texts, _ids(tokenizer, prompts, texts), n, max_new_tokens, seed)
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     found = GenerationCache(journal, lambda: {"policy": object_digest(model), **settings}, all_processes)
-    missing = [response for key, response in {_key(each): each for each in asked}.items() if not found.has(*key)]
+    different = {_key(each): each for each in asked}
+    n_kept = sum(found.n_tokens(*key) for key in different)
+    missing = [response for key, response in different.items() if not found.has(*key)]
     missing.sort(key=lambda response: (-len(response.prompt), response.prompt, response.label[1]))
     mine = set(share(list(dict.fromkeys(response.prompt for response in missing)), all_processes))
     missing = [response for response in missing if response.prompt in mine]
@@ -118,14 +122,15 @@ def generate(
         for response in written:
             ended = response.ended(ends)
             text = tokenizer.decode(response.tokens[: -1 if ended else None], skip_special_tokens=True)
-            found.add(*_key(response), completions=[Completion(text, "stop" if ended else "length")])
-            n_tokens += len(response.tokens)
+            completion = Completion(text, "stop" if ended else "length", len(response.tokens))
+            found.add(*_key(response), completions=[completion])
+            n_tokens += completion.n_tokens
             bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
             bar.update()
     found.entries |= gather(found.entries, all_processes)
     n_tokens = sum(gather({rank(): n_tokens}, all_processes).values())
     rows = [[found.get(*_key(response))[0] for response in asked[i : i + n]] for i in range(0, len(asked), n)]
-    return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
+    return Generations(*columns(rows), n_tokens, time.perf_counter() - started, n_kept)
 
 
 def check_settings(n: int, max_new_tokens: int, temperature: float, top_p: float, **counts: int) -> None:

@@ -24,6 +24,12 @@ from trl_real.models.reader import check_lengths
 from trl_real.models.sequences import Sequence, tokenize_pairs
 
 
+class Sums(dict[str, float]):
+    """Sums that a model has read just now, by their keys; `read` holds the counts of `ImplicitRewards` for them."""
+
+    read: dict[str, int]
+
+
 @dataclass
 class ImplicitRewards:
     """
@@ -115,9 +121,9 @@ class ImplicitRewardReader:
         started = time.perf_counter()
         model, tokenizer = self.policy.load(adapters=True)
         sequences = tokenize_pairs(tokenizer, prompts, responses, self.max_length, ended)
-        policy, n_policy, policy_tokens = self._sums(model, self.policy, sequences, progress)
+        policy, n_policy, policy_tokens = self._sums(model, self.policy, sequences, progress, "n_policy")
         with self._opened_reference() as (other, source):
-            reference, n_reference, reference_tokens = self._sums(other, source, sequences, progress)
+            reference, n_reference, reference_tokens = self._sums(other, source, sequences, progress, "n_reference")
         n_scored = torch.tensor([_row(s).n_scored for s in sequences], dtype=torch.long)
         values = policy - reference
         return ImplicitRewards(
@@ -161,7 +167,7 @@ class ImplicitRewardReader:
             yield model, self.policy
 
     def _sums(
-        self, model: nn.Module, source: LazyModel, sequences: list[Sequence], progress: bool
+        self, model: nn.Module, source: LazyModel, sequences: list[Sequence], progress: bool, count: str
     ) -> tuple[Tensor, int, int]:
         """Return the log-probabilities of sequences, and the numbers of sequences and tokens that were read."""
         tag = f"{self._digest(model)} {source.cast_to}" if self.cache is not None else ""
@@ -176,7 +182,9 @@ class ImplicitRewardReader:
         read = self._scorers[id(model)].score(list(missing.values()), progress)
         new = dict(zip(missing, read.sums.tolist(), strict=True))
         if self.cache is not None:
-            self.cache.update({key: value for key, value in new.items() if np.isfinite(value)})
+            finite = Sums((key, value) for key, value in new.items() if np.isfinite(value))
+            finite.read = {"n_tokens": read.n_tokens, count: len(missing)}
+            self.cache.update(finite)
         return _column({**found, **new}, keys), len(missing), read.n_tokens
 
     def _digest(self, model: Any) -> str:

@@ -95,7 +95,7 @@ class ActiveRounds(Rounds):
         settings = {"n": 3, **(self.generation or {}), "seed": self.seed + this.number}
         found = generate(policy, tokenizer, rows["prompt"][:], journal=this / "responses.jsonl", **settings)
         save(rows.select_columns(["prompt"]).add_column(self.responses, found.texts), this / "pool")
-        return {"n_tokens": found.n_tokens, "n_prompts": len(rows)}
+        return {"n_tokens": found.n_tokens + found.n_kept, "n_prompts": len(rows)}
 
     def _select(self, this: Round, last: Round) -> dict[str, Any]:
         pool = load(str(this / "pool")) if self.generation is not None else self._prompts(this.number)

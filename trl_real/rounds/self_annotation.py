@@ -15,7 +15,7 @@ from trl_real.data.digest import dataset_digest
 from trl_real.data.files import load, save
 from trl_real.errors import TrlRealError, check_columns
 from trl_real.labeling.annotate import LabelReport
-from trl_real.labeling.implicit_reward import ImplicitRewardJudge
+from trl_real.labeling.implicit_reward import ImplicitRewardJudge, KeptSums
 from trl_real.labeling.relabel import relabel
 from trl_real.labeling.self_annotate import PICKS, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
@@ -165,10 +165,11 @@ class SelfAnnotationRounds(Rounds):
         found = generate(policy, tokenizer, rows["prompt"][:], **settings)
         pool = rows.add_column("responses", found.texts).add_column("finish_reasons", found.finish_reasons)
         save(pool, this / "pool")
-        return {"n_tokens": found.n_tokens}
+        return {"n_tokens": found.n_tokens + found.n_kept}
 
     def _label(self, this: Round, last: Round) -> dict[str, Any]:
         policy, tokenizer = self.policy(last)
+        sums = KeptSums(self.runs.folder / "sums.jsonl", this.folder.name)
         judge = ImplicitRewardJudge(
             policy,
             tokenizer=tokenizer,
@@ -176,9 +177,10 @@ class SelfAnnotationRounds(Rounds):
             length_normalize=self.length_normalize,
             max_length=self.args.max_length or 2**20,
             dtype=torch.bfloat16 if self.args.bf16 else None,
-            cache=self.runs.folder / "sums.jsonl",
+            cache=sums,
         )
-        report = SelfAnnotationReport()
+        earlier: dict[str, Any] = sums.read  # by a process that was killed in this step
+        report = SelfAnnotationReport(**earlier)
         settings: dict[str, Any] = {"pick": self.pick, "drop_unfinished": self.drop_unfinished}
         settings["seed"] = self.seed + this.number
         save(self_annotate(load(str(this / "pool")), judge, report=report, **settings), this / "self_labels")

@@ -43,7 +43,7 @@ class RunFolder:
         if path.exists():
             older = {"weights": self.settings.get("weights")}  # older versions do not note the weights
             check_settings(older | read_json(path), older | self.settings, folder, kind)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and set(self.folder.iterdir()).difference(self.folder.glob(f"{file}.*.partial")):
             raise TrlRealError(f"The folder {str(folder)!r} holds files, but not a {kind}. Give a new one.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():

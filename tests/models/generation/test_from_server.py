@@ -62,7 +62,8 @@ def test_journal_is_read_before_the_server_is_asked(tmp_path):
         first = ask(server, PROMPTS[:2], journal=path)
         whole = ask(server, journal=path)
         assert whole.texts[:2] == first.texts and len(server.bodies) == 4
-        assert ask(server, journal=path).n_tokens == 0 and len(server.bodies) == 4
+        last = ask(server, [*PROMPTS, PROMPTS[0]], journal=path)
+        assert (last.n_tokens, last.n_kept) == (0, 4 * 3 * 7) and len(server.bodies) == 4
         assert ask(server, [PROMPTS[0]] * 2, temperature=0.5, journal=path).n_tokens == 3 * 7
 
 

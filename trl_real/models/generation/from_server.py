@@ -69,19 +69,21 @@ def generate_from_server(
     requests = Requests(base_url, key_for(api_key, base_url), model_name, timeout, deadline, max_retries)
     asked = [_messages(prompt, row) for row, prompt in enumerate(prompts)]
     found = GenerationCache(journal, lambda: {"base_url": without_password(base_url), **fields})
-    missing = {repr(messages): messages for messages in asked if not found.has(messages, n, seed)}
+    different = {repr(messages): messages for messages in asked}
+    n_kept = sum(found.n_tokens(messages, n, seed) for messages in different.values())
+    missing = [messages for messages in different.values() if not found.has(messages, n, seed)]
     lock, n_tokens = threading.Lock(), 0
 
     def ask(messages: list[dict[str, Any]]) -> int:
-        completions, n_new = _sample(requests, fields, messages, n, seed)
+        completions = _sample(requests, fields, messages, n, seed)
         with lock:
             found.add(messages, n, seed, completions=completions)
-        return n_new
+        return sum(each.n_tokens for each in completions)
 
     bar = tqdm(total=len(asked), initial=len(asked) - len(missing), desc=desc, unit="prompt", delay=2)
     with found, bar, ThreadPoolExecutor(concurrency) as pool:
         try:
-            for future in as_completed([pool.submit(ask, messages) for messages in missing.values()]):
+            for future in as_completed([pool.submit(ask, messages) for messages in missing]):
                 n_tokens += future.result()
                 bar.set_postfix_str(f"{n_tokens / (time.perf_counter() - started):.0f} tokens/s", refresh=False)
                 bar.update()
@@ -90,15 +92,14 @@ def generate_from_server(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     rows = [found.get(messages, n, seed) for messages in asked]
-    return Generations(*columns(rows), n_tokens, time.perf_counter() - started)
+    return Generations(*columns(rows), n_tokens, time.perf_counter() - started, n_kept)
 
 
 def _sample(
     requests: Requests, fields: dict[str, Any], messages: list[dict[str, Any]], n: int, seed: int
-) -> tuple[list[Completion], int]:
-    """Return `n` responses to a prompt, and the number of tokens generated. `fields` are sent with each request."""
+) -> list[Completion]:
+    """Return `n` responses to a prompt. `fields` are sent with each request, whose tokens count at its first text."""
     completions: list[Completion] = []
-    n_tokens = 0
     while len(completions) < n:
         first = len(completions)
         body = {**fields, "messages": messages, "n": n - first}
@@ -112,8 +113,9 @@ def _sample(
             ) from error
         completions += [_completion(choice) for choice in completion["choices"][: n - first]]
         letters = sum(len(each.text) for each in completions[first:])
-        n_tokens += (completion.get("usage") or {}).get("completion_tokens") or round(letters / CHARACTERS_A_TOKEN)
-    return completions, n_tokens
+        n_tokens = (completion.get("usage") or {}).get("completion_tokens")
+        completions[first].n_tokens = n_tokens or round(letters / CHARACTERS_A_TOKEN)
+    return completions
 
 
 def _completion(choice: dict[str, Any]) -> Completion:

@@ -13,10 +13,11 @@ from trl_real.runtime.journal import Journal
 
 @dataclass
 class Completion:
-    """A generated text and why it ended."""
+    """A generated text, why it ended, and its number of tokens: 0 in older journals."""
 
     text: str
     finish_reason: str
+    n_tokens: int = 0
 
 
 class GenerationCache:
@@ -50,6 +51,10 @@ class GenerationCache:
     def get(self, *parts: Any) -> list[Completion]:
         """Return the texts with this key."""
         return self.entries[self._key(parts)]
+
+    def n_tokens(self, *parts: Any) -> int:
+        """Return the number of tokens of the texts with this key; 0 without them."""
+        return sum(each.n_tokens for each in self.entries.get(self._key(parts), []))
 
     def add(self, *parts: Any, completions: list[Completion]) -> None:
         """Add texts; if there is a file, they are on disk when this returns."""

@@ -14,6 +14,7 @@ from trl_real.models.attention.exactness import fits_window, made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
+from trl_real.models.quantization import check_float32
 from trl_real.models.reader import ModelReader, brought, check_lengths, language_part, without_peft
 from trl_real.models.sequences import (
     check_prompt,
@@ -110,7 +111,10 @@ class Embedder(ModelReader):
         self.options = options = options or EmbedderOptions()
         backbone: Any = language_part(without_peft(model).base_model)
         self.original: nn.Module | None = None
-        if dtype == torch.float32 != next(backbone.parameters()).dtype:
+        weights = next(backbone.parameters()).dtype
+        if dtype == torch.float32:
+            check_float32(model, weights)
+        if dtype == torch.float32 != weights:
             self.original, self.copied = backbone, _versions(backbone)
             backbone = copy.deepcopy(backbone).float().eval()
         super().__init__(model, tokenizer, backbone, options.batch_tokens, dtype)

@@ -542,6 +542,21 @@ MUTATIONS = [
         "models/test_memory.py",
     ),
     Mutation(
+        "rows of one prompt are in one part", "models/parts.py",
+        "i if prompt is None else repr(prompt)", "i",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "values of parts are put at the places of their rows", "models/parts.py",
+        "values[name][rows] = part", "values[name][: len(rows)] = part",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "tokens are made while the device reads", "models/parts.py",
+        "zip(parts, ahead(make, parts), strict=True)", "zip(parts, map(make, parts), strict=True)",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
         "an adapter is merged before its base is quantized", "training/adapters.py",
         'of_base.pop("quantization_config", None)', "pass",
         "models/test_quantization.py",

@@ -542,6 +542,16 @@ MUTATIONS = [
         "models/test_memory.py",
     ),
     Mutation(
+        "the record has the tokens of a pass that any process used", "selection/pool.py",
+        "int(used[used > 0].min())", "int(used.max())",
+        "models/test_memory.py",
+    ),
+    Mutation(
+        "other processes tell the tokens of a pass that they used", "selection/scorer.py",
+        "seconds=found.seconds, batch_tokens=used", "seconds=found.seconds",
+        "models/test_memory.py",
+    ),
+    Mutation(
         "rows of one prompt are in one part", "models/parts.py",
         "i if prompt is None else repr(prompt)", "i",
         "models/test_busy_device.py",

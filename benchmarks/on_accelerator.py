@@ -19,13 +19,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Qwen3Config,
+)
 
 from trl_real.data.files import load
 from trl_real.data.sources import from_hh_rlhf
@@ -296,21 +305,57 @@ def generation(bench: Bench) -> None:
 
 
 def quantized(bench: Bench) -> None:
-    """Whether a 4-bit base with an adapter embeds, scores and gives gradients, as QLoRA's rounds need."""
-    from transformers import BitsAndBytesConfig
+    """Whether a 4-bit base with an adapter gives what its dequantized weights give, and whether rounds on it run."""
+    if find_spec("bitsandbytes") is None:
+        return bench.tell("quantized", skipped="needs bitsandbytes")
+    with tempfile.TemporaryDirectory() as made:
+        folder, (prompts, responses) = bench.args.model or made, texts(bench.pairs(16))
+        if not bench.args.model:
+            bench.model(SHAPES["135M"], torch.float32).save_pretrained(made)
+            bench.tokenizer.save_pretrained(made)
+        for dtype in (torch.float32, torch.bfloat16):
+            config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+            where = {"quantization_config": config, "dtype": dtype, "device_map": {"": str(bench.device)}}
+            models = [AutoModelForCausalLM.from_pretrained(folder, **where).eval() for _ in range(2)]
+            values = [_values(bench, model, prompts, responses) for model in (models[0], models[1].dequantize())]
+            off = {
+                name: float((1 - torch.cosine_similarity(*rows)).max())
+                for name, rows in zip(
+                    ("embeddings_off", "log_probs_off", "gradients_off"), zip(*values, strict=True), strict=True
+                )
+            }
+            bench.tell("quantized", dtype=str(dtype), **off)
+        _rounds(bench, Path(made), folder, {"prompt": prompts, "responses": [[text, text[:30]] for text in responses]})
+    return None
 
-    if not bench.args.model:
-        return bench.tell("quantized", skipped="needs --model")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-    model = AutoModelForCausalLM.from_pretrained(bench.args.model, quantization_config=config).eval()
-    prompts, responses = texts(bench.pairs(16))
-    embedder = Embedder(model, bench.tokenizer)
-    whole = Embedder(bench.real(torch.bfloat16), bench.tokenizer)(prompts, responses).vectors
-    cosine = torch.cosine_similarity(embedder(prompts, responses).vectors, whole)
-    features = GradientFeatures(get_peft_model(model, copy.deepcopy(LORA)), bench.tokenizer, GradientOptions())
-    finite = bool(features(prompts, responses).vectors.isfinite().all())
-    bench.tell("quantized", embeddings_cosine=float(cosine.min()), packs=embedder.packs_well,
-               gradients=features.method, finite=finite)  # fmt: skip
+
+def _values(bench: Bench, model: Any, prompts: list[str], responses: list[str]) -> list[torch.Tensor]:
+    """Return embeddings, log-probabilities and gradients, in this order, so that gradients come after other passes."""
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, copy.deepcopy(LORA))
+    embeddings = Embedder(adapted, bench.tokenizer)(prompts, responses).vectors
+    sums = ResponseLogProbs(adapted, bench.tokenizer)(prompts, responses).sums[None]
+    return [
+        embeddings,
+        sums,
+        GradientFeatures(adapted, bench.tokenizer, GradientOptions())(prompts, responses).vectors,
+    ]
+
+
+def _rounds(bench: Bench, made: Path, folder: str, pool: dict[str, list]) -> None:
+    """Run two rounds on a base in 4 bits."""
+    Dataset.from_dict({**pool, "scores": [[1.0, 0.0]] * len(pool["prompt"])}).to_parquet(made / "pool.parquet")
+    bench.pairs(8).to_json(made / "test.jsonl")
+    flags = (
+        f"active --model {folder} --load_in_4bit --use_peft --dataset {made}/pool.parquet --selectors gradient easy"
+    )
+    flags += f" --rounds 2 --budget 4 --max_steps 9 --learning_rate 1e-3 --output_dir {made}/out"
+    flags += f" --eval_dataset {made}/test.jsonl" + " --use_cpu True" * (bench.device.type == "cpu")
+    command = [sys.executable, "-m", "trl_real.cli.main", *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=max(60, bench.left))
+    if done.returncode:
+        raise RuntimeError(done.stderr[-500:])
+    bench.tell("quantized", rounds=done.stdout.splitlines())
 
 
 def study(bench: Bench) -> None:

@@ -6,8 +6,8 @@ Folders that travel to a machine with torch and a GPU and nothing else: wheels, 
 It writes `OUT_DIR/part-01`, `part-02`, …, each at most so large, and `OUT_DIR/unpack.sh`, which puts them together
 again in a folder that holds all of them, and says what to type then.
 
-Wheels are those of this project's dependencies for the Python that runs this script, without torch and what torch
-brings.
+Wheels are those of this project's dependencies for the Python that runs this script, in the versions that are
+installed here, without torch and what it alone needs.
 """
 
 import argparse
@@ -15,7 +15,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +28,7 @@ PACKAGES = (
     "safetensors", "evalica", "filelock", "scipy", "numpy", "pandas", "pyarrow", "dill", "multiprocess", "xxhash",
     "matplotlib", "sentence-transformers", "scikit-learn", "bitsandbytes",
 )  # fmt: skip
-# The machine has these, with torch.
-LEFT_OUT = ("torch-", "nvidia_", "triton-", "cuda_")
+TORCH = "torch"  # the machine has it, and what it alone needs
 UNPACK = """set -e
 cat part-*/piece > all.tar
 tar xf all.tar && rm all.tar
@@ -65,16 +68,29 @@ def without_caches(item: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def wheels(folder: Path, packages: list[str]) -> Path:
-    """Download wheels of the versions that are installed here, and remove those that come with torch."""
-    pins = subprocess.run([sys.executable, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout
-    constraints = folder.with_suffix(".txt")
-    constraints.write_text("\n".join(line for line in pins.splitlines() if "==" in line and "+" not in line))
-    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", str(folder)]
-    subprocess.run([*command, "-c", str(constraints), *packages], check=True)
-    for wheel in folder.iterdir():
-        if wheel.name.startswith(LEFT_OUT):
-            wheel.unlink()
+    """Download wheels of the versions that are installed here."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--no-deps", "-d", str(folder)]
+    subprocess.run([*command, *needed(packages)], check=True)
     return folder
+
+
+def needed(packages: list[str]) -> list[str]:
+    """Return packages and what they need, with the versions that are installed here, without torch."""
+    found: dict[str, str] = {}
+    left = list(packages)
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found or name == TORCH:
+            continue
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:  # the newest one, without what it needs
+            found[name] = name
+            continue
+        found[name] = f"{name}=={installed.version}"
+        requirements = [Requirement(line) for line in installed.requires or ()]
+        left += [each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return sorted(found.values())
 
 
 def cut(archive: Path, output: Path, size: int) -> int:

@@ -86,9 +86,14 @@ def needs_extra(package: str, extra: str) -> Iterator[None]:
 
 @contextmanager
 def without_remote_code(model: str) -> Iterator[None]:
-    """Raise a `TrlRealError` in this block for a model that needs code from its own repository."""
+    """
+    Raise a `TrlRealError` in this block for a model that needs code from its own repository, or a package that is not
+    installed.
+    """
     try:
         yield
+    except ImportError as error:  # transformers says what to install
+        raise TrlRealError(" ".join(str(error).split())) from error
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

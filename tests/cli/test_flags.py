@@ -76,6 +76,8 @@ WAYS = {
          "streaming sample"),
         ("--dataset d.jsonl --output_dir out", (("trl_real.data.sources:converter", False),), "source"),
         ("--dataset d.jsonl --output_dir out --chat", (CHAT,), "chat"),
+        ("--dataset d.jsonl --output_dir out --model user/m --load_in_4bit",
+         (("trl_real.training.adapters:load_base", False),), "load_in_4bit"),
     ],
     "label": [
         ("--dataset d.jsonl --output_dir out", (LOAD, ("trl_real.labeling.annotate:annotate", False)), ""),

@@ -124,6 +124,20 @@ def test_readers_on_a_cpu_take_what_its_caches_hold():
     assert Embedder(tiny_model(), TOKENIZER).batch_tokens == 1024
 
 
+@pytest.mark.parametrize("how", [{"num_proc": 2}, {"shards": "shards", "shard_rows": 4}])
+def test_record_has_the_smallest_number_of_tokens_that_any_process_used(how, tmp_path):
+    """The model of a worker runs out, after rows that fit; a selection that finds all its shards tells the same."""
+    model = tiny_model()
+    responses = [["tea", "so"]] * 4 + [[text, text[:9] + "?"] for text in RESPONSES]
+    pool = Dataset.from_dict({"prompt": [*"abcd", *PROMPTS], "responses": responses})
+    how = {**how, "shards": tmp_path / how["shards"]} if "shards" in how else how
+    made = [EmbeddingPairSelector(model, tokenizer=TOKENIZER, batch_tokens=200) for _ in range(2)]
+    run_out(model, 60, torch.OutOfMemoryError(MESSAGE))
+    for selector in made[: 1 + ("shards" in how)]:
+        selector.select(pool, 4, batch_size=4, **how)
+        assert selector.record.settings["batch_tokens"] == 50
+
+
 @pytest.mark.parametrize("selector", ["embeddings", "gradients", "margins"])
 def test_record_has_the_tokens_of_a_pass_that_were_used(selector):
     model = tiny_model() if selector == "embeddings" else adapted()

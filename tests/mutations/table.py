@@ -593,6 +593,61 @@ MUTATIONS = [
         "models/test_memory.py",
     ),
     Mutation(
+        "the record has the tokens of a pass that any process used", "selection/pool.py",
+        "int(used[used > 0].min())", "int(used.max())",
+        "models/test_memory.py",
+    ),
+    Mutation(
+        "other processes tell the tokens of a pass that they used", "selection/scorer.py",
+        "seconds=found.seconds, batch_tokens=used", "seconds=found.seconds",
+        "models/test_memory.py",
+    ),
+    Mutation(
+        "rows of one prompt are in one part", "models/parts.py",
+        "i if prompt is None else repr(prompt)", "i",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "values of parts are put at the places of their rows", "models/parts.py",
+        "values[name][rows] = part", "values[name][: len(rows)] = part",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "tokens are made while the device reads", "models/parts.py",
+        "zip(parts, ahead(make, parts), strict=True)", "zip(parts, map(make, parts), strict=True)",
+        "models/test_busy_device.py",
+    ),
+    Mutation(
+        "an adapter is merged before its base is quantized", "training/adapters.py",
+        'of_base.pop("quantization_config", None)', "pass",
+        "models/test_quantization.py",
+    ),
+    Mutation(
+        "layers that packed themselves for a CPU are written back", "models/quantization.py",
+        "layer.state_dict()  # writes the weights back", "pass",
+        "models/test_quantization.py",
+    ),
+    Mutation(
+        "no layer packs itself for a CPU", "models/quantization.py",
+        "layer.support_avx512bf16_for_cpu = False", "pass",
+        "models/test_quantization.py",
+    ),
+    Mutation(
+        "only a base in 4 bits has products of another precision", "models/quantization.py",
+        'if getattr(config, "load_in_4bit", False) else None', "if config else None",
+        "models/test_quantization.py",
+    ),
+    Mutation(
+        "a quantized base is chosen from without its adapter", "rounds/selectors.py",
+        "chooser.policy.disable_adapter_layers()", "pass",
+        "rounds/test_quantized_rounds.py",
+    ),
+    Mutation(
+        "rounds refuse 8 bits", "cli/rounds.py",
+        "if model.load_in_8bit:", "if False:",
+        "rounds/test_quantized_rounds.py",
+    ),
+    Mutation(
         "how threads wait is the user's to say", "cli/main.py",
         "spins = {} if any(name in os.environ for name in WAITING) else SPINS", "spins = SPINS",
         "cli/test_threads.py",

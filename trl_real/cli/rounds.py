@@ -43,8 +43,8 @@ def shared_settings(args: argparse.Namespace, defaults: Sequence[str] = ()) -> d
     from trl_real.training.config import REALDPOConfig
 
     config, model = parsed((REALDPOConfig,), [*defaults, *args.rest, "--output_dir", args.output_dir])
-    if model.load_in_4bit or model.load_in_8bit:
-        raise TrlRealError("Rounds do not work with a quantized model. Remove --load_in_4bit and --load_in_8bit.")
+    if model.load_in_8bit:
+        raise TrlRealError("In 8 bits a response's values depend on its batch. Type --load_in_4bit instead.")
     set_model_init_kwargs(config, model)
     config.as_messages = config.as_messages or args.chat
     config.disable_tqdm = True

@@ -40,6 +40,7 @@ def register(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budget", type=budget, help="share (0.25) or number (500) of the rows; default: all")
     parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--load_in_4bit", action="store_true", help="load the model in 4 bits (NF4), as QLoRA does")
     add_embedding(parser)
     parser.add_argument(
         "--geometry",
@@ -89,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.plan:
         recorded = [name for name in names if name not in ("batch_tokens", "device")]
         own = ("dataset", "split", "source", "model", "budget", "responses", "seed", "sample")
-        kept_settings = check_output(args, "selection", *own, *recorded, chat=args.chat or None)
+        switches = {name: getattr(args, name) or None for name in ("chat", "load_in_4bit")}
+        kept_settings = check_output(args, "selection", *own, *recorded, **switches)
     is_stream = (args.streaming or args.sample is not None) and not args.plan
     if is_stream:
         _check_stream(args)
@@ -100,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
 
     init_distributed()
     settings = {name: getattr(args, name) for name in (*names, "responses", "seed")}
-    selector = EmbeddingPairSelector(args.model, **settings)
+    settings |= _in_4_bits(args) if args.load_in_4bit else {"model": args.model}
+    selector = EmbeddingPairSelector(**settings)
     if is_stream:
         written = _write_stream(args, selector)
         if not rank():
@@ -115,6 +118,21 @@ def run(args: argparse.Namespace) -> None:
         save(kept, args.output_dir)
         keep_settings(args, kept_settings)
         _report(args, selector.record, kept.column_names)
+
+
+def _in_4_bits(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the model, quantized as TRL's flags of the same names do it, and its tokenizer."""
+    from transformers import BitsAndBytesConfig
+
+    from trl_real.training.adapters import load_base
+
+    if args.plan or args.num_actors or not args.model:
+        raise TrlRealError("--load_in_4bit needs --model, and does not go with --plan or --num_actors. Leave it out.")
+    dtype = args.dtype or "float32"
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    init = {"dtype": dtype, "revision": args.revision, "quantization_config": how}
+    model, tokenizer = load_base(args.model, init, args.device == "cpu")
+    return {"model": model.to(args.device) if args.device else model, "tokenizer": tokenizer}
 
 
 def _print_plan(args: argparse.Namespace, selector: Any, dataset: Any) -> None:

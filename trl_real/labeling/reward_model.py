@@ -87,7 +87,7 @@ class RewardModelJudge(VerdictJudge):
         n = len(batch["prompt"])
         first, second = replies(batch)
         found = self._reader(prompts_of(batch) * 2, first + second)
-        values = [values.tolist() for values in found]
+        values = [values.tolist() for values in (found.scores, found.truncated, found.n_tokens)]
         return [self._verdict(*((column[i], column[n + i]) for column in values)) for i in range(n)]
 
     def evidence(self, batch: dict[str, list[Any]]) -> list[Any]:

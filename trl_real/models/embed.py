@@ -14,6 +14,8 @@ from trl_real.models.attention.exactness import fits_window, made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
+from trl_real.models.parts import made_ahead, picked
+from trl_real.models.quantization import check_float32
 from trl_real.models.reader import ModelReader, brought, check_lengths, language_part, without_peft
 from trl_real.models.sequences import (
     check_prompt,
@@ -25,14 +27,12 @@ from trl_real.models.sequences import (
     response_texts,
     tell_plain_prompts,
 )
-from trl_real.runtime.ahead import ahead
-from trl_real.runtime.devices import computes_ahead, send
+from trl_real.runtime.devices import send
 
 
 Context = Literal["response", "prompt+response"]
 
 MEMO_BYTES = 2**25
-PART = 1024  # responses that are tokenized together for an accelerator
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,10 @@ class Embedder(ModelReader):
         self.options = options = options or EmbedderOptions()
         backbone: Any = language_part(without_peft(model).base_model)
         self.original: nn.Module | None = None
-        if dtype == torch.float32 != next(backbone.parameters()).dtype:
+        weights = next(backbone.parameters()).dtype
+        if dtype == torch.float32:
+            check_float32(model, weights)
+        if dtype == torch.float32 != weights:
             self.original, self.copied = backbone, _versions(backbone)
             backbone = copy.deepcopy(backbone).float().eval()
         super().__init__(model, tokenizer, backbone, options.batch_tokens, dtype)
@@ -130,27 +133,25 @@ class Embedder(ModelReader):
         started = time.perf_counter()
         self._renew_copy()
         found: dict[Any, Tensor] = {}
-        rows: list[Tensor] = []
-        cut: list[bool] = []
+        rows: list[Any] = [None] * len(responses)
+        cut = torch.zeros(len(responses), dtype=torch.bool)
         n_tokens = 0
-        for sequences, truncated in self._tokenized(prompts, responses):
+        in_context = self.options.context == "prompt+response"
+        for ids, (sequences, truncated) in made_ahead(
+            self.device,
+            lambda ids: self._tokenize(*picked(ids, prompts, responses)),
+            prompts if in_context else [None] * len(responses),
+        ):
             distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence not in found]
             vectors: list[Any] = [(self.memo or {}).get(sequence) for sequence in distinct]
             n_tokens += self._embed(distinct, vectors, progress)
             found.update(zip(distinct, vectors, strict=True))
-            rows += [found[sequence] for sequence in sequences]
-            cut += truncated
+            for i, sequence in zip(ids, sequences, strict=True):
+                rows[i] = found[sequence]
+            cut[ids] = torch.tensor(truncated, dtype=torch.bool)
         self._add_to_memo(found)
         together = torch.stack(rows) if rows else torch.zeros(0, 0)
-        return Embeddings(together, torch.tensor(cut), n_tokens, time.perf_counter() - started)
-
-    def _tokenized(self, prompts: list[Any], responses: list[str]) -> Iterator[tuple[list[tuple], list[bool]]]:
-        """Yield what `_tokenize` returns, at once; for an accelerator in parts, of which a thread makes the next."""
-        if not computes_ahead(self.device):
-            yield self._tokenize(prompts, responses)
-            return
-        parts = [slice(start, start + PART) for start in range(0, len(responses), PART)]
-        yield from ahead(lambda part: self._tokenize(prompts[part], responses[part]), parts)
+        return Embeddings(together, cut, n_tokens, time.perf_counter() - started)
 
     def _renew_copy(self) -> None:
         """Copy the weights to float32 again if they have changed."""

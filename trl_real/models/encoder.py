@@ -10,6 +10,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.embed import Embedder, EmbedderOptions, Embeddings
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import pick_device, pinned, prepare_process
+from trl_real.models.quantization import product_dtype
 from trl_real.models.reader import CPU_TOKENS
 
 
@@ -187,7 +188,8 @@ class Encoder(LazyModel):
         weights = getattr(self.model, "parameters", None)
         device = str(next(weights()).device) if weights else pick_device(self.device, None)
         tokens = self.options.batch_tokens or (CPU_TOKENS if device == "cpu" and self.has_backbone else None)
-        return {**vars(self.options), "batch_tokens": tokens, **self.used, "dtype": self.precision}
+        bits = {"load_in_4bit": True} if product_dtype(self.model) else {}
+        return {**vars(self.options), "batch_tokens": tokens, **self.used, "dtype": self.precision, **bits}
 
     @property
     def in_half_precision(self) -> bool:

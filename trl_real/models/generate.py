@@ -22,6 +22,7 @@ from trl_real.models.generation.journal import Completion, GenerationCache, colu
 from trl_real.models.generation.paged import decode_paged, pages_well
 from trl_real.models.load import object_digest
 from trl_real.models.memory import halved
+from trl_real.models.quantization import keep_unpacked
 from trl_real.models.reader import evaluating
 from trl_real.models.sequences import Ids, pad, prompt_text, tell_plain_prompts
 from trl_real.runtime.distributed import gather, rank, share
@@ -103,6 +104,7 @@ def generate(
         TrlRealError: If a setting is out of range, or a prompt is empty, or longer than the model reads.
     """
     started = time.perf_counter()
+    keep_unpacked(model)
     check_settings(n, max_new_tokens, temperature, top_p, batch_size=batch_size)
     prompts = [prompt_messages(prompt) for prompt in prompts] if as_messages else prompts
     tell_plain_prompts(tokenizer, prompts)

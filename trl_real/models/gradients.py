@@ -1,7 +1,6 @@
 """Per-response gradients of the log-probability in a LoRA adapter's parameters, many in one backward pass."""
 
 import logging
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_laye
 from trl_real.models.attention.exactness import fits_window, gives_the_same, made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
+from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.reader import ModelReader, brought, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
@@ -138,21 +138,26 @@ class GradientFeatures(ModelReader):
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
         """
-        started = time.perf_counter()
-        sequences = tokenize_pairs(self.tokenizer, prompts, responses, self.options.max_length)
-        rows = [Row(s.prompt, (s.response,)) for s in sequences]
-        return self._gradients(rows, [s.truncated for s in sequences], started, progress)
+
+        def tokenize(rows: list[int]) -> tuple[list[Row], list[bool]]:
+            sequences = tokenize_pairs(self.tokenizer, *picked(rows, prompts, responses), self.options.max_length)
+            return [Row(s.prompt, (s.response,)) for s in sequences], [s.truncated for s in sequences]
+
+        return read_in_parts(self.device, tokenize, partial(self._gradients, progress), prompts)
 
     def differences(self, prompts: list[Any], first: list[Any], second: list[Any], progress: bool = True) -> Gradients:
         """
         Return gradients of the difference of two responses' rewards, `g(x, y_1) - g(x, y_2)`, from one backward pass
         that reads each prompt once: for features that are not normalised per response. One prompt per pair.
         """
-        started = time.perf_counter()
-        both = [tokenize_pairs(self.tokenizer, prompts, side, self.options.max_length) for side in (first, second)]
-        rows = [_pair_row(*pair) for pair in zip(*both, strict=True)]
-        truncated = [a.truncated or b.truncated for a, b in zip(*both, strict=True)]
-        return self._gradients(rows, truncated, started, progress)
+
+        def tokenize(rows: list[int]) -> tuple[list[Row], list[bool]]:
+            columns = picked(rows, prompts, first, second)
+            both = [tokenize_pairs(self.tokenizer, columns[0], side, self.options.max_length) for side in columns[1:]]
+            pairs = list(zip(*both, strict=True))
+            return [_pair_row(*pair) for pair in pairs], [a.truncated or b.truncated for a, b in pairs]
+
+        return read_in_parts(self.device, tokenize, partial(self._gradients, progress), prompts)
 
     @property
     def method(self) -> str:
@@ -166,7 +171,8 @@ class GradientFeatures(ModelReader):
         return self._method
 
     @halves_batches
-    def _gradients(self, rows: list[Row], truncated: list[bool], started: float, progress: bool) -> Gradients:
+    def _gradients(self, progress: bool, made: tuple[list[Row], list[bool]]) -> Gradients:
+        rows, truncated = made
         distinct = {row: i for i, row in enumerate(dict.fromkeys(row for row in rows if row.n_scored))}
         self.check_length(list(distinct), f"Type max_length={(self.max_tokens or 0) // 2}.")
         vectors = torch.zeros(len(distinct) + 1, self.projection.dim, dtype=self.sum_in)  # last: blank responses
@@ -185,9 +191,8 @@ class GradientFeatures(ModelReader):
             sum_over_processes(n_tokens, self.device)
         vectors = vectors[[distinct.get(row, -1) for row in rows]]
         n_scored = torch.tensor([row.n_scored for row in rows], dtype=torch.long)
-        cost: dict[str, Any] = {"n_tokens": int(n_tokens), "seconds": time.perf_counter() - started}
         cut = torch.tensor(truncated, dtype=torch.bool)
-        return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, **cost)
+        return Gradients(vectors, vectors.norm(dim=1), n_scored, cut, self.projection.fingerprint, int(n_tokens))
 
     @contextmanager
     def _mode(self) -> Iterator[None]:

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ from trl_real.models.adapters import active_adapter, measured
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import is_adapter_off, object_digest, weights_digest
 from trl_real.models.log_probs import ResponseLogProbs
+from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import Row
 from trl_real.models.reader import check_lengths
 from trl_real.models.sequences import Sequence, tokenize_pairs
@@ -118,9 +119,17 @@ class ImplicitRewardReader:
         Raises:
             TrlRealError: If a prompt is neither text nor messages, or a sequence is longer than a model reads.
         """
-        started = time.perf_counter()
         model, tokenizer = self.policy.load(adapters=True)
-        sequences = tokenize_pairs(tokenizer, prompts, responses, self.max_length, ended)
+        whole = [True] * len(responses) if ended is None else ended
+
+        def tokenize(rows: list[int]) -> list[Sequence]:
+            texts, whether = picked(rows, prompts, responses), picked(rows, whole)
+            return tokenize_pairs(tokenizer, *texts, self.max_length, *whether)
+
+        device = next(model.parameters()).device
+        return read_in_parts(device, tokenize, partial(self._rewards, model, progress), prompts)
+
+    def _rewards(self, model: nn.Module, progress: bool, sequences: list[Sequence]) -> ImplicitRewards:
         policy, n_policy, policy_tokens = self._sums(model, self.policy, sequences, progress, "n_policy")
         with self._opened_reference() as (other, source):
             reference, n_reference, reference_tokens = self._sums(other, source, sequences, progress, "n_reference")
@@ -135,7 +144,6 @@ class ImplicitRewardReader:
             policy_tokens + reference_tokens,
             n_policy,
             n_reference,
-            time.perf_counter() - started,
         )
 
     @property

@@ -15,6 +15,7 @@ from trl_real.models.attention.exactness import made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
+from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
 from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
@@ -85,7 +86,11 @@ class ResponseLogProbs(ModelReader):
         Raises:
             TrlRealError: If a sequence is longer than the model reads.
         """
-        return self.score(tokenize_pairs(self.tokenizer, prompts, responses, self.max_length), progress)
+
+        def tokenize(rows: list[int]) -> list[Sequence]:
+            return tokenize_pairs(self.tokenizer, *picked(rows, prompts, responses), self.max_length)
+
+        return read_in_parts(self.device, tokenize, partial(self.score, progress=progress), prompts)
 
     @halves_batches
     def score(self, sequences: list[Sequence], progress: bool = True) -> LogProbs:

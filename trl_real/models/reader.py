@@ -13,6 +13,7 @@ from trl_real.models.attention.exactness import fits_window, gives_the_same
 from trl_real.models.attention.segments import attentions_for
 from trl_real.models.load import is_forked
 from trl_real.models.memory import tokens_that_fit
+from trl_real.models.quantization import keep_unpacked, product_dtype
 from trl_real.runtime.devices import computes_ahead, send
 
 
@@ -57,6 +58,7 @@ class ModelReader:
         cpu_tokens: int = CPU_TOKENS,
     ):
         self.model, self.tokenizer, self.body = model, tokenizer, model if body is None else body
+        keep_unpacked(self.body)
         weights = next(self.body.parameters())
         config: Any = self.body.config
         self.device, self.config = weights.device, config.get_text_config()
@@ -66,7 +68,7 @@ class ModelReader:
         )
         self.cast_to = dtype if dtype not in (None, weights.dtype) else None
         self.sum_in = torch.promote_types(weights.dtype, torch.float32)
-        self.exact = self.cast_to is None and weights.dtype == self.sum_in
+        self.exact = self.cast_to is None and (product_dtype(model) or weights.dtype) == self.sum_in
         self.packs_well: bool | None = None
         self.attentions = attentions_for(self.device)
         self.attention = self.attentions[0]

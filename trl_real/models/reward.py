@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from trl_real.data.conversation import as_messages, text_of
 from trl_real.data.template import chat_ids, continued
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
+from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.reader import ModelReader, brought
 from trl_real.models.sequences import (
     Ids,
@@ -26,7 +29,8 @@ from trl_real.models.sequences import (
 from trl_real.runtime.devices import send
 
 
-class Rewards(NamedTuple):
+@dataclass
+class Rewards:
     """
     Args:
         scores: Rewards, float32; NaN or infinite if the model returned that. Shape `(N,)`.
@@ -70,10 +74,17 @@ class RewardReader(ModelReader):
             )
         self.max_length = min((limit for limit in (max_length, self.max_tokens) if limit), default=None)
 
-    @halves_batches
     def __call__(self, prompts: list[Any], responses: list[Any], progress: bool = True) -> Rewards:
         """Score `N` responses, as texts or message lists; equal ones to equal prompts run once."""
-        read = [self._cut(*both) for both in zip(*self._tokenize(prompts, responses), strict=True)]
+
+        def tokenize(rows: list[int]) -> list[tuple[Ids, bool]]:
+            both = self._tokenize(*picked(rows, prompts, responses))
+            return [self._cut(*ids) for ids in zip(*both, strict=True)]
+
+        return read_in_parts(self.device, tokenize, partial(self._rewards, progress), prompts)
+
+    @halves_batches
+    def _rewards(self, progress: bool, read: list[tuple[Ids, bool]]) -> Rewards:
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(ids for ids, _ in read))}
         found = torch.full((len(distinct),), math.nan)
         with self.passes(list(distinct), len(distinct), progress) as passes:

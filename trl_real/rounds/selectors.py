@@ -31,7 +31,7 @@ class Chooser:
     """Inputs of a selector's factory, in a round."""
 
     base: str  # Hub id or path of the model before alignment
-    policy: Any  # the base with its adapter
+    policy: Any  # the base with its adapter; a quantized base is read without it
     tokenizer: Any
     responses: str
     seed: int
@@ -102,20 +102,27 @@ def _margin(name: str, chooser: Chooser) -> RoundSelector:
 def _head(name: str, chooser: Chooser) -> RoundSelector:
     from trl_real.selection.active.head import HeadPairSelector
 
-    own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
-    return HeadPairSelector(chooser.base, acquisition=name, **{**own, **chooser.settings})
+    return HeadPairSelector(acquisition=name, **{**_of_base(chooser), **chooser.settings})
 
 
 def _embedding(name: str, chooser: Chooser) -> RoundSelector:
     from trl_real.selection.selector import EmbeddingPairSelector
 
-    own = {"revision": chooser.revision, "responses": chooser.responses, "seed": chooser.seed}
-    selector = EmbeddingPairSelector(chooser.base, strategy=name, **{**own, **chooser.settings})
+    selector = EmbeddingPairSelector(strategy=name, **{**_of_base(chooser), **chooser.settings})
     if name not in MIXTURES:
         return WithoutLabeled(selector, chooser.responses)
     from trl_real.rounds.race import RaceSelector
 
     return RaceSelector(selector, partial(without_labeled, responses=chooser.responses), chooser.responses)
+
+
+def _of_base(chooser: Chooser) -> dict[str, Any]:
+    """Return the arguments of a selector that embeds with the base: by name, or as it was quantized for training."""
+    own: dict[str, Any] = {"responses": chooser.responses, "seed": chooser.seed}
+    if not getattr(chooser.policy, "is_quantized", False):
+        return {"model": chooser.base, "revision": chooser.revision, **own}
+    chooser.policy.disable_adapter_layers()
+    return {"model": chooser.policy, "tokenizer": chooser.tokenizer, **own}
 
 
 COLORS = strategies.COLORS | {"certainty": "#E69F00"}

@@ -141,6 +141,8 @@ def _record(selector, budget, scored: Dataset, kept: np.ndarray, n_rescored: int
     similarity = numbers(scored, "similarity")
     encoder = selector.encoder
     settings = encoder.settings if encoder else {}
+    if (used := numbers(scored, "_batch_tokens")).any():  # also by other processes
+        settings["batch_tokens"] = int(used[used > 0].min())
     return SelectionRecord(
         strategy=strategy_name(selector.strategy),
         budget=budget,

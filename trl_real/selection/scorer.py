@@ -143,7 +143,7 @@ class PairScorer:
 
     def _vectors(self, rows: list[Candidates], batch: dict, rank: int | None) -> tuple[list[Tensor], dict[str, Any]]:
         """Return one `(K, d)` tensor per row, and their cost."""
-        cost = {"n_tokens": 0, "seconds": 0.0, "truncated": np.zeros(len(rows), np.int32)}
+        cost = {"n_tokens": 0, "seconds": 0.0, "truncated": np.zeros(len(rows), np.int32), "batch_tokens": 0}
         sizes = [len(row.texts) for row in rows]
         if not self.embeds:
             return [torch.zeros(size, 0) for size in sizes], cost
@@ -154,7 +154,8 @@ class PairScorer:
         shown = images_of(batch) if self.reads_images else [[] for _ in rows]
         images = [each for row, each in zip(rows, shown, strict=True) for _ in row.texts]
         found = self.encoder(prompts, texts, rank, images)
-        cost.update(n_tokens=found.n_tokens, seconds=found.seconds)
+        used = self.encoder.used.get("batch_tokens", 0)
+        cost.update(n_tokens=found.n_tokens, seconds=found.seconds, batch_tokens=used)
         cost["truncated"] = np.array([int(part.sum()) for part in found.truncated.split(sizes)], np.int32)
         return list(found.vectors.split(sizes)), cost
 

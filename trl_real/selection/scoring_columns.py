@@ -33,6 +33,7 @@ SCORING_FEATURES = {
     "_n_truncated": Value("int32"),
     "_n_tokens": Value("int64"),
     "_seconds": Value("float64"),
+    "_batch_tokens": Value("int32"),  # of the pass that read the row; 0 without a model of this process
 }
 
 
@@ -60,6 +61,7 @@ class ScoringPass:
             "_n_truncated": cost["truncated"],
             "_n_tokens": [cost["n_tokens"] * first for first in once],
             "_seconds": [cost["seconds"] * first for first in once],
+            "_batch_tokens": [cost["batch_tokens"]] * len(rows_),
         }
 
 

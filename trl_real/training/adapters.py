@@ -61,7 +61,8 @@ def as_full_model(model: str, output_dir: str | Path, init: dict[str, Any] | Non
     Return the model's name; for an adapter, in a folder or on the Hub, the folder `OUTPUT_DIR.base`, with the merged
     model and a card that says what it was made of.
 
-    DPO's reference is then the model with the adapter, and what is trained starts from it.
+    DPO's reference is then the model with the adapter, and what is trained starts from it. It is merged before it is
+    quantized, if it is: into 4-bit weights an adapter does not go without loss.
     """
     if adapter_base(model, pinned(revision_of(init))) is None:
         return model
@@ -77,17 +78,32 @@ def as_full_model(model: str, output_dir: str | Path, init: dict[str, Any] | Non
 
 def _load_merged(model: str, init: dict[str, Any] | None) -> tuple[Any, Any]:
     of_base = {**SAFE_INIT, **(init or {})}
+    of_base.pop("quantization_config", None)
     loaded, tokenizer = load_adapter(model, pinned(of_base.pop("revision", None)), AutoModelForCausalLM, **of_base)
     return loaded.merge_and_unload(), tokenizer
 
 
 def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, Any]:
-    """Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer."""
+    """
+    Load the base model, in float32 unless the arguments `init` of `from_pretrained` differ, and its tokenizer.
+
+    Raises:
+        TrlRealError: If an adapter is to be merged into a quantized base.
+    """
+    of_base = SAFE_INIT | (init or {})
+    quantized = of_base.get("quantization_config") is not None
+    if quantized and cpu:
+        of_base["device_map"] = {"": "cpu"}
     if adapter_base(model, pinned(revision_of(init))) is not None:
+        if quantized:
+            raise TrlRealError(
+                f"{model!r} is an adapter, which cannot be merged into 4-bit weights without loss. Merge it first: "
+                "PeftModel.merge_and_unload().save_pretrained(…), and give that folder; or leave out --load_in_4bit."
+            )
         loaded, tokenizer = _load_merged(model, init)
     else:
         with without_remote_code(model):
-            loaded = AutoModelForCausalLM.from_pretrained(model, **(SAFE_INIT | (init or {})))
+            loaded = AutoModelForCausalLM.from_pretrained(model, **of_base)
         tokenizer = load_tokenizer(model, init)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -14,6 +14,7 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_real.errors import TrlRealError
 from trl_real.functional.preference import compose_flips, implicit_margin
+from trl_real.models.quantization import keep_unpacked
 from trl_real.training.config import REALDPOConfig, check_has_effect
 from trl_real.training.eval_rows import EvalRows, row_sums
 from trl_real.training.forward_hooks import (
@@ -104,6 +105,7 @@ class REALDPOTrainer(SelectingDPOTrainer):
             if getattr(self.args, "noise_extrapolation", 0):
                 model = self.accelerator.unwrap_model(self.model)
                 check_logits(model.config, "Type noise_extrapolation=0.")
+            keep_unpacked(self.model)
             self.data_collator = ConfidenceCollator(self.data_collator)
             if _smooths(self.args):
                 self._noise = NoiseWindow(self.args.noise_window, self.args.noise_share)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 
+PART = 128  # chats that are tokenized together for an accelerator, a few passes
+
+
 class LocalChat:
     """
     Chat model that answers with the probabilities of the labels as the next token: one forward pass per chat.
@@ -65,7 +68,18 @@ class LocalChat:
         """
         if not questions:
             return []
-        chats = self._tokenize([question.messages for question in questions])
+        from trl_real.models.parts import made_ahead
+
+        def tokenize(rows: list[int]) -> list[tuple[int, ...]]:
+            return self._tokenize([questions[i].messages for i in rows])
+
+        device, found = self._reader.device, []
+        for rows, chats in made_ahead(device, tokenize, [None] * len(questions), PART):
+            found += self._answers([questions[i] for i in rows], chats)
+        return found
+
+    def _answers(self, questions: list[Question], chats: list[tuple[int, ...]]) -> list[Answer]:
+        """Answer questions, given as token ids."""
         limit = self._reader.max_tokens or math.inf
         found = [Answer(failure=f"longer than the model reads ({len(chat)} tokens)") for chat in chats]
         for labels in dict.fromkeys(question.labels for question in questions):

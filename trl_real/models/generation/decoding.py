@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trl_real.models.attention.exactness import gives_the_same, made_up
 from trl_real.models.generation.slots import Slots
+from trl_real.models.quantization import product_dtype
 from trl_real.models.sequences import Ids, pad
 
 
@@ -217,7 +218,8 @@ def decodes_well(model: nn.Module) -> bool:
         return torch.cat([model(input_ids=one, use_cache=False).logits[:, -1] for one in ids])
 
     try:
-        return gives_the_same(together, alone, next(model.parameters()).dtype == torch.float32)
+        dtype = product_dtype(model) or next(model.parameters()).dtype
+        return gives_the_same(together, alone, dtype == torch.float32)
     except (AttributeError, IndexError):  # layers that look for their own kind of state in the cache
         return False
 

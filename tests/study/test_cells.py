@@ -143,6 +143,10 @@ def test_what_is_shown_along_a_run_is_the_largest_budget_below_the_whole_pool(bu
     assert study.run_curves["loss"]["easy"].points[0].value == pytest.approx((101 + 10 * b + 1) / 4)
     assert (study.n_done, study.n_cells) == (6 * len(budgets), 99)
     assert study.recipe == {"embedding model": "m", "layer": -1, "versions": "v"}
+    few = summarize(
+        {CELL: Result(found[Cell("easy", shown, 1)].values, {})}, grid, {**facts, "recipe": {}}, {"engine": "dpo"}, 99
+    )
+    assert (few.curves, few.savings, few.n_done, few.n_cells) == ({}, {}, 1, 99), "no seed is whole"
 
 
 @pytest.mark.parametrize(("budgets", "shown"), [([0.25, 0.5, 1.0], 0.5), ([0.25, 0.5], 0.25), ([20], 20)])

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.pages import HOSTILE, Loads, text_of_page
-from trl_real.cli.study import worse_than_random
+from trl_real.cli.study import savings_table, worse_than_random
 from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
@@ -328,3 +328,16 @@ def test_arms_whose_whole_interval_lies_above_the_loss_of_random_are_listed():
     )
     assert [(row["arm"], row["budget"]) for row in found] == [("easy", BUDGETS[1]), ("hard", BUDGETS[2])]
     assert found[0]["value"] == LOSS.value and worse_than_random(study()) == []
+
+
+def test_the_table_of_savings_has_a_column_for_each_level_or_says_why_there_is_none():
+    lines = savings_table(study("savings")).splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "Labels saved compared with random, by test loss:", "arm", "easy", "easy@centered",
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in re.split(r"\s{2,}", line)] for line in lines[1:]]
+    assert rows[0] == ["arm", "level of 50%", "level of 100%"]
+    assert rows[1] == ["easy", in_words(HALF_OPEN), in_words(REACHED)]
+    assert rows[2] == ["easy@centered", in_words(SELDOM_REACHED), in_words(NOT_REACHED)]
+    assert "learned nothing measurable" in savings_table(study(savings={"loss": {"easy": []}}))
+    assert "need a random arm and a seed with at least two finished budgets" in savings_table(study())

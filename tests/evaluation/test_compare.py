@@ -5,7 +5,7 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from support.comparisons import LongerIsBetter, many
 from support.shared_data import DATA, needs_data
@@ -322,6 +322,13 @@ def test_replies_that_were_cut_are_a_doubt():
     assert not cut_doubts("m", [False] * 20) and not cut_doubts("m", [])
     (doubt,) = cut_doubts("m", [True] * 5 + [False] * 15)
     assert doubt.words == "5 of 20 answers of m were cut off: raise max_new_tokens" and not doubt.grave
+
+
+def test_messages_are_one_prompt_in_any_order_of_their_keys():
+    turns = [{"role": "user", "content": "q"}, {"content": "q", "role": "user"}, {"role": "system", "content": "q"}]
+    rows = [{"prompt": [turn], "response": "a", "baseline_response": "b"} for turn in turns]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    assert compare_columns(stream, LongerIsBetter()).n_prompts == 2
 
 
 @pytest.mark.parametrize("side", ["response", "baseline_response"])

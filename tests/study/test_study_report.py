@@ -18,7 +18,7 @@ from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports.arm_styles import arm_styles
 from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
-from trl_real.study.report import in_words, study_verdict, write_study_report
+from trl_real.study.report import _same_end, in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
 
 
@@ -257,6 +257,21 @@ def test_more_accuracy_and_less_loss_are_gains():
     found = study(differences={name: {"easy": [LOSS, LOSS, EQUAL]} for name in METRICS})
     outcomes = {name: study_verdict(found, name, "easy").outcome for name in METRICS}
     assert outcomes == {"loss": "worse than random", "margin": "gain", "accuracy": "gain"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"budgets": [0.1, 0.4, 0.9]}, False),
+        ({"budgets": [100, 400, 1000]}, True),
+        ({"differences": {}}, False),
+        ({"differences": {"loss": {"easy": [GAIN, NOTHING, EQUAL]}, "margin": {"easy": [GAIN, EQUAL, GAIN]}}}, False),
+    ],
+)
+def test_arms_end_at_the_same_values_only_where_they_were_compared_at_the_whole_pool(changes, same, whole):
+    assert _same_end(study("differences", "savings", **changes)) == same
+    assert "every arm has the same pairs and the same values" in text_of_page(whole[1])
 
 
 def test_whole_pool_is_not_compared():

@@ -238,6 +238,14 @@ def test_a_compressed_error_means_what_a_plain_one_of_its_status_does(status, ki
     assert getattr(told.value, "pause", None) == (3.0 if kind is _TryAgain else None)
 
 
+def test_a_compressed_good_answer_to_a_question_is_not_unpacked(sends):
+    url = sends(200, gzip.compress(b"{}"), {"Content-Encoding": "gzip"})
+    client = Requests(url, None, MODEL, timeout=5.0, deadline=60.0, max_retries=0)
+    with pytest.raises(_TryAgain) as told:
+        client._read({"model": MODEL, "messages": []}, time.monotonic() + 5)
+    assert told.value.reason == "a compressed answer, which was not asked for"
+
+
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
 def test_an_answer_that_is_not_compressed_is_read(encoding, sends):
     with bounded_client() as client:

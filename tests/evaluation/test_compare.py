@@ -5,13 +5,13 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from support.comparisons import LongerIsBetter, many
 from support.shared_data import DATA, needs_data
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from trl_real.errors import MissingColumnError, TrlRealError
-from trl_real.evaluation.compare import compare, compare_columns
+from trl_real.evaluation.compare import ROWS_A_CALL, compare, compare_columns
 from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.labeling.base import VerdictJudge
 from trl_real.labeling.judges import ScoreJudge
@@ -322,3 +322,37 @@ def test_replies_that_were_cut_are_a_doubt():
     assert not cut_doubts("m", [False] * 20) and not cut_doubts("m", [])
     (doubt,) = cut_doubts("m", [True] * 5 + [False] * 15)
     assert doubt.words == "5 of 20 answers of m were cut off: raise max_new_tokens" and not doubt.grave
+
+
+def test_messages_are_one_prompt_in_any_order_of_their_keys():
+    turns = [{"role": "user", "content": "q"}, {"content": "q", "role": "user"}, {"role": "system", "content": "q"}]
+    rows = [{"prompt": [turn], "response": "a", "baseline_response": "b"} for turn in turns]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    assert compare_columns(stream, LongerIsBetter()).n_prompts == 2
+
+
+@pytest.mark.parametrize("side", ["response", "baseline_response"])
+@pytest.mark.parametrize("row", [0, 1, ROWS_A_CALL - 1, ROWS_A_CALL, ROWS_A_CALL + 3])
+def test_an_answer_without_a_turn_of_the_assistant_is_named_by_its_row(side, row):
+    said = [{"role": "assistant", "content": "words"}]
+    rows = {name: [said] * (ROWS_A_CALL + 5) for name in ("response", "baseline_response")}
+    rows[side] = [[{"role": "user", "content": "words"}] if i == row else said for i in range(ROWS_A_CALL + 5)]
+    dataset = Dataset.from_dict({"prompt": ["p"] * len(rows[side]), **rows})
+    with pytest.raises(TrlRealError, match=f"Row {row} of '{side}' is messages without an assistant turn"):
+        compare_columns(dataset, LongerIsBetter())
+
+
+def test_a_wrong_verdict_is_named_by_its_row_in_any_call():
+    """Identical completions, which the judge does not see, count as rows."""
+    n, bad = ROWS_A_CALL + 9, ROWS_A_CALL + 7
+    rows = {
+        "prompt": [str(i) for i in range(n)],
+        "response": ["a"] * n,
+        "baseline_response": ["a"] * 5 + ["b"] * (n - 5),
+    }
+
+    def judge(batch):
+        return [7.0 if prompt == str(bad) else 1.0 for prompt in batch["prompt"]]
+
+    with pytest.raises(TrlRealError, match=f"7.0 on row {bad}"):
+        compare_columns(Dataset.from_dict(rows), judge)

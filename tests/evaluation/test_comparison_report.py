@@ -135,6 +135,8 @@ def test_constant_response_warning_is_at_the_top_of_the_page(tmp_path):
     page = page_of(tmp_path, [found])
     assert page.index("Do not trust the rate of constant") < page.index("<table>")
     assert "gives the same answer to different prompts in 60 of 60 rows" in page
+    assert "Nothing is known about constant and small: the rate is not to be trusted" in page
+    assert "constant is better" not in page
 
 
 def test_page_survives_hostile_names_and_few_rows(tmp_path):

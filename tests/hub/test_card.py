@@ -214,7 +214,8 @@ def test_histogram_shows_the_edges_and_counts_of_each_bin():
 
 
 def test_histogram_of_nothing_kept_and_of_one_value():
-    assert "kept" in section(histogram=describe_similarity(np.ones(3), np.array([]))["histogram"])
+    nothing = section(histogram=describe_similarity(np.ones(3), np.array([]))["histogram"])
+    assert "kept" in nothing and nothing.count("█") == 24, "one whole bar of the pool, and none of what is kept"
     assert "Similarity" not in section(similarity={}, similarity_kept={}, histogram={})
     assert "| median | 1.000 | – |" in section(**describe_similarity(np.ones(3), np.array([])))
 

@@ -553,6 +553,177 @@ MUTATIONS = [
         "setattr(self, new, getattr(self, old))", "pass",
         "project/test_renamed.py",
     ),
+    # What servers send, and what pages, cards and flags say
+    Mutation(
+        "a compressed error is told by its status", "runtime/bounded_http.py",
+        "if compressed and response.is_success:", "if compressed:",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "an answer ends with the time of its request", "runtime/bounded_http.py",
+        "_request.until - time.monotonic()", "_request.until + time.monotonic()",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "answers are read by the client with bounds", "runtime/openai_client.py",
+        ", timeout=timeout, http_client=http)", ", timeout=timeout)",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "pauses double", "runtime/openai_client.py",
+        "FIRST_PAUSE * 2 ** (state.attempt_number - 1)", "FIRST_PAUSE / 2 ** (state.attempt_number - 1)",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "a limit of the day inside an answer is not tried again", "runtime/openai_client.py",
+        "if passing and not UNTIL_TOMORROW.search(text):", "if passing:",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "a key of OpenAI goes to OpenAI alone", "runtime/openai_client.py",
+        "urlsplit(base_url).hostname == OPENAI", "OPENAI in base_url",
+        "runtime/test_refusals.py",
+    ),
+    Mutation(
+        "the fix of a refusal names a field that was refused", "labeling/chat/server.py",
+        "            if field\n", "            if True\n",
+        "labeling/chat/test_quirks.py",
+    ),
+    Mutation(
+        "an error for all questions does not wait for the others", "labeling/chat/server.py",
+        "if future.done() and (error", "if (error",
+        "labeling/chat/test_giving_up.py",
+    ),
+    Mutation(
+        "a ledger is opened for a limit alone", "labeling/chat/purse.py",
+        "None if max_cost is None or ledger is None else ledger()", "None if ledger is None else ledger()",
+        "labeling/chat/test_purse.py",
+    ),
+    Mutation(
+        "a question fits up to the limit itself", "labeling/chat/purse.py",
+        "self.spent + cost <= self.max_cost", "self.spent + cost < self.max_cost",
+        "labeling/chat/test_purse.py",
+    ),
+    Mutation(
+        "a vote that was taken is no vote of another window", "labeling/people/desk.py",
+        "is_current = taken or key", "is_current = key",
+        "labeling/people/test_votes_file.py",
+    ),
+    Mutation(
+        "the key of a pair in a votes file never changes", "labeling/people/votes.py",
+        "message_text(m, role=False)", "message_text(m)",
+        "labeling/people/test_votes_file.py",
+    ),
+    Mutation(
+        "the page of votes has no link from outside", "labeling/people/page.py",
+        "            share=False,\n", "",
+        "labeling/people/test_page_launch.py",
+    ),
+    Mutation(
+        "votes of people are told as such if all are", "labeling/verdicts.py",
+        "bool(verdicts) and all(v.source", "bool(verdicts) and any(v.source",
+        "labeling/test_reports_in_words.py",
+    ),
+    Mutation(
+        "flips of the order are doubted from their bound on", "evaluation/checks.py",
+        "if summary.flip_rate > FLIPS:", "if summary.flip_rate > 0.5:",
+        "evaluation/test_checks.py",
+    ),
+    Mutation(
+        "half of equal answers are no doubt", "evaluation/checks.py",
+        "if sum(same) <= 0.5 * len(same):", "if sum(same) < 0.5 * len(same):",
+        "evaluation/test_checks.py",
+    ),
+    Mutation(
+        "a bad answer is named by its row in all calls", "evaluation/compare.py",
+        "_completion(value, model, first_row + i)", "_completion(value, model, first_row - i)",
+        "evaluation/test_compare.py",
+    ),
+    Mutation(
+        "messages are one prompt in any order of their keys", "evaluation/compare.py",
+        "json.dumps(prompt, sort_keys=True, default=str)", "json.dumps(prompt, default=str)",
+        "evaluation/test_compare.py",
+    ),
+    Mutation(
+        "a rate that is not to be trusted is no verdict", "evaluation/report.py",
+        "if any(doubt.grave for doubt in comparison.doubts):", "if False:",
+        "evaluation/test_comparison_report.py",
+    ),
+    Mutation(
+        "splits keep their last point", "study/trained.py",
+        "slice(n - 1, len(points) - 1), axis=0", "slice(n - 1, len(points)), axis=0",
+        "study/test_cells.py",
+    ),
+    Mutation(
+        "splits count by their test pairs", "study/trained.py",
+        "np.average(values, weights=weights)", "np.average(values)",
+        "study/test_cells.py",
+    ),
+    Mutation(
+        "a study without a whole seed is summarized", "study/summarize.py",
+        "    if curves:\n", "    if True:\n",
+        "study/test_cells.py",
+    ),
+    Mutation(
+        "shown facts are those of the middle budget", "study/facts.py",
+        "budgets[(len(budgets) - 1) // 2]", "budgets[len(budgets) // 2]",
+        "study/test_cells.py",
+    ),
+    Mutation(
+        "arms that were not compared have no equal end", "study/report.py",
+        "return bool(ends) and is_whole", "return is_whole",
+        "study/test_study_report.py",
+    ),
+    Mutation(
+        "no saving is promised that is not measurable", "study/advice/advise.py",
+        "if chosen.saved is None or not self.sure:", "if chosen.saved is None:",
+        "study/test_advice_words.py",
+    ),
+    Mutation(
+        "random that learned nothing has no table of savings", "cli/study.py",
+        "if not any(found.values()):", "if False:",
+        "study/test_study_report.py",
+    ),
+    Mutation(
+        "nothing kept has no bar", "hub/card.py",
+        "largest) if largest else 0", "largest) if largest else 1",
+        "hub/test_card.py",
+    ),
+    Mutation(
+        "each side has the model that wrote it", "hub/facts.py",
+        'first = text_of(row["chosen"]) == row["response_a"]', "first = True",
+        "hub/test_facts.py",
+    ),
+    Mutation(
+        "a single point is seen", "reports/figures.py",
+        '"o" if len(rows) == 1 else None', "None",
+        "reports/test_figures.py",
+    ),
+    Mutation(
+        "a flat curve has room around it", "reports/figures.py",
+        "0.06 * (high - low) or 1.0", "0.06 * (high - low)",
+        "reports/test_figures.py",
+    ),
+    Mutation(
+        "a card may name several bases", "reports/model_card.py",
+        "base = base[0] if isinstance", "base = base[-1] if isinstance",
+        "reports/test_model_card.py",
+    ),
+    Mutation(
+        "a number between bounds is not one of them", "cli/checks.py",
+        "if not (least < number < most if open_ends else", "if not (least <= number <= most if open_ends else",
+        "cli/test_flag_types.py",
+    ),
+    Mutation(
+        "the selector is handed over before the rows", "cli/select.py",
+        "select_on_ray(selector, dataset,", "select_on_ray(dataset, selector,",
+        "cli/test_flags.py",
+    ),
+    Mutation(
+        "seed labels are texts or messages", "rounds/self_annotation.py",
+        "check_texts(self.seed_labels, preference, alike=True)", "check_texts(self.seed_labels, preference)",
+        "rounds/test_self_annotation_rounds.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

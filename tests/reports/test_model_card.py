@@ -75,6 +75,12 @@ def test_cards_that_say_nothing_give_no_origin(card, tmp_path):
     assert origin_of(str(tmp_path)) is None
 
 
+@pytest.mark.parametrize("named", ["user/real", "[user/real]", "[user/real, user/other]"])
+def test_the_origin_is_the_first_base_that_a_card_names(named, tmp_path):
+    (tmp_path / CARD).write_text(f"---\nbase_model: {named}\n---\n# Mine\n")
+    assert origin_of(str(tmp_path)) == "user/real"
+
+
 def test_a_circle_of_folders_ends(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
     assert origin_of(str(tmp_path)) is None

@@ -185,7 +185,7 @@ def test_ablations_generate_and_label_the_same_in_the_first_round(done, model, t
     expansion = rounds(model, tmp_path, 1, ablation="expansion", eval_dataset=Dataset.from_list(pairs(5)))
     assert labels(tmp_path, 1).to_list() == labels(folder, 1).to_list()
     assert expansion.rounds[2]["annotation"]["flagged"] is None
-    assert state(folder, 1)["train"]["flagged"] is not None
+    assert state(folder, 1)["train"]["flagged"] == 0
     # Too few steps for a threshold: nothing is doubtful yet, and the two learn the same.
     assert equal(adapter(tmp_path, 1), adapter(folder, 1))
 
@@ -236,6 +236,9 @@ def test_another_judge_labels_the_least_confident(model, tmp_path):
 
 
 def test_invalid_settings_are_reported_before_anything_runs(model, tmp_path):
+    asked, said = [{"role": "user", "content": "?"}], [{"role": "assistant", "content": "words"}]
+    messages = Dataset.from_list([{"prompt": asked, "chosen": said, "rejected": "no"}] * 2)
+    texts = Dataset.from_list([{"prompt": asked, "chosen": "yes", "rejected": "no"}] * 2)
     for changes, words in (
         ({"ablation": "all"}, "Unknown ablation 'all'. Choose one of expansion, refinement, detection"),
         ({"n_prompts": 20}, r"2 rounds need 40 prompts, but prompts has 30 .* Type n_prompts=15"),
@@ -243,9 +246,12 @@ def test_invalid_settings_are_reported_before_anything_runs(model, tmp_path):
         ({"generation": {"n": 1}}, "n=1 response per prompt does not make a pair"),
         ({"prompts": Dataset.from_dict({"question": ["?"]})}, "Rename the column"),
         ({"seed_labels": Dataset.from_dict({"prompt": ["?"]})}, "chosen"),
+        ({"seed_labels": messages}, "2 of 2 rows .*'prompt' holds messages, and another column a text"),
+        ({"seed_labels": texts}, "2 of 2 rows .*'prompt' holds messages, and another column a text"),
     ):
-        with pytest.raises(TrlRealError, match=words):
+        with pytest.raises(TrlRealError, match=words) as told:
             rounds(model, tmp_path, **changes)
+        assert "\n" not in str(told.value) and not list(tmp_path.glob("run/round-*"))
 
 
 def test_run_killed_at_any_moment_resumes_to_the_same_data_and_adapters(model, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.pages import HOSTILE, Loads, text_of_page
-from trl_real.cli.study import worse_than_random
+from trl_real.cli.study import savings_table, worse_than_random
 from trl_real.errors import MissingExtraError
 from trl_real.evaluation.comparison import Comparison
 from trl_real.evaluation.report import write_comparison_report
@@ -18,7 +18,7 @@ from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports.arm_styles import arm_styles
 from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
-from trl_real.study.report import in_words, study_verdict, write_study_report
+from trl_real.study.report import _same_end, in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
 
 
@@ -259,6 +259,21 @@ def test_more_accuracy_and_less_loss_are_gains():
     assert outcomes == {"loss": "worse than random", "margin": "gain", "accuracy": "gain"}
 
 
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"budgets": [0.1, 0.4, 0.9]}, False),
+        ({"budgets": [100, 400, 1000]}, True),
+        ({"differences": {}}, False),
+        ({"differences": {"loss": {"easy": [GAIN, NOTHING, EQUAL]}, "margin": {"easy": [GAIN, EQUAL, GAIN]}}}, False),
+    ],
+)
+def test_arms_end_at_the_same_values_only_where_they_were_compared_at_the_whole_pool(changes, same, whole):
+    assert _same_end(study("differences", "savings", **changes)) == same
+    assert "every arm has the same pairs and the same values" in text_of_page(whole[1])
+
+
 def test_whole_pool_is_not_compared():
     found = study(budgets=[1.0], differences={"loss": {"easy": [NOTHING]}})
     assert study_verdict(found, "loss", "easy").outcome == "not measured"
@@ -328,3 +343,16 @@ def test_arms_whose_whole_interval_lies_above_the_loss_of_random_are_listed():
     )
     assert [(row["arm"], row["budget"]) for row in found] == [("easy", BUDGETS[1]), ("hard", BUDGETS[2])]
     assert found[0]["value"] == LOSS.value and worse_than_random(study()) == []
+
+
+def test_the_table_of_savings_has_a_column_for_each_level_or_says_why_there_is_none():
+    lines = savings_table(study("savings")).splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "Labels saved compared with random, by test loss:", "arm", "easy", "easy@centered",
+    ]  # fmt: skip
+    rows = [[cell.strip() for cell in re.split(r"\s{2,}", line)] for line in lines[1:]]
+    assert rows[0] == ["arm", "level of 50%", "level of 100%"]
+    assert rows[1] == ["easy", in_words(HALF_OPEN), in_words(REACHED)]
+    assert rows[2] == ["easy@centered", in_words(SELDOM_REACHED), in_words(NOT_REACHED)]
+    assert "learned nothing measurable" in savings_table(study(savings={"loss": {"easy": []}}))
+    assert "need a random arm and a seed with at least two finished budgets" in savings_table(study())

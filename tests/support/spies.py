@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from datasets import Dataset
 
@@ -34,6 +35,9 @@ class Calls:
         def spied(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs).arguments
             self.found.append({key: value for key, value in bound.items() if key != "self"})
+            for key, value in bound.items():
+                kind = signature.parameters[key].annotation
+                assert _is_of(value, kind), f"{name}: {key}={value!r} is no {kind}"
             if through:
                 return original(*args, **kwargs)
             if gives is None:
@@ -45,6 +49,14 @@ class Calls:
     def values(self) -> list[Any]:
         """Return the plain values in all arguments, at any depth."""
         return [value for call in self.found for value in _plain(call)]
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return whether a value is of an annotated class, or of one of several; other annotations are not looked at."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None or {Any, inspect.Parameter.empty} & set(kinds) or not all(type(each) is type for each in kinds):
+        return True
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 def _plain(value: Any, depth: int = 4) -> list[Any]:

@@ -80,15 +80,14 @@ def real(least: float, most: float = math.inf, open_ends: bool = False) -> Calla
     """Return the type of a flag that is a number in [least, most], or between them if the ends are open."""
 
     def check(value: str) -> float:
-        where = f"between {least:g} and {most:g}" if most < math.inf else f"of {least:g} or more"
+        from_least = f"above {least:g}" if open_ends else f"of {least:g} or more"
         try:
             number = float(value)
         except ValueError:
             number = math.nan
         if not (least < number < most if open_ends else least <= number <= most and math.isfinite(number)):
-            raise argparse.ArgumentTypeError(
-                f"{value!r} is not a number {'above' if open_ends and most == math.inf else where}."
-            )
+            where = f"between {least:g} and {most:g}" if most < math.inf else from_least
+            raise argparse.ArgumentTypeError(f"{value!r} is not a number {where}.")
         return number
 
     return check

@@ -60,5 +60,6 @@ def test_many_models_are_ranked_and_compared():
     only = tournament(many(), LongerIsBetter(), ["weak", "good", "base"], everyone=False, rounds=50)
     assert len(only.comparisons) == 2
     json.dumps(found.to_dict(), allow_nan=False)
-    with pytest.raises(TrlRealError, match="Give two columns or more"):
-        tournament(many(), LongerIsBetter(), ["good"])
+    for models, reference in ((["good"], None), (["good", "good"], "good"), ([], None), (["good", "weak"], "base")):
+        with pytest.raises(TrlRealError, match=f"reference={reference or (models or [None])[-1]!r}. Give two columns"):
+            tournament(many(), LongerIsBetter(), models, reference=reference)

@@ -222,6 +222,7 @@ def test_histogram_of_nothing_kept_and_of_one_value():
 
 def test_a_record_that_loses_rows_or_bins_is_refused():
     check_record(make_record())
+    check_record(make_record(histogram={"edges": [0, 1], "pool": [95], "kept": [25]}))  # one bin is enough
     for changes in ({"n_kept": 24}, {"n_kept": 26}, {"n_not_chosen": 71}, {"n_rows": 101}, {"skipped": {}}):
         with pytest.raises(TrlRealError, match="rows in, but .* kept .* not chosen .* skipped"):
             check_record(make_record(**changes))

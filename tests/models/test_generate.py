@@ -59,14 +59,14 @@ def one_by_one(model, ids: list[int], seed: int, limit: int, temperature: float 
 def test_rows_in_a_changing_batch_are_generated_as_if_alone(policy, temperature, adapted, monkeypatch):
     monkeypatch.setattr(decoding, "STEPS", 8)  # memory is made anew several times
     model, tokenizer = (with_adapter(), policy[1]) if adapted else policy
-    found = generate(model, tokenizer, PROMPTS, n=3, max_new_tokens=30, temperature=temperature, batch_size=4)
+    found = generate(model, tokenizer, PROMPTS, n=3, max_new_tokens=20, temperature=temperature, batch_size=4)
     expected = []
     for prompt in PROMPTS:
         text = prompt
         if isinstance(prompt, list):
             text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        expected.append([one_by_one(model, ids, seed_of(42, text, k), 30, temperature) for k in range(3)])
+        expected.append([one_by_one(model, ids, seed_of(42, text, k), 20, temperature) for k in range(3)])
     decoded = [[tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in row] for row in expected]
     assert found.texts == decoded
     assert found.finish_reasons == [[reason for _, reason in row] for row in expected]
@@ -248,28 +248,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_real.models.generate import generate
 torch.set_num_threads(1)
 model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
-prompts = [f"prompt {i}" for i in range(80)]
-generate(model, tokenizer, prompts, n=2, max_new_tokens=30, batch_size=8, journal=sys.argv[2])
+prompts = [f"prompt {i}" for i in range(40)]
+generate(model, tokenizer, prompts, n=2, max_new_tokens=20, batch_size=4, journal=sys.argv[2])
 """
 
 
 def test_killed_run_resumes_and_generates_nothing_twice(tmp_path):
     folder, path = save_tiny(tmp_path / "model"), tmp_path / "responses.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, folder, str(path)], stderr=subprocess.DEVNULL)
-    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 20):
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 8):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     n_before = path.read_bytes().count(b"\n")
-    assert 20 <= n_before < 160
-    model, tokenizer, prompts = tiny_model(), tiny_tokenizer(), [f"prompt {i}" for i in range(80)]
-    settings = {"n": 2, "max_new_tokens": 30, "batch_size": 64}
+    assert 8 <= n_before < 80
+    model, tokenizer, prompts = tiny_model(), tiny_tokenizer(), [f"prompt {i}" for i in range(40)]
+    settings = {"n": 2, "max_new_tokens": 20, "batch_size": 64}
     resumed = generate(model, tokenizer, prompts, journal=path, **settings)
     whole = generate(model, tokenizer, prompts, **settings)
     assert resumed.texts == whole.texts and resumed.finish_reasons == whole.finish_reasons
     assert 0 < resumed.n_tokens < whole.n_tokens == resumed.n_tokens + resumed.n_kept
     keys = [json.loads(line)["key"] for line in path.read_text().splitlines()]
-    assert len(keys) == len(set(keys)) == 160
+    assert len(keys) == len(set(keys)) == 80
 
 
 @pytest.mark.slow

@@ -39,19 +39,33 @@ def classifier():
     return LlamaForSequenceClassification(tiny_model(num_labels=1).config)
 
 
+def gradients(model, tokens):
+    return GradientFeatures(model, TOKENIZER, GradientOptions(projection_dim=64, batch_tokens=tokens))
+
+
+# Job -> its model, and its call with a number of tokens in a pass (of responses, if it generates).
 JOBS = {
-    "embedding": (tiny_model, lambda model: Embedder(model, TOKENIZER, EmbedderOptions())(PROMPTS, RESPONSES).vectors),
-    "scoring": (tiny_model, lambda model: ResponseLogProbs(model, TOKENIZER)(PROMPTS, RESPONSES).sums),
-    "gradients": (
-        adapted,
-        lambda model: (
-            GradientFeatures(model, TOKENIZER, GradientOptions(projection_dim=64))(PROMPTS, RESPONSES).vectors
+    "embedding": (
+        tiny_model,
+        lambda model, tokens: (
+            Embedder(model, TOKENIZER, EmbedderOptions(batch_tokens=tokens))(PROMPTS, RESPONSES).vectors
         ),
     ),
-    "judging": (tiny_model, lambda model: ChoiceReader(model, TOKENIZER)(CHATS, ("A", "B"))),
-    "rewards": (classifier, lambda model: RewardReader(model, TOKENIZER)(PROMPTS, RESPONSES).scores),
-    "generation": (tiny_model, lambda model: generate(model, TOKENIZER, PROMPTS, n=2, max_new_tokens=6).texts),
+    "scoring": (
+        tiny_model,
+        lambda model, tokens: ResponseLogProbs(model, TOKENIZER, batch_tokens=tokens)(PROMPTS, RESPONSES).sums,
+    ),
+    "gradients": (adapted, lambda model, tokens: gradients(model, tokens)(PROMPTS, RESPONSES).vectors),
+    "judging": (tiny_model, lambda model, tokens: ChoiceReader(model, TOKENIZER, tokens)(CHATS, ("A", "B"))),
+    "rewards": (classifier, lambda model, tokens: RewardReader(model, TOKENIZER, tokens)(PROMPTS, RESPONSES).scores),
+    "generation": (
+        tiny_model,
+        lambda model, size: generate(model, TOKENIZER, PROMPTS, n=2, max_new_tokens=6, batch_size=size).texts,
+    ),
 }
+SIZE = (
+    256  # tokens in a pass, which is halved a few times: each time, all garbage is collected, the test's longest part
+)
 
 
 def run_out(model, above: int, error: Exception) -> list[int]:
@@ -69,11 +83,11 @@ def run_out(model, above: int, error: Exception) -> list[int]:
 
 @pytest.mark.parametrize(("make", "job"), JOBS.values(), ids=JOBS)
 def test_a_lack_of_memory_halves_the_batch(make, job, caplog):
-    expected = job(make())
+    expected = job(make(), SIZE)
     model = make()
     failed = run_out(model, 40 if job is JOBS["generation"][1] else 90, torch.OutOfMemoryError(MESSAGE))
     with caplog.at_level(logging.WARNING):
-        found = job(model)
+        found = job(model, SIZE)
     assert failed
     assert found == expected if isinstance(found, list) else torch.allclose(found, expected, atol=1e-5)
     said = [record.message for record in caplog.records if record.name == "trl_real.models.memory"]
@@ -85,14 +99,14 @@ def test_a_single_row_that_does_not_fit_raises_the_error(make, job):
     model = make()
     run_out(model, 0, torch.OutOfMemoryError(MESSAGE))
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        job(model)
+        job(model, 4)
 
 
 def test_other_errors_are_raised_at_once():
     model = tiny_model()
     failed = run_out(model, 90, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        JOBS["judging"][1](model)
+        JOBS["judging"][1](model, SIZE)
     assert len(failed) == 1
 
 

@@ -140,7 +140,8 @@ class GradientFeatures(ModelReader):
         """
 
         def tokenize(rows: list[int]) -> tuple[list[Row], list[bool]]:
-            sequences = tokenize_pairs(self.tokenizer, *picked(rows, prompts, responses), self.options.max_length)
+            read, texts = picked(rows, prompts, responses)
+            sequences = tokenize_pairs(self.tokenizer, read, texts, self.options.max_length)
             return [Row(s.prompt, (s.response,)) for s in sequences], [s.truncated for s in sequences]
 
         return read_in_parts(self.device, tokenize, partial(self._gradients, progress), prompts)

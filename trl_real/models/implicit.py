@@ -123,8 +123,8 @@ class ImplicitRewardReader:
         whole = [True] * len(responses) if ended is None else ended
 
         def tokenize(rows: list[int]) -> list[Sequence]:
-            texts, whether = picked(rows, prompts, responses), picked(rows, whole)
-            return tokenize_pairs(tokenizer, *texts, self.max_length, *whether)
+            read, texts, ends = picked(rows, prompts, responses, whole)
+            return tokenize_pairs(tokenizer, read, texts, self.max_length, ends)
 
         device = next(model.parameters()).device
         return read_in_parts(device, tokenize, partial(self._rewards, model, progress), prompts)

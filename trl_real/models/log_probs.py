@@ -88,7 +88,8 @@ class ResponseLogProbs(ModelReader):
         """
 
         def tokenize(rows: list[int]) -> list[Sequence]:
-            return tokenize_pairs(self.tokenizer, *picked(rows, prompts, responses), self.max_length)
+            read, texts = picked(rows, prompts, responses)
+            return tokenize_pairs(self.tokenizer, read, texts, self.max_length)
 
         return read_in_parts(self.device, tokenize, partial(self.score, progress=progress), prompts)
 

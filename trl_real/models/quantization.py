@@ -10,7 +10,7 @@ from trl_real.errors import TrlRealError
 
 def product_dtype(model: Any) -> torch.dtype | None:
     """Return the precision of the products of a base in 4 bits; None for other models, whose weights have it."""
-    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    config: Any = getattr(getattr(model, "config", None), "quantization_config", None)
     return config.bnb_4bit_compute_dtype if getattr(config, "load_in_4bit", False) else None
 
 

@@ -2,13 +2,15 @@
 
 import json
 import math
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from trl_real.cli.main import VERBS
 from trl_real.cli.options import _duration, check_output, keep_settings, require, strict_json
-from trl_real.cli.parser import did_you_mean, in_flags, underscored
+from trl_real.cli.parser import Parser, did_you_mean, in_flags, underscored
 from trl_real.errors import TrlRealError
 
 
@@ -34,12 +36,26 @@ FLAGS = {"split": "split", "n_prompts": "n_prompts", "model": "judge_model", "re
         ),
         ("my_split='x' and a/split=1", "my_split='x' and a/split=1"),
         ("name='x'", "--as x"),
+        ("It is public, so split=True would show it.", "It is public, so --split would show it."),
         ("nothing to write", "nothing to write"),
     ],
 )
 def test_a_hint_for_python_is_written_for_the_shell(told, written):
     assert in_flags(told, FLAGS) == written
     assert in_flags(told, {}) == told
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_argument_is_told_by_the_flag_that_sets_it(verb):
+    """Of a switch with two flags by the one that turns it on."""
+    parser = Parser(verb)
+    import_module(f"trl_real.cli.{verb.replace('-', '_')}").register(parser)
+    flags = parser.flag_of()
+    for action in parser._actions:
+        assert f"--{flags[action.dest]}" == next(name for name in action.option_strings if name.startswith("--"))
+        if action.nargs == 0 and action.const is not False and action.dest != "help":
+            assert getattr(parser.parse_known_args([f"--{flags[action.dest]}"])[0], action.dest) is not False
+    assert all(flags[flag[2:]] == flag[2:] for flag in parser.flags())
 
 
 @pytest.mark.parametrize(

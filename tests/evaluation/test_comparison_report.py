@@ -57,8 +57,8 @@ def test_page_shows_rates_ranking_and_tests_and_loads_nothing(tmp_path):
     ("preference", "told"),
     [
         (0.9, '<p class="verdict gain"><b>medium is better than small.</b>Win rate 0.90, 95 % interval ['),
-        (0.1, '<p class="verdict worse"><b>medium is worse than small.</b>'),
-        (0.5, '<p class="verdict "><b>No difference was measured between medium and small.</b>'),
+        (0.1, '<p class="verdict worse"><b>medium is worse than small.</b>Win rate 0.10, 95 % interval ['),
+        (0.5, '<p class="verdict "><b>No difference was measured between medium and small.</b>Win rate 0.5'),
         (None, "</b>No row was judged.</p>"),
     ],
 )

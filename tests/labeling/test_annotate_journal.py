@@ -5,12 +5,13 @@ from datasets import Dataset, concatenate_datasets
 
 from support.chosen_pairs import Once, pool
 from trl_real import ScoreJudge, TrlRealError, annotate
-from trl_real.labeling.annotate import LabelReport
+from trl_real.labeling.annotate import LabelReport, identity_of
 from trl_real.labeling.base import ROWS_PER_SAVE, VerdictJudge
 from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.labeling.panel import JudgePanel
 from trl_real.labeling.people.votes import pair_key
 from trl_real.labeling.reward_model import RewardModelJudge
+from trl_real.labeling.routed import RoutedJudge
 from trl_real.labeling.verdicts import Verdict
 from trl_real.runtime.journal import Journal
 
@@ -103,3 +104,44 @@ def test_a_journal_in_use_is_reported_before_anything_is_asked(tmp_path):
     with Journal(tmp_path / "verdicts.jsonl"), pytest.raises(TrlRealError, match="Another process is writing"):
         annotate(pool(), judge, journal=tmp_path / "verdicts.jsonl")
     assert judge.n_asked == 0
+
+
+def coin(batch):
+    return [0.5] * len(batch["prompt"])
+
+
+# What journals of older versions hold: another value means that every pair is asked, and paid for, again.
+IDENTITIES = [
+    (ScoreJudge(), "19b5c41a78f4cd71"),
+    (ScoreJudge("s", 0.5, 1.5), "d4182b598aa20444"),
+    (coin, "d394b38ee69cdf32"),
+    (JudgePanel([ScoreJudge(), coin]), "7525bb74c2bd9680"),
+    (RoutedJudge(ScoreJudge(), coin, 3), "d1173249838cea55"),
+]
+
+
+@pytest.mark.parametrize(("judge", "identity"), IDENTITIES)
+def test_the_identity_of_a_judge_in_a_journal_never_changes(judge, identity):
+    assert identity_of(judge) == identity
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (lambda **given: ScoreJudge(**given), {"column": "s", "min_gap": 0.5, "min_ratio": 2.0}),
+        (lambda **given: JudgePanel(**{"judges": [ScoreJudge(), coin], **given}),
+         {"judges": [coin, ScoreJudge()], "pooling": "majority", "quorum": 1}),
+        (lambda **given: RoutedJudge(**{"cheap": ScoreJudge(), "dear": coin, "budget": 3, **given}),
+         {"cheap": ScoreJudge("s"), "dear": ScoreJudge(), "budget": 0.5, "random_share": 0.5, "seed": 1}),
+    ],
+)  # fmt: skip
+def test_every_setting_that_changes_verdicts_is_a_part_of_the_identity(make, settings):
+    assert identity_of(make()) == identity_of(make())
+    found = {identity_of(make()), *(identity_of(make(**{name: value})) for name, value in settings.items())}
+    assert len(found) == 1 + len(settings)
+
+
+def test_an_ignored_setting_counts_for_no_member():
+    one, other = (JudgePanel([ScoreJudge(min_gap=gap), coin]) for gap in (0.0, 0.5))
+    assert identity_of(one) != identity_of(other)
+    assert identity_of(one, ["min_gap"]) == identity_of(other, ["min_gap"]) != identity_of(one, ["name"])

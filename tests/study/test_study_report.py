@@ -18,7 +18,7 @@ from trl_real.functional.statistics.win_rate import win_rate
 from trl_real.reports.arm_styles import arm_styles
 from trl_real.selection.strategies import COLORS
 from trl_real.study import plots
-from trl_real.study.report import _same_end, in_words, study_verdict, write_study_report
+from trl_real.study.report import _labels_of_run, _same_end, in_words, study_verdict, write_study_report
 from trl_real.study.results import ENGINES, METRICS, Curve, Study
 
 
@@ -272,6 +272,19 @@ def test_more_accuracy_and_less_loss_are_gains():
 def test_arms_end_at_the_same_values_only_where_they_were_compared_at_the_whole_pool(changes, same, whole):
     assert _same_end(study("differences", "savings", **changes)) == same
     assert "every arm has the same pairs and the same values" in text_of_page(whole[1])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "curves", "n"),
+    [
+        ([0.1, 0.4, 1.0], curve(), 400), ([0.1, 0.4, 0.9], curve(), 1000), ([1.0], curve(n_points=1), 100),
+        ([100, 400, 1000], curve(), 400), ([0.1, 0.4, 1.0], None, 400), ([64, 1000], None, 64),
+        ([0.1, 0.4, 1.0], curve(n_points=1), 400),
+    ],
+)  # fmt: skip
+def test_a_run_is_drawn_over_the_labels_of_the_largest_budget_below_the_whole_pool(budgets, curves, n):
+    found = study(budgets=budgets, curves={"loss": {"easy": curves}} if curves else {})
+    assert _labels_of_run(found, "easy") == n
 
 
 def test_whole_pool_is_not_compared():

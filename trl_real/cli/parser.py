@@ -38,8 +38,9 @@ class Parser(argparse.ArgumentParser):
     def flag_of(self) -> dict[str, str]:
         """Return the name of the flag of each argument, by the flag's name and by the argument's."""
         named = {flag[2:]: flag[2:] for flag in self.flags()}
+        # The last one of a switch with two is the one that turns it off.
         return named | {
-            action.dest: action.option_strings[-1][2:] for action in self._actions if action.option_strings
+            flag.dest: name[2:] for name, flag in reversed(self._option_string_actions.items()) if name[2:]
         }
 
     def error(self, message: str) -> NoReturn:
@@ -99,6 +100,8 @@ def in_flags(message: str, flag_of: Mapping[str, str]) -> str:
 
     def written(found: re.Match) -> str:
         flag, text = flag_of[found["name"]], found["value"]
+        if text == "True":
+            return f"--{flag}"
         if text.startswith("["):
             text = " ".join(part.strip(" '\"") for part in text[1:-1].split(","))
         return f"--{flag} {text if ' ' in text else text.strip(QUOTES)}"

@@ -58,7 +58,7 @@ def test_an_error_for_all_questions_is_not_kept_waiting_by_one_that_is_tried_aga
     started = time.monotonic()
     with pytest.raises(TrlRealError, match="does not accept the key"):
         ask(endpoint, "slow", "bad")
-    assert time.monotonic() - started < 0.4
+    assert time.monotonic() - started < 3, "the first would be tried for many seconds"
 
 
 def test_one_refused_question_of_many_fails_alone_and_the_others_are_answered(judge, serve):

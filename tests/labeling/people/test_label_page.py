@@ -133,6 +133,16 @@ def test_what_is_left_is_what_nobody_decided_or_skipped(team):
     assert math.isnan(label_cost(labels, None, 0.1).votes) and math.isnan(hours_left(labels, None))
 
 
+@pytest.mark.parametrize(
+    ("by_people", "n", "votes"), [(False, 20, True), (True, 20, True), (False, 0, True), (False, 20, False)]
+)
+def test_a_judge_is_compared_with_people_only_where_both_gave_labels(by_people, n, votes, team, tmp_path):
+    labels = LabelReport(verdicts=VerdictSummary(n=20, n_a=20, by_people=by_people)).to_dict()
+    given = pairs().select(range(n)).rename_columns({"response_a": "chosen", "response_b": "rejected"})
+    text = text_of(write_label_page(tmp_path / "page", labels, votes=team if votes else None, preferences=given))
+    assert ("that both decided" in text) == (votes and n > 0 and not by_people)
+
+
 def test_labels_of_an_older_version_still_have_a_page(tmp_path):
     verdicts = {"n": 2, "n_failed": 0, "failures": {}, "cost": 0.0}
     page = write_label_page(tmp_path, {"judge": "old", "labeled": 2, "ties": 0, "verdicts": verdicts})

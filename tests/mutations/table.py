@@ -774,17 +774,17 @@ MUTATIONS = [
         "models/test_memory.py",
     ),
     Mutation(
-        "rows of one prompt are in one part", "models/parts.py",
+        "rows of one prompt are in one part", "runtime/ahead.py",
         "i if prompt is None else repr(prompt)", "i",
         "models/test_busy_device.py",
     ),
     Mutation(
-        "values of parts are put at the places of their rows", "models/parts.py",
+        "values of parts are put at the places of their rows", "runtime/ahead.py",
         "values[name][rows] = part", "values[name][: len(rows)] = part",
         "models/test_busy_device.py",
     ),
     Mutation(
-        "tokens are made while the device reads", "models/parts.py",
+        "tokens are made while the device reads", "runtime/ahead.py",
         "zip(parts, ahead(make, parts), strict=True)", "zip(parts, map(make, parts), strict=True)",
         "models/test_busy_device.py",
     ),

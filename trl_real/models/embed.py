@@ -14,7 +14,6 @@ from trl_real.models.attention.exactness import fits_window, made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
-from trl_real.models.parts import made_ahead, picked
 from trl_real.models.quantization import check_float32
 from trl_real.models.reader import ModelReader, brought, check_lengths, language_part, without_peft
 from trl_real.models.sequences import (
@@ -27,6 +26,7 @@ from trl_real.models.sequences import (
     response_texts,
     tell_plain_prompts,
 )
+from trl_real.runtime.ahead import made_ahead, picked
 from trl_real.runtime.devices import send
 
 

@@ -15,10 +15,10 @@ from trl_real.models.adapters import Sink, adapter_parameters, checkpointed_laye
 from trl_real.models.attention.exactness import fits_window, gives_the_same, made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
-from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import LabelLogProbs, Pass, Row, packed_passes, padded_passes
 from trl_real.models.reader import ModelReader, brought, check_lengths
 from trl_real.models.sequences import Sequence, common_prefix, tokenize_pairs
+from trl_real.runtime.ahead import picked, read_in_parts
 from trl_real.runtime.devices import send
 from trl_real.runtime.distributed import share, sum_over_processes
 

@@ -19,10 +19,10 @@ from trl_real.models.adapters import active_adapter, measured
 from trl_real.models.lazy_model import LazyModel
 from trl_real.models.load import is_adapter_off, object_digest, weights_digest
 from trl_real.models.log_probs import ResponseLogProbs
-from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import Row
 from trl_real.models.reader import check_lengths
 from trl_real.models.sequences import Sequence, tokenize_pairs
+from trl_real.runtime.ahead import picked, read_in_parts
 
 
 class Sums(dict[str, float]):

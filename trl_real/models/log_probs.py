@@ -15,10 +15,10 @@ from trl_real.models.attention.exactness import made_up
 from trl_real.models.attention.segments import packed
 from trl_real.models.memory import halves_batches
 from trl_real.models.packing import Pack, Tree, make_packs
-from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.passes import LabelLogProbs, Row, padded_passes
 from trl_real.models.reader import ModelReader, brought, check_lengths, without_peft
 from trl_real.models.sequences import Ids, Sequence, tokenize_pairs
+from trl_real.runtime.ahead import picked, read_in_parts
 from trl_real.runtime.devices import send
 
 

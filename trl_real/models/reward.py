@@ -13,7 +13,6 @@ from trl_real.data.conversation import as_messages, text_of
 from trl_real.data.template import chat_ids, continued
 from trl_real.errors import TrlRealError
 from trl_real.models.memory import halves_batches
-from trl_real.models.parts import picked, read_in_parts
 from trl_real.models.reader import ModelReader, brought
 from trl_real.models.sequences import (
     Ids,
@@ -26,6 +25,7 @@ from trl_real.models.sequences import (
     readable_prompt,
     readable_response,
 )
+from trl_real.runtime.ahead import picked, read_in_parts
 from trl_real.runtime.devices import send
 
 

@@ -226,7 +226,7 @@ class Requests:
         try:
             completion = json.loads(text)
             choice = completion["choices"][0]
-            is_completion = isinstance(choice["message"], dict)
+            is_completion = all(isinstance(each["message"], dict) for each in completion["choices"])
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             completion, choice, is_completion = json_object(text), {}, False
         if isinstance(completion.get("usage"), dict) or is_completion:

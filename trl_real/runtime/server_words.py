@@ -6,6 +6,7 @@ from typing import Any
 
 
 WORDS = 300  # characters of a server's words in a message
+MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 
 
 def words_of(answer: str) -> str:
@@ -31,6 +32,34 @@ def json_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def reported_tokens(completion: dict[str, Any], name: str) -> int | None:
+    """Return a number of tokens in the `usage` of an answer: 0 if it is not told, None if it cannot be right."""
+    usage = completion.get("usage")
+    found = usage.get(name) if isinstance(usage, dict) else None
+    if found is None:
+        return 0
+    is_number = isinstance(found, int) and not isinstance(found, bool)
+    return found if is_number and 0 <= found <= MOST_TOKENS else None
+
+
+def text_and_thoughts(content: Any) -> tuple[str, str]:
+    """Return the text and the thoughts of a message's content, which may be a text or a list of blocks."""
+    if isinstance(content, str):
+        return content, ""
+    if isinstance(content, dict):
+        is_thought = any(word in str(content.get("type", "")) for word in ("think", "reason"))
+        inner = [
+            content[name] for name in ("text", "thinking", "reasoning", "content", "summary") if content.get(name)
+        ]
+        parts = [text_and_thoughts(value) for value in inner]
+        text, thoughts = ("".join(part[side] for part in parts) for side in (0, 1))
+        return ("", text + thoughts) if is_thought else (text, thoughts)
+    if isinstance(content, list):
+        parts = [text_and_thoughts(block) for block in content]
+        return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
+    return "", ""
 
 
 # What may follow the name of the same model: dates, versions, sizes, formats and precisions.

@@ -96,3 +96,49 @@ def test_api_key_is_sent_and_not_written_to_the_journal(tmp_path):
         ask(server, api_key="sk-secret", journal=path)
         assert server.keys == {"Bearer sk-secret"}
     assert "secret" not in path.read_text()
+
+
+def changed(answer, odd):
+    """Put an odd part into an answer, once."""
+    name, value = odd
+    if name == "usage":
+        return {**answer, "usage": value}
+    choices = [dict(choice) for choice in answer["choices"]]
+    choices[1] = {**choices[1], name: value} if name else value
+    return {**answer, "choices": choices}
+
+
+@pytest.mark.parametrize(
+    ("odd", "n_tokens"),
+    [
+        (("usage", [1]), 32), (("usage", None), 32), (("usage", {"completion_tokens": -5}), 32),
+        (("usage", {"completion_tokens": 10**12}), 32), (("usage", {"completion_tokens": "7"}), 32),
+        (("message", None), 21), (("message", ["text"]), 21), (("", None), 21), (("", "text"), 21),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_odd_answer_is_asked_for_again_and_an_odd_count_is_estimated(odd, n_tokens):
+    with PolicyServer() as server:
+        expected = ask(server, ["one"])
+        handler = server.RequestHandlerClass
+        first = [odd]
+        handler.completion = lambda self, body: (
+            changed(completion(self, body), first.pop()) if first else completion(self, body)
+        )
+        found = ask(server, ["one"], max_retries=2)
+    assert found.texts == expected.texts and found.n_tokens == n_tokens
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, ""), ([{"type": "text", "text": "tea"}], "tea"), ({"type": "text", "text": "tea"}, "tea"), (7, ""),
+        ([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "tea"}], "tea"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_contents_in_blocks_are_their_text(content, text):
+    with PolicyServer() as server:
+        handler = server.RequestHandlerClass
+        handler.completion = lambda self, body: changed(completion(self, body), ("message", {"content": content}))
+        assert ask(server, ["one"]).texts[0][1] == text

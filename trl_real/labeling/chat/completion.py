@@ -8,12 +8,11 @@ from trl_real.data.thoughts import CLOSING
 from trl_real.labeling.chat.question import CHARACTERS_PER_TOKEN
 from trl_real.labeling.chat.reading import Place, bare
 from trl_real.runtime.openai_client import NotAnswered
-from trl_real.runtime.server_words import printable
+from trl_real.runtime.server_words import printable, reported_tokens, text_and_thoughts
 
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")  # vLLM and DeepSeek, OpenRouter and Groq, Ollama
 MOST_PLACES = 2048
-MOST_TOKENS = 10**8  # of one answer: more is a mistake or a lie
 
 
 class Message(NamedTuple):
@@ -73,31 +72,10 @@ def tokens_of(completion: dict[str, Any]) -> tuple[int, int]:
 
 
 def _reported(completion: dict[str, Any], name: str) -> int:
-    usage = completion.get("usage")
-    found = usage.get(name) if isinstance(usage, dict) else None
+    found = reported_tokens(completion, name)
     if found is None:
-        return 0
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MOST_TOKENS:
-        raise NotAnswered(f"an answer that reports {printable(str(found), 20)} tokens")
+        raise NotAnswered(f"an answer that reports {printable(str(completion['usage'][name]), 20)} tokens")
     return found
-
-
-def text_and_thoughts(content: Any) -> tuple[str, str]:
-    """Return the text and the thoughts of a message's content, which may be a text or a list of blocks."""
-    if isinstance(content, str):
-        return content, ""
-    if isinstance(content, dict):
-        is_thought = any(word in str(content.get("type", "")) for word in ("think", "reason"))
-        inner = [
-            content[name] for name in ("text", "thinking", "reasoning", "content", "summary") if content.get(name)
-        ]
-        parts = [text_and_thoughts(value) for value in inner]
-        text, thoughts = ("".join(part[side] for part in parts) for side in (0, 1))
-        return ("", text + thoughts) if is_thought else (text, thoughts)
-    if isinstance(content, list):
-        parts = [text_and_thoughts(block) for block in content]
-        return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
-    return "", ""
 
 
 def _places(log_probabilities: Any, labels: Sequence[str]) -> tuple[Place, ...]:

@@ -3,10 +3,11 @@
 from dataclasses import asdict, replace
 from typing import Any, TypeGuard
 
-from trl_real.labeling.chat.completion import MOST_TOKENS, Message, text_and_thoughts
+from trl_real.labeling.chat.completion import Message
 from trl_real.labeling.chat.purse import Bill
 from trl_real.labeling.chat.question import Answer
 from trl_real.labeling.chat.reading import Place
+from trl_real.runtime.server_words import MOST_TOKENS, text_and_thoughts
 
 
 REFUSAL = 80  # characters of a refusal in the reason of a failure

@@ -68,7 +68,7 @@ class LocalChat:
         """
         if not questions:
             return []
-        from trl_real.models.parts import made_ahead
+        from trl_real.runtime.ahead import made_ahead
 
         def tokenize(rows: list[int]) -> list[tuple[int, ...]]:
             return self._tokenize([questions[i].messages for i in rows])

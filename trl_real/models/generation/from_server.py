@@ -13,6 +13,7 @@ from trl_real.errors import TrlRealError
 from trl_real.models.generate import Generations, check_settings, seed_of
 from trl_real.models.generation.journal import Completion, GenerationCache, columns
 from trl_real.runtime.openai_client import NotAnswered, Requests, key_for, without_password
+from trl_real.runtime.server_words import reported_tokens, text_and_thoughts
 
 
 CHARACTERS_A_TOKEN = 3.0  # if a server does not report the number of tokens
@@ -113,14 +114,15 @@ def _sample(
             ) from error
         completions += [_completion(choice) for choice in completion["choices"][: n - first]]
         letters = sum(len(each.text) for each in completions[first:])
-        n_tokens = (completion.get("usage") or {}).get("completion_tokens")
-        completions[first].n_tokens = n_tokens or round(letters / CHARACTERS_A_TOKEN)
+        told = reported_tokens(completion, "completion_tokens")
+        completions[first].n_tokens = told or round(letters / CHARACTERS_A_TOKEN)
     return completions
 
 
 def _completion(choice: dict[str, Any]) -> Completion:
-    reason = choice.get("finish_reason")
-    return Completion(choice["message"].get("content") or "", "length" if reason == "length" else "stop")
+    reason, content = choice.get("finish_reason"), choice["message"].get("content")
+    text, _ = text_and_thoughts(content)
+    return Completion(text, "length" if reason == "length" else "stop")
 
 
 def _messages(prompt: Any, row: int) -> list[dict[str, Any]]:

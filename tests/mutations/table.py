@@ -723,6 +723,11 @@ MUTATIONS = [
         '"quorum": self.quorum, "judges": members}', '"quorum": self.quorum}',
         "labeling/test_annotate_journal.py",
     ),
+    Mutation(
+        "of equal responses the one that is whole counts", "labeling/self_annotate.py",
+        "(_text(given[i]), not ended[i])", "(_text(given[i]), ended[i])",
+        "labeling/test_self_annotate.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

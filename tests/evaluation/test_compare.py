@@ -324,6 +324,25 @@ def test_replies_that_were_cut_are_a_doubt():
     assert doubt.words == "5 of 20 answers of m were cut off: raise max_new_tokens" and not doubt.grave
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"confidence": 0.8}, {"method": "bootstrap"}, {"method": "bootstrap", "seed": 7}],
+)
+def test_every_option_of_the_rates_reaches_them(options):
+    def swayed(batch):
+        return [(int(prompt[1:]) * 7 % 10) / 10 for prompt in batch["prompt"]]
+
+    found = compare_columns(rows := many(), swayed, model="good", baseline="base", **options)
+    lengths, others = ([len(text) for text in rows[name]] for name in ("good", "base"))
+    given = {"clusters": rows["prompt"][:], "lengths": lengths, "baseline_lengths": others, "seed": 42}
+    assert plain(found.rates) == plain(win_rate(swayed(rows), **given | options))
+    if "seed" not in options:
+        default = compare_columns(rows, swayed, model="good", baseline="base")
+        assert plain(found.rates) != plain(default.rates)
+    with pytest.raises(TrlRealError, match="805 instructions"):
+        compare_columns(rows, swayed, model="good", baseline="base", difficulty=[0.0] * 60)
+
+
 def test_messages_are_one_prompt_in_any_order_of_their_keys():
     turns = [{"role": "user", "content": "q"}, {"content": "q", "role": "user"}, {"role": "system", "content": "q"}]
     rows = [{"prompt": [turn], "response": "a", "baseline_response": "b"} for turn in turns]

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from trl_real.functional.statistics.intervals import wilson_interval
 from trl_real.labeling.agreement import GoldAgreement, alpha_words, gold_agreement, in_words, panel_agreement
 from trl_real.labeling.routed import RoutingReport
+from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 from trl_real.labeling.verdicts import VOTES, Verdict, VerdictSummary, mean_known, summarize
 
 
@@ -107,3 +110,38 @@ def test_a_routing_tells_what_as_many_random_pairs_would_have_changed():
     assert known.words() == (
         f"{line}; on 4 random ones both agree in 0.75 [0.30, 0.95], so as many at random would have changed about 4"
     )
+
+
+def annotated(dropped="", confidence=0.8, tokens=(2, 5), texts=("four", "fourteen"), winner=0):
+    return SimpleNamespace(
+        dropped=dropped, confidence=confidence, n_scored=tokens, texts=texts, winner=winner, loser=1 - winner
+    )
+
+
+def test_a_self_annotation_counts_its_labels_and_what_it_dropped():
+    report = SelfAnnotationReport("spa")
+    assert report.words() == (
+        "spa: 0 of 0 prompts labeled\n0 responses read by the policy, 0 by the reference; 0 tokens in 0.0 s"
+    )
+    report.add_rows([annotated(), annotated("tied"), annotated("cut"), annotated("tied")])
+    report.add_rows([annotated(confidence=0.5, winner=1), annotated(confidence=1.0)])
+    rewards = SimpleNamespace(values=torch.tensor([1.0, math.nan]), truncated=torch.tensor([True, False]))
+    rewards.n_tokens, rewards.n_policy, rewards.n_reference = 70, 2, 1
+    for _ in range(2):
+        report.add_scored(rewards, [True, False])
+    assert (report.n_prompts, report.n_labeled, report.dropped) == (6, 3, {"tied": 2, "cut": 1})
+    assert (report.n_responses, report.n_unfinished, report.n_unusable, report.n_truncated) == (4, 2, 2, 2)
+    assert report.mean_lengths == {
+        "chosen_tokens": 3, "rejected_tokens": 4, "chosen_chars": pytest.approx(16 / 3),
+        "rejected_chars": pytest.approx(20 / 3),
+    }  # fmt: skip
+    assert report.histogram == [1, 0, 0, 0, 0, 0, 1, 0, 0, 1] and report.quantiles["median"] == 0.8
+    assert report.words().split("\n") == [
+        "spa: 3 of 6 prompts labeled; dropped: 2 tied, 1 cut",
+        "confidence 0.800 (5 to 95 %: 0.530 to 0.980); winners have 3 tokens, losers 4; "
+        "50% of the responses are unfinished",
+        "4 responses read by the policy, 2 by the reference; 140 tokens in 0.0 s",
+    ]
+    plain = report.to_dict()
+    assert plain["dropped"] == {"tied": 2, "cut": 1} and plain["gold"] is None and "confidences" not in plain
+    assert SelfAnnotationReport().to_dict()["unfinished_share"] is None

@@ -14,7 +14,7 @@ from trl_real.errors import MissingColumnError, TrlRealError
 from trl_real.labeling.check import check_judge
 from trl_real.labeling.implicit_reward import UNUSABLE
 from trl_real.labeling.judges import ScoreJudge
-from trl_real.labeling.self_annotate import CUT, PICKS, TIED, best_random, best_worst, self_annotate
+from trl_real.labeling.self_annotate import CUT, PICKS, TIED, _read, best_random, best_worst, self_annotate
 from trl_real.labeling.self_annotation_report import SelfAnnotationReport
 
 
@@ -189,3 +189,22 @@ class TestSelfAnnotation:
         labels = self_annotate(pool(), judge(cache=path), batch_size=1, report=report)
         assert labels.to_list() == self_annotate(pool(), judge(), batch_size=1).to_list()
         assert report.n_policy < 15 and report.n_reference < 15
+
+
+@pytest.mark.parametrize(
+    ("reasons", "drop", "places", "ended", "dropped"),
+    [
+        (["length", "stop", "stop"], False, [1, 2], [True, True], ""),
+        (["stop", "length", "stop"], False, [0, 2], [True, True], ""),
+        (["length", "length", "stop"], False, [0, 2], [False, True], ""),
+        (["length", "stop", "length"], False, [1, 2], [True, False], ""),
+        (["length", "stop", "stop"], True, [1, 2], [True, True], ""),
+        (["length", "length", "stop"], True, [], [], CUT),
+        (None, True, [0, 2], [True, True], ""),
+        ([None, None, "length"], False, [0, 2], [True, False], ""),
+    ],
+)
+def test_of_equal_responses_the_one_that_is_whole_counts(reasons, drop, places, ended, dropped):
+    row = {"prompt": "p", "responses": ["same", "same", "tail"], "finish_reasons": reasons}
+    found = _read(row, 0, "responses", "finish_reasons", drop)
+    assert (found.places, found.ended, found.dropped) == (places, ended, dropped)

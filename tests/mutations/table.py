@@ -724,6 +724,61 @@ MUTATIONS = [
         "check_texts(self.seed_labels, preference, alike=True)", "check_texts(self.seed_labels, preference)",
         "rounds/test_self_annotation_rounds.py",
     ),
+    Mutation(
+        "a switch is told by the flag that turns it on", "cli/parser.py",
+        "in reversed(self._option_string_actions.items())", "in self._option_string_actions.items()",
+        "cli/test_words_of_flags.py",
+    ),
+    Mutation(
+        "a switch takes no value in a hint", "cli/parser.py",
+        '        if text == "True":', '        if text == "true":',
+        "cli/test_words_of_flags.py",
+    ),
+    Mutation(
+        "JSON holds what is no plain value as text", "cli/options.py",
+        "json.dumps(without_nan(values), default=plain,", "json.dumps(without_nan(values),",
+        "cli/test_words_of_flags.py",
+    ),
+    Mutation(
+        "a run is drawn over the labels of its own budget", "study/report.py",
+        "place = below[-1] if below", "place = below[0] if below",
+        "study/test_study_report.py",
+    ),
+    Mutation(
+        "another score makes another study", "study/run.py",
+        "        digest.update(np.nan_to_num(scores, nan=-1e300).tobytes())\n", "        digest.update(b'')\n",
+        "study/test_grid.py",
+    ),
+    Mutation(
+        "labels of people are not compared with people", "labeling/people/label_page.py",
+        ' and not labels["verdicts"]["by_people"]:', ":",
+        "labeling/people/test_label_page.py",
+    ),
+    Mutation(
+        "a rate without a clear winner is told with its interval", "evaluation/report.py",
+        'measured if n else "No row was judged"', '"No row was judged"',
+        "evaluation/test_comparison_report.py",
+    ),
+    Mutation(
+        "a tournament needs a reference that plays", "evaluation/tournament.py",
+        "if len(set(models)) < 2 or reference not in models:", "if len(set(models)) < 2:",
+        "evaluation/test_tournament.py",
+    ),
+    Mutation(
+        "a stream that changes is told", "runtime/stream_shards.py",
+        "elif number >= len(self.digests) or self.digests[number] != digest:", "elif number >= len(self.digests):",
+        "runtime/test_stream_chunks.py",
+    ),
+    Mutation(
+        "a member of a panel is a part of its identity", "labeling/panel.py",
+        '"quorum": self.quorum, "judges": members}', '"quorum": self.quorum}',
+        "labeling/test_annotate_journal.py",
+    ),
+    Mutation(
+        "of equal responses the one that is whole counts", "labeling/self_annotate.py",
+        "(_text(given[i]), not ended[i])", "(_text(given[i]), ended[i])",
+        "labeling/test_self_annotate.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

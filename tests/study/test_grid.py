@@ -95,6 +95,15 @@ def test_a_finished_cell_is_read_and_a_broken_one_is_told(tmp_path):
         file.write_bytes(before)
 
 
+def test_rows_without_a_finite_embedding_are_left_out_and_others_stay():
+    pool = study_pool(Dataset.from_dict(rows(4, k=3)), embeddings=True)
+    assert pool.readable().rows == pool.rows
+    pool.vectors[2][1, 0] = float("nan")
+    assert pool.readable().rows == [pool.rows[i] for i in (0, 1, 3)]
+    pool.vectors = None
+    assert pool.readable().rows == pool.rows
+
+
 class Counts:
     """An encoder whose vectors say which text they are of."""
 

@@ -779,6 +779,11 @@ MUTATIONS = [
         "(_text(given[i]), not ended[i])", "(_text(given[i]), ended[i])",
         "labeling/test_self_annotate.py",
     ),
+    Mutation(
+        "each source gets its share of what people see", "evaluation/people.py",
+        "strata += batch[people.strata] if people.strata else []", "strata += []",
+        "evaluation/test_people.py",
+    ),
     # What several processes share
     Mutation(
         "processes that run at the same time share a limit", "labeling/chat/claims.py",

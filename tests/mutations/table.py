@@ -101,7 +101,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a server's tokens are kept with its responses", "models/generation/from_server.py",
-        "completions[first].n_tokens = n_tokens or", "completions[first].n_tokens = 0 * n_tokens or",
+        "completions[first].n_tokens = told or", "completions[first].n_tokens = 0 * told or",
         "models/generation/test_from_server.py",
     ),
     Mutation(
@@ -1030,7 +1030,7 @@ MUTATIONS = [
     ),
     Mutation(
         "sums of a judge in rounds outlive a kill", "rounds/self_annotation.py",
-        '            cache=self.runs.folder / "sums.jsonl",\n', "",
+        "            cache=sums,\n", "",
         "rounds/test_self_annotation_rounds.py",
     ),
     Mutation(

@@ -1,6 +1,7 @@
 """Each round draws, generates, selects and labels with a seed of its own, and the settings of the run arrive."""
 
 import pytest
+import torch
 from datasets import Dataset
 
 from support.rounds import pool, prompts
@@ -8,11 +9,13 @@ from support.spies import Calls, Reached
 from support.tiny import save_tiny
 from support.training import config, pairs
 from trl_real import ScoreJudge
+from trl_real.labeling.implicit_reward import ImplicitRewardJudge
 from trl_real.rounds.active import ActiveRounds
 from trl_real.rounds.self_annotation import SelfAnnotationRounds
 
 
 SEED = 40
+POLICY = torch.nn.Identity()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def active(model, tmp_path):
         pool=pool(20), judge=ScoreJudge(), model=model, args=config(tmp_path), output_dir=tmp_path / "run", seed=SEED,
         selector="easy", budget=4, n_prompts=6, generation={"n": 5, "max_new_tokens": 7},
     )  # fmt: skip
-    rounds.policy = lambda last: ("the policy", "its tokenizer")
+    rounds.policy = lambda last: (POLICY, "its tokenizer")
     return rounds
 
 
@@ -37,7 +40,7 @@ def annotation(model, tmp_path):
         args=config(tmp_path, beta=0.37, max_length=99), output_dir=tmp_path / "run", length_normalize=True,
         generation={"max_new_tokens": 7}, pick="best_random", drop_unfinished=True, epochs=2.0,
     )  # fmt: skip
-    rounds.policy = lambda last: ("the policy", "its tokenizer")
+    rounds.policy = lambda last: (POLICY, "its tokenizer")
     return rounds
 
 
@@ -68,7 +71,7 @@ def test_active_rounds(number, active, monkeypatch):
         monkeypatch, lambda: active._generate(*steps(active, number)), "trl_real.models.generate:generate"
     )
     assert (found["seed"], found["n"], found["max_new_tokens"]) == (SEED + number, 5, 7)
-    assert (found["model"], found["tokenizer"]) == ("the policy", "its tokenizer")
+    assert (found["model"], found["tokenizer"]) == (POLICY, "its tokenizer")
     active.generation = None
     (found,) = reached(monkeypatch, lambda: active._select(*steps(active, number)), "trl_real.rounds.active:Chooser")
     assert found["seed"] == SEED + number and found["responses"] == "responses"
@@ -88,9 +91,9 @@ def test_rounds_of_self_annotation(number, annotation, monkeypatch):
     assert (flat(found)["seed"], flat(found)["max_new_tokens"]) == (SEED + number, 7)
     judge, _, picks = reached(
         monkeypatch, lambda: annotation._label(*steps(annotation, number)), f"{room}:self_annotate",
-        ImplicitRewardJudge="the judge", load="the pool",
+        ImplicitRewardJudge=ImplicitRewardJudge.__new__(ImplicitRewardJudge), load=annotation.prompts,
     )  # fmt: skip
-    assert (judge["policy"], judge["tokenizer"]) == ("the policy", "its tokenizer")
+    assert (judge["policy"], judge["tokenizer"]) == (POLICY, "its tokenizer")
     assert (judge["beta"], judge["length_normalize"], judge["max_length"]) == (0.37, True, 99)
     assert flat(picks)["seed"] == SEED + number
     assert (flat(picks)["pick"], flat(picks)["drop_unfinished"]) == ("best_random", True)

@@ -90,10 +90,8 @@ def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, 
     Raises:
         TrlRealError: If an adapter is to be merged into a quantized base.
     """
-    of_base = SAFE_INIT | (init or {})
-    quantized = of_base.get("quantization_config") is not None
-    if quantized and cpu:
-        of_base["device_map"] = {"": "cpu"}
+    quantized = (init or {}).get("quantization_config") is not None
+    place = {"device_map": {"": "cpu"}} if quantized and cpu else {}
     if adapter_base(model, pinned(revision_of(init))) is not None:
         if quantized:
             raise TrlRealError(
@@ -103,7 +101,7 @@ def load_base(model: str, init: dict[str, Any] | None, cpu: bool) -> tuple[Any, 
         loaded, tokenizer = _load_merged(model, init)
     else:
         with without_remote_code(model):
-            loaded = AutoModelForCausalLM.from_pretrained(model, **of_base)
+            loaded = AutoModelForCausalLM.from_pretrained(model, **(SAFE_INIT | (init or {}) | place))
         tokenizer = load_tokenizer(model, init)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
+from trl_real.hub.card import size_category
 from trl_real.hub.facts import CardFacts, as_pushed, authors, columns_of, label_sources
 
 
@@ -108,3 +109,14 @@ def test_a_labelling_is_told_by_what_its_report_holds(report, rows):
 def test_only_what_is_given_goes_into_the_metadata():
     assert CardFacts(license="mit", language=[], title="").metadata() == {"license": "mit"}
     assert CardFacts(title="T", language="en").metadata() == {"pretty_name": "T", "language": "en"}
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "name"),
+    [
+        (0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (9_999, "1K<n<10K"), (10_000, "10K<n<100K"),
+        (100_000, "100K<n<1M"), (999_999, "100K<n<1M"), (1_000_000, "n>1M"),
+    ],
+)  # fmt: skip
+def test_sizes_have_the_names_of_the_hub(n_rows, name):
+    assert size_category(n_rows) == name

@@ -174,6 +174,15 @@ class TestLength:
         assert verdicts[0].input_tokens == 2 * 256
         assert not any(verdict.truncated for verdict in judge().verdicts(ROWS))
 
+    @pytest.mark.parametrize("n_left", [0, 1, 3])
+    def test_the_header_of_the_answer_belongs_to_the_prompt(self, n_left):
+        reader = judge()._reader
+        alone, whole = (ids[0] for ids in reader._tokenize([[{"role": "user", "content": "What? " * 9}]], ["Tea."]))
+        n_response = len(whole) - len(alone)
+        assert whole[: len(alone)] == alone
+        reader.max_length = n_response + n_left
+        assert reader._cut(alone, whole) == (tuple(whole[-reader.max_length :]), True)
+
     def test_bos_token_is_kept(self):
         tokenizer = without_template()
         tokenizer.bos_token = "<|im_start|>"

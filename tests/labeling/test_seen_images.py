@@ -131,6 +131,7 @@ def test_undecoded_images_and_formats():
     )
     assert data_url(files["BMP"]).startswith("data:image/png")  # browsers and servers may not know it
     assert digests_of([image]) == digests_of([files["PNG"]]) == digests_of([files["BMP"]]) != digests_of([picture(4)])
+    assert [len(digest) for digest in digests_of([image, picture(4)])] == [32, 32]  # part of keys in votes and caches
     plain = Dataset.from_dict({"images": [[files["PNG"]]]}, features=Features({"images": List(Image(decode=False))}))
     assert digests_of(images_of(plain[:])[0]) == digests_of([image])
     with pytest.raises(TrlRealError, match="'https://evil.example/x.png', which cannot be read"):

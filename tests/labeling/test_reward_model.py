@@ -176,11 +176,11 @@ class TestLength:
 
     @pytest.mark.parametrize("n_left", [0, 1, 3])
     def test_the_header_of_the_answer_belongs_to_the_prompt(self, n_left):
-        reader = judge()._reader
-        alone, whole = (ids[0] for ids in reader._tokenize([[{"role": "user", "content": "What? " * 9}]], ["Tea."]))
-        n_response = len(whole) - len(alone)
-        assert whole[: len(alone)] == alone
-        reader.max_length = n_response + n_left
+        reader, asked = judge()._reader, [{"role": "user", "content": "What? " * 9}]
+        alone, whole = (ids[0] for ids in reader._tokenize([asked], ["Tea."]))
+        prompt = reader.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        assert whole[: len(prompt)] == prompt
+        reader.max_length = len(whole) - len(prompt) + n_left
         assert reader._cut(alone, whole) == (tuple(whole[-reader.max_length :]), True)
 
     def test_bos_token_is_kept(self):

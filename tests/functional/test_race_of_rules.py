@@ -70,6 +70,16 @@ def test_without_a_difference_random_keeps_its_share_and_rules_seldom_leave():
     assert np.mean([s.out for s in found]) < 0.06
 
 
+@pytest.mark.parametrize("own", [0.1, 0.4, 0.7])
+def test_random_keeps_a_share_of_any_size(own):
+    shares = np.array([own, *(1 - own) * np.array([0.5, 0.3, 0.2])])
+    rng = np.random.default_rng(5)
+    alike = [standing(simulated(rng, (0.0, 0.0, 0.0)), shares).shares for _ in range(100)]
+    assert min(found[0] for found in alike) >= own - 1e-12 and np.allclose([found.sum() for found in alike], 1)
+    ahead = standing(simulated(rng, (0.3, 0.3, 0.3)), shares)
+    assert ahead.leader == 0 and ahead.shares[0] > own
+
+
 def test_a_leader_gains_labels_and_too_few_tests_change_nothing():
     rng = np.random.default_rng(4)
     led = standing(simulated(rng, (-0.3, 0.0, 0.0)), SHARES)

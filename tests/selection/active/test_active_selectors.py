@@ -132,6 +132,7 @@ def test_t11_t12_rows_without_a_pair_are_skipped_with_their_reason(name):
     assert record.settings["n_picked"] == 4 and record.settings["n_candidates"] == 10
     assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
     assert set(record.settings["lengths"]) == {"picked", "pool"} and record.tokens > 0
+    assert record.settings["dtype"] == "float32"  # also where none was given
 
 
 def test_pool_of_skipped_rows_gives_no_pairs():

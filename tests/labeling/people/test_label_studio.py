@@ -20,7 +20,7 @@ from support.studio_server import Studio
 from trl_real.cli.main import main
 from trl_real.errors import TrlRealError
 from trl_real.labeling.people import label_studio
-from trl_real.labeling.people.label_studio import CHOICES, LabelStudio, pull_votes, push_pairs
+from trl_real.labeling.people.label_studio import CHOICES, LabelStudio, _when, pull_votes, push_pairs
 from trl_real.labeling.people.votes import VoteBook, VotesJudge
 
 
@@ -362,3 +362,9 @@ def test_a_personal_access_token_is_exchanged_for_a_short_lived_one(imitated):
 
 if __name__ == "__main__":
     sys.stdout.write(str(installed()))
+
+
+def test_of_two_votes_at_one_time_the_later_annotation_counts():
+    ninth, tenth = ({"source": f"label-studio/3/{n}", "time": "2026-01-01T00:00:00Z"} for n in (9, 10))
+    assert _when(ninth) < _when(tenth) < _when({**ninth, "time": "2026-01-01T00:00:01Z"})
+    assert _when({**tenth, "time": "soon"}) < _when(ninth), "a time that cannot be read comes first"

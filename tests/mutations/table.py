@@ -230,7 +230,7 @@ MUTATIONS = [
     Mutation(
         "a share of the rows is rounded", "selection/budget.py",
         "size = round(budget * n_pairs)", "size = int(budget * n_pairs)",
-        "selection/test_selector.py",
+        "selection/test_budget.py",
     ),
     Mutation(
         "easy takes the least similar responses", "selection/strategies.py",

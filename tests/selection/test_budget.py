@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from trl_real.selection.budget import lowest_rows, rows_in_doubt
+from trl_real import TrlRealError
+from trl_real.errors import TooFewPairsError
+from trl_real.selection.budget import budget_size, lowest_rows, rows_in_doubt
 from trl_real.selection.half_precision import SAFETY, Bands
 
 
@@ -13,6 +15,35 @@ FAR = np.full(7, np.inf)  # one pair a row: no other pair can win
 
 def doubtful(kept=(0, 1, 2), band=0.0, gaps=FAR, gap_band=0.0, jumps=False):
     return rows_in_doubt(SCORES, gaps, np.array(kept, dtype=int), band, gap_band, jumps).tolist()
+
+
+@pytest.mark.parametrize(
+    ("budget", "n_pairs", "size"),
+    [
+        (None, 7, 7),
+        (0.4, 7, 3),
+        (0.35, 7, 2),
+        (1.0, 7, 7),
+        (0.99, 7, 7),
+        (3, 7, 3),
+        (7, 7, 7),
+        (0.5, 0, 0),
+        (None, 0, 0),
+    ],
+)
+def test_a_share_is_rounded_and_a_number_is_taken_as_it_is(budget, n_pairs, size):
+    assert budget_size(budget, n_pairs) == size
+
+
+@pytest.mark.parametrize(("budget", "n_pairs"), [(8, 7), (1, 0)])
+def test_more_rows_than_there_are_is_an_error_that_names_both(budget, n_pairs):
+    with pytest.raises(TooFewPairsError, match=f"budget={budget}, but (only {n_pairs} rows have|no row has) a pair"):
+        budget_size(budget, n_pairs)
+
+
+def test_a_share_of_no_row_is_an_error():
+    with pytest.raises(TrlRealError, match=r"budget=0.05 of 7 rows with a pair is 0 rows. Type budget=1"):
+        budget_size(0.05, 7)
 
 
 @pytest.mark.parametrize(

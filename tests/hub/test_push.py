@@ -25,6 +25,9 @@ out["streamed"] = len(list(load_dataset("user/subset", "easy-0.25", split="train
     assert out["url"] == out["second"] == f"{hub.url}/datasets/user/subset"
     assert [out["easy"]["rows"], out["random"]["rows"]] == out["local"]
     assert out["easy"]["same_types"] and out["random"]["same_types"] and out["streamed"] == 8
+    said = [f"Push {name} with trl-real" for name in ("easy-0.25", "random-0.25")]
+    messages = [message for message in hub.repo("user/subset").messages if "Push" in message]
+    assert messages == [line for text in said for line in (text, f"{text}: card and record")]
     files = hub.repo("user/subset").files()
     stored = json.loads(files["selection_records/easy-0.25.json"])
     assert stored["n_kept"] == 8 and stored["model"] == "encoder"

@@ -130,8 +130,9 @@ module.update_card = update_card
 out["said"] = push(rows(8), "user/subset")
 """,
     )
-    text = card(hub, "user/subset")
+    text, messages = card(hub, "user/subset"), hub.repo("user/subset").messages
     assert "the rival's words" in text and text.count("trl-real:begin") == 1
+    assert [message for message in messages if "Mine" in message] == ["Mine", "Mine: card and record"]
 
 
 def test_two_concurrent_pushes_both_arrive(hub, tmp_path):

@@ -572,7 +572,7 @@ MUTATIONS = [
     Mutation(
         "pauses double", "runtime/openai_client.py",
         "FIRST_PAUSE * 2 ** (state.attempt_number - 1)", "FIRST_PAUSE / 2 ** (state.attempt_number - 1)",
-        "runtime/test_refusals.py",
+        "runtime/test_pauses.py",
     ),
     Mutation(
         "a limit of the day inside an answer is not tried again", "runtime/openai_client.py",
@@ -1032,10 +1032,5 @@ MUTATIONS = [
         "sums of a judge in rounds outlive a kill", "rounds/self_annotation.py",
         "            cache=sums,\n", "",
         "rounds/test_self_annotation_rounds.py",
-    ),
-    Mutation(
-        "pauses double", "runtime/openai_client.py",
-        "FIRST_PAUSE * 2 **", "FIRST_PAUSE / 2 **",
-        "runtime/test_pauses.py",
     ),
 ]  # fmt: skip

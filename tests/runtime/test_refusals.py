@@ -114,19 +114,6 @@ def test_a_wait_until_a_date_is_never_negative(ahead, seconds):
     assert openai_client._retry_after(date) == pytest.approx(seconds, abs=1.5)
 
 
-def test_pauses_double_up_to_the_longest_and_differ_between_threads():
-    def pauses(attempt, asked=None):
-        outcome = SimpleNamespace(exception=lambda: _TryAgain("busy", asked))
-        return [openai_client._pause(SimpleNamespace(outcome=outcome, attempt_number=attempt)) for _ in range(200)]
-
-    for attempt, most in ((1, 0.5), (2, 1.0), (3, 2.0), (7, 32.0), (8, 60.0), (30, 60.0)):
-        found = pauses(attempt)
-        assert most / 2 <= min(found) < 0.6 * most and 0.9 * most < max(found) <= most
-    for asked in (0.0, 2.0, 40.0):  # never before the time that the server told
-        found = pauses(5, asked)
-        assert asked <= min(found) < max(found) <= 1.1 * asked + 0.1
-
-
 @pytest.mark.parametrize(
     ("given", "url", "environment", "key"),
     [

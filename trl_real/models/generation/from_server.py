@@ -120,9 +120,8 @@ def _sample(
 
 
 def _completion(choice: dict[str, Any]) -> Completion:
-    reason, content = choice.get("finish_reason"), choice["message"].get("content")
-    text, _ = text_and_thoughts(content)
-    return Completion(text, "length" if reason == "length" else "stop")
+    text, _ = text_and_thoughts(choice["message"].get("content"))
+    return Completion(text, "length" if choice.get("finish_reason") == "length" else "stop")
 
 
 def _messages(prompt: Any, row: int) -> list[dict[str, Any]]:
